@@ -1,0 +1,72 @@
+/** A synced table as hub and school agree on it: its shape, who may see its rows, which way they travel, who wins. */
+import type { Kind, Wire } from "./value.ts"
+
+/** Ships first and is pushed first: `critical` 10 … `background` 1. */
+export type Priority = "critical" | "high" | "medium" | "low" | "background"
+export const classOf: Readonly<Record<Priority, number>> = { critical: 10, high: 8, medium: 5, low: 3, background: 1 }
+
+/** `down`: head office writes. `up`: schools write, rows do not come down. `both`: either. */
+export type Direction = "both" | "up" | "down"
+
+export type Strategy = "school_wins" | "vps_wins" | "newest_wins" | "manual"
+
+/** Which schools a row belongs to: every school, or the one whose id stands in a column (compared as Postgres prints it). */
+export type Audience = "all" | { readonly column: string }
+
+export interface Column {
+  readonly name: string
+  readonly kind: Kind
+  /** As `format_type` prints it: `"character varying(40)"`. For people. */
+  readonly type: string
+  readonly notNull: boolean
+  /** A constant default as a wire value; absent when there is none or it is an expression. */
+  readonly default?: Wire
+  /** Computed by Postgres; never written by either side. */
+  readonly generated: boolean
+}
+
+/** A foreign key: `columns` of this table point to `to` of `table`. */
+export interface Reference {
+  readonly columns: ReadonlyArray<string>
+  readonly table: string
+  readonly to: ReadonlyArray<string>
+}
+
+export interface Table {
+  /** Always with its schema: `"public.students"`. */
+  readonly name: string
+  /** Its name in the school's file: `"students"`; of another schema `"library_books"`. */
+  readonly local: string
+  readonly columns: ReadonlyArray<Column>
+  /** Primary key columns, in index order. */
+  readonly key: ReadonlyArray<string>
+  /** Other unique constraints that hold for whole rows (no expression, no predicate). */
+  readonly unique: ReadonlyArray<ReadonlyArray<string>>
+  readonly references: ReadonlyArray<Reference>
+  readonly audience: Audience
+  readonly direction: Direction
+  readonly priority: Priority
+  readonly strategy: Strategy
+  /** Strategies of single columns, where they differ from the table's. */
+  readonly columnStrategies: Readonly<Record<string, Strategy>>
+  /** True for tables of schema `schoolbus`: the sync's own rows, which no school program writes. */
+  readonly system: boolean
+}
+
+/** Where people and attendance stand in the user's tables; everything is a column name of that table. */
+export interface DeviceRules {
+  readonly people: Readonly<
+    Record<string, { readonly id: string; readonly name: string; readonly card?: string; readonly pin?: string; readonly active?: string; readonly group?: string }>
+  >
+  readonly attendance?: { readonly table: string; readonly person: string; readonly at: string; readonly status?: string; readonly device?: string }
+}
+
+/** What the hub tells a school about its tables. A new version means: fetch, migrate, then apply. */
+export interface Manifest {
+  readonly version: number
+  readonly school: { readonly id: string; readonly name: string }
+  readonly tables: ReadonlyArray<Table>
+  readonly devices?: DeviceRules
+}
+
+export const strategyOf = (table: Table, column: string): Strategy => table.columnStrategies[column] ?? table.strategy
