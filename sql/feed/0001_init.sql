@@ -1,0 +1,79 @@
+-- The hub's feed: the current row of every synced key, compacted, with the position of its last change for each audience.
+
+CREATE TABLE hub (
+  id         INTEGER PRIMARY KEY CHECK (id = 1),
+  epoch      TEXT NOT NULL,              -- names one seq space
+  seq        INTEGER NOT NULL DEFAULT 0, -- head: the highest seq given out
+  commit_lsn TEXT NOT NULL,              -- end LSN of the last txn in the feed: what the slot may be told
+  commit_xid INTEGER,
+  commit_at  TEXT,
+  life       TEXT,                       -- present and last life number, as written to schoolbus.hub
+  life_last  TEXT,
+  system_id  TEXT,                       -- of the Postgres cluster
+  timeline   INTEGER,
+  tables_hash TEXT                       -- of the manifest's content; a change raises manifest
+  ,manifest  INTEGER NOT NULL DEFAULT 0
+);
+
+-- columns: JSON list of names; it only grows, so a row written under an older shape is a shorter array.
+CREATE TABLE tables (
+  id       INTEGER PRIMARY KEY,
+  name     TEXT NOT NULL UNIQUE,         -- "public.students"
+  columns  TEXT NOT NULL,
+  class    INTEGER NOT NULL,             -- 10 critical … 1 background
+  audience TEXT NOT NULL,                -- JSON of the rule its entries were routed by
+  status   TEXT NOT NULL,                -- loading, ready
+  after    TEXT                          -- loading: wire key of the last row whose bracket has closed
+);
+
+-- no 0: every school; no -1: nobody. Others: one value of an audience column, whether or not a school has that id.
+CREATE TABLE audience (
+  no    INTEGER PRIMARY KEY,
+  value TEXT NOT NULL UNIQUE
+);
+INSERT INTO audience (no, value) VALUES (0, 'all schools'), (-1, 'nobody');
+
+-- One entry per (audience, key). body: the row as a JSON array in the order of tables.columns; null = tombstone.
+-- class is negative while the table is loading: such entries are in no cut.
+CREATE TABLE entry (
+  audience INTEGER NOT NULL,
+  class    INTEGER NOT NULL,
+  seq      INTEGER NOT NULL,
+  tbl      INTEGER NOT NULL,
+  key      TEXT NOT NULL,
+  body     TEXT,
+  at       INTEGER NOT NULL,             -- commit time, microseconds since 1970
+  PRIMARY KEY (audience, class, seq)
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX entry_key ON entry (tbl, key, audience);
+
+-- Keys that a keyed comparison has not met again yet; what is left at its end no longer exists in Postgres.
+CREATE TABLE unmet (
+  tbl INTEGER NOT NULL,
+  key TEXT NOT NULL,
+  PRIMARY KEY (tbl, key)
+) WITHOUT ROWID;
+
+-- A head of the feed and its random name. Pruned when no school can hold it any more.
+CREATE TABLE cut (
+  seq INTEGER PRIMARY KEY,
+  id  TEXT NOT NULL
+);
+
+-- One row per life of a school's file, as far as the link knows it. token: the newest handed out; shown: it was used.
+CREATE TABLE reader (
+  incarnation TEXT PRIMARY KEY,
+  school      TEXT NOT NULL,
+  token       INTEGER NOT NULL DEFAULT 0,
+  secret      TEXT NOT NULL DEFAULT '',
+  secret_last TEXT NOT NULL DEFAULT '',
+  shown       INTEGER NOT NULL DEFAULT 0,
+  epoch       TEXT NOT NULL DEFAULT '',
+  seq         INTEGER NOT NULL DEFAULT 0, -- of the last applied cut it told us
+  cut         TEXT NOT NULL DEFAULT '0',
+  batch       INTEGER NOT NULL DEFAULT 0,
+  pending     INTEGER,                    -- changes not yet pushed, as the school said
+  seen_at     INTEGER NOT NULL DEFAULT 0, -- ms since 1970
+  status      TEXT,                       -- JSON of the school's last heartbeat
+  closed      INTEGER NOT NULL DEFAULT 0
+);

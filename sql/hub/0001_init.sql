@@ -1,0 +1,101 @@
+-- Head office's side of the sync. Everything the stream must tell a school is a row of a table here, written in the
+-- transaction that it speaks of.
+CREATE SCHEMA IF NOT EXISTS schoolbus;
+
+CREATE TABLE schoolbus.schools (
+  id         text PRIMARY KEY CHECK (id <> '' AND length(id) <= 200),
+  name       text NOT NULL,
+  paused     boolean NOT NULL DEFAULT false,
+  revoked_at timestamptz,
+  created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Only the SHA-256 of a key's secret is kept; the key itself is printed once.
+CREATE TABLE schoolbus.school_keys (
+  id         text PRIMARY KEY,
+  school     text NOT NULL REFERENCES schoolbus.schools (id),
+  hash       text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  revoked_at timestamptz
+);
+
+-- One row per life of a school's file; last_batch is the head of its ledger and the lock that orders its batches.
+CREATE TABLE schoolbus.incarnations (
+  id         uuid PRIMARY KEY,
+  school     text NOT NULL REFERENCES schoolbus.schools (id),
+  last_batch bigint NOT NULL DEFAULT 0,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  closed_at  timestamptz
+);
+
+-- One row per batch, written in the batch's own transaction. exceptions: JSON list of the changes that were not plainly applied.
+CREATE TABLE schoolbus.ledger (
+  incarnation uuid NOT NULL,
+  batch       bigint NOT NULL,
+  school      text NOT NULL,
+  hash        text NOT NULL,
+  changes     integer NOT NULL,
+  exceptions  text NOT NULL,
+  at          timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (incarnation, batch)
+);
+
+-- One row per disagreement: of a column, or of a whole row (column_name is null: one side deleted or both inserted).
+-- base, mine (the school's), theirs (head office's) and kept are JSON values, or JSON objects for whole rows; null = no row.
+CREATE TABLE schoolbus.conflicts (
+  id          uuid PRIMARY KEY,
+  school      text NOT NULL,
+  incarnation uuid NOT NULL,
+  batch       bigint NOT NULL,
+  change_id   bigint NOT NULL,
+  table_name  text NOT NULL,
+  row_key     text NOT NULL,
+  column_name text,
+  base        text,
+  mine        text,
+  theirs      text,
+  kept        text,
+  winner      text NOT NULL CHECK (winner IN ('school', 'vps', 'open')),
+  strategy    text NOT NULL,
+  reason      text NOT NULL,
+  status      text NOT NULL CHECK (status IN ('decided', 'open', 'resolved')),
+  at          timestamptz NOT NULL DEFAULT now(),
+  decided_by  text,
+  decided_at  timestamptz
+);
+CREATE INDEX conflicts_open ON schoolbus.conflicts (school, status, at);
+CREATE INDEX conflicts_row ON schoolbus.conflicts (table_name, row_key);
+
+-- Changes that could not be written, kept whole.
+CREATE TABLE schoolbus.quarantine (
+  id          uuid PRIMARY KEY,
+  school      text NOT NULL,
+  incarnation uuid NOT NULL,
+  batch       bigint NOT NULL,
+  change_id   bigint NOT NULL,
+  table_name  text NOT NULL,
+  row_key     text NOT NULL,
+  op          text NOT NULL,
+  change      text NOT NULL,
+  reason      text NOT NULL,
+  detail      text NOT NULL,
+  status      text NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'retried', 'discarded')),
+  at          timestamptz NOT NULL DEFAULT now(),
+  decided_by  text,
+  decided_at  timestamptz
+);
+CREATE INDEX quarantine_open ON schoolbus.quarantine (school, status, at);
+
+-- The end of a read outside the stream: when this row arrives in the stream, everything the read could see has arrived.
+CREATE TABLE schoolbus.marks (
+  id text PRIMARY KEY,
+  at timestamptz NOT NULL DEFAULT now()
+);
+
+-- The hub's life number, and the last transaction that the feed held when it was written.
+CREATE TABLE schoolbus.hub (
+  id   integer PRIMARY KEY CHECK (id = 1),
+  life text NOT NULL,
+  lsn  text NOT NULL,
+  at   timestamptz NOT NULL DEFAULT now()
+);

@@ -1,0 +1,147 @@
+-- The sync's own tables in a school's file. Programs of the school may read them; only the node writes them.
+
+CREATE TABLE schoolbus_state (
+  id          INTEGER PRIMARY KEY CHECK (id = 1),
+  incarnation TEXT NOT NULL,             -- one life of this file
+  school      TEXT,                      -- id that the key belongs to, once the hub has said it
+  token       TEXT NOT NULL DEFAULT '',  -- shown to the hub at hello; the hub hands out the next
+  epoch       TEXT NOT NULL DEFAULT '',  -- cursor of the last applied cut
+  seq         INTEGER NOT NULL DEFAULT 0,
+  cut         TEXT NOT NULL DEFAULT '0',
+  manifest    TEXT,                      -- JSON, as applied to this file
+  last_batch  INTEGER NOT NULL DEFAULT 0,-- number of the newest frozen batch
+  applying    TEXT,                      -- JSON of the cut that is being applied in chunks; null = none
+  clock_offset INTEGER NOT NULL DEFAULT 0,-- server time minus own time, ms, at the last contact
+  contact_at  INTEGER NOT NULL DEFAULT 0,-- own time of the last contact, ms since 1970
+  stop        TEXT                       -- named reason why this node does not sync: cloned, restored, wrong_cluster, schema_ahead
+);
+
+-- Set inside deliver's own transaction only, so no other connection ever sees 1.
+CREATE TABLE schoolbus_deliver (
+  id     INTEGER PRIMARY KEY CHECK (id = 1),
+  active INTEGER NOT NULL DEFAULT 0
+);
+INSERT INTO schoolbus_deliver (id, active) VALUES (1, 0);
+
+-- Names of captured tables, so that a change carries a small number.
+CREATE TABLE schoolbus_tables (
+  id    INTEGER PRIMARY KEY,
+  name  TEXT NOT NULL UNIQUE,            -- "public.students"
+  local TEXT NOT NULL UNIQUE             -- "students"
+);
+
+-- What triggers capture. op: I, U, D, or R (a row that a REPLACE was about to displace, seen just before).
+-- v0, v1 … are the old values in the table's column order (of I: only the key), stored natively; more are added as tables need.
+-- batch: the frozen batch that carries it; null = not frozen yet. Rows leave when their batch's ledger row has come down.
+CREATE TABLE changes (
+  id      INTEGER PRIMARY KEY AUTOINCREMENT,
+  tbl     INTEGER NOT NULL,
+  op      TEXT NOT NULL,
+  key     TEXT NOT NULL,                 -- local key before the write (of I: the new one)
+  new_key TEXT,                          -- local key after it, when an update changed it
+  at      INTEGER NOT NULL,              -- ms since 1970, this machine's clock
+  batch   INTEGER,
+  v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15
+);
+CREATE INDEX changes_key ON changes (tbl, key);
+CREATE INDEX changes_open ON changes (id) WHERE batch IS NULL;
+CREATE INDEX changes_batch ON changes (batch) WHERE batch IS NOT NULL;
+
+-- Frozen batches: bytes that are sent again unchanged until the ledger row has come down, then kept 35 days.
+CREATE TABLE schoolbus_batch (
+  number     INTEGER PRIMARY KEY,
+  hash       TEXT NOT NULL,              -- SHA-256 of bytes, hex
+  bytes      BLOB NOT NULL,
+  changes    INTEGER NOT NULL,
+  frozen_at  INTEGER NOT NULL,
+  answered_at INTEGER,                   -- the hub's answer arrived (for the status; ends no shield)
+  settled_at INTEGER,                    -- its ledger row came down
+  exceptions TEXT                        -- JSON, as in the ledger
+);
+
+-- The hub's latest state of a row that is not shown, because the row has pending changes here or cannot be applied.
+CREATE TABLE schoolbus_behind (
+  tbl   INTEGER NOT NULL,
+  key   TEXT NOT NULL,                   -- local key
+  row   TEXT,                            -- JSON object by column name; null = deleted at head office
+  error TEXT,                            -- why it could not be applied, when that is the reason
+  at    INTEGER NOT NULL,
+  PRIMARY KEY (tbl, key)
+) WITHOUT ROWID;
+
+-- Values that stay as the school wrote them until a person decides: the record is a conflict or a quarantined change.
+CREATE TABLE schoolbus_hold (
+  tbl    INTEGER NOT NULL,
+  key    TEXT NOT NULL,
+  col    TEXT NOT NULL,                  -- '' = the whole row
+  record TEXT NOT NULL,
+  at     INTEGER NOT NULL,
+  PRIMARY KEY (tbl, key, col, record)
+) WITHOUT ROWID;
+
+-- Lines of a cut that is longer than one page, as received, in order. line 0 is the page header.
+CREATE TABLE schoolbus_stage (
+  n    INTEGER PRIMARY KEY,
+  line TEXT NOT NULL
+);
+
+-- What a column held before the hub's value was shown over it.
+CREATE TABLE schoolbus_replaced (
+  id    INTEGER PRIMARY KEY AUTOINCREMENT,
+  tbl   INTEGER NOT NULL,
+  key   TEXT NOT NULL,
+  was   TEXT NOT NULL,                   -- JSON object by column name
+  batch INTEGER,
+  at    INTEGER NOT NULL
+);
+
+-- Writes of tables that worker modules listen to, captured and applied ones alike.
+CREATE TABLE schoolbus_stream (
+  id  INTEGER PRIMARY KEY AUTOINCREMENT,
+  tbl TEXT NOT NULL,
+  op  TEXT NOT NULL,
+  key TEXT NOT NULL
+);
+CREATE TABLE schoolbus_worker (
+  module  TEXT PRIMARY KEY,
+  cursor  INTEGER NOT NULL DEFAULT 0,    -- last id of schoolbus_stream it has finished
+  failed  INTEGER NOT NULL DEFAULT 0,
+  error   TEXT
+);
+CREATE TABLE schoolbus_dead_letter (
+  id     INTEGER PRIMARY KEY AUTOINCREMENT,
+  module TEXT NOT NULL,
+  events TEXT NOT NULL,
+  error  TEXT NOT NULL,
+  at     INTEGER NOT NULL
+);
+
+-- Sync runs, newest last, capped.
+CREATE TABLE schoolbus_run (
+  id       INTEGER PRIMARY KEY AUTOINCREMENT,
+  trigger  TEXT NOT NULL,                -- start, schedule, manual, stream
+  started_at INTEGER NOT NULL,
+  ended_at INTEGER,
+  up       INTEGER NOT NULL DEFAULT 0,
+  down     INTEGER NOT NULL DEFAULT 0,
+  conflicts INTEGER NOT NULL DEFAULT 0,
+  error    TEXT
+);
+
+-- People whose terminals may be out of date: marked by triggers in the writing transaction, cleared by the roster.
+CREATE TABLE schoolbus_roster_dirty (
+  tbl TEXT NOT NULL,
+  key TEXT NOT NULL,
+  PRIMARY KEY (tbl, key)
+) WITHOUT ROWID;
+
+-- The sync state of a row, for programs.
+CREATE VIEW schoolbus_rows ("table", key, state, since, conflict_id) AS
+  SELECT t.local, c.key, CASE WHEN max(c.batch IS NULL) THEN 'pending' ELSE 'sending' END, min(c.at), NULL
+    FROM changes c JOIN schoolbus_tables t ON t.id = c.tbl WHERE c.op <> 'R' GROUP BY c.tbl, c.key
+  UNION ALL
+  SELECT t.local, h.key, 'held', h.at, h.record
+    FROM schoolbus_hold h JOIN schoolbus_tables t ON t.id = h.tbl
+  UNION ALL
+  SELECT t.local, b.key, 'behind', b.at, NULL
+    FROM schoolbus_behind b JOIN schoolbus_tables t ON t.id = b.tbl WHERE b.error IS NOT NULL;
