@@ -1,0 +1,156 @@
+/**
+ * A libSQL file as a service: one writer connection and one reader connection, each in its own Web Worker, so that no
+ * statement and no wait for another program's lock stands on the event loop.
+ *
+ * `write` runs its body in one BEGIN IMMEDIATE transaction and commits when the body succeeds; any failure or
+ * interruption rolls back. Bodies queue: one writer. `read` runs its body on one snapshot. Neither may wait for the
+ * network inside. After SQLITE_BUSY the connection is thrown away and opened again.
+ */
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import type { Cell } from "../model/value.ts"
+
+/** How long a statement waits for another program's write lock before it fails with SQLITE_BUSY. */
+export const BUSY_TIMEOUT_MS = 5_000
+
+const PRAGMAS = [
+  "journal_mode=WAL",
+  "synchronous=FULL",
+  "foreign_keys=OFF",
+  "recursive_triggers=OFF",
+  "cache_size=-65536",
+  "wal_autocheckpoint=4000",
+  "temp_store=MEMORY",
+]
+
+/** `code` is SQLite's extended name, e.g. `SQLITE_BUSY`, `SQLITE_FULL`, `SQLITE_CONSTRAINT_UNIQUE`. */
+export class LibsqlError extends Data.TaggedError("LibsqlError")<{
+  readonly file: string
+  readonly code: string
+  readonly message: string
+  readonly sql: string
+}> {}
+
+/** Whole JS numbers bind as INTEGER, others as REAL, booleans as 0 and 1. */
+export type Bind = Cell | boolean
+
+/** One row of `many` that a constraint refused; the other rows stand. */
+export interface RowFailure {
+  readonly index: number
+  readonly code: string
+  readonly message: string
+}
+
+export interface Tx {
+  /** Rows as objects. INTEGER comes as number when it fits exactly, else bigint. Do not read unchecked text of school programs with it: use a CAST to BLOB. */
+  readonly all: <Row>(sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<ReadonlyArray<Row>, LibsqlError>
+  /** Rows as arrays of cells; INTEGER always as bigint, REAL as number. */
+  readonly values: (sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<ReadonlyArray<ReadonlyArray<Cell>>, LibsqlError>
+  /** One statement; the number of rows it changed. */
+  readonly run: (sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<number, LibsqlError>
+  /** One prepared statement for many rows, cells bound exactly as they are. Rows that violate a constraint are reported, not thrown. */
+  readonly many: (sql: string, rows: ReadonlyArray<ReadonlyArray<Cell>>) => Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>
+  /** DDL or a script. */
+  readonly exec: (sql: string) => Effect.Effect<void, LibsqlError>
+}
+
+export interface LibsqlFile {
+  readonly path: string
+  readonly write: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
+  readonly read: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
+}
+
+type Command =
+  | { readonly op: "open"; readonly path: string; readonly pragmas: ReadonlyArray<string>; readonly timeoutMs: number }
+  | { readonly op: "begin"; readonly write: boolean }
+  | { readonly op: "end"; readonly commit: boolean }
+  | { readonly op: "exec"; readonly sql: string }
+  | { readonly op: "run" | "all" | "values"; readonly sql: string; readonly args: ReadonlyArray<Bind> | undefined }
+  | { readonly op: "many"; readonly sql: string; readonly rows: ReadonlyArray<ReadonlyArray<Cell>> }
+  | { readonly op: "reset" | "close" }
+export type Request = Command & { readonly id: number }
+export type Response = { readonly id: number; readonly ok: unknown } | { readonly id: number; readonly error: { readonly code: string; readonly message: string } }
+
+interface Port {
+  readonly tx: Tx
+  readonly send: (command: Command) => Effect.Effect<unknown, LibsqlError>
+}
+
+const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const waiting = new Map<number, { readonly sql: string; readonly resume: (effect: Effect.Effect<unknown, LibsqlError>) => void }>()
+    let last = 0
+    const worker = yield* Effect.acquireRelease(
+      Effect.sync(() => new Worker(new URL("./worker.ts", import.meta.url), { type: "module" })),
+      (w) => Effect.sync(() => w.terminate()),
+    )
+    worker.onmessage = (event: MessageEvent<Response>) => {
+      const response = event.data
+      const entry = waiting.get(response.id)
+      if (entry === undefined) return
+      waiting.delete(response.id)
+      entry.resume(
+        "error" in response
+          ? Effect.fail(new LibsqlError({ file: path, sql: entry.sql, code: response.error.code, message: `${response.error.message} (${path})` }))
+          : Effect.succeed(response.ok),
+      )
+    }
+    worker.onerror = (event) => {
+      const fault = new LibsqlError({ file: path, sql: "", code: "WORKER", message: `database worker of ${path} failed: ${event.message}` })
+      for (const entry of waiting.values()) entry.resume(Effect.fail(fault))
+      waiting.clear()
+    }
+    // Uninterruptible: an answer that nobody waits for would leave a transaction in an unknown state.
+    const send = (command: Command): Effect.Effect<unknown, LibsqlError> =>
+      Effect.uninterruptible(
+        Effect.callback<unknown, LibsqlError>((resume) => {
+          const id = ++last
+          waiting.set(id, { sql: "sql" in command ? command.sql : command.op, resume })
+          worker.postMessage({ ...command, id })
+        }),
+      )
+    const tx: Tx = {
+      all: <Row>(sql: string, args?: ReadonlyArray<Bind>) => send({ op: "all", sql, args }) as Effect.Effect<ReadonlyArray<Row>, LibsqlError>,
+      values: (sql, args) => send({ op: "values", sql, args }) as Effect.Effect<ReadonlyArray<ReadonlyArray<Cell>>, LibsqlError>,
+      run: (sql, args) => send({ op: "run", sql, args }) as Effect.Effect<number, LibsqlError>,
+      many: (sql, rows) => (rows.length === 0 ? Effect.succeed([]) : (send({ op: "many", sql, rows }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>)),
+      exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),
+    }
+    yield* send({ op: "open", path, pragmas: PRAGMAS, timeoutMs: BUSY_TIMEOUT_MS })
+    // The worker closes its connection by itself: ending it first would leave the WAL behind.
+    yield* Effect.addFinalizer(() => Effect.ignoreCause(send({ op: "close" })))
+    return { tx, send }
+  })
+
+const makeTransact = (port: Port, isWriter: boolean) => {
+  const one = Semaphore.makeUnsafe(1)
+  return <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>): Effect.Effect<A, E | LibsqlError, R> =>
+    one.withPermit(
+      Effect.acquireUseRelease(
+        port.send({ op: "begin", write: isWriter }),
+        () => Effect.flatMap(body(port.tx), (value) => Effect.as(port.send({ op: "end", commit: true }), value)),
+        (_, exit) => (Exit.isSuccess(exit) ? Effect.void : Effect.ignoreCause(port.send({ op: "end", commit: false }))),
+      ),
+    )
+}
+
+/** Opens the file, creating it when it does not exist; closed with the scope. */
+export const openFile = (path: string): Effect.Effect<LibsqlFile, LibsqlError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const writer = yield* makePort(path)
+    const reader = yield* makePort(path)
+    return { path, write: makeTransact(writer, true), read: makeTransact(reader, false) }
+  })
+
+/** The file of this node: `feed.db` at the hub, `school.db` in a school. */
+export class Libsql extends Context.Service<Libsql, LibsqlFile>()("schoolbus/libsql/Libsql") {
+  static readonly layer = (path: string): Layer.Layer<Libsql, LibsqlError> => Layer.effect(Libsql, openFile(path))
+}
+
+/** Quotes an identifier. */
+export const ident = (name: string): string => `"${name.replaceAll('"', '""')}"`

@@ -1,0 +1,138 @@
+/**
+ * One libSQL connection in a Web Worker. Answers the messages of `client.ts`, in order; knows SQL and nothing else.
+ * The native driver's synchronous interface is used here: one connection that is really ours, prepared statements that
+ * stay prepared, values bound by their exact type.
+ */
+import Database from "libsql"
+import type { Bind, Request, Response } from "./client.ts"
+
+const STATEMENT_CACHE = 256
+
+let path = ""
+let pragmas: ReadonlyArray<string> = []
+let timeoutMs = 0
+let db: Database.Database | undefined
+let statements = new Map<string, Database.Statement>()
+
+const open = (): Database.Database => {
+  if (db !== undefined) return db
+  const fresh = new Database(path, { timeout: timeoutMs })
+  for (const pragma of pragmas) fresh.prepare(`PRAGMA ${pragma}`).all()
+  db = fresh
+  return fresh
+}
+
+const close = (): void => {
+  statements = new Map()
+  const old = db
+  db = undefined
+  old?.close()
+}
+
+const prepare = (sql: string): Database.Statement => {
+  const connection = open()
+  let statement = statements.get(sql)
+  if (statement === undefined) {
+    statement = connection.prepare(sql).safeIntegers(true)
+    if (statements.size >= STATEMENT_CACHE) {
+      const oldest = statements.keys().next().value
+      if (oldest !== undefined) statements.delete(oldest)
+    }
+    statements.set(sql, statement)
+  }
+  return statement
+}
+
+// The driver ends the process when it is given a boolean, and binds every JS number as REAL.
+const bind = (value: Bind): null | bigint | number | string | Uint8Array =>
+  typeof value === "boolean" ? (value ? 1n : 0n)
+  : typeof value === "number" && Number.isSafeInteger(value) && !Object.is(value, -0) ? BigInt(value)
+  : value
+
+const toArray = (args: ReadonlyArray<Bind> | undefined): Array<unknown> => (args === undefined ? [] : args.map(bind))
+
+const failure = (error: unknown): { code: string; message: string } => {
+  const { code, message } = error as { code?: string; message?: string }
+  return { code: code ?? "SQLITE_ERROR", message: message ?? String(error) }
+}
+
+const answer = (request: Request): unknown => {
+  switch (request.op) {
+    case "open":
+      path = request.path
+      pragmas = request.pragmas
+      timeoutMs = request.timeoutMs
+      open()
+      return null
+    case "begin":
+      open().exec(request.write ? "BEGIN IMMEDIATE" : "BEGIN")
+      return null
+    case "end":
+      open().exec(request.commit ? "COMMIT" : "ROLLBACK")
+      return null
+    case "exec":
+      open().exec(request.sql)
+      // Schema may have changed under the prepared statements.
+      statements = new Map()
+      return null
+    case "run":
+      return Number(prepare(request.sql).run(toArray(request.args)).changes)
+    case "values": {
+      return prepare(request.sql).raw(true).all(toArray(request.args)).map((row) => [...(row as Array<unknown>)])
+    }
+    case "all": {
+      const statement = prepare(request.sql).raw(true)
+      const names = statement.columns().map((column) => column.name)
+      return statement.all(toArray(request.args)).map((values) => {
+        const row: Record<string, unknown> = {}
+        for (let i = 0; i < names.length; i++) {
+          const value = (values as Array<unknown>)[i]
+          row[names[i] as string] =
+            typeof value === "bigint" && value >= -9007199254740991n && value <= 9007199254740991n ? Number(value) : value
+        }
+        return row
+      })
+    }
+    case "many": {
+      const statement = prepare(request.sql)
+      const failures: Array<{ index: number; code: string; message: string }> = []
+      for (let index = 0; index < request.rows.length; index++) {
+        try {
+          statement.run(request.rows[index] as Array<unknown>)
+        } catch (error) {
+          const { code, message } = failure(error)
+          if (!code.startsWith("SQLITE_CONSTRAINT") && code !== "SQLITE_MISMATCH") throw error
+          failures.push({ index, code, message })
+        }
+      }
+      return failures
+    }
+    case "reset":
+      close()
+      return null
+    case "close":
+      close()
+      return null
+  }
+}
+
+self.onmessage = (event: MessageEvent<Request>) => {
+  const request = event.data
+  let response: Response
+  try {
+    response = { id: request.id, ok: answer(request) }
+  } catch (error) {
+    const fault = failure(error)
+    // One SQLITE_BUSY leaves this driver's connection unable to commit; a transaction that did not end cleanly is no better.
+    if (fault.code.startsWith("SQLITE_BUSY") || (request.op === "end" && request.commit === false)) {
+      try {
+        close()
+      } catch {
+        db = undefined
+      }
+    }
+    response = { id: request.id, error: fault }
+  }
+  self.postMessage(response)
+  if (request.op === "close") self.close()
+}

@@ -1,0 +1,83 @@
+/** Lines with their checksum, and batches as bytes. Plain functions; a damaged line is a value, never an exception. */
+import { crc32 } from "node:zlib"
+import { z } from "zod"
+import type { BatchHeader } from "../model/batch.ts"
+import type { Batch, Change } from "../model/change.ts"
+import { BatchHeaderLine, ChangeLine, Header, type Line, Trailer } from "./protocol.ts"
+
+const hex8 = (n: number): string => (n >>> 0).toString(16).padStart(8, "0")
+
+/** `["rows",5]` -> `["rows",5,"1c291ca3"]`; the checksum covers the text before its comma. */
+export const sealLine = (json: string): string => {
+  const body = json.slice(0, -1)
+  return `${body},"${hex8(crc32(body))}"]`
+}
+
+export type Opened = { readonly ok: Line } | { readonly damaged: string }
+
+const SEAL = 12 // ,"xxxxxxxx"]
+
+const RowsLine = z.tuple([z.literal("rows"), z.number().int(), z.number().int(), z.string(), z.array(z.string()), z.array(z.unknown())])
+
+export const openLine = (text: string): Opened => {
+  const seal = text.slice(-SEAL)
+  const body = text.slice(0, -SEAL)
+  if (!/^,"[0-9a-f]{8}"\]$/.test(seal) || !body.startsWith("[")) return { damaged: "not a line of this protocol" }
+  if (hex8(crc32(body)) !== seal.slice(2, 10)) return { damaged: "checksum of a line does not match" }
+  let line: unknown
+  try {
+    line = JSON.parse(`${body}]`)
+  } catch {
+    return { damaged: "a line is not JSON" }
+  }
+  if (!Array.isArray(line)) return { damaged: "a line is not an array" }
+  if (line[0] === "rows") {
+    const rows = RowsLine.safeParse(line)
+    return rows.success ? { ok: line as unknown as Line } : { damaged: "a rows line has another form" }
+  }
+  if (line[0] === "cut") {
+    const header = Header.safeParse(line[1])
+    return header.success ? { ok: ["cut", header.data] } : { damaged: "a cut line has another form" }
+  }
+  if (line[0] === "page") {
+    const trailer = Trailer.safeParse(line[1])
+    return trailer.success ? { ok: ["page", trailer.data] } : { damaged: "a page line has another form" }
+  }
+  return { damaged: `unknown line ${JSON.stringify(line[0])}` }
+}
+
+export interface DecodedBatch {
+  readonly batch: Batch
+  readonly header: BatchHeader
+  /** Lines that are not a change of this protocol: kept raw, each gets the verdict `quarantined`. */
+  readonly unreadable: ReadonlyArray<{ readonly id: number; readonly raw: string; readonly reason: string }>
+}
+
+/** Bytes -> batch, or the reason why they are none (then nothing was promised for them: 422). */
+export const decodeBatch = (text: string): { readonly ok: DecodedBatch } | { readonly refused: string } => {
+  const lines = text.split("\n").filter((line) => line !== "")
+  let first: unknown
+  try {
+    first = JSON.parse(lines[0] ?? "")
+  } catch {
+    return { refused: "the first line is not JSON" }
+  }
+  if (!Array.isArray(first) || first[0] !== "batch") return { refused: 'the first line is not ["batch", …]' }
+  const header = BatchHeaderLine.safeParse(first[1])
+  if (!header.success) return { refused: `the batch header is malformed: ${header.error.issues[0]?.path.join(".")} ${header.error.issues[0]?.message}` }
+  const changes: Array<Change> = []
+  const unreadable: Array<{ id: number; raw: string; reason: string }> = []
+  for (const raw of lines.slice(1)) {
+    let json: unknown
+    try {
+      json = JSON.parse(raw)
+    } catch {
+      json = undefined
+    }
+    const change = ChangeLine.safeParse(json)
+    if (change.success) changes.push(change.data as Change)
+    else unreadable.push({ id: Number((json as { id?: unknown } | undefined)?.id ?? -1 - unreadable.length), raw, reason: change.error.issues[0]?.message ?? "not a change" })
+  }
+  const { incarnation, number, manifest } = header.data
+  return { ok: { batch: { incarnation, number, manifest, changes }, header: header.data, unreadable } }
+}

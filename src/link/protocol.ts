@@ -1,0 +1,171 @@
+/**
+ * Every message between hub and school, in one place. The school always dials; its key (`Authorization: Bearer …`) says
+ * who it is and nothing in a request can.
+ *
+ * `POST /api/sync/hello` Hello -> Welcome · `GET /api/sync/manifest` -> Manifest ·
+ * `GET /api/sync/pull?incarnation&token&epoch&seq&cut&staged&wait` -> lines · `POST /api/sync/push?incarnation&token&batch&hash&part&parts` bytes -> Verdicts ·
+ * `POST /api/sync/heartbeat` Heartbeat -> Pulse. Every refusal is problem+json with a `code`.
+ *
+ * Lines of a pull: one JSON array each, its last element the CRC-32 (8 hex digits) of the line's text before the comma.
+ *
+ *     ["cut", {Header}, crc]
+ *     ["rows", class, lastSeq, "public.students", ["id","name"], [[key,row|null],…], crc]     row null = tombstone; row lists the named columns
+ *     ["page", {Trailer}, crc]
+ *
+ * A page may break off after any line. What a school has received it names as `staged`: the header's `head` and `headCut`
+ * of the first page, and for each class the last seq it holds durably.
+ */
+import { z } from "zod"
+import type { Wire } from "../model/value.ts"
+
+export const PROTOCOL = 1
+
+/** Limits that both sides know by name. */
+export const MAX_LINE_BYTES = 16 * 1024 * 1024
+/** A page ends after about this many bytes of rows, uncompressed; a row is never cut. */
+export const PAGE_BYTES = 1024 * 1024
+/** Rows of one line; a line ends at the first of both. */
+export const LINE_ROWS = 500
+export const LINE_BYTES = 64 * 1024
+export const MAX_WAIT_SECONDS = 25
+/** One body of a push, compressed. A batch larger than this goes in numbered parts. */
+export const MAX_PART_BYTES = 4 * 1024 * 1024
+/** A batch, uncompressed. */
+export const MAX_BATCH_BYTES = 64 * 1024 * 1024
+/** What a ratio of compression may reach before a body counts as a bomb. */
+export const MAX_INFLATE_RATIO = 200
+
+export const Hello = z.object({
+  protocol: z.number().int(),
+  incarnation: z.uuid(),
+  token: z.string().max(200),
+  epoch: z.string().max(64),
+  seq: z.number().int().nonnegative(),
+  cut: z.string().max(16),
+  /** Newest batch that this file has frozen. */
+  lastBatch: z.number().int().nonnegative(),
+  manifest: z.number().int().nonnegative(),
+  /** The school's clock, ms since 1970. */
+  clock: z.number(),
+  version: z.string().max(40),
+})
+export type Hello = z.infer<typeof Hello>
+
+export const Welcome = z.object({
+  school: z.object({ id: z.string(), name: z.string() }),
+  /** Identity of the Postgres cluster; another one at a later hello is `wrong_cluster`. */
+  cluster: z.string(),
+  epoch: z.string(),
+  /** Highest batch number of this incarnation in the ledger. */
+  lastBatch: z.number().int(),
+  manifest: z.number().int(),
+  clock: z.number(),
+  /** To be stored before it is first used. */
+  token: z.string(),
+  paused: z.boolean(),
+})
+export type Welcome = z.infer<typeof Welcome>
+
+export const Heartbeat = z.object({
+  incarnation: z.uuid(),
+  pending: z.number().int(),
+  oldestPendingAt: z.number().nullable(),
+  conflicts: z.number().int(),
+  behind: z.number().int(),
+  quarantined: z.number().int(),
+  devices: z.number().int(),
+  state: z.string().max(40),
+  reason: z.string().max(500).nullable(),
+  clock: z.number(),
+})
+export type Heartbeat = z.infer<typeof Heartbeat>
+
+/** `sync` true: the hub asks for a sync now. */
+export const Pulse = z.object({ clock: z.number(), sync: z.boolean(), paused: z.boolean() })
+export type Pulse = z.infer<typeof Pulse>
+
+/** Position inside a catch-up: what of each class, up to which seq, is durably here. */
+export const Staged = z.object({
+  head: z.number().int(),
+  headCut: z.string(),
+  after: z.record(z.string(), z.number().int()),
+})
+export type Staged = z.infer<typeof Staged>
+
+export const Header = z.object({
+  /** The rows are for this school; it checks. */
+  school: z.string(),
+  epoch: z.string(),
+  /** Rows after this seq; 0 with `full`: everything, and what is not listed does not exist. */
+  from: z.number().int(),
+  full: z.boolean(),
+  manifest: z.number().int(),
+  /** Head of the snapshot that this page was read from, and its name. */
+  head: z.number().int(),
+  headCut: z.string(),
+  /** Entries left for this school in this snapshot, this page included: for progress. */
+  left: z.number().int(),
+})
+export type Header = z.infer<typeof Header>
+
+export const Trailer = z.object({
+  rows: z.number().int(),
+  /** True: one snapshot had nothing left. The school is then at (epoch, head, headCut) of this page's header. */
+  complete: z.boolean(),
+})
+export type Trailer = z.infer<typeof Trailer>
+
+/** `key` as wire key values; `row` in the order of the line's columns, null = the row no longer exists here. */
+export type LineRow = readonly [key: ReadonlyArray<Wire>, row: ReadonlyArray<Wire> | null]
+export type Line =
+  | readonly ["cut", Header]
+  | readonly ["rows", cls: number, lastSeq: number, table: string, columns: ReadonlyArray<string>, rows: ReadonlyArray<LineRow>]
+  | readonly ["page", Trailer]
+
+/** problem+json bodies carry one of these in `code`. */
+export type ProblemCode =
+  | "unauthorized" // 401: unknown, malformed or revoked key
+  | "paused" // 403
+  | "cloned" // 409: two copies of one school file
+  | "restored" // 409: an older copy of a school file
+  | "batch_gap" // 409 {expected}
+  | "batch_differs" // 409: same number, other bytes
+  | "not_a_batch" // 422
+  | "invalid" // 400, 422
+  | "protocol" // 426: this hub speaks another version
+  | "loading" // 503: the first copy of Postgres is not there yet
+  | "unavailable" // 503: Postgres or the disk is away; try again
+
+/** Batch bytes: NDJSON as `model/batch.ts` writes them. */
+export const BatchHeaderLine = z.object({
+  incarnation: z.uuid(),
+  number: z.number().int().positive(),
+  manifest: z.number().int().nonnegative(),
+  clockOffset: z.number(),
+  contactAt: z.number(),
+  changes: z.number().int().nonnegative(),
+})
+
+const WireValue = z.union([z.null(), z.boolean(), z.number(), z.string()])
+const RefusedValue = z.object({ refused: z.string(), hex: z.string() })
+const Values = z.record(z.string(), z.union([WireValue, RefusedValue]))
+export const ChangeLine = z.object({
+  id: z.number().int(),
+  table: z.string(),
+  op: z.enum(["insert", "update", "delete"]),
+  key: z.array(WireValue),
+  newKey: z.array(WireValue).exactOptional(),
+  at: z.number(),
+  base: Values,
+  mine: Values,
+})
+
+export const Exception = z.object({
+  id: z.number().int(),
+  verdict: z.enum(["merged", "superseded", "conflict", "quarantined"]),
+  reason: z.string().exactOptional(),
+  record: z.string().exactOptional(),
+  hold: z.boolean().exactOptional(),
+  columns: z.array(z.string()).exactOptional(),
+})
+export const Verdicts = z.object({ batch: z.number().int(), hash: z.string(), changes: z.number().int(), exceptions: z.array(Exception) })

@@ -1,0 +1,61 @@
+/** Applies `sql/hub` in order, each file in one transaction, under one advisory lock. A database newer than this program is refused. */
+import { createHash } from "node:crypto"
+import { readdir, readFile } from "node:fs/promises"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import type { PostgresError, PostgresPool } from "./client.ts"
+
+export class HubMigrationRefused extends Data.TaggedError("HubMigrationRefused")<{ readonly message: string }> {}
+
+/** "schoolbus" in ASCII, cut to fit: the lock that keeps two starters from migrating at once. */
+const LOCK = "8316291890241241459"
+
+const hubFiles = Effect.promise(async () => {
+  const root = new URL("../../sql/hub/", import.meta.url)
+  const names = (await readdir(root)).filter((name) => /^\d{4}_.*\.sql$/.test(name)).sort()
+  return Promise.all(
+    names.map(async (name) => {
+      const sql = await readFile(new URL(name, root), "utf8")
+      return { number: Number(name.slice(0, 4)), name, sql, sha256: createHash("sha256").update(sql).digest("hex") }
+    }),
+  )
+})
+
+/** The SQL that a DBA runs when the hub's role may not create it. */
+export const hubScript = Effect.map(hubFiles, (files) => files.map((file) => file.sql).join("\n"))
+
+export const migrateHub = (pg: PostgresPool): Effect.Effect<void, PostgresError | HubMigrationRefused> =>
+  Effect.gen(function* () {
+    const files = yield* hubFiles
+    yield* pg.tx((session) =>
+      Effect.gen(function* () {
+        yield* session.execute(`SELECT pg_advisory_xact_lock(${LOCK})`)
+        const [known] = yield* session.query<{ present: boolean }>(`SELECT to_regclass('schoolbus.migrations') IS NOT NULL AS present`)
+        if (known?.present !== true) {
+          yield* session.execute(`CREATE SCHEMA IF NOT EXISTS schoolbus`)
+          yield* session.execute(
+            `CREATE TABLE schoolbus.migrations (number integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL, at timestamptz NOT NULL DEFAULT now())`,
+          )
+        }
+        const applied = yield* session.query<{ number: number; sha256: string }>(`SELECT number, sha256 FROM schoolbus.migrations ORDER BY number`)
+        const newest = files.at(-1)?.number ?? 0
+        const ahead = applied.find((row) => row.number > newest)
+        if (ahead !== undefined) {
+          return yield* new HubMigrationRefused({
+            message: `schema "schoolbus" is at version ${ahead.number}, this program knows ${newest}. Update this program; nothing was changed.`,
+          })
+        }
+        for (const file of files) {
+          const before = applied.find((row) => row.number === file.number)
+          if (before === undefined) {
+            yield* session.execute(file.sql)
+            yield* session.execute(`INSERT INTO schoolbus.migrations (number, name, sha256) VALUES ($1, $2, $3)`, [file.number, file.name, file.sha256])
+          } else if (before.sha256 !== file.sha256) {
+            return yield* new HubMigrationRefused({
+              message: `sql/hub/${file.name} differs from what was applied to this database (${before.sha256.slice(0, 12)}). Install the program from its release again; nothing was changed.`,
+            })
+          }
+        }
+      }),
+    )
+  })
