@@ -1,0 +1,200 @@
+/**
+ * wal2json format 2, one message of text at a time -> events of synced tables (pure). Values are never parsed: a row is
+ * the list of its columns' JSON tokens, cut out of the message as they stand, so that no number is ever rounded.
+ */
+import type { Kind } from "../model/value.ts"
+
+/** What the decoder must know of a table; `columns` in the order in which Postgres numbers them. */
+export interface DecodeTable {
+  readonly name: string
+  readonly columns: ReadonlyArray<{ readonly name: string; readonly kind: Kind; readonly toastable: boolean }>
+  /** Positions of the key columns, in key order. */
+  readonly key: ReadonlyArray<number>
+}
+
+/** A column's JSON token; undefined = not in the message (unchanged and stored out of line). */
+export type Tokens = ReadonlyArray<string | undefined>
+
+export type Event<T extends DecodeTable> =
+  | { readonly kind: "begin"; readonly xid: number; readonly at: string }
+  | { readonly kind: "commit" }
+  /** `oldKey`: the key before an update that changed it. `isInsert`: the key did not exist before. */
+  | { readonly kind: "put"; readonly table: T; readonly key: string; readonly tokens: Tokens; readonly oldKey: string | null; readonly isInsert: boolean }
+  | { readonly kind: "delete"; readonly table: T; readonly key: string }
+  | { readonly kind: "truncate"; readonly table: T }
+  /** A table that is not synced, or a message of another kind. */
+  | { readonly kind: "none" }
+  /** The row does not have the shape that the catalog said: the catalog must be read again. */
+  | { readonly kind: "shape"; readonly table: T; readonly detail: string }
+  | { readonly kind: "unreadable"; readonly text: string }
+
+/** The options of START_REPLICATION; each costs speed, so only what the decoder reads. */
+export const wal2jsonOptions = (tables: ReadonlyArray<string>): ReadonlyArray<readonly [string, string]> => [
+  ["format-version", "2"],
+  ["include-types", "false"],
+  ["include-pk", "false"],
+  ["include-xids", "true"],
+  ["include-timestamp", "true"],
+  ["include-lsn", "false"],
+  ["add-tables", tables.map(escapeTable).join(",")],
+]
+
+// In add-tables a name's space, comma, period and asterisk are escaped with a backslash; the first period splits schema from table.
+const escapeName = (name: string): string => name.replace(/[ ,.*\\]/g, "\\$&")
+const escapeTable = (name: string): string => {
+  const dot = name.indexOf(".")
+  return `${escapeName(name.slice(0, dot))}.${escapeName(name.slice(dot + 1))}`
+}
+
+const QUOTE = 34
+const BACKSLASH = 92
+
+/** Position after the closing quote of the JSON string that opens at `start`; -1 when it does not close. */
+const endOfString = (text: string, start: number): number => {
+  let close = text.indexOf('"', start + 1)
+  while (close !== -1) {
+    let slashes = 0
+    for (let i = close - 1; text.charCodeAt(i) === BACKSLASH; i--) slashes++
+    if (slashes % 2 === 0) return close + 1
+    close = text.indexOf('"', close + 1)
+  }
+  return -1
+}
+
+/** The token as wire and feed write this kind. */
+const canonical = (kind: Kind, raw: string): string => {
+  if (raw === "null") return raw
+  const quoted = raw.charCodeAt(0) === QUOTE
+  switch (kind) {
+    case "bigint":
+    case "numeric":
+      return quoted ? raw : `"${raw}"`
+    case "int":
+      return quoted ? raw.slice(1, -1) : raw
+    // A domain's value comes quoted, whatever its base type.
+    case "float":
+      return quoted && !/[NI]/.test(raw) ? raw.slice(1, -1) : raw
+    case "bool":
+      return quoted ? (raw === '"t"' || raw === '"true"' ? "true" : "false") : raw
+    case "bytea":
+      return raw.startsWith('"\\\\x') ? `"${raw.slice(4)}` : raw
+    case "text":
+      return quoted ? raw : `"${raw}"`
+  }
+}
+
+export const makeDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>): ((text: string) => Event<T>) => {
+  const byName = new Map(tables.map((table) => [table.name, table]))
+  const byText = new Map<string, T | null>()
+  const openings = new Map<T, ReadonlyArray<string>>(
+    tables.map((table) => [table, table.columns.map((column) => `{"name":${JSON.stringify(column.name)},"value":`)]),
+  )
+
+  const tableOf = (text: string, start: number, end: number): T | null => {
+    const piece = text.slice(start, end)
+    let table = byText.get(piece)
+    if (table === undefined) {
+      const names = JSON.parse(`{${piece}}`) as { schema: string; table: string }
+      table = byName.get(`${names.schema}.${names.table}`) ?? null
+      byText.set(piece, table)
+    }
+    return table
+  }
+
+  /** Reads `[{"name":…,"value":…},…]` from `start` (the bracket) into `tokens`; the position after it, or an unknown column. */
+  const readColumns = (text: string, start: number, table: T, tokens: Array<string | undefined>): number | { readonly unknown: string } => {
+    const open = openings.get(table) as ReadonlyArray<string>
+    let at = start + 1
+    let next = 0
+    while (text.charCodeAt(at) !== 93) {
+      let column = next
+      while (column < open.length && !text.startsWith(open[column] as string, at)) column++
+      if (column === open.length) {
+        column = open.findIndex((opening) => text.startsWith(opening, at))
+        if (column === -1) return { unknown: text.slice(at, at + 120) }
+      }
+      const from = at + (open[column] as string).length
+      const to = text.charCodeAt(from) === QUOTE ? endOfString(text, from) : text.indexOf("}", from)
+      if (to <= 0) return { unknown: text.slice(at, at + 120) }
+      tokens[column] = canonical((table.columns[column] as T["columns"][number]).kind, text.slice(from, to))
+      next = column + 1
+      at = to + 1
+      if (text.charCodeAt(at) === 44) at++
+    }
+    return at + 1
+  }
+
+  const keyOf = (table: T, tokens: ReadonlyArray<string | undefined>): string | null => {
+    let key = "["
+    for (let i = 0; i < table.key.length; i++) {
+      const token = tokens[table.key[i] as number]
+      if (token === undefined) return null
+      key += i === 0 ? token : `,${token}`
+    }
+    return `${key}]`
+  }
+
+  const readRow = (text: string, action: string): Event<T> => {
+    const names = text.indexOf('"schema":')
+    const columnsAt = text.indexOf(',"columns":[', names)
+    const identityAt = columnsAt === -1 ? text.indexOf(',"identity":[', names) : -1
+    const namesEnd = columnsAt !== -1 ? columnsAt : identityAt !== -1 ? identityAt : text.length - 1
+    if (names === -1) return { kind: "unreadable", text }
+    const table = tableOf(text, names, namesEnd)
+    if (table === null) return { kind: "none" }
+    if (action === "T") return { kind: "truncate", table }
+
+    const shape = (detail: string): Event<T> => ({ kind: "shape", table, detail })
+    const identity: Array<string | undefined> = new Array(table.columns.length)
+    if (action === "D") {
+      const end = identityAt === -1 ? { unknown: "no identity" } : readColumns(text, identityAt + ',"identity":'.length, table, identity)
+      if (typeof end !== "number") return shape(end.unknown)
+      const key = keyOf(table, identity)
+      return key === null ? shape("a delete without its key") : { kind: "delete", table, key }
+    }
+    if (columnsAt === -1) return shape("a row without columns")
+    const tokens: Array<string | undefined> = new Array(table.columns.length)
+    const end = readColumns(text, columnsAt + ',"columns":'.length, table, tokens)
+    if (typeof end !== "number") return shape(end.unknown)
+    let oldKey: string | null = null
+    if (action === "U" && text.startsWith(',"identity":[', end)) {
+      const after = readColumns(text, end + ',"identity":'.length, table, identity)
+      if (typeof after !== "number") return shape(after.unknown)
+      oldKey = keyOf(table, identity)
+    }
+    for (let i = 0; i < tokens.length; i++) {
+      if (tokens[i] !== undefined) continue
+      const column = table.columns[i] as T["columns"][number]
+      if (action === "I" || !column.toastable) return shape(`column ${column.name} is missing`)
+      // With REPLICA IDENTITY FULL the old row carries what the new one leaves out.
+      if (identity[i] !== undefined) tokens[i] = identity[i]
+    }
+    const key = keyOf(table, tokens)
+    if (key === null) return shape("a row without its key")
+    return { kind: "put", table, key, tokens, oldKey: oldKey === key ? null : oldKey, isInsert: action === "I" }
+  }
+
+  return (text) => {
+    // {"action":"I",…
+    switch (text.charCodeAt(11)) {
+      case 66: {
+        const { xid, timestamp } = JSON.parse(text) as { xid: number; timestamp: string }
+        return { kind: "begin", xid, at: timestamp }
+      }
+      case 67:
+        return { kind: "commit" }
+      case 73:
+        return readRow(text, "I")
+      case 85:
+        return readRow(text, "U")
+      case 68:
+        return readRow(text, "D")
+      case 84:
+        return readRow(text, "T")
+      case 77:
+        return { kind: "none" }
+      default:
+        return { kind: "unreadable", text }
+    }
+  }
+}

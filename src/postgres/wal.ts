@@ -1,0 +1,193 @@
+/**
+ * START_REPLICATION as batches of raw messages. The library carries the bytes; what is confirmed is decided here alone:
+ * its own acknowledging is off, one object serves one connection, and the status timer repeats the last position that the
+ * caller declared durable. `take` hands over everything that arrived while the caller was busy; a full buffer pauses the socket.
+ */
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { LogicalReplicationService, Wal2JsonPlugin } from "pg-logical-replication"
+import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
+import { SESSION } from "./client.ts"
+
+/** Messages and bytes that may wait for the caller before the socket is paused. */
+export const MAX_BUFFERED = 4096
+export const MAX_BUFFERED_BYTES = 16 * 1024 * 1024
+/** Well under wal_sender_timeout (60 s unless changed). */
+const STATUS_INTERVAL_MS = 10_000
+/** No byte for this long while nothing is buffered: the connection is dead (twice the usual wal_sender_timeout). */
+const SILENCE_MS = 120_000
+
+/** `busy`: another consumer holds the slot. */
+export class WalStopped extends Data.TaggedError("WalStopped")<{ readonly slot: string; readonly busy: boolean; readonly sqlstate: string; readonly message: string }> {}
+
+export interface WalMessage {
+  /** Of a commit message: the byte after its commit record, so the position up to which the slot may be told. */
+  readonly lsn: string
+  readonly text: string
+}
+
+export interface WalReader {
+  /** At least one message, or a keepalive position when nothing else came: then `messages` is empty. */
+  readonly take: Effect.Effect<{ readonly messages: ReadonlyArray<WalMessage>; readonly keepalive: Lsn | null }, WalStopped>
+  /** Declares everything before this position durable and tells Postgres at the next occasion. Never moves back. */
+  readonly confirm: (durable: Lsn) => Effect.Effect<void>
+}
+
+export interface WalOptions {
+  readonly url: string
+  readonly slot: string
+  /** Durable position: decoding goes on from here. */
+  readonly from: Lsn
+  /** Plugin options as wal2json names them. */
+  readonly plugin: ReadonlyArray<readonly [name: string, value: string]>
+}
+
+/** Hands messages over as text: the library's own parser would round numbers and throw inside the socket. */
+class RawText extends Wal2JsonPlugin {
+  readonly #pairs: WalOptions["plugin"]
+  constructor(pairs: WalOptions["plugin"]) {
+    super({})
+    this.#pairs = pairs
+  }
+  override start(client: { query: (sql: string) => Promise<unknown> }, slot: string, lsn: string): Promise<unknown> {
+    const options = this.#pairs.map(([name, value]) => `"${name}" '${value.replaceAll("'", "''")}'`).join(", ")
+    return client.query(`START_REPLICATION SLOT "${slot.replaceAll('"', '""')}" LOGICAL ${lsn} (${options})`)
+  }
+  override parse(bytes: Buffer): never {
+    return bytes.toString("utf8") as never
+  }
+}
+
+export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStopped, Scope.Scope> =>
+  Effect.gen(function* () {
+    let messages: Array<WalMessage> = []
+    let bytes = 0
+    let keepalive: Lsn | null = null
+    let stopped: WalStopped | null = null
+    let wake: (() => void) | null = null
+    let resume: (() => void) | null = null
+    let durable = options.from
+    let lastByteAt = Date.now()
+
+    const notify = (): void => {
+      const waiting = wake
+      wake = null
+      waiting?.()
+    }
+    const stop = (error: WalStopped): void => {
+      stopped ??= error
+      notify()
+      resume?.()
+    }
+    const toStopped = (cause: unknown): WalStopped => {
+      const { code, message } = cause as { code?: string; message?: string }
+      return new WalStopped({ slot: options.slot, busy: code === "55006", sqlstate: code ?? "", message: message ?? String(cause) })
+    }
+
+    const service = yield* Effect.acquireRelease(
+      Effect.sync(
+        () =>
+          new LogicalReplicationService(
+            {
+              connectionString: options.url,
+              application_name: "schoolbus stream",
+              keepAlive: true,
+              options: Object.entries(SESSION)
+                .map(([name, value]) => `-c ${name}=${value.replaceAll(" ", "\\ ")}`)
+                .join(" "),
+            },
+            { acknowledge: { auto: false, timeoutSeconds: 0 }, flowControl: { enabled: true } },
+          ),
+      ),
+      (running) =>
+        Effect.promise(async () => {
+          running.removeAllListeners()
+          running.on("error", () => undefined)
+          await Promise.race([running.destroy(), new Promise((done) => setTimeout(done, 2_000))])
+        }).pipe(Effect.ignoreCause),
+    )
+
+    // The library adds one to what it is given: the position reported is exactly `durable`.
+    const report = (): void => {
+      if (durable > 0n && !service.isStop()) void service.acknowledge(printLsn(durable - 1n)).catch(() => undefined)
+    }
+
+    service.on("data", (lsn: string, text: string) => {
+      lastByteAt = Date.now()
+      messages.push({ lsn, text })
+      bytes += text.length
+      if (messages.length === 1) notify()
+      if (messages.length < MAX_BUFFERED && bytes < MAX_BUFFERED_BYTES) return undefined
+      return new Promise<void>((go) => {
+        resume = go
+      })
+    })
+    service.on("heartbeat", (lsn: string, _time: number, shouldRespond: boolean) => {
+      lastByteAt = Date.now()
+      keepalive = parseLsn(lsn)
+      if (shouldRespond) report()
+      notify()
+    })
+    service.on("error", (cause: unknown) => stop(toStopped(cause)))
+
+    yield* Effect.acquireRelease(
+      Effect.sync(() =>
+        setInterval(() => {
+          report()
+          if (messages.length === 0 && Date.now() - lastByteAt > SILENCE_MS) {
+            stop(new WalStopped({ slot: options.slot, busy: false, sqlstate: "", message: `no byte from Postgres for ${SILENCE_MS / 1000} s; connecting again` }))
+          }
+        }, STATUS_INTERVAL_MS),
+      ),
+      (timer) => Effect.sync(() => clearInterval(timer)),
+    )
+
+    yield* Effect.callback<void, WalStopped>((started) => {
+      service.once("start", () => started(Effect.void))
+      service.subscribe(new RawText(options.plugin), options.slot, printLsn(options.from)).then(
+        () => {
+          const ended = new WalStopped({ slot: options.slot, busy: false, sqlstate: "", message: "Postgres ended the stream" })
+          stop(ended)
+          started(Effect.fail(ended))
+        },
+        (cause: unknown) => {
+          const error = toStopped(cause)
+          stop(error)
+          started(Effect.fail(error))
+        },
+      )
+    })
+
+    const take: WalReader["take"] = Effect.callback((give) => {
+      const hand = (): void => {
+        if (stopped !== null) return give(Effect.fail(stopped))
+        if (messages.length === 0 && keepalive === null) {
+          wake = hand
+          return
+        }
+        const taken = { messages, keepalive: messages.length === 0 ? keepalive : null }
+        messages = []
+        bytes = 0
+        keepalive = null
+        const go = resume
+        resume = null
+        go?.()
+        give(Effect.succeed(taken))
+      }
+      hand()
+      return Effect.sync(() => {
+        wake = null
+      })
+    })
+
+    return {
+      take,
+      confirm: (position) =>
+        Effect.sync(() => {
+          if (position <= durable) return
+          durable = position
+          report()
+        }),
+    }
+  })
