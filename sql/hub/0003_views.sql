@@ -1,0 +1,80 @@
+-- What a DBA asks first: does the slot hold back WAL, how long is there still time, and which schools are behind.
+
+-- What the hub last knew of each school, at most a minute old while the hub runs.
+CREATE TABLE schoolbus.school_status (
+  school            text PRIMARY KEY REFERENCES schoolbus.schools (id) ON DELETE CASCADE,
+  state             text NOT NULL,
+  reason            text NOT NULL,
+  seq               bigint NOT NULL,
+  lag_rows          bigint NOT NULL,
+  pending           bigint NOT NULL,
+  oldest_pending_at timestamptz,
+  seen_at           timestamptz,
+  as_of             timestamptz NOT NULL
+);
+
+-- Where the WAL ended, once a minute: two of these give the rate at which a stopped slot grows.
+CREATE TABLE schoolbus.wal_samples (
+  at  timestamptz PRIMARY KEY,
+  lsn pg_lsn NOT NULL
+);
+
+CREATE INDEX conflicts_waiting ON schoolbus.conflicts (school, table_name) WHERE status = 'open';
+CREATE INDEX quarantine_waiting ON schoolbus.quarantine (school, table_name) WHERE status = 'open';
+CREATE INDEX ledger_newest ON schoolbus.ledger (at);
+
+-- Every logical slot of this database; the hub's is called schoolbus… by default.
+--   lag_bytes       WAL that the hub has not confirmed        retained_bytes  WAL that the server keeps because of the slot
+--   safe_wal_bytes  what may still be written before the slot is lost; null = max_slot_wal_keep_size is -1: the disk is the limit
+--   lag_seconds     by the walsender's own measure; of a stopped slot: since the hub last wrote down where it stands
+-- Lag is never below 0: a consumer confirms up to the byte after the last commit. inactive_since exists from Postgres 17 on.
+CREATE VIEW schoolbus.slot_health AS
+WITH now_at AS (
+  SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS lsn
+), growth AS (
+  SELECT greatest(pg_wal_lsn_diff(n.lsn, s.lsn), 0) / greatest(extract(epoch FROM now() - s.at), 1)::numeric AS per_second
+    FROM now_at n, (SELECT at, lsn FROM schoolbus.wal_samples WHERE at < now() - interval '50 seconds' ORDER BY at LIMIT 1) s
+), slot AS (
+  SELECT s.*, to_jsonb(s) ->> 'inactive_since' AS since, n.lsn AS now_lsn,
+         greatest(pg_wal_lsn_diff(n.lsn, s.confirmed_flush_lsn), 0) AS lag
+    FROM pg_replication_slots s, now_at n
+   WHERE s.slot_type = 'logical' AND s.database = current_database()
+)
+SELECT s.slot_name::text AS slot_name,
+       s.database::text AS database,
+       s.plugin::text AS plugin,
+       s.active,
+       s.wal_status,
+       greatest(pg_wal_lsn_diff(s.now_lsn, s.restart_lsn), 0)::bigint AS retained_bytes,
+       s.lag::bigint AS lag_bytes,
+       round(CASE
+         WHEN s.lag = 0 THEN 0
+         WHEN s.active THEN coalesce(extract(epoch FROM r.flush_lag), 0)::numeric
+         ELSE extract(epoch FROM now() - coalesce(s.since::timestamptz, h.at))::numeric
+       END, 1) AS lag_seconds,
+       s.safe_wal_size AS safe_wal_bytes,
+       round(g.per_second, 1) AS growth_bytes_per_second,
+       CASE WHEN s.safe_wal_size IS NOT NULL AND g.per_second > 0 THEN (greatest(s.safe_wal_size, 0) / g.per_second)::bigint END AS time_left_seconds,
+       s.since::timestamptz AS inactive_since,
+       current_setting('max_slot_wal_keep_size') AS max_slot_wal_keep_size
+  FROM slot s
+  LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
+  LEFT JOIN schoolbus.hub h ON h.id = 1
+  LEFT JOIN growth g ON true;
+
+-- Every enrolled school. stale: the hub has not written for three minutes, so its part of the row is an old one.
+CREATE VIEW schoolbus.school_health AS
+SELECT c.id AS school,
+       c.name,
+       CASE WHEN c.revoked_at IS NOT NULL THEN 'revoked' WHEN c.paused THEN 'paused' ELSE coalesce(s.state, 'new') END AS state,
+       coalesce(s.reason, '') AS reason,
+       s.lag_rows,
+       s.pending,
+       s.oldest_pending_at,
+       s.seen_at,
+       round(extract(epoch FROM now() - s.seen_at)::numeric, 0) AS seen_seconds_ago,
+       (SELECT count(*) FROM schoolbus.conflicts f WHERE f.school = c.id AND f.status = 'open') AS open_conflicts,
+       (SELECT count(*) FROM schoolbus.quarantine q WHERE q.school = c.id AND q.status = 'open') AS quarantined,
+       s.as_of,
+       coalesce(s.as_of < now() - interval '3 minutes', true) AS stale
+  FROM schoolbus.schools c LEFT JOIN schoolbus.school_status s ON s.school = c.id;

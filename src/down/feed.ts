@@ -1,0 +1,673 @@
+/**
+ * The hub's durable, compacted changefeed in feed.db. One writer appends whole txns with their commit LSN in one
+ * transaction; readers get pages of one snapshot. A cut is complete when one snapshot has nothing left for the school.
+ */
+import { randomBytes, randomUUID } from "node:crypto"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
+import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
+import { type Cursor } from "../model/cursor.ts"
+import { classOf, type Manifest, type Table } from "../model/table.ts"
+import type { DeviceRules } from "../model/table.ts"
+import type { Cell } from "../model/value.ts"
+import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
+import { sealLine } from "../link/frame.ts"
+import { type Header, LINE_BYTES, LINE_ROWS, PAGE_BYTES, type Staged } from "../link/protocol.ts"
+import { EVERY_SCHOOL, NOBODY } from "./audience.ts"
+import type { DecodeTable } from "./decode.ts"
+
+/** Rows that one statement of a page reads. */
+const READ_ROWS = 1000
+const FLUSH_READERS_MS = 1000
+const PRUNE_MS = 60_000
+
+/** A synced table as the feed holds it. */
+export interface FeedTable extends DecodeTable {
+  readonly id: number
+  readonly table: Table
+  readonly hubOnly: boolean
+  readonly class: number
+  readonly audienceAt: number
+  /** `loading`: in no cut until its first copy is complete. */
+  readonly loading: boolean
+}
+
+/** One row's state to be appended. body null = deleted. */
+export interface Append {
+  readonly table: FeedTable
+  readonly key: string
+  readonly body: string | null
+  readonly audience: { readonly no: number } | { readonly value: string } | null
+  /** Microseconds since 1970. */
+  readonly at: number
+  /** The key is new, so no other audience can hold it. */
+  readonly isInsert: boolean
+  /** Write only if it differs from what the feed holds: rows read outside the stream. */
+  readonly ifDifferent: boolean
+}
+
+export interface Position {
+  readonly lsn: Lsn
+  readonly xid: number
+  readonly at: string
+}
+
+export interface FeedState {
+  readonly epoch: string
+  readonly seq: number
+  readonly position: Position
+  readonly life: string | null
+  readonly lifeLast: string | null
+  readonly systemId: string | null
+  readonly timeline: number | null
+}
+
+export interface FeedPage {
+  readonly header: Header
+  /** Sealed, header and trailer included. */
+  readonly lines: ReadonlyArray<string>
+  readonly complete: boolean
+  /** Nothing after the cursor. */
+  readonly empty: boolean
+}
+
+/** One life of a school's file as the link knows it: the row of table `reader`. */
+export interface Reader {
+  readonly incarnation: string
+  readonly school: string
+  readonly token: number
+  readonly secret: string
+  readonly secret_last: string
+  readonly shown: number
+  readonly epoch: string
+  readonly seq: number
+  readonly cut: string
+  readonly batch: number
+  readonly pending: number | null
+  readonly seen_at: number
+  readonly status: string | null
+  readonly closed: number
+}
+
+export interface SchoolKey {
+  readonly school: string
+  readonly name: string
+  readonly hash: string
+  readonly revoked: boolean
+  readonly paused: boolean
+}
+
+/** The open write transaction of an append; what it wrote becomes visible with its commit. */
+export interface Appender {
+  readonly rows: (rows: ReadonlyArray<Append>) => Effect.Effect<void, LibsqlError>
+  readonly truncate: (table: FeedTable, at: number) => Effect.Effect<void, LibsqlError>
+  readonly position: (position: Position) => Effect.Effect<void, LibsqlError>
+  /** Bodies of present entries, by `tableId key`: for columns that a message leaves out. */
+  readonly bodies: (keys: ReadonlyArray<readonly [tableId: number, key: string]>) => Effect.Effect<ReadonlyMap<string, string>, LibsqlError>
+  readonly tx: Tx
+}
+
+const newCut = (): string => randomBytes(8).toString("hex")
+
+export const rowKey = (tableId: number, key: string): string => `${tableId} ${key}`
+
+export class Feed extends Context.Service<
+  Feed,
+  {
+    readonly state: Effect.Effect<FeedState, LibsqlError>
+    readonly head: Effect.Effect<{ readonly epoch: string; readonly seq: number; readonly cut: string }>
+    /** One transaction: everything the body appends, with the position that the slot may be told afterwards. */
+    readonly append: <A, E>(body: (appender: Appender) => Effect.Effect<A, E>) => Effect.Effect<A, E | LibsqlError>
+    /** Makes the feed's tables those of the catalog; answers them with their ids and which need to be read again. */
+    readonly install: (tables: ReadonlyArray<Table>, toastable: ReadonlyMap<string, ReadonlySet<string>>, devices: DeviceRules | undefined) => Effect.Effect<
+      { readonly tables: ReadonlyArray<FeedTable>; readonly reread: ReadonlySet<number> },
+      LibsqlError
+    >
+    readonly tables: Effect.Effect<ReadonlyArray<FeedTable>>
+    /** The table's first copy is complete: its rows take new seqs and enter the cuts. */
+    readonly loaded: (appender: Appender, tableId: number) => Effect.Effect<void, LibsqlError>
+    readonly newEpoch: Effect.Effect<void, LibsqlError>
+    readonly setLife: (life: string, systemId: string, timeline: number) => Effect.Effect<void, LibsqlError>
+    readonly ready: Effect.Effect<boolean>
+    readonly key: (id: string) => Effect.Effect<SchoolKey | null>
+    readonly schools: Effect.Effect<ReadonlyArray<{ readonly id: string; readonly name: string; readonly paused: boolean; readonly revoked: boolean }>>
+    readonly manifest: (school: string) => Effect.Effect<Manifest>
+    readonly cluster: Effect.Effect<string>
+    readonly page: (request: { readonly school: string; readonly cursor: Cursor; readonly staged: Staged | null }) => Effect.Effect<FeedPage, LibsqlError>
+    readonly changed: (school: string, seq: number) => Effect.Effect<void>
+    readonly reader: {
+      readonly get: (incarnation: string) => Effect.Effect<Reader | null, LibsqlError>
+      readonly all: Effect.Effect<ReadonlyArray<Reader>, LibsqlError>
+      readonly put: (reader: Reader) => Effect.Effect<void, LibsqlError>
+      readonly seen: (incarnation: string, part: Partial<Reader>) => Effect.Effect<void, LibsqlError>
+    }
+  }
+>()("schoolbus/down/Feed") {
+  static readonly layer: Layer.Layer<Feed, LibsqlError, Libsql> = Layer.effect(
+    Feed,
+    Effect.gen(function* () {
+      const db = yield* Libsql
+      yield* db.write((tx) =>
+        tx.run(`INSERT INTO hub (id, epoch, commit_lsn) SELECT 1, ?, '0/0' WHERE NOT EXISTS (SELECT 1 FROM hub)`, [randomUUID()]),
+      )
+
+      interface HubRow {
+        readonly epoch: string
+        readonly seq: number
+        readonly commit_lsn: string
+        readonly commit_xid: number | null
+        readonly commit_at: string | null
+        readonly life: string | null
+        readonly life_last: string | null
+        readonly system_id: string | null
+        readonly timeline: number | null
+        readonly manifest: number
+      }
+      const readHub = (tx: Tx) => Effect.map(tx.all<HubRow>("SELECT * FROM hub"), ([row]) => row as HubRow)
+      const first = yield* db.read(readHub)
+      let head = {
+        epoch: first.epoch,
+        seq: first.seq,
+        cut: yield* db.read((tx) => Effect.map(tx.all<{ id: string }>("SELECT id FROM cut WHERE seq = ?", [first.seq]), ([row]) => row?.id ?? "0")),
+      }
+      let systemId = first.system_id ?? ""
+      let manifestVersion = first.manifest
+      let devices: DeviceRules | undefined
+      let feedTables: ReadonlyArray<FeedTable> = []
+
+      // Audience numbers, interned. A number that a rolled back append made is forgotten again.
+      const numberOf = new Map<string, number>()
+      for (const row of yield* db.read((tx) => tx.all<{ no: number; value: string }>("SELECT no, value FROM audience WHERE no > 0"))) numberOf.set(row.value, row.no)
+
+      // Keys and schools as the feed holds them.
+      let keys = new Map<string, { readonly school: string; readonly hash: string; readonly revoked: boolean }>()
+      let schools = new Map<string, { readonly id: string; readonly name: string; readonly paused: boolean; readonly revoked: boolean }>()
+      const loadKeys = Effect.gen(function* () {
+        const rows = yield* db.read((tx) =>
+          tx.all<{ name: string; columns: string; body: string }>(
+            `SELECT t.name, t.columns, e.body FROM entry e JOIN tables t ON t.id = e.tbl
+              WHERE t.name IN ('schoolbus.schools', 'schoolbus.school_keys') AND e.body IS NOT NULL`,
+          ),
+        )
+        const nextKeys: typeof keys = new Map()
+        const nextSchools: typeof schools = new Map()
+        for (const row of rows) {
+          const names = JSON.parse(row.columns) as ReadonlyArray<string>
+          const values = JSON.parse(row.body) as ReadonlyArray<string | boolean | null>
+          const value = (name: string) => values[names.indexOf(name)] ?? null
+          if (row.name === "schoolbus.schools") {
+            const id = String(value("id"))
+            nextSchools.set(id, { id, name: String(value("name")), paused: value("paused") === true, revoked: value("revoked_at") !== null })
+          } else {
+            nextKeys.set(String(value("id")), { school: String(value("school")), hash: String(value("hash")), revoked: value("revoked_at") !== null })
+          }
+        }
+        keys = nextKeys
+        schools = nextSchools
+      })
+      yield* loadKeys
+
+      // Who waits for what. lastTouched: the newest seq of an audience, filled on first question.
+      const lastTouched = new Map<number, number>()
+      const waiters = new Map<number, Set<Deferred.Deferred<void>>>()
+      const wake = (audience: number): Effect.Effect<void> => {
+        const waiting = waiters.get(audience)
+        if (waiting === undefined) return Effect.void
+        waiters.delete(audience)
+        return Effect.forEach(waiting, (deferred) => Deferred.succeed(deferred, undefined), { discard: true })
+      }
+
+      const readers = new Map<string, Reader>()
+      const unsaved = new Set<string>()
+      const saveReader = (tx: Tx, reader: Reader) =>
+        tx.run(
+          `INSERT INTO reader (incarnation, school, token, secret, secret_last, shown, epoch, seq, cut, batch, pending, seen_at, status, closed)
+           VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+           ON CONFLICT (incarnation) DO UPDATE SET school = excluded.school, token = excluded.token, secret = excluded.secret,
+             secret_last = excluded.secret_last, shown = excluded.shown, epoch = excluded.epoch, seq = excluded.seq, cut = excluded.cut,
+             batch = excluded.batch, pending = excluded.pending, seen_at = excluded.seen_at, status = excluded.status, closed = excluded.closed`,
+          [
+            reader.incarnation, reader.school, reader.token, reader.secret, reader.secret_last, reader.shown, reader.epoch, reader.seq,
+            reader.cut, reader.batch, reader.pending, reader.seen_at, reader.status, reader.closed,
+          ],
+        )
+      for (const row of yield* db.read((tx) => tx.all<Reader>("SELECT * FROM reader"))) readers.set(row.incarnation, row)
+      const flushReaders = Effect.suspend(() => {
+        if (unsaved.size === 0) return Effect.void
+        const batch = [...unsaved].flatMap((id) => readers.get(id) ?? [])
+        unsaved.clear()
+        return db.write((tx) => Effect.forEach(batch, (reader) => saveReader(tx, reader), { discard: true }))
+      })
+      yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(flushReaders, { log: "Warn" }), Schedule.spaced(FLUSH_READERS_MS)))
+      yield* Effect.addFinalizer(() => Effect.ignoreCause(flushReaders))
+
+      const append = <A, E>(body: (appender: Appender) => Effect.Effect<A, E>): Effect.Effect<A, E | LibsqlError> =>
+        Effect.gen(function* () {
+          let seq = head.seq
+          const touched = new Map<number, number>()
+          const fresh: Array<[string, number]> = []
+          let hubRowsChanged = false
+          const touch = (audience: number) => void touched.set(audience, seq)
+
+          const result = yield* db
+            .write((tx) =>
+              Effect.gen(function* () {
+                const intern = (audience: Append["audience"]): number => {
+                  if (audience === null) return NOBODY
+                  if ("no" in audience) return audience.no
+                  let no = numberOf.get(audience.value)
+                  if (no === undefined) {
+                    no = numberOf.size + 1
+                    numberOf.set(audience.value, no)
+                    fresh.push([audience.value, no])
+                  }
+                  return no
+                }
+                const rows = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
+                  const puts: Array<Array<Cell>> = []
+                  const careful: Array<Array<Cell>> = []
+                  const moves: Array<Array<Cell>> = []
+                  const deletes: Array<Array<Cell>> = []
+                  const known = fresh.length
+                  for (const { table, key, body: row, audience, at, isInsert, ifDifferent } of appends) {
+                    seq++
+                    const n = BigInt(seq)
+                    const id = BigInt(table.id)
+                    const cls = BigInt(table.loading ? -table.class : table.class)
+                    if (table.hubOnly) hubRowsChanged = true
+                    if (row === null) {
+                      deletes.push([n, BigInt(at), id, key])
+                      continue
+                    }
+                    const no = table.hubOnly ? NOBODY : intern(audience)
+                    ;(ifDifferent ? careful : puts).push([BigInt(no), cls, n, id, key, row, BigInt(at)])
+                    touch(no)
+                    if (!isInsert && !table.hubOnly) moves.push([n, BigInt(at), id, key, BigInt(no)])
+                  }
+                  for (const [value, no] of fresh.slice(known)) yield* tx.run("INSERT INTO audience (no, value) VALUES (?, ?)", [no, value])
+                  // Whoever held a row that is deleted or moved must be woken.
+                  const gone = [...deletes.map((d) => [d[2], d[3]]), ...moves.map((m) => [m[2], m[3]])]
+                  if (gone.length > 0) {
+                    const holders = yield* tx.all<{ audience: number }>(
+                      `SELECT DISTINCT e.audience FROM json_each(?) j CROSS JOIN entry e ON e.tbl = j.value->>0 AND e.key = j.value->>1 WHERE e.body IS NOT NULL`,
+                      [JSON.stringify(gone.map(([id, key]) => [Number(id), key]))],
+                    )
+                    for (const { audience } of holders) touch(audience)
+                  }
+                  yield* tx.many(
+                    `UPDATE entry SET body = NULL, seq = ?, at = ? WHERE tbl = ? AND key = ? AND body IS NOT NULL`,
+                    deletes,
+                  )
+                  yield* tx.many(
+                    `UPDATE entry SET body = NULL, seq = ?, at = ? WHERE tbl = ? AND key = ? AND audience <> ? AND body IS NOT NULL`,
+                    moves,
+                  )
+                  const upsert = `INSERT INTO entry (audience, class, seq, tbl, key, body, at) VALUES (?,?,?,?,?,?,?)
+                    ON CONFLICT (tbl, key, audience) DO UPDATE SET class = excluded.class, seq = excluded.seq, body = excluded.body, at = excluded.at`
+                  yield* tx.many(upsert, puts)
+                  yield* tx.many(`${upsert} WHERE entry.body IS NOT excluded.body`, careful)
+                })
+                const truncate = Effect.fnUntraced(function* (table: FeedTable, at: number) {
+                  if (table.hubOnly) hubRowsChanged = true
+                  const [count] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM entry WHERE tbl = ? AND body IS NOT NULL", [table.id])
+                  const holders = yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ? AND body IS NOT NULL", [table.id])
+                  yield* tx.run(
+                    `UPDATE entry SET body = NULL, at = ?1, seq = ?2 + r.n
+                       FROM (SELECT audience AS a, key AS k, row_number() OVER () AS n FROM entry WHERE tbl = ?3 AND body IS NOT NULL) r
+                      WHERE tbl = ?3 AND key = r.k AND audience = r.a`,
+                    [at, seq, table.id],
+                  )
+                  seq += count?.n ?? 0
+                  for (const { audience } of holders) touch(audience)
+                })
+                const position = (p: Position) =>
+                  Effect.asVoid(tx.run("UPDATE hub SET commit_lsn = ?, commit_xid = ?, commit_at = ?", [printLsn(p.lsn), p.xid, p.at]))
+                const bodies: Appender["bodies"] = (wanted) =>
+                  Effect.map(
+                    tx.all<{ tbl: number; key: string; body: string }>(
+                      `SELECT e.tbl, e.key, e.body FROM json_each(?) j CROSS JOIN entry e ON e.tbl = j.value->>0 AND e.key = j.value->>1 WHERE e.body IS NOT NULL`,
+                      [JSON.stringify(wanted)],
+                    ),
+                    (found) => new Map(found.map((row) => [rowKey(row.tbl, row.key), row.body])),
+                  )
+                const appender: Appender & { readonly advance: (by: number) => number } = {
+                  rows,
+                  truncate,
+                  position,
+                  bodies,
+                  tx,
+                  advance: (by) => {
+                    seq += by
+                    return seq - by
+                  },
+                }
+                const value = yield* body(appender)
+                let cut = head.cut
+                if (seq > head.seq) {
+                  cut = newCut()
+                  yield* tx.run("UPDATE hub SET seq = ?", [seq])
+                  yield* tx.run("INSERT INTO cut (seq, id) VALUES (?, ?)", [seq, cut])
+                }
+                return { value, cut }
+              }),
+            )
+            .pipe(
+              Effect.tapCause(() =>
+                Effect.sync(() => {
+                  for (const [value] of fresh) numberOf.delete(value)
+                }),
+              ),
+            )
+          head = { epoch: head.epoch, seq, cut: result.cut }
+          if (hubRowsChanged) yield* loadKeys
+          for (const audience of touched.keys()) lastTouched.set(audience, seq)
+          for (const audience of touched.keys()) yield* wake(audience)
+          return result.value
+        })
+
+      const renumber = (tx: Tx, seq: number, tableId: number, cls: number) =>
+        Effect.gen(function* () {
+          const [count] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM entry WHERE tbl = ?", [tableId])
+          yield* tx.run(
+            `UPDATE entry SET class = ?1, seq = ?2 + r.n
+               FROM (SELECT audience AS a, key AS k, row_number() OVER (ORDER BY seq) AS n FROM entry WHERE tbl = ?3) r
+              WHERE tbl = ?3 AND key = r.k AND audience = r.a`,
+            [cls, seq, tableId],
+          )
+          return count?.n ?? 0
+        })
+      const advanceOf = (appender: Appender): ((by: number) => number) => (appender as Appender & { readonly advance: (by: number) => number }).advance
+
+      const loaded = Effect.fnUntraced(function* (appender: Appender, tableId: number) {
+        const table = feedTables.find((t) => t.id === tableId)
+        if (table === undefined) return
+        const count = yield* renumber(appender.tx, advanceOf(appender)(0), tableId, table.class)
+        advanceOf(appender)(count)
+        yield* appender.tx.run("UPDATE tables SET status = 'ready', after = NULL WHERE id = ?", [tableId])
+        feedTables = feedTables.map((t) => (t.id === tableId ? { ...t, loading: false } : t))
+        // Everyone may now have rows of this table.
+        for (const audience of [EVERY_SCHOOL, ...numberOf.values()]) lastTouched.set(audience, Number.MAX_SAFE_INTEGER)
+      })
+
+      const install = Effect.fnUntraced(function* (
+        tables: ReadonlyArray<Table>,
+        toastable: ReadonlyMap<string, ReadonlySet<string>>,
+        rules: DeviceRules | undefined,
+      ) {
+        const reread = new Set<number>()
+        devices = rules
+        const content = JSON.stringify([tables, rules])
+        const installed = yield* append((appender) =>
+          Effect.gen(function* () {
+            const { tx } = appender
+            const present = yield* tx.all<{ id: number; name: string; columns: string; class: number; audience: string; status: string }>("SELECT * FROM tables")
+            const result: Array<FeedTable> = []
+            for (const table of tables) {
+              const cls = classOf[table.priority]
+              const names = table.columns.map((column) => column.name)
+              const audience = JSON.stringify(table.audience)
+              const before = present.find((row) => row.name === table.name)
+              let id = before?.id
+              let loading = before?.status === "loading"
+              if (before === undefined || id === undefined) {
+                const [row] = yield* tx.all<{ id: number }>(
+                  `INSERT INTO tables (name, columns, class, audience, status) VALUES (?,?,?,?,'loading') RETURNING id`,
+                  [table.name, JSON.stringify(names), cls, audience],
+                )
+                id = row?.id ?? 0
+                loading = true
+                reread.add(id)
+              } else {
+                if (before.columns !== JSON.stringify(names)) {
+                  const old = JSON.parse(before.columns) as ReadonlyArray<string>
+                  const picks = names.map((name) => (old.includes(name) ? `coalesce(body -> '$[${old.indexOf(name)}]', 'null')` : `'null'`))
+                  yield* tx.run(`UPDATE entry SET body = '[' || ${picks.join(" || ',' || ")} || ']' WHERE tbl = ? AND body IS NOT NULL`, [id])
+                  yield* tx.run("UPDATE tables SET columns = ? WHERE id = ?", [JSON.stringify(names), id])
+                  reread.add(id)
+                }
+                if (before.class !== cls) {
+                  const count = yield* renumber(tx, advanceOf(appender)(0), id, loading ? -cls : cls)
+                  advanceOf(appender)(count)
+                  yield* tx.run("UPDATE tables SET class = ? WHERE id = ?", [cls, id])
+                }
+                if (before.audience !== audience) {
+                  yield* tx.run("UPDATE tables SET audience = ? WHERE id = ?", [audience, id])
+                  reread.add(id)
+                }
+                if (loading) reread.add(id)
+              }
+              const hubOnly = table.name === "schoolbus.schools" || table.name === "schoolbus.school_keys"
+              result.push({
+                id,
+                name: table.name,
+                table,
+                hubOnly,
+                class: cls,
+                loading,
+                audienceAt: table.audience === "all" ? -1 : names.indexOf(table.audience.column),
+                columns: table.columns.map((column) => ({ name: column.name, kind: column.kind, toastable: toastable.get(table.name)?.has(column.name) ?? true })),
+                key: table.key.map((name) => names.indexOf(name)),
+              })
+            }
+            for (const row of present.filter((p) => !tables.some((t) => t.name === p.name))) {
+              yield* tx.run("DELETE FROM entry WHERE tbl = ?", [row.id])
+              yield* tx.run("DELETE FROM tables WHERE id = ?", [row.id])
+            }
+            yield* tx.run("UPDATE hub SET manifest = manifest + 1, tables_hash = ?1 WHERE tables_hash IS NOT ?1", [content])
+            return result
+          }),
+        )
+        feedTables = installed
+        manifestVersion = (yield* db.read(readHub)).manifest
+        yield* loadKeys
+        return { tables: installed, reread }
+      })
+
+      const schoolAudience = (school: string): number | null => numberOf.get(school) ?? null
+      const newestOf = (audience: number) =>
+        Effect.gen(function* () {
+          const known = lastTouched.get(audience)
+          if (known !== undefined && known !== Number.MAX_SAFE_INTEGER) return known
+          const [row] = yield* db.read((tx) =>
+            tx.all<{ seq: number | null }>(
+              `SELECT max(s) AS seq FROM (SELECT (SELECT max(seq) FROM entry WHERE audience = ?1 AND class = c.value) AS s FROM json_each('[10,8,5,3,1]') c)`,
+              [audience],
+            ),
+          )
+          const seq = row?.seq ?? 0
+          lastTouched.set(audience, Math.max(seq, 0))
+          return seq
+        })
+
+      const changed = (school: string, seq: number): Effect.Effect<void> =>
+        Effect.gen(function* () {
+          const own = schoolAudience(school)
+          const audiences = own === null ? [EVERY_SCHOOL] : [EVERY_SCHOOL, own]
+          // Registered before the question, so that an append in between is not missed.
+          const deferred = yield* Deferred.make<void>()
+          for (const audience of audiences) {
+            const waiting = waiters.get(audience) ?? new Set()
+            waiting.add(deferred)
+            waiters.set(audience, waiting)
+          }
+          const leave = Effect.sync(() => {
+            for (const audience of audiences) waiters.get(audience)?.delete(deferred)
+          })
+          yield* Effect.gen(function* () {
+            for (const audience of audiences) if ((yield* newestOf(audience)) > seq) return
+            // A school whose first row is still to come has no number to wait for.
+            yield* own === null ? Effect.race(Deferred.await(deferred), Effect.sleep("2 seconds")) : Deferred.await(deferred)
+          }).pipe(Effect.orDie, Effect.ensuring(leave))
+        })
+
+      interface EntryRow {
+        readonly seq: number
+        readonly tbl: number
+        readonly key: string
+        readonly body: string | null
+      }
+      const remaining = new Map<string, number>()
+
+      const page = Effect.fnUntraced(function* (request: { readonly school: string; readonly cursor: Cursor; readonly staged: Staged | null }) {
+        const tableById = new Map(feedTables.map((table) => [table.id, table]))
+        const own = schoolAudience(request.school) ?? NOBODY - 1
+        return yield* db.read((tx) =>
+          Effect.gen(function* () {
+            const hub = yield* readHub(tx)
+            const cutAt = (seq: number) => Effect.map(tx.all<{ id: string }>("SELECT id FROM cut WHERE seq = ?", [seq]), ([row]) => row?.id ?? null)
+            const { cursor } = request
+            const known = cursor.epoch === hub.epoch && cursor.seq > 0 && cursor.cut === (yield* cutAt(cursor.seq))
+            const full = !known
+            const from = known ? cursor.seq : 0
+            const staged = request.staged !== null && request.staged.headCut === (yield* cutAt(request.staged.head)) ? request.staged : null
+            const headCut = (yield* cutAt(hub.seq)) ?? "0"
+
+            const lines: Array<string> = []
+            let bytes = 0
+            let count = 0
+            let complete = true
+            let line: { cls: number; table: FeedTable; rows: Array<string>; bytes: number; last: number } | null = null
+            const flush = () => {
+              if (line === null) return
+              const names = JSON.stringify(line.table.columns.map((column) => column.name))
+              lines.push(sealLine(`["rows",${line.cls},${line.last},${JSON.stringify(line.table.name)},${names},[${line.rows.join(",")}]]`))
+              line = null
+            }
+            outer: for (const cls of [10, 8, 5, 3, 1]) {
+              let after = Math.max(from, staged?.after[String(cls)] ?? 0)
+              for (;;) {
+                const entries = yield* tx.all<EntryRow>(
+                  `SELECT * FROM (
+                     SELECT seq, tbl, key, body FROM entry WHERE audience = ?1 AND class = ?3 AND seq > ?4
+                     UNION ALL SELECT seq, tbl, key, body FROM entry WHERE audience = ?2 AND class = ?3 AND seq > ?4)
+                   ORDER BY seq, body IS NOT NULL LIMIT ${READ_ROWS}`,
+                  [EVERY_SCHOOL, own, cls, after],
+                )
+                for (const entry of entries) {
+                  const table = tableById.get(entry.tbl)
+                  if (table === undefined) continue
+                  if (bytes >= PAGE_BYTES) {
+                    // A seq is never split: its tombstone and its row go together.
+                    if (entry.seq !== after) {
+                      complete = false
+                      break outer
+                    }
+                  }
+                  const text = `[${entry.key},${entry.body ?? "null"}]`
+                  if (line !== null && (line.table !== table || line.cls !== cls || ((line.rows.length >= LINE_ROWS || line.bytes >= LINE_BYTES) && line.last !== entry.seq))) flush()
+                  line ??= { cls, table, rows: [], bytes: 0, last: 0 }
+                  line.rows.push(text)
+                  line.bytes += text.length
+                  line.last = entry.seq
+                  bytes += text.length
+                  count++
+                  after = entry.seq
+                }
+                if (entries.length < READ_ROWS) break
+              }
+            }
+            flush()
+            const [cached] = [remaining.get(request.school)]
+            let left = count
+            if (!complete) {
+              left =
+                staged !== null && cached !== undefined
+                  ? Math.max(cached, count)
+                  : ((yield* tx.all<{ n: number }>(
+                      `SELECT count(*) AS n FROM entry WHERE audience IN (?, ?) AND class > 0 AND seq > ?`,
+                      [EVERY_SCHOOL, own, from],
+                    ))[0]?.n ?? count)
+              remaining.set(request.school, left - count)
+            }
+            const header: Header = { school: request.school, epoch: hub.epoch, from, full, manifest: hub.manifest, head: hub.seq, headCut, left }
+            const empty = count === 0 && staged === null && !full
+            return {
+              header,
+              lines: [sealLine(JSON.stringify(["cut", header])), ...lines, sealLine(JSON.stringify(["page", { rows: count, complete }]))],
+              complete,
+              empty,
+            }
+          }),
+        )
+      })
+
+      const prune = Effect.gen(function* () {
+        const live = [...readers.values()].filter((reader) => reader.closed === 0 && reader.epoch === head.epoch && schools.get(reader.school)?.revoked === false)
+        const horizon = live.reduce((least, reader) => Math.min(least, reader.seq), head.seq)
+        yield* db.write((tx) =>
+          Effect.andThen(
+            tx.run("DELETE FROM entry WHERE body IS NULL AND class > 0 AND seq <= ?", [horizon]),
+            tx.run("DELETE FROM cut WHERE seq < ? AND seq <> (SELECT seq FROM hub) AND seq NOT IN (SELECT seq FROM reader)", [horizon]),
+          ),
+        )
+      })
+      yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(prune, { log: "Warn" }), Schedule.spaced(PRUNE_MS)))
+
+      return Feed.of({
+        state: Effect.map(db.read(readHub), (row) => ({
+          epoch: row.epoch,
+          seq: row.seq,
+          position: { lsn: parseLsn(row.commit_lsn), xid: row.commit_xid ?? 0, at: row.commit_at ?? "" },
+          life: row.life,
+          lifeLast: row.life_last,
+          systemId: row.system_id,
+          timeline: row.timeline,
+        })),
+        head: Effect.sync(() => head),
+        append,
+        install,
+        tables: Effect.sync(() => feedTables),
+        loaded,
+        newEpoch: Effect.gen(function* () {
+          const epoch = randomUUID()
+          yield* db.write((tx) => Effect.andThen(tx.run("UPDATE hub SET epoch = ?", [epoch]), tx.run("DELETE FROM cut WHERE seq <> (SELECT seq FROM hub)")))
+          head = { ...head, epoch }
+        }),
+        setLife: (life, system, timeline) =>
+          Effect.gen(function* () {
+            yield* db.write((tx) => tx.run("UPDATE hub SET life_last = life, life = ?, system_id = ?, timeline = ?", [life, system, timeline]))
+            systemId = system
+          }),
+        ready: Effect.sync(() => feedTables.length > 0 && feedTables.every((table) => !table.loading)),
+        key: (id) =>
+          Effect.sync(() => {
+            const key = keys.get(id)
+            const school = key === undefined ? undefined : schools.get(key.school)
+            if (key === undefined || school === undefined) return null
+            return { school: school.id, name: school.name, hash: key.hash, revoked: key.revoked || school.revoked, paused: school.paused }
+          }),
+        schools: Effect.sync(() => [...schools.values()]),
+        manifest: (school) =>
+          Effect.sync(() => ({
+            version: manifestVersion,
+            school: { id: school, name: schools.get(school)?.name ?? school },
+            tables: feedTables.filter((table) => !table.hubOnly).map((table) => table.table),
+            ...(devices === undefined ? {} : { devices }),
+          })),
+        cluster: Effect.sync(() => systemId),
+        page,
+        changed,
+        reader: {
+          get: (incarnation) => Effect.sync(() => readers.get(incarnation) ?? null),
+          all: Effect.sync(() => [...readers.values()]),
+          put: (reader) =>
+            Effect.gen(function* () {
+              yield* db.write((tx) => saveReader(tx, reader))
+              readers.set(reader.incarnation, reader)
+            }),
+          seen: (incarnation, part) =>
+            Effect.gen(function* () {
+              const before = readers.get(incarnation)
+              if (before === undefined) return
+              readers.set(incarnation, { ...before, seen_at: yield* Clock.currentTimeMillis, ...part })
+              unsaved.add(incarnation)
+            }),
+        },
+      })
+    }),
+  )
+}

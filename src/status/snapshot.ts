@@ -1,0 +1,141 @@
+/**
+ * The one status of a node: CLI, API, metrics and pages read it and nothing else, so they can never disagree.
+ * A field may be added; none changes its meaning.
+ */
+import * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import type { LibsqlError } from "../libsql/client.ts"
+
+export const SCHEMA_VERSION = 1
+
+/**
+ * `up_to_date` nothing waits on either side, and the other side has said so · `syncing` rows travel now ·
+ * `catching_up` a long way behind, and moving · `pending` own changes wait to be sent · `offline` no contact ·
+ * `paused` by a person · `stuck` needs help · `new` the first copy is not complete.
+ */
+export type State = "up_to_date" | "syncing" | "catching_up" | "pending" | "offline" | "paused" | "stuck" | "new"
+
+export const STATES: ReadonlyArray<State> = ["up_to_date", "syncing", "catching_up", "pending", "offline", "paused", "stuck", "new"]
+
+export interface Counts {
+  /** At a school: changes that wait for their verdict. At the hub: rows that schools have not applied yet. */
+  readonly pending: number
+  /** Quarantined changes, and rows that cannot be shown in the school. */
+  readonly failed: number
+  /** Rows that both sides hold alike (at the hub: rows in the feed, remembered deletes included). */
+  readonly synced: number
+  /** Conflicts that wait for a person. */
+  readonly conflicts: number
+}
+
+export interface TableStatus extends Counts {
+  /** `"public.students"` */
+  readonly table: string
+}
+
+/** Rows of a copy that is under way. */
+export interface Progress {
+  readonly table: string | null
+  readonly rows: number
+  readonly total: number
+}
+
+interface Base {
+  readonly schemaVersion: typeof SCHEMA_VERSION
+  /** RFC 3339, UTC: everything below is as of this time. */
+  readonly asOf: string
+  readonly version: string
+  readonly runtime: string
+  readonly state: State
+  /** Why, with the remedy; "" when there is nothing to say. */
+  readonly reason: string
+  /** One sentence for people. */
+  readonly summary: string
+  readonly totals: Counts
+  readonly tables: ReadonlyArray<TableStatus>
+  readonly progress: ReadonlyArray<Progress>
+}
+
+export interface SchoolSnapshot extends Base {
+  readonly role: "school"
+  readonly school: string | null
+  readonly name: string | null
+  readonly incarnation: string
+  readonly link: {
+    readonly state: "connecting" | "online" | "offline" | "stopped"
+    readonly detail: string
+    readonly lastContactAt: string | null
+    readonly lastSyncAt: string | null
+  }
+  readonly sending: { readonly pending: number; readonly oldestPendingAt: string | null; readonly batches: number; readonly lastBatch: number }
+  readonly receiving: { readonly epoch: string; readonly seq: string; readonly behind: number; readonly applying: boolean }
+  readonly devices: { readonly total: number; readonly approved: number; readonly waiting: number }
+  readonly workers: ReadonlyArray<{ readonly module: string; readonly failed: number; readonly error: string | null }>
+}
+
+/** One school as the hub sees it. */
+export interface SchoolView {
+  readonly school: string
+  readonly name: string
+  readonly state: State
+  readonly reason: string
+  readonly connected: boolean
+  readonly lastSeenAt: string | null
+  /** Rows of the feed that it has not applied; counted up to `LAG_COUNTED` of each audience and class. */
+  readonly lagRows: number
+  /** Changes that it has not pushed, by its own last word. */
+  readonly pending: number
+  readonly oldestPendingAt: string | null
+  readonly failed: number
+  readonly conflicts: number
+  readonly devices: number
+}
+
+/** The hub's slot, and what it costs the server. Sizes in bytes; null = Postgres cannot say. */
+export interface SlotView {
+  readonly slot: string
+  readonly database: string
+  readonly plugin: string
+  readonly active: boolean
+  readonly walStatus: string | null
+  readonly retainedBytes: number | null
+  readonly lagBytes: number | null
+  readonly lagSeconds: number | null
+  /** WAL that may still be written before the slot is lost; null = no limit is set. */
+  readonly safeWalBytes: number | null
+  readonly growthBytesPerSecond: number | null
+  /** Until the slot is lost at the present rate; null = no limit or no growth. */
+  readonly timeLeftSeconds: number | null
+  readonly inactiveSince: string | null
+}
+
+export interface HubSnapshot extends Base {
+  readonly role: "hub"
+  readonly postgres: boolean
+  readonly stream: { readonly state: "starting" | "streaming" | "standby" | "down"; readonly detail: string }
+  readonly feed: { readonly epoch: string; readonly seq: string; readonly lsn: string; readonly committedAt: string | null }
+  readonly slot: SlotView | null
+  readonly schools: ReadonlyArray<SchoolView>
+}
+
+export type Snapshot = HubSnapshot | SchoolSnapshot
+
+/** Builds the snapshot of this node; a database that does not answer is part of the answer where it can be. */
+export class Status extends Context.Service<Status, {
+  /** At the hub, a school's id narrows schools, tables and totals to it. */
+  readonly snapshot: (school?: string) => Effect.Effect<Snapshot, LibsqlError>
+}>()("schoolbus/status/Status") {}
+
+export const sumOf = (tables: ReadonlyArray<Counts>): Counts =>
+  tables.reduce<Counts>(
+    (sum, table) => ({
+      pending: sum.pending + table.pending,
+      failed: sum.failed + table.failed,
+      synced: sum.synced + table.synced,
+      conflicts: sum.conflicts + table.conflicts,
+    }),
+    { pending: 0, failed: 0, synced: 0, conflicts: 0 },
+  )
+
+/** ms since 1970 -> RFC 3339; 0 and null mean never. */
+export const timeOf = (ms: number | null): string | null => (ms === null || ms === 0 ? null : new Date(ms).toISOString())
