@@ -11,8 +11,8 @@ CREATE TABLE hub (
   life_last  TEXT,
   system_id  TEXT,                       -- of the Postgres cluster
   timeline   INTEGER,
-  tables_hash TEXT                       -- of the manifest's content; a change raises manifest
-  ,manifest  INTEGER NOT NULL DEFAULT 0
+  tables_hash TEXT,                      -- the manifest's content; a change raises manifest
+  manifest   INTEGER NOT NULL DEFAULT 0
 );
 
 -- columns: JSON list of names; it only grows, so a row written under an older shape is a shorter array.
@@ -51,6 +51,15 @@ CREATE UNIQUE INDEX entry_key ON entry (tbl, key, audience);
 CREATE TABLE unmet (
   tbl INTEGER NOT NULL,
   key TEXT NOT NULL,
+  PRIMARY KEY (tbl, key)
+) WITHOUT ROWID;
+
+-- Rows whose message left something out that the feed does not know: read again by key, outside the stream.
+-- why: toast (a column stored out of line), nan (a null that may stand for NaN or Infinity).
+CREATE TABLE reread (
+  tbl INTEGER NOT NULL,
+  key TEXT NOT NULL,
+  why TEXT NOT NULL,
   PRIMARY KEY (tbl, key)
 ) WITHOUT ROWID;
 

@@ -10,14 +10,13 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
-import { type Cursor } from "../model/cursor.ts"
-import { classOf, type Manifest, type Table } from "../model/table.ts"
-import type { DeviceRules } from "../model/table.ts"
+import type { Cursor } from "../model/cursor.ts"
+import { classOf, type DeviceRules, type Manifest, type Table } from "../model/table.ts"
 import type { Cell } from "../model/value.ts"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { sealLine } from "../link/frame.ts"
 import { type Header, LINE_BYTES, LINE_ROWS, PAGE_BYTES, type Staged } from "../link/protocol.ts"
-import { EVERY_SCHOOL, NOBODY } from "./audience.ts"
+import { audiencePosition, EVERY_SCHOOL, isHubOnly, NOBODY } from "./audience.ts"
 import type { DecodeTable } from "./decode.ts"
 
 /** Rows that one statement of a page reads. */
@@ -108,8 +107,13 @@ export interface Appender {
   readonly position: (position: Position) => Effect.Effect<void, LibsqlError>
   /** Bodies of present entries, by `tableId key`: for columns that a message leaves out. */
   readonly bodies: (keys: ReadonlyArray<readonly [tableId: number, key: string]>) => Effect.Effect<ReadonlyMap<string, string>, LibsqlError>
+  /** A table's first copy is complete: its rows take new seqs and enter the cuts. */
+  readonly loaded: (table: FeedTable) => Effect.Effect<void, LibsqlError>
   readonly tx: Tx
 }
+
+/** Moves a table's entries to new seqs at the head, in their order, under another class. */
+type Renumber = (tableId: number, cls: number) => Effect.Effect<void, LibsqlError>
 
 const newCut = (): string => randomBytes(8).toString("hex")
 
@@ -128,8 +132,6 @@ export class Feed extends Context.Service<
       LibsqlError
     >
     readonly tables: Effect.Effect<ReadonlyArray<FeedTable>>
-    /** The table's first copy is complete: its rows take new seqs and enter the cuts. */
-    readonly loaded: (appender: Appender, tableId: number) => Effect.Effect<void, LibsqlError>
     readonly newEpoch: Effect.Effect<void, LibsqlError>
     readonly setLife: (life: string, systemId: string, timeline: number) => Effect.Effect<void, LibsqlError>
     readonly ready: Effect.Effect<boolean>
@@ -251,6 +253,7 @@ export class Feed extends Context.Service<
           const touched = new Map<number, number>()
           const fresh: Array<[string, number]> = []
           let hubRowsChanged = false
+          const ready = new Set<number>()
           const touch = (audience: number) => void touched.set(audience, seq)
 
           const result = yield* db
@@ -334,17 +337,24 @@ export class Feed extends Context.Service<
                     ),
                     (found) => new Map(found.map((row) => [rowKey(row.tbl, row.key), row.body])),
                   )
-                const appender: Appender & { readonly advance: (by: number) => number } = {
-                  rows,
-                  truncate,
-                  position,
-                  bodies,
-                  tx,
-                  advance: (by) => {
-                    seq += by
-                    return seq - by
-                  },
-                }
+                const renumber: Renumber = Effect.fnUntraced(function* (tableId: number, cls: number) {
+                  const [count] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM entry WHERE tbl = ?", [tableId])
+                  yield* tx.run(
+                    `UPDATE entry SET class = ?1, seq = ?2 + r.n
+                       FROM (SELECT audience AS a, key AS k, row_number() OVER (ORDER BY seq) AS n FROM entry WHERE tbl = ?3) r
+                      WHERE tbl = ?3 AND key = r.k AND audience = r.a`,
+                    [cls, seq, tableId],
+                  )
+                  seq += count?.n ?? 0
+                  for (const row of yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ?", [tableId])) touch(row.audience)
+                })
+                const loaded = Effect.fnUntraced(function* (table: FeedTable) {
+                  if (!feedTables.some((t) => t.id === table.id && t.loading)) return
+                  yield* renumber(table.id, table.class)
+                  yield* tx.run("UPDATE tables SET status = 'ready', after = NULL WHERE id = ?", [table.id])
+                  ready.add(table.id)
+                })
+                const appender: Appender & { readonly renumber: Renumber } = { rows, truncate, position, bodies, loaded, tx, renumber }
                 const value = yield* body(appender)
                 let cut = head.cut
                 if (seq > head.seq) {
@@ -363,35 +373,12 @@ export class Feed extends Context.Service<
               ),
             )
           head = { epoch: head.epoch, seq, cut: result.cut }
+          if (ready.size > 0) feedTables = feedTables.map((table) => (ready.has(table.id) ? { ...table, loading: false } : table))
           if (hubRowsChanged) yield* loadKeys
           for (const audience of touched.keys()) lastTouched.set(audience, seq)
           for (const audience of touched.keys()) yield* wake(audience)
           return result.value
         })
-
-      const renumber = (tx: Tx, seq: number, tableId: number, cls: number) =>
-        Effect.gen(function* () {
-          const [count] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM entry WHERE tbl = ?", [tableId])
-          yield* tx.run(
-            `UPDATE entry SET class = ?1, seq = ?2 + r.n
-               FROM (SELECT audience AS a, key AS k, row_number() OVER (ORDER BY seq) AS n FROM entry WHERE tbl = ?3) r
-              WHERE tbl = ?3 AND key = r.k AND audience = r.a`,
-            [cls, seq, tableId],
-          )
-          return count?.n ?? 0
-        })
-      const advanceOf = (appender: Appender): ((by: number) => number) => (appender as Appender & { readonly advance: (by: number) => number }).advance
-
-      const loaded = Effect.fnUntraced(function* (appender: Appender, tableId: number) {
-        const table = feedTables.find((t) => t.id === tableId)
-        if (table === undefined) return
-        const count = yield* renumber(appender.tx, advanceOf(appender)(0), tableId, table.class)
-        advanceOf(appender)(count)
-        yield* appender.tx.run("UPDATE tables SET status = 'ready', after = NULL WHERE id = ?", [tableId])
-        feedTables = feedTables.map((t) => (t.id === tableId ? { ...t, loading: false } : t))
-        // Everyone may now have rows of this table.
-        for (const audience of [EVERY_SCHOOL, ...numberOf.values()]) lastTouched.set(audience, Number.MAX_SAFE_INTEGER)
-      })
 
       const install = Effect.fnUntraced(function* (
         tables: ReadonlyArray<Table>,
@@ -403,7 +390,7 @@ export class Feed extends Context.Service<
         const content = JSON.stringify([tables, rules])
         const installed = yield* append((appender) =>
           Effect.gen(function* () {
-            const { tx } = appender
+            const { tx, renumber } = appender as Appender & { readonly renumber: Renumber }
             const present = yield* tx.all<{ id: number; name: string; columns: string; class: number; audience: string; status: string }>("SELECT * FROM tables")
             const result: Array<FeedTable> = []
             for (const table of tables) {
@@ -430,25 +417,24 @@ export class Feed extends Context.Service<
                   reread.add(id)
                 }
                 if (before.class !== cls) {
-                  const count = yield* renumber(tx, advanceOf(appender)(0), id, loading ? -cls : cls)
-                  advanceOf(appender)(count)
+                  yield* renumber(id, loading ? -cls : cls)
                   yield* tx.run("UPDATE tables SET class = ? WHERE id = ?", [cls, id])
                 }
                 if (before.audience !== audience) {
                   yield* tx.run("UPDATE tables SET audience = ? WHERE id = ?", [audience, id])
                   reread.add(id)
                 }
-                if (loading) reread.add(id)
+                const [left] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM unmet WHERE tbl = ?) AS n", [id])
+                if (loading || left?.n === 1) reread.add(id)
               }
-              const hubOnly = table.name === "schoolbus.schools" || table.name === "schoolbus.school_keys"
-              result.push({
+                            result.push({
                 id,
                 name: table.name,
                 table,
-                hubOnly,
+                hubOnly: isHubOnly(table),
                 class: cls,
                 loading,
-                audienceAt: table.audience === "all" ? -1 : names.indexOf(table.audience.column),
+                audienceAt: audiencePosition(table.audience, table.columns),
                 columns: table.columns.map((column) => ({ name: column.name, kind: column.kind, toastable: toastable.get(table.name)?.has(column.name) ?? true })),
                 key: table.key.map((name) => names.indexOf(name)),
               })
@@ -471,7 +457,7 @@ export class Feed extends Context.Service<
       const newestOf = (audience: number) =>
         Effect.gen(function* () {
           const known = lastTouched.get(audience)
-          if (known !== undefined && known !== Number.MAX_SAFE_INTEGER) return known
+          if (known !== undefined) return known
           const [row] = yield* db.read((tx) =>
             tx.all<{ seq: number | null }>(
               `SELECT max(s) AS seq FROM (SELECT (SELECT max(seq) FROM entry WHERE audience = ?1 AND class = c.value) AS s FROM json_each('[10,8,5,3,1]') c)`,
@@ -479,8 +465,10 @@ export class Feed extends Context.Service<
             ),
           )
           const seq = row?.seq ?? 0
-          lastTouched.set(audience, Math.max(seq, 0))
-          return seq
+          // An append may have come in between.
+          const newest = Math.max(seq, lastTouched.get(audience) ?? 0)
+          lastTouched.set(audience, newest)
+          return newest
         })
 
       const changed = (school: string, seq: number): Effect.Effect<void> =>
@@ -621,7 +609,6 @@ export class Feed extends Context.Service<
         append,
         install,
         tables: Effect.sync(() => feedTables),
-        loaded,
         newEpoch: Effect.gen(function* () {
           const epoch = randomUUID()
           yield* db.write((tx) => Effect.andThen(tx.run("UPDATE hub SET epoch = ?", [epoch]), tx.run("DELETE FROM cut WHERE seq <> (SELECT seq FROM hub)")))

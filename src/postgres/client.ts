@@ -44,6 +44,8 @@ export interface Session {
   readonly query: <A = Row>(sql: string, params?: ReadonlyArray<Param>) => Effect.Effect<ReadonlyArray<A>, PostgresError>
   /** Rows as arrays, in select order. */
   readonly values: (sql: string, params?: ReadonlyArray<Param>) => Effect.Effect<ReadonlyArray<ReadonlyArray<string | null>>, PostgresError>
+  /** Rows as arrays of exactly what each type's output function prints. */
+  readonly texts: (sql: string, params?: ReadonlyArray<Param>) => Effect.Effect<ReadonlyArray<ReadonlyArray<string | null>>, PostgresError>
   /** Rows written or read by one statement. */
   readonly execute: (sql: string, params?: ReadonlyArray<Param>) => Effect.Effect<number, PostgresError>
 }
@@ -74,11 +76,18 @@ const toError = (sql: string) => (cause: unknown): PostgresError => {
   })
 }
 
+const utf8 = new TextDecoder()
+
 const sessionOf = (sql: Pick<postgres.Sql, "unsafe">): Session => {
   const unsafe = (text: string, params: ReadonlyArray<Param> = []) => sql.unsafe(text, params as never, { prepare: false })
   return {
     query: (text, params) => Effect.tryPromise({ try: async () => [...(await unsafe(text, params))] as never, catch: toError(text) }),
     values: (text, params) => Effect.tryPromise({ try: async () => [...(await unsafe(text, params).values())] as never, catch: toError(text) }),
+    texts: (text, params) =>
+      Effect.tryPromise({
+        try: async () => (await unsafe(text, params).raw()).map((row) => row.map((cell) => (cell === null ? null : utf8.decode(cell)))),
+        catch: toError(text),
+      }),
     execute: (text, params) => Effect.tryPromise({ try: async () => (await unsafe(text, params)).count ?? 0, catch: toError(text) }),
   }
 }

@@ -1,0 +1,195 @@
+/**
+ * Reads of Postgres outside the stream. One REPEATABLE READ transaction takes its snapshot, reads, and writes a mark row;
+ * while it is open, the hub remembers every key of the table that the stream touched, with the transaction that did it.
+ * When the mark arrives in the stream, a row that was read enters the feed unless a transaction that its snapshot could
+ * not see has touched the key: then what the stream said is newer.
+ */
+import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import { type Kind, textToToken, type Wire, wireToText } from "../model/value.ts"
+import { ident, type PostgresError, type PostgresPool, qualified, type Session } from "../postgres/client.ts"
+import type { FeedTable } from "./feed.ts"
+
+/** Rows of one chunk: about 50 ms of reading, about 2 MB of memory. */
+export const CHUNK_ROWS = 5_000
+/** A bracket whose mark has not come by then is taken again. */
+const MARK_TIMEOUT_MS = 30_000
+/** How often a snapshot is tried that does not yet see what was streamed already. */
+const SNAPSHOT_RETRY_MS = 10
+
+/** `pg_current_snapshot()`: transactions below xmin are over, those from xmax on have not begun, `running` were under way. */
+export interface Snapshot {
+  readonly xmin: bigint
+  readonly xmax: bigint
+  readonly running: ReadonlySet<bigint>
+}
+
+/** `"720:725:721,722"` */
+export const parseSnapshot = (text: string): Snapshot => {
+  const [xmin, xmax, running] = text.split(":")
+  return {
+    xmin: BigInt(xmin ?? ""),
+    xmax: BigInt(xmax ?? ""),
+    running: new Set((running ?? "").split(",").filter((part) => part !== "").map(BigInt)),
+  }
+}
+
+/** Whether a committed transaction, named by the 32-bit id of the stream, is visible in the snapshot. */
+export const isVisible = (snapshot: Snapshot, xid: number): boolean => {
+  const epoch = snapshot.xmax >> 32n
+  let full = (epoch << 32n) | BigInt(xid)
+  // The stream's id is the low half; the nearest full id to xmax is meant.
+  if (full > snapshot.xmax + (1n << 31n)) full -= 1n << 32n
+  if (full + (1n << 31n) < snapshot.xmax) full += 1n << 32n
+  if (full < snapshot.xmin) return true
+  if (full >= snapshot.xmax) return false
+  return !snapshot.running.has(full)
+}
+
+export interface ReadRow {
+  readonly key: string
+  readonly tokens: ReadonlyArray<string>
+}
+
+export type Want =
+  | { readonly kind: "chunk"; readonly after: string | null }
+  | { readonly kind: "keys"; readonly keys: ReadonlyArray<string>; readonly onlyNan: boolean }
+
+export interface Read {
+  readonly snapshot: Snapshot
+  readonly rows: ReadonlyArray<ReadRow>
+  /** Of a chunk: no row follows. */
+  readonly last: boolean
+}
+
+export interface Bracket {
+  readonly id: string
+  readonly table: FeedTable
+  readonly want: Want
+  /** Keys that the stream touched since the bracket was opened, with the transactions that did it. */
+  readonly touched: Map<string, Array<number>>
+  readonly truncatedBy: Array<number>
+  read: Read | null
+  readonly closed: Deferred.Deferred<void>
+}
+
+/** Rows of a bracket that may enter the feed now that its mark has come. */
+export const settledRows = (bracket: Bracket, read: Read): ReadonlyArray<ReadRow> => {
+  const isNewer = (xid: number): boolean => !isVisible(read.snapshot, xid)
+  if (bracket.truncatedBy.some(isNewer)) return []
+  return read.rows.filter((row) => !(bracket.touched.get(row.key)?.some(isNewer) ?? false))
+}
+
+export class BracketLate extends Data.TaggedError("BracketLate")<{ readonly table: string }> {}
+
+/** The open brackets and the transactions that a snapshot must see before it may be used. */
+export class Brackets {
+  readonly open = new Map<string, Bracket>()
+  /** Streamed transactions that touched a synced table and that no snapshot has been seen to contain yet. */
+  #streamed = new Set<number>()
+
+  note(table: FeedTable, key: string, xid: number): void {
+    for (const bracket of this.open.values()) {
+      if (bracket.table.id !== table.id) continue
+      const xids = bracket.touched.get(key)
+      if (xids === undefined) bracket.touched.set(key, [xid])
+      else if (xids.at(-1) !== xid) xids.push(xid)
+    }
+  }
+
+  noteTruncate(table: FeedTable, xid: number): void {
+    for (const bracket of this.open.values()) if (bracket.table.id === table.id) bracket.truncatedBy.push(xid)
+  }
+
+  noteTxn(xid: number): void {
+    this.#streamed.add(xid)
+    // Without a bracket nobody asks; a commit is visible long before this many others have followed it.
+    if (this.#streamed.size > 20_000) this.#streamed = new Set([...this.#streamed].slice(-10_000))
+  }
+
+  /** True when every streamed transaction is visible; those need not be asked for again. */
+  covers(snapshot: Snapshot): boolean {
+    for (const xid of this.#streamed) {
+      if (isVisible(snapshot, xid)) this.#streamed.delete(xid)
+    }
+    return this.#streamed.size === 0
+  }
+}
+
+const selectList = (table: FeedTable): string => table.columns.map((column) => ident(column.name)).join(", ")
+
+const keyColumns = (table: FeedTable): ReadonlyArray<{ readonly name: string; readonly kind: Kind; readonly type: string }> =>
+  table.key.map((position) => {
+    const column = table.table.columns[position]
+    return { name: ident(column?.name ?? ""), kind: column?.kind ?? "text", type: column?.type ?? "text" }
+  })
+
+const keyParams = (table: FeedTable, key: string): ReadonlyArray<string | null> => {
+  const values = JSON.parse(key) as ReadonlyArray<Wire>
+  return keyColumns(table).map((column, i) => wireToText(column.kind, values[i] ?? null))
+}
+
+const readRows = (session: Session, table: FeedTable, want: Want): Effect.Effect<Omit<Read, "snapshot">, PostgresError> => {
+  const columns = keyColumns(table)
+  const names = columns.map((column) => column.name).join(", ")
+  const toRow = (texts: ReadonlyArray<string | null>): ReadRow => {
+    const tokens = table.columns.map((column, i) => textToToken(column.kind, texts[i] ?? null))
+    return { tokens, key: `[${table.key.map((position) => tokens[position]).join(",")}]` }
+  }
+  if (want.kind === "chunk") {
+    const where = want.after === null ? "" : `WHERE (${names}) > (${columns.map((column, i) => `$${i + 1}::text::${column.type}`).join(", ")})`
+    return Effect.map(
+      session.texts(
+        `SELECT ${selectList(table)} FROM ${qualified(table.name)} ${where} ORDER BY ${names} LIMIT ${CHUNK_ROWS}`,
+        want.after === null ? [] : keyParams(table, want.after),
+      ),
+      (rows) => ({ rows: rows.map(toRow), last: rows.length < CHUNK_ROWS }),
+    )
+  }
+  const params = want.keys.map((key) => keyParams(table, key))
+  const arrays = columns.map((_, i) => params.map((values) => values[i] ?? null))
+  const unnest = `unnest(${columns.map((_, i) => `$${i + 1}::text[]`).join(", ")}) AS k (${columns.map((_, i) => `k${i}`).join(", ")})`
+  const join = columns.map((column, i) => `t.${column.name} = k.k${i}::${column.type}`).join(" AND ")
+  const special = table.columns
+    .filter((column) => column.kind === "float" || column.kind === "numeric")
+    .map((column) => `t.${ident(column.name)}::text IN ('NaN', 'Infinity', '-Infinity')`)
+  const filter = want.onlyNan && special.length > 0 ? ` WHERE ${special.join(" OR ")}` : ""
+  const list = table.columns.map((column) => `t.${ident(column.name)}`).join(", ")
+  return Effect.map(session.texts(`SELECT ${list} FROM ${unnest} JOIN ${qualified(table.name)} t ON ${join}${filter}`, arrays), (rows) => ({
+    rows: rows.map(toRow),
+    last: true,
+  }))
+}
+
+/** Takes one bracket and waits until its rows stand in the feed. */
+export const takeBracket = (
+  pg: PostgresPool,
+  brackets: Brackets,
+  table: FeedTable,
+  want: Want,
+  id: string,
+): Effect.Effect<Read, PostgresError | BracketLate> =>
+  Effect.gen(function* () {
+    const bracket: Bracket = { id, table, want, touched: new Map(), truncatedBy: [], read: null, closed: yield* Deferred.make<void>() }
+    brackets.open.set(id, bracket)
+    const attempt = pg.tx(
+      (session) =>
+        Effect.gen(function* () {
+          const [row] = yield* session.query<{ snapshot: string }>("SELECT pg_current_snapshot()::text AS snapshot")
+          const snapshot = parseSnapshot(row?.snapshot ?? "")
+          if (!brackets.covers(snapshot)) return false
+          const read = yield* readRows(session, table, want)
+          // Set before the commit: the mark may come back before the commit's answer does.
+          bracket.read = { snapshot, ...read }
+          yield* session.execute("INSERT INTO schoolbus.marks (id) VALUES ($1)", [id])
+          return true
+        }),
+      "repeatable read",
+    )
+    while (!(yield* attempt)) yield* Effect.sleep(SNAPSHOT_RETRY_MS)
+    yield* Deferred.await(bracket.closed).pipe(
+      Effect.timeoutOrElse({ duration: MARK_TIMEOUT_MS, orElse: () => Effect.fail(new BracketLate({ table: table.name })) }),
+    )
+    return bracket.read as Read
+  }).pipe(Effect.ensuring(Effect.sync(() => void brackets.open.delete(id))))
