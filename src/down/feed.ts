@@ -132,6 +132,8 @@ export class Feed extends Context.Service<
       LibsqlError
     >
     readonly tables: Effect.Effect<ReadonlyArray<FeedTable>>
+    /** Keys to be read again outside the stream, at most `limit`. */
+    readonly waitingRereads: (limit: number) => Effect.Effect<ReadonlyArray<{ readonly tbl: number; readonly key: string; readonly why: string }>, LibsqlError>
     readonly newEpoch: Effect.Effect<void, LibsqlError>
     readonly setLife: (life: string, systemId: string, timeline: number) => Effect.Effect<void, LibsqlError>
     readonly ready: Effect.Effect<boolean>
@@ -609,6 +611,7 @@ export class Feed extends Context.Service<
         append,
         install,
         tables: Effect.sync(() => feedTables),
+        waitingRereads: (limit) => db.read((tx) => tx.all<{ tbl: number; key: string; why: string }>("SELECT tbl, key, why FROM reread LIMIT ?", [limit])),
         newEpoch: Effect.gen(function* () {
           const epoch = randomUUID()
           yield* db.write((tx) => Effect.andThen(tx.run("UPDATE hub SET epoch = ?", [epoch]), tx.run("DELETE FROM cut WHERE seq <> (SELECT seq FROM hub)")))

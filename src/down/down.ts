@@ -1,0 +1,393 @@
+/**
+ * Postgres -> feed. One consumer, in commit order:
+ *
+ *     take (wal.ts) ─> decode ─> compact per key ─> route ─> one feed transaction: rows + commit LSN ─> confirm the slot
+ *                                     ▲
+ *                   brackets (bracket.ts): first copy, re-reads, comparisons, entering at their mark
+ *
+ * What arrived while a transaction was being written is the next batch. A batch ends at a commit; a txn larger than a
+ * batch is written chunk by chunk inside one feed transaction, so nothing of it shows before its commit.
+ */
+import { randomUUID } from "node:crypto"
+import * as Clock from "effect/Clock"
+import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import type { LibsqlError } from "../libsql/client.ts"
+import { type Lsn, parseLsn } from "../model/lsn.ts"
+import type { PostgresError, PostgresPool } from "../postgres/client.ts"
+import type { WalMessage, WalReader, WalStopped } from "../postgres/wal.ts"
+import { idleStep } from "./ack.ts"
+import { audienceOf } from "./audience.ts"
+import { type Bracket, type BracketLate, Brackets, settledRows, takeBracket } from "./bracket.ts"
+import { makeDecoder } from "./decode.ts"
+import { type Append, type Appender, Feed, type FeedTable, type Position, rowKey } from "./feed.ts"
+
+/** Messages of an unfinished txn that are held before it is written chunk by chunk. */
+const LARGE_TXN = 20_000
+/** Compacted rows handed to the writer at once. */
+const CHUNK = 10_000
+/** Keys of one re-read, and how often re-reads are looked for. */
+const REREAD_KEYS = 1_000
+const REREAD_MS = 500
+
+/** A message that the catalog does not explain: the flow starts again with a fresh catalog. */
+export class ShapeChanged extends Data.TaggedError("ShapeChanged")<{ readonly table: string; readonly message: string }> {}
+
+export interface DownOptions {
+  readonly pg: PostgresPool
+  readonly wal: WalReader
+  readonly tables: ReadonlyArray<FeedTable>
+  /** Tables to be read whole: not loaded yet, or to be compared. */
+  readonly reread: ReadonlySet<number>
+  readonly onLoading: (table: string, rows: number, done: boolean) => Effect.Effect<void>
+}
+
+/** Marks are decoded like rows but stand in no table of the feed. */
+const MARKS = "schoolbus.marks"
+const marksTable = { id: 0, name: MARKS, columns: [{ name: "id", kind: "text" as const, toastable: true }, { name: "at", kind: "text" as const, toastable: false }], key: [0] }
+type Decoded = FeedTable | typeof marksTable
+const isMark = (table: Decoded): table is typeof marksTable => table.id === 0
+
+interface Pending {
+  readonly table: FeedTable
+  readonly key: string
+  tokens: ReadonlyArray<string | undefined> | null
+  at: number
+  isInsert: boolean
+  ifDifferent: boolean
+}
+
+/** `"2026-01-01 08:00:00.123456+00"` -> microseconds since 1970. */
+export const commitMicros = (text: string): number => {
+  const match = /^(\d{4}-\d{2}-\d{2}) (\d{2}:\d{2}:\d{2})(?:\.(\d{1,6}))?([+-]\d{2})$/.exec(text)
+  if (match === null) return 0
+  return Date.parse(`${match[1]}T${match[2]}${match[4]}:00`) * 1000 + Number((match[3] ?? "").padEnd(6, "0"))
+}
+
+const isCommit = (message: WalMessage): boolean => message.text.charCodeAt(11) === 67
+
+const lastCommit = (messages: ReadonlyArray<WalMessage>): number => {
+  for (let i = messages.length - 1; i >= 0; i--) if (isCommit(messages[i] as WalMessage)) return i
+  return -1
+}
+
+/** Runs until the stream stops or the catalog no longer fits. */
+export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped | ShapeChanged | LibsqlError | PostgresError | BracketLate, Feed | Scope.Scope> =>
+  Effect.gen(function* () {
+    const feed = yield* Feed
+    const { pg, wal } = options
+    const brackets = new Brackets()
+    const decode = makeDecoder<Decoded>([...options.tables, marksTable])
+    const comparing = new Set<number>()
+    const floats = new Map(options.tables.map((table) => [table.id, table.columns.flatMap((c, i) => (c.kind === "float" || c.kind === "numeric" ? [i] : []))]))
+    const first = yield* feed.state
+    let durable = first.position.lsn
+    let idle: Lsn = 0n
+    let savedAt = yield* Clock.currentTimeMillis
+    let xid = first.position.xid
+    let at = first.position.at
+    let micros = commitMicros(at)
+
+    /** Writes compacted rows; rows whose message left something out are completed from the feed, or read again. */
+    const writeRows = Effect.fnUntraced(function* (appender: Appender, pending: Map<string, Pending>) {
+      if (pending.size === 0) return
+      const incomplete = [...pending.values()].filter((row) => row.tokens?.includes(undefined) === true)
+      const present = incomplete.length === 0 ? new Map<string, string>() : yield* appender.bodies(incomplete.map((row) => [row.table.id, row.key] as const))
+      const unknown: Array<readonly [number, string, string]> = []
+      const rows: Array<Append> = []
+      for (const [id, row] of pending) {
+        const { table, key } = row
+        const appended = { table, key, at: row.at, isInsert: row.isInsert, ifDifferent: row.ifDifferent }
+        if (row.tokens === null) {
+          rows.push({ ...appended, body: null, audience: null })
+          continue
+        }
+        let tokens = row.tokens
+        if (tokens.includes(undefined)) {
+          const body = present.get(id)
+          if (body === undefined) {
+            unknown.push([table.id, key, "toast"])
+            continue
+          }
+          const before = tokenize(body)
+          tokens = tokens.map((token, i) => token ?? before[i])
+        }
+        if (!row.ifDifferent && floats.get(table.id)?.some((position) => tokens[position] === "null") === true) unknown.push([table.id, key, "nan"])
+        rows.push({ ...appended, body: `[${tokens.join(",")}]`, audience: audienceOf(table.audienceAt, tokens) })
+      }
+      yield* appender.rows(rows)
+      if (unknown.length > 0) {
+        yield* appender.tx.run(`INSERT OR IGNORE INTO reread (tbl, key, why) SELECT value->>0, value->>1, value->>2 FROM json_each(?)`, [JSON.stringify(unknown)])
+      }
+      const met = [...pending.values()].filter((row) => comparing.has(row.table.id))
+      if (met.length > 0) {
+        yield* appender.tx.run(`DELETE FROM unmet WHERE (tbl, key) IN (SELECT value->>0, value->>1 FROM json_each(?))`, [
+          JSON.stringify(met.map((row) => [row.table.id, row.key])),
+        ])
+      }
+    })
+
+    /** The mark of a bracket has come: its rows enter, and the progress that they mean is written with them. */
+    const closeBracket = Effect.fnUntraced(function* (appender: Appender, pending: Map<string, Pending>, bracket: Bracket) {
+      const { read, table, want } = bracket
+      if (read === null) return
+      const settled = settledRows(bracket, read)
+      for (const row of settled) {
+        pending.set(rowKey(table.id, row.key), { table, key: row.key, tokens: row.tokens, at: micros, isInsert: false, ifDifferent: true })
+      }
+      if (want.kind === "keys") {
+        yield* appender.tx.run(`DELETE FROM reread WHERE tbl = ? AND key IN (SELECT value FROM json_each(?))`, [table.id, JSON.stringify(want.keys)])
+        return
+      }
+      yield* writeRows(appender, pending)
+      pending.clear()
+      if (!read.last) {
+        yield* appender.tx.run("UPDATE tables SET after = ? WHERE id = ?", [read.rows.at(-1)?.key ?? null, table.id])
+        return
+      }
+      if (comparing.has(table.id)) {
+        const gone = yield* appender.tx.all<{ key: string }>("SELECT key FROM unmet WHERE tbl = ?", [table.id])
+        for (let i = 0; i < gone.length; i += CHUNK) {
+          yield* appender.rows(
+            gone.slice(i, i + CHUNK).map(({ key }) => ({ table, key, body: null, audience: null, at: micros, isInsert: false, ifDifferent: false })),
+          )
+        }
+        yield* appender.tx.run("DELETE FROM unmet WHERE tbl = ?", [table.id])
+        yield* appender.tx.run("UPDATE tables SET after = NULL WHERE id = ?", [table.id])
+        comparing.delete(table.id)
+      }
+      yield* appender.loaded(table)
+    })
+
+    /** Takes messages that end with a commit, or a piece of one large txn, into the open append. */
+    const takeIn = Effect.fnUntraced(function* (appender: Appender, pending: Map<string, Pending>, closed: Array<Bracket>, messages: ReadonlyArray<WalMessage>) {
+      let position: Position | null = null
+      let touchedTxn = false
+      for (const message of messages) {
+        const event = decode(message.text)
+        switch (event.kind) {
+          case "begin":
+            xid = event.xid
+            at = event.at
+            micros = commitMicros(at)
+            touchedTxn = false
+            break
+          case "commit":
+            position = { lsn: parseLsn(message.lsn), xid, at }
+            break
+          case "none":
+            break
+          case "put": {
+            const { table } = event
+            if (isMark(table)) {
+              const bracket = brackets.open.get(JSON.parse(event.tokens[0] ?? "null") as string)
+              if (bracket !== undefined) {
+                yield* closeBracket(appender, pending, bracket)
+                closed.push(bracket)
+              }
+              break
+            }
+            if (!touchedTxn) {
+              touchedTxn = true
+              brackets.noteTxn(xid)
+            }
+            if (event.oldKey !== null) {
+              brackets.note(table, event.oldKey, xid)
+              // Columns that the message leaves out stand under the old key.
+              if (event.tokens.includes(undefined)) {
+                yield* writeRows(appender, pending)
+                pending.clear()
+                const body = (yield* appender.bodies([[table.id, event.oldKey]])).get(rowKey(table.id, event.oldKey))
+                if (body !== undefined) {
+                  const before = tokenize(body)
+                  const tokens = event.tokens.map((token, i) => token ?? before[i])
+                  pending.set(rowKey(table.id, event.key), { table, key: event.key, tokens, at: micros, isInsert: false, ifDifferent: false })
+                }
+              }
+              pending.set(rowKey(table.id, event.oldKey), { table, key: event.oldKey, tokens: null, at: micros, isInsert: false, ifDifferent: false })
+            }
+            brackets.note(table, event.key, xid)
+            const id = rowKey(table.id, event.key)
+            const before = pending.get(id)
+            if (before === undefined) {
+              pending.set(id, { table, key: event.key, tokens: event.tokens, at: micros, isInsert: event.isInsert, ifDifferent: false })
+            } else {
+              const known = before.tokens
+              before.tokens = known !== null && event.tokens.includes(undefined) ? event.tokens.map((token, i) => token ?? known[i]) : event.tokens
+              before.at = micros
+              // A key that was deleted and inserted again may have been held by another audience before.
+              before.isInsert = before.isInsert && known !== null
+              before.ifDifferent = false
+            }
+            break
+          }
+          case "delete":
+            if (isMark(event.table)) break
+            if (!touchedTxn) {
+              touchedTxn = true
+              brackets.noteTxn(xid)
+            }
+            brackets.note(event.table, event.key, xid)
+            pending.set(rowKey(event.table.id, event.key), { table: event.table, key: event.key, tokens: null, at: micros, isInsert: false, ifDifferent: false })
+            break
+          case "truncate":
+            if (isMark(event.table)) break
+            brackets.noteTxn(xid)
+            brackets.noteTruncate(event.table, xid)
+            yield* writeRows(appender, pending)
+            pending.clear()
+            yield* appender.truncate(event.table, micros)
+            break
+          case "shape":
+            return yield* new ShapeChanged({ table: event.table.name, message: `a row of ${event.table.name} does not have the expected columns (${event.detail})` })
+          case "unreadable":
+            return yield* new ShapeChanged({ table: "", message: `the stream sent something that is not a wal2json message: ${event.text.slice(0, 200)}` })
+        }
+        if (pending.size >= CHUNK) {
+          yield* writeRows(appender, pending)
+          pending.clear()
+        }
+      }
+      return position
+    })
+
+    const consume = Effect.gen(function* () {
+      let carry: ReadonlyArray<WalMessage> = []
+      while (true) {
+        const taken = yield* wal.take
+        const messages = carry.length === 0 ? taken.messages : [...carry, ...taken.messages]
+        carry = []
+        if (messages.length === 0) {
+          if (taken.keepalive !== null && taken.keepalive > idle) idle = taken.keepalive
+        } else {
+          let end = lastCommit(messages)
+          if (end === -1 && messages.length < LARGE_TXN) {
+            carry = messages
+            continue
+          }
+          // A txn without synced rows is two messages: nothing to write.
+          if (end >= 0 && messages.every((message) => isCommit(message) || message.text.charCodeAt(11) === 66)) {
+            idle = parseLsn((messages[end] as WalMessage).lsn)
+            carry = messages.slice(end + 1)
+          } else {
+            const closed: Array<Bracket> = []
+            const position = yield* feed.append((appender) =>
+              Effect.gen(function* () {
+                const pending = new Map<string, Pending>()
+                let reached = yield* takeIn(appender, pending, closed, end === -1 ? messages : messages.slice(0, end + 1))
+                carry = end === -1 ? [] : messages.slice(end + 1)
+                while (reached === null) {
+                  const more = (yield* wal.take).messages
+                  end = lastCommit(more)
+                  reached = yield* takeIn(appender, pending, closed, end === -1 ? more : more.slice(0, end + 1))
+                  if (end >= 0) carry = more.slice(end + 1)
+                }
+                yield* writeRows(appender, pending)
+                yield* appender.position(reached)
+                return reached
+              }),
+            )
+            durable = position.lsn
+            savedAt = yield* Clock.currentTimeMillis
+            yield* wal.confirm(durable)
+            for (const bracket of closed) {
+              brackets.open.delete(bracket.id)
+              yield* Deferred.succeed(bracket.closed, undefined)
+            }
+          }
+        }
+        const step = idleStep({ durable, idle, savedAt }, yield* Clock.currentTimeMillis)
+        if (step.kind === "save" && carry.length === 0) {
+          yield* feed.append((appender) => appender.position({ lsn: step.position, xid, at }))
+          durable = step.position
+          savedAt = yield* Clock.currentTimeMillis
+          yield* wal.confirm(durable)
+        }
+      }
+    })
+
+    /** Reads whole tables, chunk by chunk, each chunk in the feed before the next is read. */
+    const copy = Effect.gen(function* () {
+      for (const table of options.tables.filter((t) => options.reread.has(t.id))) {
+        const [row] = yield* feed.append((appender) => appender.tx.all<{ after: string | null; n: number }>(
+          "SELECT after, (SELECT count(*) FROM entry WHERE tbl = tables.id AND body IS NOT NULL) AS n FROM tables WHERE id = ?",
+          [table.id],
+        ))
+        let after = table.loading ? (row?.after ?? null) : null
+        if (!table.loading) {
+          comparing.add(table.id)
+          yield* feed.append((appender) =>
+            Effect.andThen(
+              appender.tx.run("DELETE FROM unmet WHERE tbl = ?", [table.id]),
+              appender.tx.run("INSERT INTO unmet (tbl, key) SELECT DISTINCT tbl, key FROM entry WHERE tbl = ? AND body IS NOT NULL", [table.id]),
+            ),
+          )
+        }
+        let rows = table.loading ? (row?.n ?? 0) : 0
+        for (;;) {
+          const read = yield* takeBracket(pg, brackets, table, { kind: "chunk", after }, randomUUID()).pipe(
+            Effect.retry({ times: 5, while: (error) => error._tag === "BracketLate" }),
+          )
+          rows += read.rows.length
+          yield* options.onLoading(table.name, rows, read.last)
+          if (read.last) break
+          after = read.rows.at(-1)?.key ?? after
+        }
+      }
+    })
+
+    const tableById = new Map(options.tables.map((table) => [table.id, table]))
+    /** Rows that must be read again by key, in bulk. */
+    const rereadKeys = Effect.gen(function* () {
+      const wanted = yield* feed.waitingRereads(REREAD_KEYS)
+      const groups = new Map<string, { table: FeedTable; why: string; keys: Array<string> }>()
+      for (const row of wanted) {
+        const table = tableById.get(row.tbl)
+        if (table === undefined) continue
+        const group = groups.get(`${row.tbl} ${row.why}`) ?? { table, why: row.why, keys: [] }
+        group.keys.push(row.key)
+        groups.set(`${row.tbl} ${row.why}`, group)
+      }
+      for (const { table, why, keys } of groups.values()) {
+        yield* takeBracket(pg, brackets, table, { kind: "keys", keys, onlyNan: why === "nan" }, randomUUID()).pipe(
+          Effect.retry({ times: 5, while: (error) => error._tag === "BracketLate" }),
+        )
+      }
+    })
+
+    // Marks are only ever read from the stream.
+    const sweep = Effect.ignore(pg.execute("DELETE FROM schoolbus.marks WHERE at < now() - interval '1 hour'"))
+
+    return yield* Effect.raceAll([
+      consume as Effect.Effect<never, WalStopped | ShapeChanged | LibsqlError>,
+      Effect.andThen(copy, Effect.andThen(Effect.repeat(rereadKeys, Schedule.spaced(REREAD_MS)), Effect.never)),
+      Effect.andThen(Effect.repeat(sweep, Schedule.spaced("1 hour")), Effect.never),
+    ])
+  })
+
+/** The elements of a JSON array as they stand, without parsing them. */
+export const tokenize = (body: string): ReadonlyArray<string> => {
+  const tokens: Array<string> = []
+  let depth = 0
+  let inString = false
+  let start = 1
+  for (let i = 0; i < body.length; i++) {
+    const c = body.charCodeAt(i)
+    if (inString) {
+      if (c === 92) i++
+      else if (c === 34) inString = false
+    } else if (c === 34) inString = true
+    else if (c === 91) depth++
+    else if (c === 93) {
+      depth--
+      if (depth === 0 && i > start) tokens.push(body.slice(start, i))
+    } else if (c === 44 && depth === 1) {
+      tokens.push(body.slice(start, i))
+      start = i + 1
+    }
+  }
+  return tokens
+}
