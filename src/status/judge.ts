@@ -1,0 +1,176 @@
+/**
+ * Which state a node is in, from the facts (pure). The order of the rules is the order of what a person must know first:
+ * a named stop, then a person's own pause, then contact, then work.
+ */
+import type { State } from "./snapshot.ts"
+
+/** A school that was not heard for this long is offline: a long poll ends every 25 s, and a half-open one is found in 45 s. */
+export const OFFLINE_AFTER_MS = 90_000
+/** With the link up, nothing may wait this long without moving. */
+export const STUCK_AFTER_MS = 15 * 60_000
+/** More rows than this to come are a catch-up; fewer are just traffic. */
+export const CATCH_UP_ROWS = 1_000
+
+export interface Judged {
+  readonly state: State
+  /** Why, with the remedy; "" when there is nothing to say. */
+  readonly reason: string
+}
+
+export interface SchoolOwnFacts {
+  readonly now: number
+  readonly link: "connecting" | "online" | "offline" | "stopped"
+  readonly linkDetail: string
+  /** Named stop of `schoolbus_state`; null = none. */
+  readonly stop: string | null
+  readonly paused: boolean
+  /** True once a cut has been applied. */
+  readonly hasCut: boolean
+  /** A cut is being received or applied: rows in all, 0 = none. */
+  readonly comingRows: number
+  readonly pending: number
+  /** Of them, in frozen batches. */
+  readonly sending: number
+  readonly oldestPendingAt: number | null
+}
+
+export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
+  if (facts.stop !== null) return { state: "stuck", reason: facts.linkDetail || stopReason(facts.stop) }
+  if (facts.link === "stopped") return { state: "stuck", reason: facts.linkDetail || "the hub refuses this node; see its log" }
+  if (facts.paused) return { state: "paused", reason: "paused at head office; resume with: schoolbus schools resume" }
+  if (!facts.hasCut) return { state: "new", reason: facts.linkDetail }
+  if (facts.link !== "online") return { state: "offline", reason: facts.linkDetail }
+  if (facts.pending > 0 && facts.oldestPendingAt !== null && facts.now - facts.oldestPendingAt > STUCK_AFTER_MS && facts.comingRows === 0) {
+    return { state: "stuck", reason: facts.linkDetail || "changes do not leave although the link is up; see: schoolbus conflicts list, and the log" }
+  }
+  if (facts.comingRows > CATCH_UP_ROWS) return { state: "catching_up", reason: facts.linkDetail }
+  if (facts.comingRows > 0 || facts.sending > 0) return { state: "syncing", reason: facts.linkDetail }
+  if (facts.pending > 0) return { state: "pending", reason: facts.linkDetail }
+  return { state: "up_to_date", reason: facts.linkDetail }
+}
+
+/** The words for a named stop when the link has not given better ones. */
+export const stopReason = (stop: string): string => {
+  switch (stop) {
+    case "cloned":
+      return "two copies of this school's file are in use; stop one of them"
+    case "restored":
+      return "this file is an older copy than the hub knows"
+    case "wrong_cluster":
+      return "the hub belongs to another Postgres than the one this file was filled from; check --hub"
+    case "schema_ahead":
+      return "head office's tables need a newer schoolbus here; update this program"
+    case "unauthorized":
+      return "the hub does not know this key; ask head office for a new one (schoolbus schools rotate-key)"
+    default:
+      return stop
+  }
+}
+
+export interface SchoolSeenFacts {
+  readonly now: number
+  readonly paused: boolean
+  /** False: no file of this school has ever applied a cut. */
+  readonly hasCut: boolean
+  readonly connected: boolean
+  /** ms since 1970; 0 = never. */
+  readonly seenAt: number
+  readonly lagRows: number
+  /** How long its cursor has stood still while rows waited for it, ms. */
+  readonly stalledMs: number
+  /** The school's own last word about itself; null = none yet. */
+  readonly said: { readonly state: string; readonly reason: string | null; readonly pending: number; readonly oldestPendingAt: number | null } | null
+}
+
+export const judgeSeen = (facts: SchoolSeenFacts): Judged => {
+  if (facts.paused) return { state: "paused", reason: "paused by head office; resume with: schoolbus schools resume" }
+  if (facts.seenAt === 0) return { state: "new", reason: "has never been in contact" }
+  // A stop outlives the contact: a node that waits for a person no longer calls.
+  if (facts.said?.state === "stuck") return { state: "stuck", reason: facts.said.reason ?? "the school says that it is stuck" }
+  if (!facts.connected && facts.now - facts.seenAt > OFFLINE_AFTER_MS) return { state: facts.hasCut ? "offline" : "new", reason: "" }
+  if (!facts.hasCut) return { state: "new", reason: "first copy under way" }
+  if (facts.said?.state === "catching_up") return { state: "catching_up", reason: facts.said.reason ?? "" }
+  if (facts.lagRows > 0 && facts.stalledMs > STUCK_AFTER_MS) {
+    return { state: "stuck", reason: "is in contact but does not take its rows; see the school's own status and log" }
+  }
+  if (facts.lagRows > CATCH_UP_ROWS) return { state: "catching_up", reason: "" }
+  if (facts.lagRows > 0) return { state: "syncing", reason: "" }
+  if ((facts.said?.pending ?? 0) > 0) return { state: facts.said?.state === "syncing" ? "syncing" : "pending", reason: facts.said?.reason ?? "" }
+  return { state: "up_to_date", reason: facts.said?.reason ?? "" }
+}
+
+export interface HubOwnFacts {
+  readonly postgres: boolean
+  readonly stream: "starting" | "streaming" | "standby" | "down"
+  readonly streamDetail: string
+  readonly walStatus: string | null
+  readonly loading: number
+  readonly schools: ReadonlyArray<State>
+}
+
+/** The hub's own state: what is wrong here first, then the sum of its schools. A school that is away is not the hub's fault. */
+export const judgeHub = (facts: HubOwnFacts): Judged => {
+  if (!facts.postgres) return { state: "offline", reason: facts.streamDetail || "Postgres does not answer; check that it runs and that --database-url is right" }
+  if (facts.walStatus === "lost") return { state: "stuck", reason: facts.streamDetail || "the slot is lost: Postgres removed WAL that it needed; restart the hub, it compares and goes on" }
+  if (facts.stream === "down") return { state: "stuck", reason: facts.streamDetail || "the replication stream is down; see the log" }
+  if (facts.stream === "standby") return { state: "paused", reason: facts.streamDetail || "standby: another hub holds the slot" }
+  if (facts.stream === "starting") return { state: "new", reason: facts.streamDetail || "starting" }
+  if (facts.loading > 0) return { state: "catching_up", reason: "the first copy of Postgres into the feed is under way" }
+  const has = (state: State) => facts.schools.includes(state)
+  const state: State = has("stuck") ? "stuck" : has("catching_up") ? "catching_up" : has("syncing") ? "syncing" : has("pending") ? "pending" : "up_to_date"
+  return { state, reason: state === "stuck" ? `${facts.schools.filter((s) => s === "stuck").length} school(s) need help` : facts.streamDetail }
+}
+
+const LABELS: Readonly<Record<State, string>> = {
+  up_to_date: "Up to date",
+  syncing: "Syncing",
+  catching_up: "Catching up",
+  pending: "Waiting to send",
+  offline: "Offline",
+  paused: "Paused",
+  stuck: "Needs help",
+  new: "Not complete yet",
+}
+
+export const labelOf = (state: State): string => LABELS[state]
+
+const grouped = (n: number): string => n.toLocaleString("en-US")
+const count = (n: number, one: string, many: string): string => `${grouped(n)} ${n === 1 ? one : many}`
+
+export interface Sentence {
+  readonly state: State
+  readonly reason: string
+  readonly pending: number
+  readonly failed: number
+  readonly conflicts: number
+  readonly progress: { readonly rows: number; readonly total: number } | null
+}
+
+/** `"Waiting to send: 1,204 changes wait; 1 conflict needs a decision"`. */
+export const schoolSentence = (s: Sentence): string => {
+  const parts = [
+    ...(s.reason === "" ? [] : [s.reason]),
+    ...(s.progress === null || s.progress.total === 0 ? [] : [`${grouped(s.progress.rows)} of ${count(s.progress.total, "row", "rows")} received`]),
+    ...(s.pending === 0 ? [] : [`${count(s.pending, "change waits", "changes wait")} for head office`]),
+    ...(s.failed === 0 ? [] : [`${count(s.failed, "row", "rows")} could not be synced`]),
+    ...(s.conflicts === 0 ? [] : [`${count(s.conflicts, "conflict needs", "conflicts need")} a decision`]),
+  ]
+  return parts.length === 0 ? labelOf(s.state) : `${labelOf(s.state)}: ${parts.join("; ")}`
+}
+
+/** `"Up to date: 12 schools, 2 offline; 1 conflict needs a decision"`. */
+export const hubSentence = (s: Omit<Sentence, "progress">, schools: ReadonlyArray<State>): string => {
+  const of = (state: State, word: string) => {
+    const n = schools.filter((other) => other === state).length
+    return n === 0 ? [] : [`${n} ${word}`]
+  }
+  const fleet = [count(schools.length, "school", "schools"), ...of("offline", "offline"), ...of("stuck", "stuck"), ...of("paused", "paused"), ...of("new", "new")].join(", ")
+  const parts = [
+    ...(s.reason === "" ? [] : [s.reason]),
+    schools.length === 0 ? "no school is enrolled (schoolbus schools add)" : fleet,
+    ...(s.pending === 0 ? [] : [`${count(s.pending, "row", "rows")} on the way to schools`]),
+    ...(s.failed === 0 ? [] : [`${count(s.failed, "change is", "changes are")} quarantined`]),
+    ...(s.conflicts === 0 ? [] : [`${count(s.conflicts, "conflict needs", "conflicts need")} a decision`]),
+  ]
+  return `${labelOf(s.state)}: ${parts.join("; ")}`
+}
