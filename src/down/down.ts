@@ -361,11 +361,12 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
     // Marks are only ever read from the stream.
     const sweep = Effect.ignore(pg.execute("DELETE FROM schoolbus.marks WHERE at < now() - interval '1 hour'"))
 
-    return yield* Effect.raceAll([
-      consume as Effect.Effect<never, WalStopped | ShapeChanged | LibsqlError>,
-      Effect.andThen(copy, Effect.andThen(Effect.repeat(rereadKeys, Schedule.spaced(REREAD_MS)), Effect.never)),
-      Effect.andThen(Effect.repeat(sweep, Schedule.spaced("1 hour")), Effect.never),
-    ])
+    // The first failure of any of them ends all.
+    yield* Effect.all(
+      [consume, Effect.andThen(copy, Effect.repeat(rereadKeys, Schedule.spaced(REREAD_MS))), Effect.repeat(sweep, Schedule.spaced("1 hour"))],
+      { concurrency: "unbounded", discard: true },
+    )
+    return yield* Effect.never
   })
 
 /** The elements of a JSON array as they stand, without parsing them. */

@@ -31,7 +31,7 @@ export interface FeedTable extends DecodeTable {
   readonly hubOnly: boolean
   readonly class: number
   readonly audienceAt: number
-  /** `loading`: in no cut until its first copy is complete. */
+  /** As installed: in no cut until its first copy is complete. */
   readonly loading: boolean
 }
 
@@ -256,6 +256,7 @@ export class Feed extends Context.Service<
           const fresh: Array<[string, number]> = []
           let hubRowsChanged = false
           const ready = new Set<number>()
+          const loading = new Set(feedTables.filter((table) => table.loading).map((table) => table.id))
           const touch = (audience: number) => void touched.set(audience, seq)
 
           const result = yield* db
@@ -282,7 +283,7 @@ export class Feed extends Context.Service<
                     seq++
                     const n = BigInt(seq)
                     const id = BigInt(table.id)
-                    const cls = BigInt(table.loading ? -table.class : table.class)
+                    const cls = BigInt(loading.has(table.id) ? -table.class : table.class)
                     if (table.hubOnly) hubRowsChanged = true
                     if (row === null) {
                       deletes.push([n, BigInt(at), id, key])
@@ -351,7 +352,7 @@ export class Feed extends Context.Service<
                   for (const row of yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ?", [tableId])) touch(row.audience)
                 })
                 const loaded = Effect.fnUntraced(function* (table: FeedTable) {
-                  if (!feedTables.some((t) => t.id === table.id && t.loading)) return
+                  if (!loading.delete(table.id)) return
                   yield* renumber(table.id, table.class)
                   yield* tx.run("UPDATE tables SET status = 'ready', after = NULL WHERE id = ?", [table.id])
                   ready.add(table.id)
@@ -401,15 +402,17 @@ export class Feed extends Context.Service<
               const audience = JSON.stringify(table.audience)
               const before = present.find((row) => row.name === table.name)
               let id = before?.id
-              let loading = before?.status === "loading"
+              // Rows that only travel up are never copied down.
+              const comesDown = table.direction !== "up"
+              let loading = before?.status === "loading" && comesDown
               if (before === undefined || id === undefined) {
                 const [row] = yield* tx.all<{ id: number }>(
-                  `INSERT INTO tables (name, columns, class, audience, status) VALUES (?,?,?,?,'loading') RETURNING id`,
-                  [table.name, JSON.stringify(names), cls, audience],
+                  `INSERT INTO tables (name, columns, class, audience, status) VALUES (?,?,?,?,?) RETURNING id`,
+                  [table.name, JSON.stringify(names), cls, audience, comesDown ? "loading" : "ready"],
                 )
                 id = row?.id ?? 0
-                loading = true
-                reread.add(id)
+                loading = comesDown
+                if (comesDown) reread.add(id)
               } else {
                 if (before.columns !== JSON.stringify(names)) {
                   const old = JSON.parse(before.columns) as ReadonlyArray<string>

@@ -85,9 +85,20 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
   Effect.gen(function* () {
     const waiting = new Map<number, { readonly sql: string; readonly resume: (effect: Effect.Effect<unknown, LibsqlError>) => void }>()
     let last = 0
+    // A worker that is gone answers nobody; whoever asks it must hear so.
+    let fault: LibsqlError | null = null
+    const failAll = (error: LibsqlError): void => {
+      for (const entry of waiting.values()) entry.resume(Effect.fail(error))
+      waiting.clear()
+    }
     const worker = yield* Effect.acquireRelease(
       Effect.sync(() => new Worker(new URL("./worker.ts", import.meta.url), { type: "module" })),
-      (w) => Effect.sync(() => w.terminate()),
+      (w) =>
+        Effect.sync(() => {
+          w.terminate()
+          fault = new LibsqlError({ file: path, sql: "", code: "CLOSED", message: `${path} is closed` })
+          failAll(fault)
+        }),
     )
     worker.onmessage = (event: MessageEvent<Response>) => {
       const response = event.data
@@ -101,14 +112,14 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
       )
     }
     worker.onerror = (event) => {
-      const fault = new LibsqlError({ file: path, sql: "", code: "WORKER", message: `database worker of ${path} failed: ${event.message}` })
-      for (const entry of waiting.values()) entry.resume(Effect.fail(fault))
-      waiting.clear()
+      fault = new LibsqlError({ file: path, sql: "", code: "WORKER", message: `database worker of ${path} failed: ${event.message}` })
+      failAll(fault)
     }
     // Uninterruptible: an answer that nobody waits for would leave a transaction in an unknown state.
     const send = (command: Command): Effect.Effect<unknown, LibsqlError> =>
       Effect.uninterruptible(
         Effect.callback<unknown, LibsqlError>((resume) => {
+          if (fault !== null) return resume(Effect.fail(fault))
           const id = ++last
           waiting.set(id, { sql: "sql" in command ? command.sql : command.op, resume })
           worker.postMessage({ ...command, id })

@@ -101,7 +101,8 @@ export const openPool = (url: string, options: { readonly name: string; readonly
           max: options.max ?? POOL_SIZE,
           connect_timeout: CONNECT_TIMEOUT_SECONDS,
           idle_timeout: 60,
-          fetch_types: false,
+          // Without it, reserving the first connection of a pool never returns (postgres 3.4.9).
+          fetch_types: true,
           onnotice: () => undefined,
           connection: { ...SESSION, application_name: `schoolbus ${options.name}` },
         }),
