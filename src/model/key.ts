@@ -4,7 +4,7 @@
  * triggers can compute it with stock functions.
  */
 import type { Table } from "./table.ts"
-import { type Cell, bytesToHex, type Wire, wireToCell } from "./value.ts"
+import { bytesToHex, type Cell, hexToBytes, type Wire, wireToCell } from "./value.ts"
 
 export const wireKey = (values: ReadonlyArray<Wire>): string => JSON.stringify(values)
 
@@ -21,3 +21,21 @@ export const localKeyOf = (cells: ReadonlyArray<Cell>): string => cells.map(quot
 /** Wire key values of a table -> local key. */
 export const localKey = (table: Table, values: ReadonlyArray<Wire>): string =>
   localKeyOf(table.key.map((name, i) => wireToCell(table.columns.find((c) => c.name === name)?.kind ?? "text", values[i] ?? null)))
+
+/** A local key back into its cells; null when it is not what `quote()` prints. */
+export const parseLocalKey = (key: string): ReadonlyArray<Cell> | null => {
+  const cells: Array<Cell> = []
+  const literal = /(?:'((?:[^']|'')*)'|X'([0-9A-F]*)'|(-?\d+)|(NULL))(?:,|$)/gy
+  while (literal.lastIndex < key.length) {
+    const match = literal.exec(key)
+    if (match === null) return null
+    const [, text, blob, integer] = match
+    cells.push(
+      text !== undefined ? text.replaceAll("''", "'")
+      : blob !== undefined ? hexToBytes(blob)
+      : integer !== undefined ? BigInt(integer)
+      : null,
+    )
+  }
+  return cells
+}
