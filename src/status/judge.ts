@@ -18,7 +18,6 @@ export interface Judged {
 }
 
 export interface SchoolOwnFacts {
-  readonly now: number
   readonly link: "connecting" | "online" | "offline" | "stopped"
   readonly linkDetail: string
   /** Named stop of `schoolbus_state`; null = none. */
@@ -29,9 +28,10 @@ export interface SchoolOwnFacts {
   /** A cut is being received or applied: rows in all, 0 = none. */
   readonly comingRows: number
   readonly pending: number
-  /** Of them, in frozen batches. */
+  /** Of them, frozen into batches: sent, or being sent, and not yet settled. */
   readonly sending: number
-  readonly oldestPendingAt: number | null
+  /** How long nothing has moved: since the oldest pending change, the last answer and the link's coming up, whichever was last. */
+  readonly standingMs: number
 }
 
 export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
@@ -40,7 +40,7 @@ export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
   if (facts.paused) return { state: "paused", reason: "paused at head office; resume with: schoolbus schools resume" }
   if (!facts.hasCut) return { state: "new", reason: facts.linkDetail }
   if (facts.link !== "online") return { state: "offline", reason: facts.linkDetail }
-  if (facts.pending > 0 && facts.oldestPendingAt !== null && facts.now - facts.oldestPendingAt > STUCK_AFTER_MS && facts.comingRows === 0) {
+  if (facts.pending > 0 && facts.standingMs > STUCK_AFTER_MS && facts.comingRows === 0) {
     return { state: "stuck", reason: facts.linkDetail || "changes do not leave although the link is up; see: schoolbus conflicts list, and the log" }
   }
   if (facts.comingRows > CATCH_UP_ROWS) return { state: "catching_up", reason: facts.linkDetail }

@@ -1,0 +1,178 @@
+/** A school node's status: everything from its own file and the flows' own words, so that it is there without any network. */
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
+import type { Manifest, Table } from "../model/table.ts"
+import { runtimeName } from "../runtime.ts"
+import { VERSION } from "../version.ts"
+import { SchoolFactStore } from "./facts.ts"
+import { judgeSchool, schoolSentence } from "./judge.ts"
+import { recount } from "./recount.ts"
+import { SCHEMA_VERSION, type SchoolSnapshot, Status, sumOf, type TableStatus, timeOf } from "./snapshot.ts"
+
+interface StateRow {
+  readonly incarnation: string
+  readonly school: string | null
+  readonly epoch: string
+  readonly seq: number
+  readonly cut: string
+  readonly manifest: string | null
+  readonly last_batch: number
+  readonly applying: string | null
+  readonly contact_at: number
+  readonly stop: string | null
+}
+
+interface PerTable {
+  readonly name: string
+  readonly n: number
+}
+
+const numberByName = (rows: ReadonlyArray<PerTable>): ReadonlyMap<string, number> => new Map(rows.map((row) => [row.name, row.n]))
+
+/** Tables that come with the manifest may not be there yet; a query on a missing one is not asked. */
+const presentTables = (tx: Tx): Effect.Effect<ReadonlySet<string>, LibsqlError> =>
+  Effect.map(tx.all<{ name: string }>("SELECT name FROM sqlite_schema WHERE type = 'table'"), (rows) => new Set(rows.map((row) => row.name)))
+
+/** One snapshot of the file: cheap, all from indexes of small tables. */
+const readFacts = (tx: Tx) =>
+  Effect.gen(function* () {
+    const present = yield* presentTables(tx)
+    const when = <A>(table: string, query: Effect.Effect<ReadonlyArray<A>, LibsqlError>) =>
+      present.has(table) ? query : Effect.succeed<ReadonlyArray<A>>([])
+    const [state] = yield* tx.all<StateRow>(
+      "SELECT incarnation, school, epoch, seq, cut, manifest, last_batch, applying, contact_at, stop FROM schoolbus_state",
+    )
+    const pending = yield* tx.all<PerTable>(
+      "SELECT t.name, count(*) AS n FROM changes c JOIN schoolbus_tables t ON t.id = c.tbl WHERE c.op <> 'R' GROUP BY t.name",
+    )
+    const [work] = yield* tx.all<{ oldest: number | null; batches: number; sending: number; answered: number | null }>(
+      `SELECT (SELECT min(at) FROM changes WHERE op <> 'R') AS oldest,
+              (SELECT count(*) FROM schoolbus_batch WHERE settled_at IS NULL) AS batches,
+              (SELECT count(*) FROM changes WHERE batch IS NOT NULL AND op <> 'R') AS sending,
+              (SELECT max(answered_at) FROM schoolbus_batch) AS answered`,
+    )
+    const behind = yield* tx.all<PerTable & { failed: number }>(
+      "SELECT t.name, count(*) AS n, sum(b.error IS NOT NULL) AS failed FROM schoolbus_behind b JOIN schoolbus_tables t ON t.id = b.tbl GROUP BY t.name",
+    )
+    const open = (table: string) =>
+      when(table, tx.all<PerTable>(`SELECT table_name AS name, count(*) AS n FROM ${table} WHERE status = 'open' GROUP BY table_name`))
+    const conflicts = yield* open("schoolbus_conflicts")
+    const quarantine = yield* open("schoolbus_quarantine")
+    const [staged] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_stage) AS n")
+    const devicesTable = present.has("schoolbus_devices") ? "schoolbus_devices" : "devices"
+    const devices = yield* when(devicesTable, tx.all<Record<string, unknown>>(`SELECT * FROM ${devicesTable}`))
+    const workers = yield* tx.all<{ module: string; failed: number; error: string | null }>("SELECT module, failed, error FROM schoolbus_worker ORDER BY module")
+    return { state, pending, work, behind, conflicts, quarantine, staged: staged?.n === 1, devices, workers, present }
+  })
+
+const manifestOf = (text: string | null): Manifest | null => (text === null ? null : (JSON.parse(text) as Manifest))
+
+const make = Effect.gen(function* () {
+  const db = yield* Libsql
+  const facts = yield* SchoolFactStore
+
+  let link = (yield* facts.get).link
+  let onlineSince = yield* Clock.currentTimeMillis
+  const clock = yield* Clock.Clock
+  const unlisten = facts.listen((now) => {
+    if (now.link === "online" && link !== "online") onlineSince = clock.currentTimeMillisUnsafe()
+    link = now.link
+  })
+  yield* Effect.addFinalizer(() => Effect.sync(unlisten))
+
+  let shown: ReadonlyArray<Table> = []
+  const rowsByTable = yield* recount(
+    Effect.suspend(() =>
+      db.read((tx) =>
+        Effect.gen(function* () {
+          const present = yield* presentTables(tx)
+          const rows: Array<PerTable> = []
+          for (const table of shown.filter((one) => present.has(one.local))) {
+            const [row] = yield* tx.all<{ n: number }>(`SELECT count(*) AS n FROM ${ident(table.local)}`)
+            rows.push({ name: table.name, n: row?.n ?? 0 })
+          }
+          return rows
+        }),
+      ),
+    ),
+  )
+
+  const snapshot = Effect.fn("SchoolStatus.snapshot")(function* () {
+    const now = yield* Clock.currentTimeMillis
+    const own = yield* facts.get
+    const read = yield* db.read(readFacts)
+    const manifest = manifestOf(read.state?.manifest ?? null)
+    const all = (manifest?.tables ?? []).filter((table) => !table.system)
+    if (all.map((table) => table.name).join() !== shown.map((table) => table.name).join()) shown = all
+    const rows = numberByName(yield* rowsByTable)
+    const pending = numberByName(read.pending)
+    const behindByTable = new Map(read.behind.map((row) => [row.name, row]))
+    const conflicts = numberByName(read.conflicts)
+    const quarantine = numberByName(read.quarantine)
+    const tables = all.map((table): TableStatus => {
+      const waits = pending.get(table.name) ?? 0
+      const failed = (quarantine.get(table.name) ?? 0) + (behindByTable.get(table.name)?.failed ?? 0)
+      return { table: table.name, pending: waits, failed, synced: Math.max(0, (rows.get(table.name) ?? 0) - waits - failed), conflicts: conflicts.get(table.name) ?? 0 }
+    })
+    const sum = (counted: ReadonlyArray<PerTable>) => counted.reduce((n, row) => n + row.n, 0)
+    const behind = sum(read.behind)
+    const totals = {
+      pending: sum(read.pending),
+      failed: sum(read.quarantine) + read.behind.reduce((n, row) => n + row.failed, 0),
+      synced: sumOf(tables).synced,
+      conflicts: sum(read.conflicts),
+    }
+    const applying = read.state?.applying != null
+    const progress = own.progress
+    const coming = progress === null ? (applying || read.staged ? 1 : 0) : Math.max(1, progress.total)
+    const hasCut = read.state !== undefined && read.state.epoch !== "" && read.state.cut !== "0"
+    const oldestPendingAt = totals.pending === 0 ? null : (read.work?.oldest ?? null)
+    const lastContactAt = Math.max(own.lastContactAt, read.state?.contact_at ?? 0)
+    const { state, reason } = judgeSchool({
+      link: own.link,
+      linkDetail: own.linkDetail,
+      stop: read.state?.stop ?? null,
+      paused: own.paused,
+      hasCut,
+      comingRows: applying && progress === null ? Number.MAX_SAFE_INTEGER : coming,
+      pending: totals.pending,
+      sending: read.work?.sending ?? 0,
+      standingMs: now - Math.max(oldestPendingAt ?? now, read.work?.answered ?? 0, onlineSince),
+    })
+    const result: SchoolSnapshot = {
+      schemaVersion: SCHEMA_VERSION,
+      role: "school",
+      asOf: new Date(now).toISOString(),
+      version: VERSION,
+      runtime: runtimeName,
+      state,
+      reason,
+      summary: schoolSentence({ state, reason, ...totals, progress }),
+      totals,
+      tables,
+      progress: progress === null ? [] : [{ table: null, ...progress }],
+      school: read.state?.school ?? null,
+      name: manifest?.school.name ?? null,
+      incarnation: read.state?.incarnation ?? "",
+      link: { state: own.link, detail: own.linkDetail, lastContactAt: timeOf(lastContactAt), lastSyncAt: timeOf(own.lastSyncAt) },
+      sending: { pending: totals.pending, oldestPendingAt: timeOf(oldestPendingAt), batches: read.work?.batches ?? 0, lastBatch: read.state?.last_batch ?? 0 },
+      receiving: { epoch: read.state?.epoch ?? "", seq: String(read.state?.seq ?? 0), behind, applying: applying || progress !== null },
+      devices: {
+        total: read.devices.length,
+        approved: read.devices.filter((device) => isApproved(device)).length,
+        waiting: read.devices.filter((device) => !isApproved(device)).length,
+      },
+      workers: read.workers,
+    }
+    return result
+  })
+  return Status.of({ snapshot })
+})
+
+const isApproved = (device: Record<string, unknown>): boolean =>
+  device["approved"] === 1 || device["approved"] === true || device["status"] === "approved" || (typeof device["approved_at"] === "string" && device["approved_at"] !== "")
+
+/** Needs the school's file as `Libsql`. */
+export const schoolStatus: Layer.Layer<Status, never, Libsql | SchoolFactStore> = Layer.effect(Status, make)
