@@ -132,7 +132,8 @@ const refuseLarge = (request: Request): Response | null =>
 // --- errors to statuses ---------------------------------------------------------------------------------------------
 
 interface Issue {
-  readonly path: string
+  /** JSON pointer, e.g. `"/tables/0"`; "" = the whole. */
+  readonly pointer: string
   readonly message: string
 }
 
@@ -140,7 +141,8 @@ interface Issue {
 const issuesOf = (all: ReadonlyArray<unknown>): ReadonlyArray<Issue> =>
   all.map((issue) => {
     const { path, message } = issue as { path?: unknown; message?: unknown }
-    return { path: Array.isArray(path) ? `/${path.map(String).join("/")}` : String(path ?? ""), message: String(message ?? "invalid") }
+    const steps = Array.isArray(path) ? path.map(String) : String(path ?? "").split(".")
+    return { pointer: steps.filter((step) => step !== "" && step !== "root").map((step) => `/${step}`).join(""), message: String(message ?? "invalid") }
   })
 
 const internal = (requestId: string): Response =>

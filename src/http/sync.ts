@@ -1,0 +1,180 @@
+/** The operator's API: status, sync now, runs, conflicts, live events. The same words on hub and school. */
+import * as Effect from "effect/Effect"
+import { type AnyElysia, Elysia } from "elysia"
+import { z } from "zod"
+import { Postgres } from "../postgres/client.ts"
+import { readSlots } from "../postgres/health.ts"
+import { checkOf } from "../status/check.ts"
+import { type ConflictRefused, Conflicts, Runs } from "../status/records.ts"
+import { type Snapshot, Status } from "../status/snapshot.ts"
+import { SyncNow, type SyncRequest, type SyncResult } from "../status/sync-now.ts"
+import { openEvents } from "./events.ts"
+import { answering, Refusal } from "./server.ts"
+
+const School = z.string().min(1).max(200)
+
+const TriggerBody = z
+  .strictObject({
+    direction: z.enum(["both", "up", "down"]).default("both"),
+    tables: z.array(z.string().min(1).max(200)).max(1000).default([]),
+    school: School.exactOptional(),
+  })
+  .optional()
+
+const DatabaseBody = z
+  .strictObject({
+    direction: z.enum(["BIDIRECTIONAL", "TO_SERVER", "FROM_SERVER"]).default("BIDIRECTIONAL"),
+    tables: z.array(z.string().min(1).max(200)).max(1000).default([]),
+  })
+  .optional()
+const DIRECTIONS = { BIDIRECTIONAL: "both", TO_SERVER: "up", FROM_SERVER: "down" } as const
+
+const Limit = z.coerce.number().int().min(1).max(500).default(50)
+const ConflictFilter = z.object({
+  resolved: z.enum(["true", "false"]).optional(),
+  table: z.string().min(1).max(200).optional(),
+  school: School.optional(),
+  limit: Limit,
+  cursor: z.string().max(500).optional(),
+})
+const RunFilter = z.object({ school: School.optional(), limit: Limit, cursor: z.string().max(500).optional() })
+
+/** `TERMINAL_WINS` and its relatives are what other systems call the sides. */
+const ResolveBody = z.union([
+  z.strictObject({ keep: z.enum(["school", "vps"]), by: z.string().max(100).default("api") }),
+  z.strictObject({ keep: z.literal("value"), value: z.json(), by: z.string().max(100).default("api") }),
+])
+
+/** Table names may be given without their schema. */
+const qualify = (table: string): string => (table.includes(".") ? table : `public.${table}`)
+
+const refuseConflict = (refused: ConflictRefused): Refusal =>
+  new Refusal({
+    status: refused.code === "not_found" ? 404 : 409,
+    code: `conflict_${refused.code}`,
+    title: refused.code === "not_found" ? "No such conflict" : "This conflict cannot be resolved here and now",
+    detail: refused.message,
+  })
+
+const networkOf = (snapshot: Snapshot) =>
+  snapshot.role === "school"
+    ? { online: snapshot.link.state === "online", lastCheck: snapshot.asOf, lastContactAt: snapshot.link.lastContactAt, detail: snapshot.link.detail }
+    : {
+        online: snapshot.postgres,
+        lastCheck: snapshot.asOf,
+        lastContactAt: null,
+        detail: snapshot.stream.detail,
+        schoolsOnline: snapshot.schools.filter((school) => school.connected).length,
+        schools: snapshot.schools.length,
+      }
+
+const databaseOf = (snapshot: Snapshot) => ({
+  isOnline: snapshot.role === "hub" ? snapshot.postgres : snapshot.link.state === "online",
+  localDbConnected: true,
+  remoteDbConnected: snapshot.role === "hub" ? snapshot.postgres : snapshot.link.state === "online",
+  lastSyncTime: snapshot.role === "hub" ? snapshot.feed.committedAt : snapshot.link.lastSyncAt,
+  pendingChanges: snapshot.totals.pending,
+  state: snapshot.state,
+  asOf: snapshot.asOf,
+})
+
+const resultOf = (result: SyncResult) => ({ success: result.started, ...result })
+
+export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Conflicts | Runs> = Effect.gen(function* () {
+  const context = yield* Effect.context<Status | SyncNow | Conflicts | Runs>()
+  const answer = answering(context)
+  const events = yield* openEvents
+  /** At the hub an unknown `?school=` is a mistake to tell, not an empty answer. */
+  const snapshotOf = (school: string | undefined) =>
+    Effect.gen(function* () {
+      const status = yield* Status
+      const snapshot = yield* status.snapshot(school)
+      if (school !== undefined && snapshot.role === "hub" && snapshot.schools.length === 0) {
+        return yield* new Refusal({ status: 404, code: "no_school", title: "No such school", detail: "see: schoolbus schools list" })
+      }
+      return snapshot
+    })
+  const trigger = (request: SyncRequest) => Effect.map(SyncNow.use((service) => service.trigger(request)), resultOf)
+  const ofSchool = { query: z.object({ school: School.optional() }) }
+
+  return new Elysia({ name: "sync" })
+    .get("/api/sync/status", ({ request, query }) => answer(request, snapshotOf(query.school)), ofSchool)
+    .get(
+      "/api/sync/health",
+      ({ request, query }) =>
+        answer(
+          request,
+          Effect.map(snapshotOf(query.school), (snapshot) => {
+            const { level, items } = checkOf(snapshot)
+            return { status: level.toLowerCase(), healthy: level === "OK", asOf: snapshot.asOf, summary: snapshot.summary, checks: items }
+          }),
+        ),
+      ofSchool,
+    )
+    .get("/api/sync/network-status", ({ request, query }) => answer(request, Effect.map(snapshotOf(query.school), networkOf)), ofSchool)
+    .post(
+      "/api/sync/trigger",
+      ({ request, body }) => answer(request, trigger({ direction: "both", tables: [], ...body, by: "api" })),
+      { body: TriggerBody },
+    )
+    .post("/api/sync/sync", ({ request, body }) => answer(request, trigger({ direction: "both", tables: [], ...body, by: "api" })), { body: TriggerBody })
+    .post("/api/sync/all", ({ request }) => answer(request, trigger({ direction: "both", tables: [], by: "api" })))
+    .get("/api/sync/logs", ({ request, query: { school, limit, cursor } }) =>
+      answer(
+        request,
+        Runs.use((runs) => runs.list({ limit, ...(school === undefined ? {} : { school }), ...(cursor === undefined ? {} : { cursor }) })),
+      ), { query: RunFilter })
+    .get(
+      "/api/sync/conflicts",
+      ({ request, query: { resolved, table, school, limit, cursor } }) =>
+        answer(
+          request,
+          Conflicts.use((conflicts) =>
+            conflicts.list({
+              limit,
+              ...(resolved === undefined ? {} : { resolved: resolved === "true" }),
+              ...(table === undefined ? {} : { table: qualify(table) }),
+              ...(school === undefined ? {} : { school }),
+              ...(cursor === undefined ? {} : { cursor }),
+            }),
+          ),
+        ),
+      { query: ConflictFilter },
+    )
+    .get("/api/sync/conflicts/:id", ({ request, params }) =>
+      answer(request, Conflicts.use((conflicts) => conflicts.show(params.id)).pipe(Effect.catchTag("ConflictRefused", (refused) => Effect.fail(refuseConflict(refused))))),
+      { params: z.object({ id: z.uuid() }) },
+    )
+    .post(
+      "/api/sync/conflicts/:id/resolve",
+      ({ request, params, body }) => {
+        const { by, ...keep } = body
+        return answer(
+          request,
+          Conflicts.use((conflicts) => conflicts.resolve(params.id, keep, by)).pipe(Effect.catchTag("ConflictRefused", (refused) => Effect.fail(refuseConflict(refused)))),
+        )
+      },
+      { params: z.object({ id: z.uuid() }), body: ResolveBody },
+    )
+    .get("/api/database/status", ({ request }) => answer(request, Effect.map(snapshotOf(undefined), databaseOf)))
+    .post(
+      "/api/database/status",
+      ({ request, body }) => answer(request, trigger({ direction: DIRECTIONS[body?.direction ?? "BIDIRECTIONAL"], tables: body?.tables ?? [], by: "api" })),
+      { body: DatabaseBody },
+    )
+    .get("/api/events", ({ request }) => events(request))
+})
+
+/** Only at the hub: what Postgres says about every logical slot of the database, others' too: they hold WAL as well. */
+export const slotRoutes: Effect.Effect<AnyElysia, never, Postgres> = Effect.map(Effect.context<Postgres>(), (context) => {
+  const answer = answering(context)
+  return new Elysia({ name: "slots" }).get("/api/slots", ({ request }) =>
+    answer(
+      request,
+      Effect.gen(function* () {
+        const slots = yield* readSlots(yield* Postgres)
+        return { schemaVersion: 1, asOf: new Date().toISOString(), items: slots }
+      }),
+    ),
+  )
+})

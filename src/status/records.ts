@@ -1,0 +1,99 @@
+/** What is kept about single syncs and conflicts: the same questions at hub and school, each answered from its own database. */
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import type * as Effect from "effect/Effect"
+import type { LibsqlError } from "../libsql/client.ts"
+import type { PostgresError } from "../postgres/client.ts"
+
+/** `base`, `mine`, `theirs`, `kept` are JSON values, or JSON objects for whole rows; null = no row. */
+export interface ConflictRecord {
+  readonly id: string
+  readonly school: string
+  readonly table: string
+  /** JSON array of key values. */
+  readonly key: string
+  /** null: the whole row (one side deleted it, or both inserted it). */
+  readonly column: string | null
+  readonly base: string | null
+  /** The school's. */
+  readonly mine: string | null
+  /** Head office's. */
+  readonly theirs: string | null
+  readonly kept: string | null
+  readonly winner: string
+  readonly strategy: string
+  readonly reason: string
+  readonly status: string
+  readonly at: string
+  readonly decidedBy: string | null
+  readonly decidedAt: string | null
+}
+
+export interface ConflictQuery {
+  /** true: decided or resolved ones; false: open ones; absent: all. */
+  readonly resolved?: boolean
+  readonly table?: string
+  readonly school?: string
+  readonly limit: number
+  /** From a former page. */
+  readonly cursor?: string
+}
+
+export interface Page<A> {
+  readonly items: ReadonlyArray<A>
+  readonly nextCursor: string | null
+}
+
+/** Whose value is to stand: the school's, head office's, or one that a person gives (a JSON value). */
+export type Keep = { readonly keep: "school" | "vps" } | { readonly keep: "value"; readonly value: unknown }
+
+/** `code`: `not_found`, `decided` (nothing is open), `not_here` (only the hub decides), `not_possible` (Postgres or a rule refuses). */
+export class ConflictRefused extends Data.TaggedError("ConflictRefused")<{
+  readonly code: "not_found" | "decided" | "not_here" | "not_possible"
+  readonly message: string
+}> {}
+
+export class Conflicts extends Context.Service<Conflicts, {
+  readonly list: (query: ConflictQuery) => Effect.Effect<Page<ConflictRecord>, LibsqlError | PostgresError>
+  readonly show: (id: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
+  readonly resolve: (id: string, keep: Keep, by: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
+}>()("schoolbus/status/Conflicts") {}
+
+/** One sync run of a school; at the hub: one batch that a school pushed. */
+export interface RunRecord {
+  readonly id: string
+  readonly school: string | null
+  readonly trigger: string
+  readonly startedAt: string
+  readonly endedAt: string | null
+  readonly up: number
+  readonly down: number
+  readonly conflicts: number
+  readonly error: string | null
+}
+
+export class Runs extends Context.Service<Runs, {
+  /** Newest first. */
+  readonly list: (query: { readonly school?: string; readonly limit: number; readonly cursor?: string }) => Effect.Effect<Page<RunRecord>, LibsqlError | PostgresError>
+}>()("schoolbus/status/Runs") {}
+
+/** Cursors are opaque to callers: they name the last item of a page. */
+export const encodeCursor = (parts: ReadonlyArray<string>): string => Buffer.from(JSON.stringify(parts)).toString("base64url")
+
+/** null: not one of ours; the caller starts from the beginning. */
+export const decodeCursor = (cursor: string | undefined, length: number): ReadonlyArray<string> | null => {
+  if (cursor === undefined) return null
+  try {
+    const parts: unknown = JSON.parse(Buffer.from(cursor, "base64url").toString("utf8"))
+    return Array.isArray(parts) && parts.length === length && parts.every((part) => typeof part === "string") ? parts : null
+  } catch {
+    return null
+  }
+}
+
+/** A page from one row more than was asked for. */
+export const pageOf = <A>(rows: ReadonlyArray<A>, limit: number, cursorOf: (row: A) => ReadonlyArray<string>): Page<A> => {
+  const items = rows.slice(0, limit)
+  const last = items.at(-1)
+  return { items, nextCursor: rows.length > limit && last !== undefined ? encodeCursor(cursorOf(last)) : null }
+}
