@@ -85,6 +85,13 @@ CREATE TABLE schoolbus_stage (
   line TEXT NOT NULL
 );
 
+-- Keys that a full cut has named so far; what it has not named at its end is removed.
+CREATE TABLE schoolbus_met (
+  tbl INTEGER NOT NULL,
+  key TEXT NOT NULL,
+  PRIMARY KEY (tbl, key)
+) WITHOUT ROWID;
+
 -- What a column held before the hub's value was shown over it.
 CREATE TABLE schoolbus_replaced (
   id    INTEGER PRIMARY KEY AUTOINCREMENT,
