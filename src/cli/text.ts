@@ -21,7 +21,6 @@ export const widthOf = (text: string): number => {
 }
 
 /** Names come from other people's input: no control character of theirs reaches the terminal. */
-// biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is taken out
 export const clean = (text: string): string => text.replace(/[\u0000-\u001F\u007F-\u009F\u2028-\u202E\u2066-\u2069]/g, " ")
 
 const paint = (look: Look, code: string, text: string): string => (look.color ? `\u001B[${code}m${text}\u001B[0m` : text)

@@ -167,9 +167,9 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
       const base: Record<string, Wire | Refused> = {}
       const mine: Record<string, Wire | Refused> = {}
       table.columns.forEach((column, i) => {
-        if (column.generated || sameRaw(before[i] ?? null, now_[i] ?? null)) return
+        if (column.generated) return
         base[column.name] = readWire(column.kind, before[i] ?? null)
-        mine[column.name] = readWire(column.kind, now_[i] ?? null)
+        if (!sameRaw(before[i] ?? null, now_[i] ?? null)) mine[column.name] = readWire(column.kind, now_[i] ?? null)
       })
       return { base, mine }
     }

@@ -16,7 +16,7 @@ export interface Change {
   readonly newKey?: ReadonlyArray<Wire>
   /** Capture time, ms since 1970 by the school's own clock. */
   readonly at: number
-  /** Update: old values of the columns it changed. Delete: all old values. Insert: empty. */
+  /** Update and delete: all old values. Insert: empty. */
   readonly base: Readonly<Record<string, Wire | Refused>>
   /** Update: new values of the columns it changed. Insert: all values. Delete: empty. */
   readonly mine: Readonly<Record<string, Wire | Refused>>

@@ -1,0 +1,49 @@
+/** Postgres for the commands that speak to it themselves, with their failures as exit codes. */
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { openPool, PostgresError, type PostgresPool } from "../postgres/client.ts"
+import { CommandFailed, EXIT, type Input, type OptionSpec } from "./options.ts"
+
+export const DATABASE_OPTION: OptionSpec = {
+  name: "database-url",
+  kind: "text",
+  secret: true,
+  required: true,
+  help: "Postgres at head office, e.g. postgres://user:password@127.0.0.1:5432/school",
+}
+
+/** `postgres://user:***@host/db`: what may be printed. */
+export const maskedUrl = (url: string): string => {
+  try {
+    const parsed = new URL(url)
+    if (parsed.password !== "") parsed.password = "***"
+    return parsed.href
+  } catch {
+    return "(not an address)"
+  }
+}
+
+const hintOf = (error: PostgresError): string =>
+  error.sqlstate.startsWith("28") ? "check user and password in --database-url"
+  : error.sqlstate === "3D000" ? "create the database, or check its name in --database-url"
+  : error.sqlstate === "42501" ? "the role lacks a right; a DBA can run sql/hub/*.sql, or grant it"
+  : error.sqlstate === "" ? "is Postgres running there? check --database-url"
+  : "see the server's log"
+
+export const postgresFailed = (error: PostgresError, url: string): CommandFailed =>
+  new CommandFailed(
+    error.sqlstate === "" || /^(08|57P|53)/.test(error.sqlstate) ? EXIT.unreachable : error.sqlstate.startsWith("28") || error.sqlstate === "42501" ? EXIT.forbidden : EXIT.failed,
+    "postgres",
+    `Postgres at ${maskedUrl(url)}: ${error.message}`,
+    hintOf(error),
+  )
+
+/** Runs the body on a pool of one connection that is closed in any case. */
+export const withPostgres = async <A, E>(input: Input, body: (pg: PostgresPool) => Effect.Effect<A, E>): Promise<A> => {
+  const url = input.text("database-url")
+  const exit = await Effect.runPromiseExit(Effect.scoped(Effect.flatMap(openPool(url, { name: "cli", max: 1 }), body)))
+  if (Exit.isSuccess(exit)) return exit.value
+  const error = Cause.squash(exit.cause)
+  throw error instanceof PostgresError ? postgresFailed(error, url) : error
+}

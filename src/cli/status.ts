@@ -1,0 +1,99 @@
+/** `status`: the snapshot for people, or as it is for programs. */
+import { ago } from "../status/check.ts"
+import { labelOf } from "../status/judge.ts"
+import type { HubSnapshot, SchoolSnapshot, Snapshot, TableStatus } from "../status/snapshot.ts"
+import { apiOf } from "./api.ts"
+import type { Io } from "./io.ts"
+import { EXIT, type Input } from "./options.ts"
+import { bold, clean, countText, dim, type Look, red, sizeText, stateText, table, yellow } from "./text.ts"
+
+const WATCH_MS = 2_000
+
+const since = (snapshot: Snapshot, time: string | null): string => (time === null ? "never" : `${ago((Date.parse(snapshot.asOf) - Date.parse(time)) / 1000)} ago`)
+
+const alarm = (look: Look, n: number): string => (n === 0 ? "0" : yellow(look, countText(n)))
+
+const tableLines = (look: Look, tables: ReadonlyArray<TableStatus>): string =>
+  tables.length === 0
+    ? ""
+    : `\n${table(
+        look,
+        [{ title: "Table" }, { title: "Pending", right: true }, { title: "Failed", right: true }, { title: "Synced", right: true }, { title: "Conflicts", right: true }],
+        tables.map((t) => [clean(t.table), countText(t.pending), alarm(look, t.failed), countText(t.synced), alarm(look, t.conflicts)]),
+      )}`
+
+const progressLines = (snapshot: Snapshot): string =>
+  snapshot.progress
+    .map((p) => `${p.table === null ? "Receiving" : `First copy of ${clean(p.table)}`}: ${countText(p.rows)} of ${countText(p.total)} rows${p.total === 0 ? "" : ` (${Math.floor((100 * p.rows) / p.total)} %)`}\n`)
+    .join("")
+
+const hubLines = (look: Look, hub: HubSnapshot): string => {
+  const slot = hub.slot
+  const left = slot?.timeLeftSeconds ?? null
+  return [
+    hub.schools.length === 0
+      ? `\nNo school is enrolled yet: schoolbus schools add ID --name NAME\n`
+      : `\n${table(
+          look,
+          [
+            { title: "School" },
+            { title: "Name" },
+            { title: "State" },
+            { title: "Last seen" },
+            { title: "To receive", right: true },
+            { title: "To send", right: true },
+            { title: "Conflicts", right: true },
+            { title: "Failed", right: true },
+          ],
+          hub.schools.map((s) => [
+            clean(s.school),
+            clean(s.name),
+            stateText(look, s.state),
+            since(hub, s.lastSeenAt),
+            countText(s.lagRows),
+            countText(s.pending),
+            alarm(look, s.conflicts),
+            alarm(look, s.failed),
+          ]),
+        )}`,
+    ...hub.schools.filter((s) => s.state === "stuck" && s.reason !== "").map((s) => `${red(look, clean(s.school))}: ${clean(s.reason)}\n`),
+    tableLines(look, hub.tables),
+    slot === null
+      ? "\nSlot: not known\n"
+      : `\nSlot ${clean(slot.slot)}: ${slot.active ? "active" : red(look, "nobody reads it")}, WAL ${slot.walStatus ?? "-"}, ${sizeText(slot.retainedBytes)} held back, ${sizeText(slot.lagBytes)} behind${left === null ? "" : `, lost in about ${ago(left)} if nobody reads it`}\n`,
+  ].join("")
+}
+
+const schoolLines = (look: Look, school: SchoolSnapshot): string =>
+  [
+    `Link: ${school.link.state}, last contact ${since(school, school.link.lastContactAt)}, last complete sync ${since(school, school.link.lastSyncAt)}\n`,
+    `To send: ${countText(school.totals.pending)} changes${school.sending.oldestPendingAt === null ? "" : `, the oldest from ${since(school, school.sending.oldestPendingAt)}`}\n`,
+    school.devices.total === 0 ? "" : `Terminals: ${school.devices.approved} approved, ${school.devices.waiting} waiting for approval\n`,
+    ...school.workers.filter((w) => w.failed > 0).map((w) => `Worker ${clean(w.module)}: ${alarm(look, w.failed)} events failed${w.error === null ? "" : ` (${clean(w.error)})`}\n`),
+    tableLines(look, school.tables),
+  ].join("")
+
+/** Exported for its test. */
+export const statusText = (look: Look, snapshot: Snapshot): string => {
+  const who = snapshot.role === "hub" ? "Hub" : `School ${clean(snapshot.name ?? snapshot.school ?? "(not yet known to the hub)")}`
+  const rest = clean(snapshot.summary).slice(labelOf(snapshot.state).length).replace(/^: /, "")
+  return [
+    `${bold(look, who)}  ${stateText(look, snapshot.state)}  ${dim(look, `as of ${snapshot.asOf.slice(0, 19).replace("T", " ")} UTC`)}\n`,
+    rest === "" ? "" : `${rest}\n`,
+    progressLines(snapshot),
+    snapshot.role === "hub" ? hubLines(look, snapshot) : schoolLines(look, snapshot),
+  ].join("")
+}
+
+export const run = async (input: Input, io: Io): Promise<number> => {
+  const api = apiOf(input)
+  const school = input.textOr("school", null)
+  const path = `/api/sync/status${school === null ? "" : `?school=${encodeURIComponent(school)}`}`
+  for (;;) {
+    const snapshot = await api.get<Snapshot>(path)
+    io.out(input.flag("json") ? `${JSON.stringify(snapshot)}\n` : statusText(io.look, snapshot))
+    if (!input.flag("watch")) return EXIT.ok
+    await new Promise((done) => setTimeout(done, WATCH_MS))
+    if (!input.flag("json")) io.out("\n")
+  }
+}
