@@ -1,0 +1,378 @@
+/**
+ * All commands: what they are called, what they take, and where they stand. A command's module is loaded only when it runs:
+ * monitoring calls the program every minute on small machines.
+ */
+import { API_OPTIONS, DEFAULT_PORT, JSON_OPTION } from "./api.ts"
+import { type Io, ioOf } from "./io.ts"
+import { CommandFailed, type CommandSpec, type Environment, EXIT, type Input, nearest, type OptionSpec, parseInput, usage, variableOf } from "./options.ts"
+
+type Run = (input: Input, io: Io) => Promise<number>
+
+interface Command extends CommandSpec {
+  readonly load: () => Promise<Run>
+}
+
+const DATABASE: OptionSpec = { name: "database-url", kind: "text", secret: true, required: true, help: "Postgres, e.g. postgres://user:password@127.0.0.1:5432/school" }
+const { required: _, ...DATABASE_OPTIONAL } = DATABASE
+const CONFIG: OptionSpec = { name: "config", kind: "text", default: "schoolbus.config.ts", help: "which tables are synced, who sees them, who wins" }
+const ADMIN_TOKEN: OptionSpec = { name: "admin-token", kind: "text", secret: true, help: "what operators must show; needed to reach operator routes on another --host" }
+const DATA_DIR: OptionSpec = { name: "data-dir", kind: "text", default: "data", help: "folder of the node's own files" }
+const PORT: OptionSpec = { name: "port", kind: "port", default: DEFAULT_PORT, help: "port of the HTTP interface" }
+const HOST: OptionSpec = { name: "host", kind: "text", default: "127.0.0.1", help: "address to listen on; another than loopback without a token serves only the link and /health" }
+const SCHOOL: OptionSpec = { name: "school", kind: "text", help: "at the hub: only this school" }
+const SLOT: OptionSpec = { name: "slot", kind: "text", default: "schoolbus", help: "name of the hub's replication slot" }
+
+const COMMANDS: ReadonlyArray<Command> = [
+  {
+    name: "hub",
+    summary: "run the hub on the VPS",
+    args: [],
+    options: [CONFIG, DATABASE, DATA_DIR, PORT, HOST, ADMIN_TOKEN],
+    examples: ["schoolbus hub --config schoolbus.config.ts --database-url postgres://schoolbus@127.0.0.1/school", "SCHOOLBUS_DATABASE_URL_FILE=/etc/schoolbus/db schoolbus hub --data-dir /var/lib/schoolbus"],
+    load: () => import("./services.ts").then((m) => m.hub),
+  },
+  {
+    name: "school",
+    summary: "run the node of one school",
+    args: [],
+    options: [
+      { name: "hub", kind: "text", required: true, help: "address of the hub, e.g. https://sync.example.org" },
+      { name: "key", kind: "text", secret: true, required: true, help: "the school's key, from: schoolbus schools add" },
+      DATA_DIR,
+      PORT,
+      { name: "iclock-port", kind: "port", help: "port for attendance terminals; absent = no terminals" },
+      HOST,
+      ADMIN_TOKEN,
+      { name: "adopt", kind: "flag", help: "take over tables with rows that stand in school.db already" },
+      { name: "workers", kind: "text", help: "folder of worker modules" },
+    ],
+    examples: ["schoolbus school --hub https://sync.example.org --key-file /etc/schoolbus/key", "schoolbus school --hub http://10.0.0.1:4480 --key sb_… --iclock-port 8081"],
+    load: () => import("./services.ts").then((m) => m.school),
+  },
+  {
+    name: "demo",
+    summary: "hub, two schools and a terminal on this machine, with a Postgres of their own",
+    args: [],
+    options: [{ name: "check", kind: "flag", help: "play a fixed scenario, verify it, exit 0 or 1" }],
+    examples: ["schoolbus demo", "schoolbus demo --check"],
+    load: () => import("./demo.ts").then((m) => m.run),
+  },
+  {
+    name: "schools add",
+    summary: "enrol a school; prints its key once",
+    args: ["id"],
+    options: [{ name: "name", kind: "text", help: "the school's name; default: its id" }, DATABASE, JSON_OPTION],
+    examples: ['schoolbus schools add north --name "North Primary" --database-url postgres://…', "schoolbus schools add north --json > north.json"],
+    load: () => import("./schools.ts").then((m) => m.add),
+  },
+  {
+    name: "schools list",
+    summary: "schools and their state",
+    args: [],
+    options: [DATABASE, JSON_OPTION],
+    examples: ["schoolbus schools list", "schoolbus schools list --json"],
+    load: () => import("./schools.ts").then((m) => m.list),
+  },
+  {
+    name: "schools pause",
+    summary: "stop a school's sync until it is resumed",
+    args: ["id"],
+    options: [DATABASE, JSON_OPTION],
+    examples: ["schoolbus schools pause north", "schoolbus schools pause north --json"],
+    load: () => import("./schools.ts").then((m) => m.pause),
+  },
+  {
+    name: "schools resume",
+    summary: "let a paused school sync again",
+    args: ["id"],
+    options: [DATABASE, JSON_OPTION],
+    examples: ["schoolbus schools resume north", "schoolbus schools resume north --json"],
+    load: () => import("./schools.ts").then((m) => m.resume),
+  },
+  {
+    name: "schools rotate-key",
+    summary: "a new key; the one before works until the next rotation",
+    args: ["id"],
+    options: [{ name: "now", kind: "flag", help: "end all former keys at once" }, DATABASE, JSON_OPTION],
+    examples: ["schoolbus schools rotate-key north", "schoolbus schools rotate-key north --now"],
+    load: () => import("./schools.ts").then((m) => m.rotateKey),
+  },
+  {
+    name: "schools revoke",
+    summary: "cut a school off at once",
+    args: ["id"],
+    options: [{ name: "yes", kind: "flag", help: "do not ask" }, DATABASE, JSON_OPTION],
+    examples: ["schoolbus schools revoke north", "schoolbus schools revoke north --yes"],
+    load: () => import("./schools.ts").then((m) => m.revoke),
+  },
+  {
+    name: "status",
+    summary: "how a hub or school node is doing",
+    args: [],
+    options: [SCHOOL, { name: "watch", kind: "flag", help: "again every 2 seconds; with --json one object a line" }, ...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus status", "schoolbus status --url http://127.0.0.1:4480 --json"],
+    load: () => import("./status.ts").then((m) => m.run),
+  },
+  {
+    name: "check",
+    summary: "one line for monitoring; exits 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN",
+    args: ["[what]"],
+    options: [
+      { name: "warning", kind: "number", help: "bound of a single check: bytes (slots), schools (nodes), seconds (lag, link), count (conflicts)" },
+      { name: "critical", kind: "number", help: "the same, for CRITICAL" },
+      SCHOOL,
+      ...API_OPTIONS,
+      JSON_OPTION,
+    ],
+    examples: ["schoolbus check", "schoolbus check lag --warning 600 --critical 7200"],
+    load: () => import("./check.ts").then((m) => m.run),
+  },
+  {
+    name: "sync",
+    summary: "sync now",
+    args: [],
+    options: [
+      { name: "direction", kind: "text", default: "both", help: "both, up or down" },
+      { name: "tables", kind: "list", help: "only these, with commas between" },
+      SCHOOL,
+      ...API_OPTIONS,
+      JSON_OPTION,
+    ],
+    examples: ["schoolbus sync", "schoolbus sync --direction up --tables attendance,marks"],
+    load: () => import("./sync.ts").then((m) => m.run),
+  },
+  {
+    name: "slots",
+    summary: "what each replication slot holds back; asks Postgres itself when --database-url is set",
+    args: [],
+    options: [DATABASE_OPTIONAL, ...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus slots", "schoolbus slots --database-url postgres://… --json"],
+    load: () => import("./slots.ts").then((m) => m.run),
+  },
+  {
+    name: "conflicts list",
+    summary: "what both sides wrote",
+    args: [],
+    options: [
+      { name: "all", kind: "flag", help: "also those that are decided" },
+      { name: "table", kind: "text", help: "only this table" },
+      SCHOOL,
+      { name: "limit", kind: "number", default: "50", help: "at most this many, up to 500" },
+      { name: "cursor", kind: "text", help: "from a former page" },
+      ...API_OPTIONS,
+      JSON_OPTION,
+    ],
+    examples: ["schoolbus conflicts list", "schoolbus conflicts list --all --table marks"],
+    load: () => import("./conflicts.ts").then((m) => m.list),
+  },
+  {
+    name: "conflicts show",
+    summary: "one conflict: before, the school's value, head office's value",
+    args: ["id"],
+    options: [...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus conflicts show 0198f…", "schoolbus conflicts show 0198f… --json"],
+    load: () => import("./conflicts.ts").then((m) => m.show),
+  },
+  {
+    name: "conflicts resolve",
+    summary: "decide a conflict, at the hub",
+    args: ["id"],
+    options: [
+      { name: "keep", kind: "text", help: "school or vps" },
+      { name: "value", kind: "text", help: "another value, as JSON" },
+      { name: "by", kind: "text", help: "who decides, for the record" },
+      ...API_OPTIONS,
+      JSON_OPTION,
+    ],
+    examples: ["schoolbus conflicts resolve 0198f… --keep school", "schoolbus conflicts resolve 0198f… --value '\"0722 000 000\"' --by amina"],
+    load: () => import("./conflicts.ts").then((m) => m.resolve),
+  },
+  {
+    name: "devices list",
+    summary: "terminals that have called this school node",
+    args: [],
+    options: [...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus devices list", "schoolbus devices list --json"],
+    load: () => import("./devices.ts").then((m) => m.list),
+  },
+  {
+    name: "devices approve",
+    summary: "let a terminal send punches and hold people",
+    args: ["serial"],
+    options: [{ name: "zone", kind: "text", help: "time zone of its clock, e.g. Africa/Nairobi" }, { name: "name", kind: "text", help: "what people call it" }, ...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus devices approve CJDE193560043 --zone Africa/Nairobi", 'schoolbus devices approve CJDE193560043 --name "Main gate"'],
+    load: () => import("./devices.ts").then((m) => m.approve),
+  },
+  {
+    name: "devices status",
+    summary: "which people a terminal holds",
+    args: ["serial"],
+    options: [...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus devices status CJDE193560043", "schoolbus devices status CJDE193560043 --json"],
+    load: () => import("./devices.ts").then((m) => m.status),
+  },
+  {
+    name: "devices sync",
+    summary: "send a terminal everyone it should hold",
+    args: ["serial"],
+    options: [...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus devices sync CJDE193560043", "schoolbus devices sync CJDE193560043 --json"],
+    load: () => import("./devices.ts").then((m) => m.sync),
+  },
+  {
+    name: "config validate",
+    summary: "check the config file",
+    args: [],
+    options: [CONFIG, JSON_OPTION],
+    examples: ["schoolbus config validate", "schoolbus config validate --config /etc/schoolbus/schoolbus.config.ts"],
+    load: () => import("./config.ts").then((m) => m.validate),
+  },
+  {
+    name: "config show",
+    summary: "settings of the hub here, where each comes from, and the rules of each table",
+    args: [],
+    options: [CONFIG, DATABASE_OPTIONAL, DATA_DIR, PORT, HOST, ADMIN_TOKEN, JSON_OPTION],
+    examples: ["schoolbus config show", "schoolbus config show --json"],
+    load: () => import("./config.ts").then((m) => m.show),
+  },
+  {
+    name: "doctor",
+    summary: "what in Postgres stands in the way, with the command that mends it",
+    args: [],
+    options: [DATABASE, SLOT, JSON_OPTION],
+    examples: ["schoolbus doctor --database-url postgres://…", "schoolbus doctor --json"],
+    load: () => import("./doctor.ts").then((m) => m.run),
+  },
+  {
+    name: "completions",
+    summary: "completions for bash, zsh or fish",
+    args: ["shell"],
+    options: [],
+    examples: ["schoolbus completions bash > /etc/bash_completion.d/schoolbus", "schoolbus completions fish > ~/.config/fish/completions/schoolbus.fish"],
+    load: () => import("./completions.ts").then((m) => (input, io) => m.run(input, io, COMMANDS)),
+  },
+]
+
+const overview = (prefix: string): string => {
+  const shown = COMMANDS.filter((command) => prefix === "" || command.name.startsWith(`${prefix} `))
+  const width = Math.max(...shown.map((command) => command.name.length))
+  const lines = shown.map((command) => `  ${command.name.padEnd(width)}  ${command.summary}\n`).join("")
+  return prefix === ""
+    ? `Keeps a Postgres at head office and a libSQL file in every school the same.\n\nUsage: schoolbus COMMAND [options]\n\n${lines}\nschoolbus COMMAND --help says more. Every option is also an environment variable: --data-dir is SCHOOLBUS_DATA_DIR.\n`
+    : `Usage: schoolbus ${prefix} COMMAND [options]\n\n${lines}`
+}
+
+const helpOf = (command: CommandSpec): string => {
+  const rows = command.options.flatMap((option) => {
+    const value = option.kind === "flag" ? "" : option.kind === "text" || option.kind === "list" ? " TEXT" : " N"
+    const note = option.required === true ? " (needed)" : option.default === undefined ? "" : ` (default ${option.default})`
+    const main = [`--${option.name}${value}`, `${option.help}${note} [${variableOf(option.name)}]`] as const
+    return option.secret === true ? [main, [`--${option.name}-file FILE`, `the same, from a file [${variableOf(option.name)}_FILE]`] as const] : [main]
+  })
+  const width = Math.max(0, ...rows.map(([flag]) => flag.length))
+  const args = command.args.map((arg) => ` ${arg.toUpperCase()}`).join("")
+  return [
+    `Examples:\n${command.examples.map((example) => `  ${example}\n`).join("")}\n`,
+    `Usage: schoolbus ${command.name}${args} [options]\n\n${command.summary}\n`,
+    rows.length === 0 ? "" : `\n${rows.map(([flag, help]) => `  ${flag.padEnd(width)}  ${help}\n`).join("")}`,
+  ].join("")
+}
+
+/** Tagged failures of the services, which they throw through: their exit codes. */
+const exitOfTag = (tag: unknown): number => {
+  switch (tag) {
+    case "ConfigRefused":
+    case "CatalogRefused":
+      return EXIT.config
+    case "PostgresError":
+    case "LibsqlError":
+    case "SlotRefused":
+    case "FileInUse":
+    case "MigrationRefused":
+    case "HubMigrationRefused":
+      return EXIT.unreachable
+    default:
+      return EXIT.failed
+  }
+}
+
+const failureOf = (cause: unknown): CommandFailed => {
+  if (cause instanceof CommandFailed) return cause
+  const { _tag, message } = cause as { readonly _tag?: unknown; readonly message?: unknown }
+  // A port that is taken is somebody else's process, like a file that is.
+  if ((cause as { code?: unknown } | null)?.code === "EADDRINUSE") return new CommandFailed(EXIT.unreachable, "port_taken", String(message), "another process listens there; choose another --port")
+  return new CommandFailed(exitOfTag(_tag), typeof _tag === "string" ? _tag : "failed", typeof message === "string" && message !== "" ? message : String(cause))
+}
+
+const titles: Readonly<Record<number, string>> = {
+  [EXIT.usage]: "Wrong usage",
+  [EXIT.unreachable]: "Not reachable",
+  [EXIT.again]: "Not now",
+  [EXIT.forbidden]: "Not allowed",
+  [EXIT.config]: "Bad configuration",
+}
+
+const report = (failure: CommandFailed, json: boolean, io: Io): void => {
+  if (json) {
+    const { exit, code, message, hint, extra } = failure
+    const title = titles[exit] ?? "Failed"
+    io.out(`${JSON.stringify({ type: `urn:schoolbus:problem:${code}`, title, code, detail: message, exit, ...(hint === "" ? {} : { hint }), ...extra })}\n`)
+  } else {
+    io.err(`schoolbus: ${failure.message}\n${failure.hint === "" ? "" : `${failure.hint}\n`}`)
+  }
+}
+
+const find = (argv: ReadonlyArray<string>): { readonly command: Command; readonly rest: ReadonlyArray<string> } | null => {
+  const two = COMMANDS.find((command) => command.name === argv.slice(0, 2).join(" "))
+  if (two !== undefined) return { command: two, rest: argv.slice(two.name.includes(" ") ? 2 : 1) }
+  const one = COMMANDS.find((command) => command.name === argv[0])
+  return one === undefined ? null : { command: one, rest: argv.slice(1) }
+}
+
+const isHelp = (word: string | undefined): boolean => word === "--help" || word === "-h" || word === "help"
+
+/** Runs one command to its end; the number is the process's exit code. Never throws. */
+export const runCommand = async (argv: ReadonlyArray<string>, env: Environment, io: Io = ioOf(env, process.stdout, process.stderr, process.stdin)): Promise<number> => {
+  const json = argv.includes("--json")
+  const isCheck = argv[0] === "check"
+  try {
+    const [first] = argv
+    if (first === undefined || isHelp(first)) {
+      ;(first === undefined ? io.err : io.out)(overview(""))
+      return first === undefined ? EXIT.usage : EXIT.ok
+    }
+    if (first === "--version" || first === "version") {
+      const { VERSION } = await import("../version.ts")
+      io.out(`schoolbus ${VERSION}\n`)
+      return EXIT.ok
+    }
+    const found = find(argv)
+    if (found === null) {
+      const group = COMMANDS.some((command) => command.name.startsWith(`${first} `))
+      if (group && (argv[1] === undefined || isHelp(argv[1]))) {
+        ;(argv[1] === undefined ? io.err : io.out)(overview(first))
+        return argv[1] === undefined ? EXIT.usage : EXIT.ok
+      }
+      const said = group ? argv.slice(0, 2).join(" ") : first
+      const near = nearest(said, COMMANDS.map((command) => command.name))
+      throw usage(first.startsWith("-") ? `unknown option ${first}` : `no command "${said}"${near === null ? "" : `; did you mean "${near}"?`}`)
+    }
+    const input = parseInput(found.command, found.rest, env)
+    if (input === null) {
+      io.out(helpOf(found.command))
+      return EXIT.ok
+    }
+    const run = await found.command.load()
+    return await run(input, io)
+  } catch (cause) {
+    const failure = failureOf(cause)
+    if (isCheck) {
+      // A monitoring system reads the line and the code 3; a usage code of 64 would mean nothing to it.
+      const { unknownLine } = await import("./check.ts")
+      io.out(unknownLine(json, failure.message))
+      return 3
+    }
+    report(failure, json, io)
+    return failure.exit
+  }
+}

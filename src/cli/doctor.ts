@@ -1,0 +1,136 @@
+/** `doctor`: what on the Postgres side stands in the way, or will one day; each finding with the command that mends it. */
+import * as Effect from "effect/Effect"
+import type { PostgresPool } from "../postgres/client.ts"
+import { readSlots, type SlotHealth } from "../postgres/health.ts"
+import { migrationFiles } from "../libsql/migrate.ts"
+import { runtimeName } from "../runtime.ts"
+import { withPostgres } from "./database.ts"
+import type { Io } from "./io.ts"
+import { CommandFailed, EXIT, type Input } from "./options.ts"
+import { green, red, sizeText, table, yellow } from "./text.ts"
+
+interface Finding {
+  readonly id: string
+  readonly status: "ok" | "warn" | "fail"
+  readonly message: string
+  readonly fix?: string
+}
+
+/** What is asked of the server, before any judgement. */
+export interface ServerFacts {
+  readonly version: number
+  readonly settings: Readonly<Record<string, string>>
+  readonly slotsUsed: number
+  readonly mayReplicate: boolean
+  readonly isSuperuser: boolean
+  readonly maySchema: boolean
+  /** Numbers of applied migrations; null = schema `schoolbus` does not exist. */
+  readonly migrations: ReadonlyArray<number> | null
+  readonly newestMigration: number
+  readonly slots: ReadonlyArray<SlotHealth>
+}
+
+const OLDEST = 130_000
+
+/** Pure: facts to findings, in the order in which they are to be mended. */
+export const findings = (facts: ServerFacts, slotName: string): ReadonlyArray<Finding> => {
+  const { settings } = facts
+  const version = String(Math.floor(facts.version / 10_000))
+  const slot = facts.slots.find((one) => one.slot === slotName)
+  const keep = settings["max_slot_wal_keep_size"] ?? ""
+  const maxSlots = Number(settings["max_replication_slots"] ?? 0)
+  const ok = (id: string, message: string): Finding => ({ id, status: "ok", message })
+  const warn = (id: string, message: string, fix: string): Finding => ({ id, status: "warn", message, fix })
+  const fail = (id: string, message: string, fix: string): Finding => ({ id, status: "fail", message, fix })
+  return [
+    facts.version >= OLDEST ? ok("pg-version", `Postgres ${version}`) : fail("pg-version", `Postgres ${version} is too old`, "use Postgres 13 or newer"),
+    settings["wal_level"] === "logical"
+      ? ok("wal-level", "logical")
+      : fail("wal-level", `wal_level is ${settings["wal_level"] ?? "unknown"}`, "ALTER SYSTEM SET wal_level = 'logical';  then restart Postgres"),
+    slot !== undefined || facts.slotsUsed < maxSlots
+      ? ok("max-replication-slots", `${facts.slotsUsed} of ${maxSlots} in use`)
+      : fail("max-replication-slots", `all ${maxSlots} are in use`, `ALTER SYSTEM SET max_replication_slots = ${maxSlots + 4};  then restart Postgres`),
+    keep === "-1"
+      ? warn("max-slot-wal-keep-size", "no limit: a slot that nobody reads can fill the disk", "ALTER SYSTEM SET max_slot_wal_keep_size = '4GB'; SELECT pg_reload_conf();")
+      : ok("max-slot-wal-keep-size", keep),
+    settings["track_commit_timestamp"] === "on"
+      ? ok("track-commit-timestamp", "on")
+      : warn("track-commit-timestamp", "off: newest_wins knows less about rows that were not streamed", "ALTER SYSTEM SET track_commit_timestamp = on;  then restart Postgres"),
+    facts.mayReplicate
+      ? ok("replication-privilege", "this role may read the stream")
+      : fail("replication-privilege", "this role may not read the stream", "ALTER ROLE … REPLICATION;"),
+    facts.isSuperuser
+      ? warn("least-rights", "this role is a superuser and plays all parts", "make a role with REPLICATION, SELECT and DML on the synced tables only")
+      : ok("least-rights", "this role is no superuser"),
+    facts.migrations === null
+      ? facts.maySchema
+        ? ok("migrations-current", "schema schoolbus will be made when the hub starts")
+        : fail("migrations-current", "schema schoolbus does not exist and this role may not make it", "a DBA runs sql/hub/*.sql in order, or: GRANT CREATE ON DATABASE … TO …;")
+      : facts.migrations.length === 0 || Math.max(...facts.migrations) <= facts.newestMigration
+        ? ok("migrations-current", `schema schoolbus, ${facts.migrations.length} migrations`)
+        : fail("migrations-current", "schema schoolbus was made by a newer schoolbus", "update this program"),
+    slot === undefined
+      ? warn("slot-exists", `no slot ${slotName} yet`, "start the hub: it makes it")
+      : ok("slot-exists", `${slot.slot}, ${slot.plugin}, holds ${sizeText(slot.retainedBytes)}`),
+    ...(slot === undefined
+      ? []
+      : [
+          slot.active ? ok("slot-active", "the hub reads it") : fail("slot-active", "nobody reads it; WAL piles up", "start the hub, or drop the slot for good: SELECT pg_drop_replication_slot('" + slot.slot + "');"),
+          slot.walStatus === "reserved" || slot.walStatus === "extended"
+            ? ok("slot-wal-status", slot.walStatus)
+            : fail("slot-wal-status", `${slot.walStatus ?? "unknown"}`, "raise max_slot_wal_keep_size; a lost slot is replaced by the hub, which then compares all rows"),
+        ]),
+    ...facts.slots
+      .filter((other) => other.slot !== slotName && !other.active)
+      .map((other) => warn("other-slots", `slot ${other.slot} of somebody else is not read and holds ${sizeText(other.retainedBytes)}`, `find its owner, or SELECT pg_drop_replication_slot('${other.slot}');`)),
+  ]
+}
+
+const readFacts = (pg: PostgresPool) =>
+  Effect.gen(function* () {
+    const [server] = yield* pg.query<{ version: number; used: number; replicate: boolean; super: boolean; schema: boolean; present: boolean; viewed: boolean }>(
+      `SELECT current_setting('server_version_num')::int AS version, (SELECT count(*)::int FROM pg_replication_slots) AS used,
+              r.rolreplication OR r.rolsuper AS replicate, r.rolsuper AS super, has_database_privilege(current_database(), 'CREATE') AS schema,
+              to_regclass('schoolbus.migrations') IS NOT NULL AS present, to_regclass('schoolbus.slot_health') IS NOT NULL AS viewed
+         FROM pg_roles r WHERE r.rolname = current_user`,
+    )
+    const settings = yield* pg.query<{ name: string; setting: string }>(
+      `SELECT name, current_setting(name) AS setting FROM pg_settings WHERE name IN ('wal_level', 'max_replication_slots', 'max_slot_wal_keep_size', 'track_commit_timestamp')`,
+    )
+    const migrations = server?.present === true ? yield* pg.query<{ number: number }>(`SELECT number FROM schoolbus.migrations`) : null
+    const slots = server?.viewed === true ? yield* readSlots(pg) : []
+    const files = yield* migrationFiles("hub")
+    const facts: ServerFacts = {
+      version: server?.version ?? 0,
+      settings: Object.fromEntries(settings.map((row) => [row.name, row.setting])),
+      slotsUsed: server?.used ?? 0,
+      mayReplicate: server?.replicate ?? false,
+      isSuperuser: server?.super ?? false,
+      maySchema: server?.schema ?? false,
+      migrations: migrations?.map((row) => row.number) ?? null,
+      newestMigration: files.at(-1)?.number ?? 0,
+      slots,
+    }
+    return facts
+  })
+
+const reached = async (input: Input): Promise<ReadonlyArray<Finding>> => {
+  try {
+    return [{ id: "pg-reachable", status: "ok", message: "Postgres answers" }, ...findings(await withPostgres(input, readFacts), input.text("slot"))]
+  } catch (cause) {
+    if (!(cause instanceof CommandFailed)) throw cause
+    return [{ id: "pg-reachable", status: "fail", message: cause.message, fix: cause.hint }]
+  }
+}
+
+export const run = async (input: Input, io: Io): Promise<number> => {
+  const checks: ReadonlyArray<Finding> = [{ id: "runtime-version", status: "ok", message: runtimeName }, ...(await reached(input))]
+  const failed = checks.some((check) => check.status === "fail")
+  if (input.flag("json")) io.out(`${JSON.stringify({ schemaVersion: 1, asOf: new Date().toISOString(), healthy: !failed, checks })}\n`)
+  else {
+    const word = { ok: green(io.look, "ok"), warn: yellow(io.look, "warning"), fail: red(io.look, "failed") }
+    io.out(table(io.look, ["Check", "Status", "Message"].map((title) => ({ title })), checks.map((check) => [check.id, word[check.status], check.message])))
+    for (const check of checks) if (check.fix !== undefined) io.out(`Fix ${check.id}: ${check.fix}\n`)
+  }
+  return failed ? EXIT.failed : EXIT.ok
+}
