@@ -20,7 +20,7 @@ const DATA_DIR: OptionSpec = { name: "data-dir", kind: "text", default: "data", 
 const PORT: OptionSpec = { name: "port", kind: "port", default: DEFAULT_PORT, help: "port of the HTTP interface" }
 const HOST: OptionSpec = { name: "host", kind: "text", default: "127.0.0.1", help: "address to listen on; another than loopback without a token serves only the link and /health" }
 const SCHOOL: OptionSpec = { name: "school", kind: "text", help: "at the hub: only this school" }
-const SLOT: OptionSpec = { name: "slot", kind: "text", default: "schoolbus", help: "name of the hub's replication slot" }
+const SLOT: OptionSpec = { name: "slot", kind: "text", help: "name of the hub's replication slot; default: schoolbus_ and the database's name" }
 
 const COMMANDS: ReadonlyArray<Command> = [
   {

@@ -2,6 +2,7 @@
 import * as Effect from "effect/Effect"
 import type { PostgresPool } from "../postgres/client.ts"
 import { readSlots, type SlotHealth } from "../postgres/health.ts"
+import { slotName } from "../down/source.ts"
 import { migrationFiles } from "../libsql/migrate.ts"
 import { runtimeName } from "../runtime.ts"
 import { withPostgres } from "./database.ts"
@@ -116,7 +117,7 @@ const readFacts = (pg: PostgresPool) =>
 
 const reached = async (input: Input): Promise<ReadonlyArray<Finding>> => {
   try {
-    return [{ id: "pg-reachable", status: "ok", message: "Postgres answers" }, ...findings(await withPostgres(input, readFacts), input.text("slot"))]
+    return [{ id: "pg-reachable", status: "ok", message: "Postgres answers" }, ...findings(await withPostgres(input, readFacts), input.textOr("slot", slotName(input.text("database-url"))))]
   } catch (cause) {
     if (!(cause instanceof CommandFailed)) throw cause
     return [{ id: "pg-reachable", status: "fail", message: cause.message, fix: cause.hint }]

@@ -7,7 +7,9 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import { Feed, type Reader } from "../down/feed.ts"
+import { slotName } from "../down/source.ts"
 import { Libsql } from "../libsql/client.ts"
+import { printLsn } from "../model/lsn.ts"
 import { Postgres } from "../postgres/client.ts"
 import { type OpenWork, readOpenWork, readSlots, recordHealth, type SlotHealth } from "../postgres/health.ts"
 import { runtimeName } from "../runtime.ts"
@@ -78,175 +80,175 @@ interface FromPostgres {
 
 export const slotView = ({ maxSlotWalKeepSize: _, ...slot }: SlotHealth): SlotView => slot
 
-const make = (slotName: string) =>
-  Effect.gen(function* () {
-    const feed = yield* Feed
-    const db = yield* Libsql
-    const pg = yield* Postgres
-    const facts = yield* HubFactStore
+const make = Effect.gen(function* () {
+  const feed = yield* Feed
+  const db = yield* Libsql
+  const pg = yield* Postgres
+  const facts = yield* HubFactStore
+  const ownSlot = slotName(pg.url)
 
-    let known: FromPostgres = { at: 0, ok: false, slots: [], open: [] }
-    const askPostgres = Effect.gen(function* () {
-      const now = yield* Clock.currentTimeMillis
-      if (now - known.at < POSTGRES_EVERY_MS) return known
-      const asked = yield* Effect.all([readSlots(pg), readOpenWork(pg)]).pipe(Effect.timeoutOption(POSTGRES_TIMEOUT_MS), Effect.option)
-      const answer = asked._tag === "Some" && asked.value._tag === "Some" ? asked.value.value : null
-      known = answer === null ? { ...known, at: now, ok: false } : { at: now, ok: true, slots: answer[0], open: answer[1] }
-      return known
-    })
-
-    const rowsByTable = yield* recount(
-      db.read((tx) => tx.all<{ tbl: number; n: number }>("SELECT tbl, count(*) AS n FROM entry INDEXED BY entry_key GROUP BY tbl")),
-    )
-    // Since when a school's cursor stands still although rows wait for it.
-    const standing = new Map<string, { readonly seq: number; readonly since: number }>()
-
-    const snapshot = Effect.fn("HubStatus.snapshot")(function* (only?: string) {
-      const now = yield* Clock.currentTimeMillis
-      const own = yield* facts.get
-      const fromPostgres = yield* askPostgres
-      const state = yield* feed.state
-      const enrolled = (yield* feed.schools).filter((school) => !school.revoked && (only === undefined || school.id === only))
-      const readers = livingReaders(yield* feed.reader.all)
-      const late = [...readers.values()].filter((reader) => reader.seq < state.seq && enrolled.some((school) => school.id === reader.school))
-      const waiting =
-        late.length === 0
-          ? []
-          : yield* db.read((tx) =>
-              tx.all<{ incarnation: string; waiting: string }>(LAG_SQL, [
-                JSON.stringify(
-                  late.map((reader) => ({ incarnation: reader.incarnation, school: reader.school, seq: reader.epoch === state.epoch ? reader.seq : 0 })),
-                ),
-              ]),
-            )
-      const lagByIncarnation = new Map<string, number>()
-      const waitingByTable = new Map<number, number>()
-      for (const row of waiting) {
-        for (const [tbl, n] of Object.entries(JSON.parse(row.waiting) as Record<string, number>)) {
-          lagByIncarnation.set(row.incarnation, (lagByIncarnation.get(row.incarnation) ?? 0) + n)
-          waitingByTable.set(Number(tbl), (waitingByTable.get(Number(tbl)) ?? 0) + n)
-        }
-      }
-      const open = fromPostgres.open.filter((work) => only === undefined || work.school === only)
-
-      const schools = enrolled.map((school): SchoolView => {
-        const reader = readers.get(school.id)
-        const said = reader === undefined ? null : saidBy(reader)
-        const connected = own.connected.includes(school.id)
-        const lagRows = reader === undefined ? 0 : (lagByIncarnation.get(reader.incarnation) ?? 0)
-        const mine = open.filter((work) => work.school === school.id)
-        let stalledMs = 0
-        if (reader !== undefined && lagRows > 0) {
-          const before = standing.get(reader.incarnation)
-          if (before?.seq === reader.seq) stalledMs = now - before.since
-          else standing.set(reader.incarnation, { seq: reader.seq, since: now })
-        } else if (reader !== undefined) standing.delete(reader.incarnation)
-        const { state: schoolState, reason } = judgeSeen({
-          now,
-          paused: school.paused,
-          hasCut: reader !== undefined && reader.epoch !== "" && reader.cut !== "0",
-          connected,
-          seenAt: reader?.seen_at ?? 0,
-          lagRows,
-          stalledMs,
-          said,
-        })
-        return {
-          school: school.id,
-          name: school.name,
-          state: schoolState,
-          reason,
-          connected,
-          lastSeenAt: timeOf(reader?.seen_at ?? null),
-          lagRows,
-          pending: said?.pending ?? reader?.pending ?? 0,
-          oldestPendingAt: timeOf(said?.oldestPendingAt ?? null),
-          failed: mine.reduce((n, work) => n + work.failed, 0) + (said?.behind ?? 0),
-          conflicts: mine.reduce((n, work) => n + work.conflicts, 0),
-          devices: said?.devices ?? 0,
-        }
-      })
-
-      const rows = new Map((yield* rowsByTable).map((row) => [row.tbl, row.n]))
-      const feedTables = (yield* feed.tables).filter((table) => !table.hubOnly && !table.table.system)
-      const tables = feedTables.map((table): TableStatus => {
-        const work = open.filter((one) => one.table === table.name)
-        return {
-          table: table.name,
-          pending: waitingByTable.get(table.id) ?? 0,
-          failed: work.reduce((n, one) => n + one.failed, 0),
-          synced: rows.get(table.id) ?? 0,
-          conflicts: work.reduce((n, one) => n + one.conflicts, 0),
-        }
-      })
-      const slot = fromPostgres.slots.find((one) => one.slot === slotName) ?? null
-      const postgres = own.postgres && fromPostgres.ok
-      const states = schools.map((school) => school.state)
-      const { state: hubState, reason } = judgeHub({
-        postgres,
-        stream: own.stream,
-        streamDetail: own.streamDetail,
-        walStatus: slot?.walStatus ?? null,
-        loading: own.loading.length,
-        schools: states,
-      })
-      const totals = {
-        ...sumOf(tables),
-        // Also of tables that are not listed one by one.
-        pending: [...waitingByTable.values()].reduce((sum, n) => sum + n, 0),
-        failed: open.reduce((sum, work) => sum + work.failed, 0),
-        conflicts: open.reduce((sum, work) => sum + work.conflicts, 0),
-      }
-      const result: HubSnapshot = {
-        schemaVersion: SCHEMA_VERSION,
-        role: "hub",
-        asOf: new Date(now).toISOString(),
-        version: VERSION,
-        runtime: runtimeName,
-        state: hubState,
-        reason,
-        summary: hubSentence({ state: hubState, reason, ...totals }, states),
-        totals,
-        tables,
-        progress: own.loading,
-        postgres,
-        stream: { state: own.stream, detail: own.streamDetail },
-        feed: {
-          epoch: state.epoch,
-          seq: String(state.seq),
-          lsn: `${(state.position.lsn >> 32n).toString(16).toUpperCase()}/${(state.position.lsn & 0xffff_ffffn).toString(16).toUpperCase()}`,
-          committedAt: state.position.at === "" ? null : state.position.at,
-        },
-        slot: slot === null ? null : slotView(slot),
-        schools,
-      }
-      return result
-    })
-
-    /** Once a minute, what DBAs see in `schoolbus.school_health`. A standby writes nothing: it knows nothing. */
-    const record = Effect.gen(function* () {
-      const { stream } = yield* facts.get
-      if (stream !== "streaming") return
-      const now = yield* snapshot()
-      const readers = livingReaders(yield* feed.reader.all)
-      yield* recordHealth(
-        pg,
-        now.schools.map((school) => ({
-          school: school.school,
-          state: school.state,
-          reason: school.reason,
-          seq: readers.get(school.school)?.seq ?? 0,
-          lagRows: school.lagRows,
-          pending: school.pending,
-          oldestPendingAt: school.oldestPendingAt === null ? null : Date.parse(school.oldestPendingAt),
-          seenAt: school.lastSeenAt === null ? null : Date.parse(school.lastSeenAt),
-        })),
-      )
-    })
-    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(record, { log: "Warn" }), Schedule.spaced(RECORD_EVERY_MS)))
-
-    return Status.of({ snapshot })
+  let known: FromPostgres = { at: 0, ok: false, slots: [], open: [] }
+  const askPostgres = Effect.gen(function* () {
+    const now = yield* Clock.currentTimeMillis
+    if (now - known.at < POSTGRES_EVERY_MS) return known
+    const asked = yield* Effect.all([readSlots(pg), readOpenWork(pg)]).pipe(Effect.timeoutOption(POSTGRES_TIMEOUT_MS), Effect.option)
+    const answer = asked._tag === "Some" && asked.value._tag === "Some" ? asked.value.value : null
+    known = answer === null ? { ...known, at: now, ok: false } : { at: now, ok: true, slots: answer[0], open: answer[1] }
+    return known
   })
 
+  const rowsByTable = yield* recount(
+    db.read((tx) => tx.all<{ tbl: number; n: number }>("SELECT tbl, count(*) AS n FROM entry INDEXED BY entry_key GROUP BY tbl")),
+  )
+  // Since when a school's cursor stands still although rows wait for it.
+  const standing = new Map<string, { readonly seq: number; readonly since: number }>()
+
+  const snapshot = Effect.fn("HubStatus.snapshot")(function* (only?: string) {
+    const now = yield* Clock.currentTimeMillis
+    const own = yield* facts.get
+    const fromPostgres = yield* askPostgres
+    const state = yield* feed.state
+    const enrolled = (yield* feed.schools).filter((school) => !school.revoked && (only === undefined || school.id === only))
+    const readers = livingReaders(yield* feed.reader.all)
+    const late = [...readers.values()].filter((reader) => reader.seq < state.seq && enrolled.some((school) => school.id === reader.school))
+    const waiting =
+      late.length === 0
+        ? []
+        : yield* db.read((tx) =>
+            tx.all<{ incarnation: string; waiting: string }>(LAG_SQL, [
+              JSON.stringify(
+                late.map((reader) => ({ incarnation: reader.incarnation, school: reader.school, seq: reader.epoch === state.epoch ? reader.seq : 0 })),
+              ),
+            ]),
+          )
+    const lagByIncarnation = new Map<string, number>()
+    const waitingByTable = new Map<number, number>()
+    for (const row of waiting) {
+      for (const [tbl, n] of Object.entries(JSON.parse(row.waiting) as Record<string, number>)) {
+        lagByIncarnation.set(row.incarnation, (lagByIncarnation.get(row.incarnation) ?? 0) + n)
+        waitingByTable.set(Number(tbl), (waitingByTable.get(Number(tbl)) ?? 0) + n)
+      }
+    }
+    const open = fromPostgres.open.filter((work) => only === undefined || work.school === only)
+
+    const schools = enrolled.map((school): SchoolView => {
+      const reader = readers.get(school.id)
+      const said = reader === undefined ? null : saidBy(reader)
+      const connected = own.connected.includes(school.id)
+      const lagRows = reader === undefined ? 0 : (lagByIncarnation.get(reader.incarnation) ?? 0)
+      const mine = open.filter((work) => work.school === school.id)
+      let stalledMs = 0
+      if (reader !== undefined && lagRows > 0) {
+        const before = standing.get(reader.incarnation)
+        if (before?.seq === reader.seq) stalledMs = now - before.since
+        else standing.set(reader.incarnation, { seq: reader.seq, since: now })
+      } else if (reader !== undefined) standing.delete(reader.incarnation)
+      const { state: schoolState, reason } = judgeSeen({
+        now,
+        paused: school.paused,
+        hasCut: reader !== undefined && reader.epoch !== "" && reader.cut !== "0",
+        connected,
+        seenAt: reader?.seen_at ?? 0,
+        lagRows,
+        stalledMs,
+        said,
+      })
+      return {
+        school: school.id,
+        name: school.name,
+        state: schoolState,
+        reason,
+        connected,
+        lastSeenAt: timeOf(reader?.seen_at ?? null),
+        lagRows,
+        pending: said?.pending ?? reader?.pending ?? 0,
+        oldestPendingAt: timeOf(said?.oldestPendingAt ?? null),
+        failed: mine.reduce((n, work) => n + work.failed, 0) + (said?.behind ?? 0),
+        conflicts: mine.reduce((n, work) => n + work.conflicts, 0),
+        devices: said?.devices ?? 0,
+      }
+    })
+
+    const rows = new Map((yield* rowsByTable).map((row) => [row.tbl, row.n]))
+    const feedTables = (yield* feed.tables).filter((table) => !table.hubOnly && !table.table.system)
+    const tables = feedTables.map((table): TableStatus => {
+      const work = open.filter((one) => one.table === table.name)
+      return {
+        table: table.name,
+        pending: waitingByTable.get(table.id) ?? 0,
+        failed: work.reduce((n, one) => n + one.failed, 0),
+        synced: rows.get(table.id) ?? 0,
+        conflicts: work.reduce((n, one) => n + one.conflicts, 0),
+      }
+    })
+    const slot = fromPostgres.slots.find((one) => one.slot === ownSlot) ?? null
+    const postgres = own.postgres && fromPostgres.ok
+    const states = schools.map((school) => school.state)
+    const { state: hubState, reason } = judgeHub({
+      postgres,
+      stream: own.stream,
+      streamDetail: own.streamDetail,
+      walStatus: slot?.walStatus ?? null,
+      loading: own.loading.length,
+      schools: states,
+    })
+    const totals = {
+      ...sumOf(tables),
+      // Also of tables that are not listed one by one.
+      pending: [...waitingByTable.values()].reduce((sum, n) => sum + n, 0),
+      failed: open.reduce((sum, work) => sum + work.failed, 0),
+      conflicts: open.reduce((sum, work) => sum + work.conflicts, 0),
+    }
+    const result: HubSnapshot = {
+      schemaVersion: SCHEMA_VERSION,
+      role: "hub",
+      asOf: new Date(now).toISOString(),
+      version: VERSION,
+      runtime: runtimeName,
+      state: hubState,
+      reason,
+      summary: hubSentence({ state: hubState, reason, ...totals }, states),
+      totals,
+      tables,
+      progress: own.loading,
+      postgres,
+      stream: { state: own.stream, detail: own.streamDetail },
+      feed: {
+        epoch: state.epoch,
+        seq: String(state.seq),
+        lsn: printLsn(state.position.lsn),
+        committedAt: state.position.at === "" ? null : state.position.at,
+      },
+      slot: slot === null ? null : slotView(slot),
+      schools,
+    }
+    return result
+  })
+
+  /** Once a minute, what DBAs see in `schoolbus.school_health`. A standby writes nothing: it knows nothing. */
+  const record = Effect.gen(function* () {
+    const { stream } = yield* facts.get
+    if (stream !== "streaming") return
+    const now = yield* snapshot()
+    const readers = livingReaders(yield* feed.reader.all)
+    yield* recordHealth(
+      pg,
+      now.schools.map((school) => ({
+        school: school.school,
+        state: school.state,
+        reason: school.reason,
+        seq: readers.get(school.school)?.seq ?? 0,
+        lagRows: school.lagRows,
+        pending: school.pending,
+        oldestPendingAt: school.oldestPendingAt === null ? null : Date.parse(school.oldestPendingAt),
+        seenAt: school.lastSeenAt === null ? null : Date.parse(school.lastSeenAt),
+      })),
+    )
+  })
+  yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(record, { log: "Warn" }), Schedule.spaced(RECORD_EVERY_MS)))
+
+  return Status.of({ snapshot })
+})
+
 /** Needs the feed's file as `Libsql`. */
-export const hubStatus = (slotName: string): Layer.Layer<Status, never, Feed | Libsql | Postgres | HubFactStore> => Layer.effect(Status, make(slotName))
+export const hubStatus: Layer.Layer<Status, never, Feed | Libsql | Postgres | HubFactStore> = Layer.effect(Status, make)

@@ -1,0 +1,207 @@
+/**
+ * Head office and schools in one process, on real Postgres and real files, without the HTTP between them: a test decides
+ * when a batch goes up and when a page comes down.
+ */
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import postgres from "postgres"
+import { type ConfigInput, parseConfig } from "../../src/config.ts"
+import { Deliver, type RowsLine } from "../../src/down/deliver.ts"
+import { Feed } from "../../src/down/feed.ts"
+import { runSource } from "../../src/down/source.ts"
+import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
+import { freeze } from "../../src/libsql/freeze.ts"
+import { migrateFile } from "../../src/libsql/migrate.ts"
+import { installTables } from "../../src/libsql/schema.ts"
+import { openLine } from "../../src/link/frame.ts"
+import type { Header, Trailer } from "../../src/link/protocol.ts"
+import type { Verdicts } from "../../src/model/change.ts"
+import type { Manifest } from "../../src/model/table.ts"
+import { openPool, Postgres } from "../../src/postgres/client.ts"
+import { migrateHub } from "../../src/postgres/migrate.ts"
+import { Apply } from "../../src/up/apply.ts"
+import { Tables } from "../../src/up/tables.ts"
+import { createDatabase, type Database } from "./postgres.ts"
+
+export interface World {
+  readonly database: Database
+  readonly sql: postgres.Sql
+  readonly feed: Context.Service.Shape<typeof Feed>
+  readonly apply: Context.Service.Shape<typeof Apply>
+  readonly run: <A, E>(effect: Effect.Effect<A, E>) => Promise<A>
+  /** Waits until everything committed so far stands in the feed. */
+  readonly settle: () => Promise<void>
+  readonly school: (id: string) => Promise<School>
+  readonly stop: () => Promise<void>
+  /** Ends the stream and starts it again, as a restarted hub would. */
+  readonly restart: () => Promise<void>
+}
+
+export interface School {
+  readonly id: string
+  readonly path: string
+  readonly file: LibsqlFile
+  readonly deliver: Context.Service.Shape<typeof Deliver>
+  /** Runs SQL as a program of the school would, on a connection of its own. */
+  readonly write: (sql: string, args?: ReadonlyArray<string | number | null>) => Promise<void>
+  readonly rows: <Row = Record<string, unknown>>(sql: string, args?: ReadonlyArray<string | number | null>) => Promise<ReadonlyArray<Row>>
+  readonly freeze: () => Promise<void>
+  /** Sends every batch that no ledger row has answered yet. */
+  readonly push: () => Promise<ReadonlyArray<Verdicts>>
+  /** Pulls until a complete cut is applied. */
+  readonly pull: () => Promise<void>
+  /** push, let the feed have it, pull. */
+  readonly sync: () => Promise<void>
+}
+
+export const makeWorld = async (schema: string, config: ConfigInput, schools: ReadonlyArray<string>): Promise<World> => {
+  const database = await createDatabase()
+  const folder = mkdtempSync(join(tmpdir(), "schoolbus-world-"))
+  const sql = postgres(database.url, { max: 4, onnotice: () => undefined })
+  if (schema !== "") await sql.unsafe(schema)
+  const scope = Scope.makeUnsafe()
+  const inScope = <A, E>(effect: Effect.Effect<A, E, Scope.Scope>): Promise<A> => Effect.runPromise(Scope.provide(effect, scope))
+  const parsed = parseConfig("test", config)
+  if ("problems" in parsed) throw parsed
+
+  const feedFile = await inScope(openFile(join(folder, "feed.db")))
+  await Effect.runPromise(migrateFile(feedFile, "feed"))
+  const pg = await inScope(openPool(database.url, { name: "test" }))
+  await Effect.runPromise(migrateHub(pg))
+  for (const id of schools) await sql`INSERT INTO schoolbus.schools (id, name) VALUES (${id}, ${id})`
+  const feedLayer = Feed.layer.pipe(Layer.provide(Layer.succeed(Libsql, feedFile)))
+  const feed = Context.get(await inScope(Layer.build(feedLayer)), Feed)
+  const tables = Layer.succeed(Tables, { all: Effect.map(feed.tables, (list) => new Map(list.map((t) => [t.name, t.table]))) })
+  const apply = Context.get(await inScope(Layer.build(Apply.layer.pipe(Layer.provide(tables), Layer.provide(Layer.succeed(Postgres, pg))))), Apply)
+
+  let failure: unknown
+  const startStream = () =>
+    Effect.runFork(
+      runSource({ url: database.url, pg, config: parsed, onStreaming: Effect.void, onLoading: () => Effect.void }).pipe(
+        Effect.provideService(Feed, feed),
+        Effect.tapCause((cause) =>
+          Effect.sync(() => {
+            failure = cause
+          }),
+        ),
+      ),
+    )
+  let stream = startStream()
+  const until = async (condition: () => Promise<boolean>, what: string): Promise<void> => {
+    for (const deadline = Date.now() + 20_000; !(await condition()); ) {
+      if (failure !== undefined) throw new Error(`stream ended while waiting for ${what}: ${String(failure)}`)
+      if (Date.now() > deadline) throw new Error(`waited too long for ${what}`)
+      await new Promise((resolve) => setTimeout(resolve, 5))
+    }
+  }
+  const run = <A, E>(effect: Effect.Effect<A, E>): Promise<A> => Effect.runPromise(effect)
+  await until(() => run(feed.ready), "the first copy")
+
+  // A row of an own table that the feed shows: everything before it is there too.
+  const settle = async (): Promise<void> => {
+    const name = crypto.randomUUID()
+    await sql`INSERT INTO schoolbus.schools (id, name) VALUES ('settle', ${name}) ON CONFLICT (id) DO UPDATE SET name = excluded.name`
+    await until(async () => (await run(feed.schools)).some((s) => s.id === "settle" && s.name === name), "the stream to arrive")
+  }
+
+  const makeSchool = async (id: string): Promise<School> => {
+    const path = join(folder, `school-${id}-${crypto.randomUUID().slice(0, 8)}.db`)
+    const file = await inScope(openFile(path))
+    const program = await inScope(openFile(path))
+    const incarnation = crypto.randomUUID()
+    const deliver = Context.get(await inScope(Layer.build(Deliver.layer.pipe(Layer.provide(Layer.succeed(Libsql, file))))), Deliver)
+    await run(migrateFile(file, "school"))
+    await run(file.write((tx) => tx.run("INSERT INTO schoolbus_state (id, incarnation, school) VALUES (1, ?, ?)", [incarnation, id])))
+    const install = async (): Promise<Manifest> => {
+      const manifest = await run(feed.manifest(id))
+      await run(file.write((tx) => installTables(tx, manifest, { streams: [], adopt: false })))
+      return manifest
+    }
+    await install()
+    const manifestOf = () =>
+      run(file.read((tx) => Effect.map(tx.all<{ manifest: string }>("SELECT manifest FROM schoolbus_state"), ([row]) => JSON.parse(row?.manifest ?? "{}") as Manifest)))
+    const freezeAll = async (): Promise<void> => {
+      const manifest = await manifestOf()
+      while ((await run(file.write((tx) => freeze(tx, manifest, Date.now())))).batches > 0);
+    }
+    const push = async (): Promise<ReadonlyArray<Verdicts>> => {
+      await freezeAll()
+      const batches = await run(
+        file.read((tx) => tx.all<{ number: number; hash: string; bytes: Uint8Array }>("SELECT number, hash, bytes FROM schoolbus_batch WHERE settled_at IS NULL ORDER BY number")),
+      )
+      const verdicts: Array<Verdicts> = []
+      for (const batch of batches) {
+        const text = new TextDecoder().decode(batch.bytes)
+        verdicts.push(await run(apply.batch({ school: id, incarnation, number: batch.number, hash: batch.hash, text, now: Date.now() })))
+      }
+      return verdicts
+    }
+    const pull = async (): Promise<void> => {
+      for (;;) {
+        const cursor = await run(deliver.cursor)
+        const staged = await run(deliver.staged)
+        const page = await run(feed.page({ school: id, cursor, staged }))
+        if (page.empty) return
+        if (page.header.manifest !== (await manifestOf()).version) await install()
+        const lines: Array<RowsLine> = []
+        let trailer: Trailer | null = null
+        let header: Header = page.header
+        for (const text of page.lines) {
+          const opened = openLine(text)
+          if ("damaged" in opened) throw new Error(opened.damaged)
+          if (opened.ok[0] === "rows") lines.push(opened.ok)
+          else if (opened.ok[0] === "page") trailer = opened.ok[1]
+          else header = opened.ok[1]
+        }
+        await run(deliver.page(header, lines, trailer))
+        if (page.complete) return
+      }
+    }
+    return {
+      id,
+      path,
+      file,
+      deliver,
+      write: (text, args) => run(program.write((tx) => Effect.asVoid(tx.run(text, args)))),
+      rows: (text, args) => run(file.read((tx) => tx.all(text, args))) as never,
+      freeze: freezeAll,
+      push,
+      pull,
+      sync: async () => {
+        await push()
+        await settle()
+        await pull()
+      },
+    }
+  }
+
+  return {
+    database,
+    sql,
+    feed,
+    apply,
+    run,
+    settle,
+    school: makeSchool,
+    restart: async () => {
+      await run(Fiber.interrupt(stream))
+      failure = undefined
+      stream = startStream()
+      await settle()
+    },
+    stop: async () => {
+      await run(Fiber.interrupt(stream))
+      await sql.end({ timeout: 2 })
+      await run(Scope.close(scope, Exit.void))
+      await database.drop()
+      rmSync(folder, { recursive: true, force: true })
+    },
+  }
+}
