@@ -1,0 +1,175 @@
+/** What runs on the VPS: its layers, wired once. */
+import { mkdir } from "node:fs/promises"
+import { join } from "node:path"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
+import { type Config, loadConfig } from "./config.ts"
+import { Feed } from "./down/feed.ts"
+import { prepare, runSource, type SourceError, slotName } from "./down/source.ts"
+import { authFor, makeApp } from "./http/server.ts"
+import { healthRoutes } from "./http/health.ts"
+import { linkRoutes, hubSyncNow } from "./http/link.ts"
+import { slotRoutes, syncRoutes } from "./http/sync.ts"
+import { Libsql } from "./libsql/client.ts"
+import { lockFile } from "./libsql/lock.ts"
+import { migrateFile } from "./libsql/migrate.ts"
+import { type PostgresPool, openPool, Postgres } from "./postgres/client.ts"
+import { serve } from "./runtime.ts"
+import { HubFactStore } from "./status/facts.ts"
+import { hubStatus } from "./status/hub.ts"
+import { hubConflicts, hubRuns } from "./status/hub-records.ts"
+import { Apply } from "./up/apply.ts"
+import { Tables } from "./up/tables.ts"
+
+export interface HubOptions {
+  readonly config: string
+  readonly databaseUrl: string
+  readonly dataDir: string
+  readonly port: number
+  readonly host: string
+  readonly adminToken: string | null
+}
+
+/** Between two attempts to open the stream: from 0.5 s to 15 s, jittered. */
+const backoff = Schedule.min([Schedule.exponential("500 millis"), Schedule.spaced("15 seconds")]).pipe(Schedule.jittered)
+/** While another hub holds the slot. */
+const STANDBY_MS = 2_000
+/** One request of the link: a part of a batch is the largest. */
+const MAX_BODY_BYTES = 16 * 1024 * 1024
+const IDLE_SECONDS = 250
+
+const sentence = (error: SourceError): string => {
+  switch (error._tag) {
+    case "SlotBusy":
+      return `another hub holds slot ${error.slot}: ${error.holder}`
+    case "PostgresError":
+      return error.sqlstate === "" ? `Postgres does not answer: ${error.message}` : `${error.message} (${error.sqlstate})`
+    case "BracketLate":
+      return `a read of ${error.table} did not come back through the stream; trying again`
+    default:
+      return error.message
+  }
+}
+
+/** The stream, opened again whenever it ends; what it is doing stands in the facts. */
+const streamLoop = (options: { readonly url: string; readonly pg: PostgresPool; readonly config: Config }) =>
+  Effect.gen(function* () {
+    const facts = yield* HubFactStore
+    const onLoading = (table: string, rows: number, done: boolean) =>
+      Effect.gen(function* () {
+        const { loading } = yield* facts.get
+        const others = loading.filter((entry) => entry.table !== table)
+        yield* facts.set({ loading: done ? others : [...others, { table, rows, total: rows }] })
+      })
+    const once = runSource({
+      ...options,
+      onStreaming: Effect.andThen(facts.set({ stream: "streaming", streamDetail: "", postgres: true, loading: [] }), Effect.logInfo(`streaming from slot ${slotName(options.url)}`)),
+      onLoading,
+    })
+    const attempt = once.pipe(
+      Effect.tapError((error) =>
+        error._tag === "SlotBusy" || (error._tag === "WalStopped" && error.busy)
+          ? facts.set({ stream: "standby", streamDetail: sentence(error), postgres: true })
+          : Effect.andThen(
+              facts.set({ stream: "down", streamDetail: sentence(error), postgres: !(error._tag === "PostgresError" && error.sqlstate === "") }),
+              Effect.logWarning(`stream: ${sentence(error)}`),
+            ),
+      ),
+      Effect.catchTag("SlotBusy", () => Effect.sleep(STANDBY_MS)),
+    )
+    // A stream that ran for a while starts its waits anew; one that fails at once waits longer each time.
+    yield* Effect.forever(attempt.pipe(Effect.retry(backoff), Effect.catchCause((cause) => Effect.andThen(Effect.logError("stream", cause), Effect.sleep("1 second")))))
+  })
+
+/** Runs until it is interrupted; its layers close in reverse. */
+const hub = (options: HubOptions, config: Config) =>
+  Effect.gen(function* () {
+    const pg = yield* Postgres
+    const facts = yield* HubFactStore
+    yield* facts.set({ stream: "starting" })
+    const plugins = [yield* linkRoutes({ dataDir: options.dataDir }), yield* healthRoutes, yield* syncRoutes, yield* slotRoutes]
+    const app = makeApp({ plugins, auth: authFor(options) })
+    yield* Effect.acquireRelease(
+      Effect.tryPromise(() =>
+        serve({ port: options.port, hostname: options.host, idleSeconds: IDLE_SECONDS, maxBodyBytes: MAX_BODY_BYTES, fetch: (request) => app.handle(request) }),
+      ),
+      (server) => Effect.promise(() => server.stop()),
+    ).pipe(Effect.tap((server) => Effect.logInfo(`hub listens on http://${options.host}:${server.port}`)))
+    return yield* streamLoop({ url: options.databaseUrl, pg, config })
+  })
+
+const layers = (options: HubOptions) => {
+  const file = Layer.effect(
+    Libsql,
+    Effect.gen(function* () {
+      const db = yield* Libsql
+      yield* migrateFile(db, "feed")
+      return db
+    }),
+  ).pipe(Layer.provide(Libsql.layer(join(options.dataDir, "feed.db"))))
+  const postgres = Postgres.layer(options.databaseUrl, "hub")
+  const feed = Feed.layer.pipe(Layer.provideMerge(file))
+  const tables = Layer.effect(
+    Tables,
+    Effect.gen(function* () {
+      const { tables: list } = yield* Feed
+      return { all: Effect.map(list, (all) => new Map(all.map((entry) => [entry.name, entry.table]))) }
+    }),
+  )
+  const base = Layer.mergeAll(postgres, HubFactStore.layer, tables.pipe(Layer.provideMerge(feed)))
+  const services = Layer.mergeAll(Apply.layer, hubStatus, hubConflicts, hubRuns, hubSyncNow)
+  return services.pipe(Layer.provideMerge(base))
+}
+
+/** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the feed file, 78 when the config cannot be used. */
+export const runHub = async (options: HubOptions): Promise<number> => {
+  const stop = new AbortController()
+  const onSignal = () => stop.abort()
+  process.once("SIGTERM", onSignal).once("SIGINT", onSignal)
+  const fail = (code: number, text: string): number => {
+    process.stderr.write(`${text}\n`)
+    return code
+  }
+  const program = Effect.gen(function* () {
+    const config = yield* loadConfig(options.config)
+    yield* Effect.promise(() => mkdir(options.dataDir, { recursive: true }))
+    yield* lockFile(join(options.dataDir, "feed.db"))
+    // A config that Postgres contradicts is refused before anything runs; a Postgres that is away is waited for.
+    yield* Effect.scoped(
+      Effect.flatMap(openPool(options.databaseUrl, { name: "check", max: 1 }), (pg) => prepare(pg, config)),
+    ).pipe(
+      Effect.catchTag("PostgresError", (error) =>
+        error.sqlstate === "42501" || error.sqlstate === "3D000" || error.sqlstate.startsWith("28")
+          ? Effect.fail(error)
+          : Effect.logWarning(`Postgres does not answer yet: ${error.message}`),
+      ),
+    )
+    return yield* hub(options, config).pipe(Effect.provide(layers(options)))
+  }).pipe(
+    Effect.scoped,
+    Effect.as(0),
+    Effect.catchTags({
+      ConfigRefused: (error) => Effect.sync(() => fail(78, `config refused: ${error.message}`)),
+      CatalogRefused: (error) => Effect.sync(() => fail(78, `these tables cannot be synced as the config says:\n${error.message}`)),
+      AlreadyRunning: (error) => Effect.sync(() => fail(69, error.message)),
+      HubMigrationRefused: (error) => Effect.sync(() => fail(78, error.message)),
+      MigrationRefused: (error) => Effect.sync(() => fail(78, error.message)),
+      PostgresError: (error) =>
+        Effect.sync(() =>
+          fail(
+            error.sqlstate === "42501" ? 77 : 69,
+            error.sqlstate === "42501"
+              ? `the role of --database-url may not set up schema "schoolbus": ${error.message}.\nA DBA can do it once, as owner of the database:\n  psql -f sql/hub/0001_init.sql -f sql/hub/0002_devices.sql -f sql/hub/0003_views.sql\nor GRANT CREATE ON DATABASE … TO the role.`
+              : `Postgres refuses the connection: ${error.message}`,
+          ),
+        ),
+    }),
+  )
+  try {
+    return await Effect.runPromise(program, { signal: stop.signal })
+  } catch (error) {
+    if (stop.signal.aborted) return 0
+    return fail(1, `hub stopped: ${error instanceof Error ? error.message : String(error)}`)
+  }
+}
