@@ -210,7 +210,9 @@ export const makeApp = (options: AppOptions): AnyElysia => {
       const answer = toProblem(error)
       if (answer !== null) return answer
       const requestId = crypto.randomUUID()
-      Effect.runFork(Effect.logError("request failed", Cause.die(error)).pipe(Effect.annotateLogs({ requestId, path: new URL(request.url).pathname })))
+      // A response that does not fit its schema carries the whole response: not for the log either.
+      const cause = code === "VALIDATION" ? new Error(`the response does not fit its schema: ${JSON.stringify(issuesOf(error.all))}`) : error
+      Effect.runFork(Effect.logError("request failed", Cause.die(cause)).pipe(Effect.annotateLogs({ requestId, path: new URL(request.url).pathname })))
       return internal(requestId)
     })
   return options.plugins.reduce((whole, plugin) => whole.use(plugin), app)

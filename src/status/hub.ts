@@ -26,6 +26,8 @@ const POSTGRES_EVERY_MS = 2_000
 /** An answer that takes longer counts as none; the status must come when the server hangs, too. */
 const POSTGRES_TIMEOUT_MS = 3_000
 const RECORD_EVERY_MS = 60_000
+/** How soon after the stream has begun the first record is made. */
+const RECORD_LOOK_MS = 5_000
 
 /** A school's last word, as its heartbeat brought it; unreadable counts as none. */
 export const saidBy = (reader: Pick<Reader, "status" | "pending">) => {
@@ -225,10 +227,13 @@ const make = Effect.gen(function* () {
     return result
   })
 
+  let recordedAt = 0
   /** Once a minute, what DBAs see in `schoolbus.school_health`. A standby writes nothing: it knows nothing. */
   const record = Effect.gen(function* () {
     const { stream } = yield* facts.get
-    if (stream !== "streaming") return
+    const at = yield* Clock.currentTimeMillis
+    if (stream !== "streaming" || at - recordedAt < RECORD_EVERY_MS) return
+    recordedAt = at
     const now = yield* snapshot()
     const readers = livingReaders(yield* feed.reader.all)
     yield* recordHealth(
@@ -245,7 +250,7 @@ const make = Effect.gen(function* () {
       })),
     )
   })
-  yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(record, { log: "Warn" }), Schedule.spaced(RECORD_EVERY_MS)))
+  yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(record, { log: "Warn" }), Schedule.spaced(RECORD_LOOK_MS)))
 
   return Status.of({ snapshot })
 })
