@@ -1,10 +1,10 @@
-/** `hub`, `school`: the options of the two services. They run until SIGTERM or SIGINT and then end with 0. */
+/** `hub`, `school`: the options of the two services. They run until SIGTERM or SIGINT, end with 0 then, and say themselves why they could not start. */
 import type { Io } from "./io.ts"
-import { EXIT, type Input } from "./options.ts"
+import type { Input } from "./options.ts"
 
 export const hub = async (input: Input, _io: Io): Promise<number> => {
   const { runHub } = await import("../hub.ts")
-  await runHub({
+  return await runHub({
     config: input.text("config"),
     databaseUrl: input.text("database-url"),
     dataDir: input.text("data-dir"),
@@ -12,12 +12,11 @@ export const hub = async (input: Input, _io: Io): Promise<number> => {
     host: input.text("host"),
     adminToken: input.textOr("admin-token", null),
   })
-  return EXIT.ok
 }
 
 export const school = async (input: Input, _io: Io): Promise<number> => {
   const { runSchool } = await import("../school.ts")
-  await runSchool({
+  return await runSchool({
     hub: input.text("hub"),
     key: input.text("key"),
     dataDir: input.text("data-dir"),
@@ -28,5 +27,4 @@ export const school = async (input: Input, _io: Io): Promise<number> => {
     adopt: input.flag("adopt"),
     workers: input.textOr("workers", null),
   })
-  return EXIT.ok
 }

@@ -31,6 +31,8 @@ interface PerTable {
 
 const numberByName = (rows: ReadonlyArray<PerTable>): ReadonlyMap<string, number> => new Map(rows.map((row) => [row.name, row.n]))
 
+const manifestOf = (text: string | null): Manifest | null => (text === null ? null : (JSON.parse(text) as Manifest))
+
 /** Tables that come with the manifest may not be there yet; a query on a missing one is not asked. */
 const presentTables = (tx: Tx): Effect.Effect<ReadonlySet<string>, LibsqlError> =>
   Effect.map(tx.all<{ name: string }>("SELECT name FROM sqlite_schema WHERE type = 'table'"), (rows) => new Set(rows.map((row) => row.name)))
@@ -61,13 +63,11 @@ const readFacts = (tx: Tx) =>
     const conflicts = yield* open("schoolbus_conflicts")
     const quarantine = yield* open("schoolbus_quarantine")
     const [staged] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_stage) AS n")
-    const devicesTable = present.has("schoolbus_devices") ? "schoolbus_devices" : "devices"
-    const devices = yield* when(devicesTable, tx.all<Record<string, unknown>>(`SELECT * FROM ${devicesTable}`))
+    const devicesTable = manifestOf(state?.manifest ?? null)?.tables.find((table) => table.name === "schoolbus.devices")?.local ?? ""
+    const devices = yield* when(devicesTable, tx.all<{ status: string; n: number }>(`SELECT status, count(*) AS n FROM ${ident(devicesTable)} GROUP BY status`))
     const workers = yield* tx.all<{ module: string; failed: number; error: string | null }>("SELECT module, failed, error FROM schoolbus_worker ORDER BY module")
-    return { state, pending, work, behind, conflicts, quarantine, staged: staged?.n === 1, devices, workers, present }
+    return { state, pending, work, behind, conflicts, quarantine, staged: staged?.n === 1, devices, workers }
   })
-
-const manifestOf = (text: string | null): Manifest | null => (text === null ? null : (JSON.parse(text) as Manifest))
 
 const make = Effect.gen(function* () {
   const db = yield* Libsql
@@ -160,9 +160,9 @@ const make = Effect.gen(function* () {
       sending: { pending: totals.pending, oldestPendingAt: timeOf(oldestPendingAt), batches: read.work?.batches ?? 0, lastBatch: read.state?.last_batch ?? 0 },
       receiving: { epoch: read.state?.epoch ?? "", seq: String(read.state?.seq ?? 0), behind, applying: applying || progress !== null },
       devices: {
-        total: read.devices.length,
-        approved: read.devices.filter((device) => isApproved(device)).length,
-        waiting: read.devices.filter((device) => !isApproved(device)).length,
+        total: read.devices.reduce((n, row) => n + row.n, 0),
+        approved: read.devices.find((row) => row.status === "approved")?.n ?? 0,
+        waiting: read.devices.find((row) => row.status === "pending")?.n ?? 0,
       },
       workers: read.workers,
     }
@@ -170,9 +170,6 @@ const make = Effect.gen(function* () {
   })
   return Status.of({ snapshot })
 })
-
-const isApproved = (device: Record<string, unknown>): boolean =>
-  device["approved"] === 1 || device["approved"] === true || device["status"] === "approved" || (typeof device["approved_at"] === "string" && device["approved_at"] !== "")
 
 /** Needs the school's file as `Libsql`. */
 export const schoolStatus: Layer.Layer<Status, never, Libsql | SchoolFactStore> = Layer.effect(Status, make)
