@@ -142,6 +142,26 @@ CREATE TABLE schoolbus_roster_dirty (
   PRIMARY KEY (tbl, key)
 ) WITHOUT ROWID;
 
+-- Lines of terminals that could not be read, kept as they came.
+CREATE TABLE schoolbus_iclock_reject (
+  id     INTEGER PRIMARY KEY AUTOINCREMENT,
+  serial TEXT NOT NULL,
+  "table" TEXT NOT NULL,
+  raw    BLOB NOT NULL,
+  reason TEXT NOT NULL,
+  at     INTEGER NOT NULL
+);
+
+-- Users that a terminal itself reported, as last seen: what it really holds, beside what it confirmed.
+CREATE TABLE schoolbus_iclock_user (
+  device_id INTEGER NOT NULL,
+  pin  TEXT NOT NULL,
+  name TEXT NOT NULL,
+  card TEXT,
+  at   INTEGER NOT NULL,
+  PRIMARY KEY (device_id, pin)
+) WITHOUT ROWID;
+
 -- The sync state of a row, for programs.
 CREATE VIEW schoolbus_rows ("table", key, state, since, conflict_id) AS
   SELECT t.local, c.key, CASE WHEN max(c.batch IS NULL) THEN 'pending' ELSE 'sending' END, min(c.at), NULL
