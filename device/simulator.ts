@@ -1,0 +1,279 @@
+/**
+ * An attendance terminal that can be run without owning one. It keeps its own users and unsent punches, speaks HTTP/1.1 as
+ * such terminals do (device/README.md), retries, and gives up a punch only when the server has said OK to it.
+ *
+ *     bun device/simulator.ts --server http://127.0.0.1:4490 --serial SIM0000001 [--data FILE] [--interval SECONDS]
+ *
+ * On a terminal it reads commands: `punch 1201`, `users`, `unsent`, `quit`.
+ */
+import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs"
+import { connect } from "node:net"
+import { createInterface } from "node:readline"
+import { parseArgs } from "node:util"
+
+export interface TerminalUser {
+  readonly pin: string
+  readonly name: string
+  readonly card: string
+}
+
+export interface TerminalOptions {
+  /** `http://127.0.0.1:4490`; always plain HTTP. */
+  readonly server: string
+  readonly serial: string
+  /** Keeps users, unsent punches and stamps over a restart. */
+  readonly data?: string
+  /** Seconds between polls; the server's Delay when absent. */
+  readonly interval?: number
+  readonly log?: (line: string) => void
+}
+
+interface Memory {
+  users: Array<TerminalUser>
+  /** Lines that the server has not acknowledged. */
+  unsent: Array<string>
+  /** Every punch ever made. */
+  punches: number
+}
+
+export interface Terminal {
+  /** Records a punch and sends it at once when the server can be reached. `time`: wall clock, `2026-03-03 07:41:09`. */
+  readonly punch: (pin: string, time?: string, status?: number, verify?: number) => void
+  readonly users: () => ReadonlyArray<TerminalUser>
+  readonly unsent: () => number
+  /** True after a handshake that the server accepted. */
+  readonly online: () => boolean
+  /** Pulls the network plug, and puts it back. */
+  readonly cut: () => void
+  readonly restore: () => void
+  readonly stop: () => Promise<void>
+}
+
+const TIMEOUT_MS = 10_000
+const BATCH_LINES = 100
+
+const two = (n: number): string => String(n).padStart(2, "0")
+const wallClock = (now: Date): string =>
+  `${now.getFullYear()}-${two(now.getMonth() + 1)}-${two(now.getDate())} ${two(now.getHours())}:${two(now.getMinutes())}:${two(now.getSeconds())}`
+
+/** One request on one connection, as firmware makes it; the body of a 200 answer, or null. */
+const exchange = (server: URL, method: "GET" | "POST", path: string, body: string): Promise<string | null> =>
+  new Promise((resolve) => {
+    const socket = connect({ host: server.hostname, port: Number(server.port || 80) })
+    const chunks: Array<Buffer> = []
+    let done = false
+    const finish = (answer: string | null): void => {
+      if (done) return
+      done = true
+      clearTimeout(timer)
+      socket.destroy()
+      resolve(answer)
+    }
+    const timer = setTimeout(() => finish(null), TIMEOUT_MS)
+    const read = (isEnd: boolean): void => {
+      const bytes = Buffer.concat(chunks)
+      const end = bytes.indexOf("\r\n\r\n")
+      if (end === -1) {
+        if (isEnd) finish(null)
+        return
+      }
+      const head = bytes.subarray(0, end).toString("latin1")
+      const content = bytes.subarray(end + 4)
+      const length = /^content-length: *(\d+)/im.exec(head)?.[1]
+      if (length !== undefined && content.length < Number(length) && !isEnd) return
+      if (length === undefined && !isEnd) return
+      // Only this status line counts as success; nothing else does.
+      finish(/^HTTP\/1\.[01] 200 /.test(head) ? content.subarray(0, length === undefined ? content.length : Number(length)).toString("utf8") : null)
+    }
+    socket.on("data", (chunk) => {
+      chunks.push(chunk)
+      read(false)
+    })
+    socket.on("end", () => read(true))
+    socket.on("error", () => finish(null))
+    socket.on("close", () => read(true))
+    const bytes = Buffer.from(body, "utf8")
+    const lines = [`${method} ${path} HTTP/1.1`, `Host: ${server.host}`, "User-Agent: iClock Proxy/1.09", "Connection: close", "Accept: */*"]
+    if (method === "POST") lines.push("Content-Type: text/plain", `Content-Length: ${bytes.length}`)
+    socket.write(Buffer.concat([Buffer.from(`${lines.join("\r\n")}\r\n\r\n`, "latin1"), method === "POST" ? bytes : Buffer.alloc(0)]))
+  })
+
+/** Firmware finds a field by `key=` and reads to the next TAB. */
+const field = (text: string, key: string): string => {
+  const at = text.indexOf(`${key}=`)
+  return at === -1 ? "" : (text.slice(at + key.length + 1).split("\t")[0] ?? "").trim()
+}
+
+export const startTerminal = (options: TerminalOptions): Terminal => {
+  const server = new URL(options.server)
+  const log = options.log ?? (() => undefined)
+  const memory: Memory =
+    options.data !== undefined && existsSync(options.data) ? (JSON.parse(readFileSync(options.data, "utf8")) as Memory) : { users: [], unsent: [], punches: 0 }
+  const save = (): void => {
+    if (options.data === undefined) return
+    writeFileSync(`${options.data}.new`, JSON.stringify(memory))
+    renameSync(`${options.data}.new`, options.data)
+  }
+  let running = true
+  let plugged = true
+  let online = false
+  let delay = 10
+  let errorDelay = 3
+  let recheck = false
+  let nudge: (() => void) | null = null
+
+  const call = async (method: "GET" | "POST", path: string, body = ""): Promise<string | null> => (plugged ? exchange(server, method, path, body) : null)
+  const sn = `SN=${options.serial}`
+
+  const handshake = async (): Promise<boolean> => {
+    const answer = await call("GET", `/iclock/cdata?${sn}&options=all&language=69&pushver=2.4.1&PushOptionsFlag=1`)
+    if (answer === null || !/Stamp|ServerVer/.test(answer)) return false
+    for (const line of answer.split(/\r?\n/).slice(0, -1)) {
+      const [key, value] = line.split("=")
+      if (key === "Delay") delay = Number(value)
+      if (key === "ErrorDelay") errorDelay = Math.min(Number(value), options.interval ?? Number(value))
+    }
+    const facts = `~DeviceName=Simulator,MAC=00:17:61:00:00:01,FWVersion=Ver 6.60 Sim,PushVersion=Ver 2.4.1,UserCount=${memory.users.length},TransactionCount=${memory.punches}`
+    return (await call("POST", `/iclock/cdata?${sn}&table=options`, facts)) !== null
+  }
+
+  const upload = async (): Promise<boolean> => {
+    while (memory.unsent.length > 0) {
+      const batch = memory.unsent.slice(0, BATCH_LINES)
+      const answer = await call("POST", `/iclock/cdata?${sn}&table=ATTLOG&Stamp=9999`, `${batch.join("\n")}\n`)
+      if (answer === null || !answer.includes("OK")) return false
+      memory.unsent.splice(0, batch.length)
+      save()
+      log(`server took ${batch.length} punches: ${answer.trim()}`)
+    }
+    return true
+  }
+
+  const execute = (command: string): { readonly code: number; readonly word: string; readonly facts: string } => {
+    const word = command.split(" ")[0] ?? ""
+    if (command.startsWith("DATA UPDATE USERINFO ") || command.startsWith("DATA USER ")) {
+      const user = { pin: field(command, "PIN"), name: field(command, "Name"), card: field(command, "Card") }
+      if (user.pin === "") return { code: -1, word, facts: "" }
+      memory.users = [...memory.users.filter((other) => other.pin !== user.pin), user]
+      save()
+      log(`user ${user.pin} ${user.name} stored`)
+      return { code: 0, word, facts: "" }
+    }
+    if (command.startsWith("DATA DELETE USERINFO ") || command.startsWith("DATA DEL_USER ")) {
+      const pin = field(command, "PIN")
+      memory.users = memory.users.filter((other) => other.pin !== pin)
+      save()
+      log(`user ${pin} removed`)
+      return { code: 0, word, facts: "" }
+    }
+    if (command === "CHECK") {
+      recheck = true
+      return { code: 0, word, facts: "" }
+    }
+    if (command === "INFO") {
+      return { code: 0, word, facts: `~DeviceName=Simulator\nFWVersion=Ver 6.60 Sim\nUserCount=${memory.users.length}\nTransactionCount=${memory.punches}\n` }
+    }
+    if (["LOG", "REBOOT", "AC_UNLOCK"].includes(word) || command.startsWith("DATA QUERY USERINFO")) return { code: 0, word, facts: "" }
+    return { code: -1002, word, facts: "" }
+  }
+
+  const poll = async (isFirst: boolean): Promise<boolean> => {
+    const info = isFirst ? `&INFO=Ver 6.60 Sim,${memory.users.length},0,${memory.punches},127.0.0.1`.replaceAll(" ", "%20") : ""
+    const answer = await call("GET", `/iclock/getrequest?${sn}${info}`)
+    if (answer === null || answer === "") return false
+    const commands = answer.split(/\r?\n/).filter((line) => line.startsWith("C:"))
+    if (commands.length === 0) return true
+    const results: Array<string> = []
+    for (const line of commands) {
+      const match = /^C:([^:]+):(.*)$/.exec(line)
+      if (match === null) continue
+      const { code, word, facts } = execute(match[2] ?? "")
+      const result = `ID=${match[1]}&Return=${code}&CMD=${word}\n`
+      if (facts === "") results.push(result)
+      else if ((await call("POST", `/iclock/devicecmd?${sn}`, result + facts)) === null) return false
+    }
+    if (results.length > 0 && (await call("POST", `/iclock/devicecmd?${sn}`, results.join(""))) === null) return false
+    return poll(false)
+  }
+
+  const sleep = (seconds: number): Promise<void> =>
+    new Promise((resolve) => {
+      const timer = setTimeout(resolve, seconds * 1000)
+      nudge = () => {
+        clearTimeout(timer)
+        resolve()
+      }
+    })
+
+  const loop = async (): Promise<void> => {
+    let isFirst = true
+    while (running) {
+      if (!online || recheck) {
+        recheck = false
+        const before = online
+        online = await handshake()
+        if (online && !before) log("online")
+        isFirst = true
+      }
+      if (online) {
+        online = (await upload()) && (await poll(isFirst))
+        isFirst = false
+        if (!online) log("offline")
+      }
+      if (running) await sleep(online ? (options.interval ?? delay) : (options.interval ?? errorDelay))
+    }
+  }
+  const ended = loop()
+
+  return {
+    punch: (pin, time, status = 0, verify = 1) => {
+      memory.unsent.push(`${pin}\t${time ?? wallClock(new Date())}\t${status}\t${verify}\t0\t0\t0\t`)
+      memory.punches++
+      save()
+      nudge?.()
+    },
+    users: () => memory.users,
+    unsent: () => memory.unsent.length,
+    online: () => online,
+    cut: () => {
+      plugged = false
+    },
+    restore: () => {
+      plugged = true
+      nudge?.()
+    },
+    stop: async () => {
+      running = false
+      nudge?.()
+      await ended
+    },
+  }
+}
+
+const main = (): void => {
+  const { values } = parseArgs({
+    options: { server: { type: "string" }, serial: { type: "string" }, data: { type: "string" }, interval: { type: "string" }, help: { type: "boolean", short: "h" } },
+  })
+  if (values.help === true || values.server === undefined || values.serial === undefined) {
+    process.stderr.write("simulator --server http://127.0.0.1:4490 --serial SIM0000001 [--data FILE] [--interval SECONDS]\n")
+    process.exit(values.help === true ? 0 : 64)
+  }
+  const terminal = startTerminal({
+    server: values.server,
+    serial: values.serial,
+    ...(values.data === undefined ? {} : { data: values.data }),
+    ...(values.interval === undefined ? {} : { interval: Number(values.interval) }),
+    log: (line) => void process.stdout.write(`${line}\n`),
+  })
+  const stop = (): void => void terminal.stop().then(() => process.exit(0))
+  process.on("SIGTERM", stop).on("SIGINT", stop)
+  createInterface({ input: process.stdin }).on("line", (line) => {
+    const [word, pin, ...time] = line.trim().split(/\s+/)
+    if (word === "punch" && pin !== undefined) terminal.punch(pin, time.length > 0 ? time.join(" ") : undefined)
+    else if (word === "users") process.stdout.write(`${JSON.stringify(terminal.users())}\n`)
+    else if (word === "unsent") process.stdout.write(`${terminal.unsent()}\n`)
+    else if (word === "quit") stop()
+  })
+}
+
+if (import.meta.main) main()
