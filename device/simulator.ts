@@ -86,7 +86,7 @@ const exchange = (server: URL, method: "GET" | "POST", path: string, body: strin
       finish(/^HTTP\/1\.[01] 200 /.test(head) ? content.subarray(0, length === undefined ? content.length : Number(length)).toString("utf8") : null)
     }
     socket.on("data", (chunk) => {
-      chunks.push(chunk)
+      chunks.push(typeof chunk === "string" ? Buffer.from(chunk) : chunk)
       read(false)
     })
     socket.on("end", () => read(true))
