@@ -6,6 +6,7 @@ import { join } from "node:path"
 import * as Effect from "effect/Effect"
 import { afterAll, expect, it } from "vitest"
 import { lockFile } from "../../src/libsql/lock.ts"
+import { runtimeName } from "../../src/runtime.ts"
 
 const dir = await mkdtemp(join(tmpdir(), "schoolbus-lock-"))
 afterAll(() => rm(dir, { recursive: true, force: true }))
@@ -25,14 +26,8 @@ it("refuses a second holder in the same process", async () => {
 
 it("names another process's lock, and forgets it when that process is killed", async () => {
   const path = join(dir, "c.db")
-  const holder = new URL("../../src/libsql/lock.ts", import.meta.url).href
-  const effect = import.meta.resolve("effect/Effect")
-  const child = spawn(process.execPath, [
-    "-e",
-    `const { lockFile } = await import(${JSON.stringify(holder)}); const Effect = await import(${JSON.stringify(effect)})
-     setInterval(() => undefined, 1000)
-     await Effect.runPromise(Effect.scoped(Effect.andThen(lockFile(${JSON.stringify(path)}), Effect.andThen(Effect.sync(() => console.log("held")), Effect.never))))`,
-  ])
+  const holder = join(import.meta.dirname, "lock-holder.ts")
+  const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), holder, path])
   await once(child.stdout, "data")
   const refused = await tryLock(path)
   expect(refused._tag === "Failure" && refused.failure.message).toContain(`another schoolbus process is running on ${path}`)
