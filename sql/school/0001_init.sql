@@ -4,6 +4,7 @@ CREATE TABLE schoolbus_state (
   id          INTEGER PRIMARY KEY CHECK (id = 1),
   incarnation TEXT NOT NULL,             -- one life of this file
   school      TEXT,                      -- id that the key belongs to, once the hub has said it
+  cluster     TEXT,                      -- identity of head office's Postgres, as first met
   token       TEXT NOT NULL DEFAULT '',  -- shown to the hub at hello; the hub hands out the next
   epoch       TEXT NOT NULL DEFAULT '',  -- cursor of the last applied cut
   seq         INTEGER NOT NULL DEFAULT 0,
@@ -43,7 +44,11 @@ CREATE TABLE changes (
   batch   INTEGER,
   v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15
 );
-CREATE INDEX changes_key ON changes (tbl, key);
+-- By key only what is asked by key: frozen changes by deliver, open ones by freeze, which looks for a row's next old values.
+-- A program's insert pays for neither.
+CREATE INDEX changes_key ON changes (tbl, key) WHERE batch IS NOT NULL;
+CREATE INDEX changes_new_key ON changes (tbl, new_key) WHERE new_key IS NOT NULL;
+CREATE INDEX changes_open_key ON changes (tbl, key) WHERE batch IS NULL AND op <> 'I';
 CREATE INDEX changes_open ON changes (id) WHERE batch IS NULL;
 CREATE INDEX changes_batch ON changes (batch) WHERE batch IS NOT NULL;
 

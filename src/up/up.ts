@@ -1,0 +1,70 @@
+/**
+ * School -> hub: open changes are frozen into numbered batches; batches go out in order, unchanged, until the hub has
+ * answered; its answer is kept for the status. What ends a batch is its ledger row, which comes down.
+ */
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import type { LibsqlError, LibsqlFile } from "../libsql/client.ts"
+import { freeze } from "../libsql/freeze.ts"
+import type { Identity, Link, LinkError } from "../link/client.ts"
+import type { Manifest } from "../model/table.ts"
+
+const manifestOf = (text: string | null): Manifest | null => (text === null ? null : (JSON.parse(text) as Manifest))
+
+/** Freezes everything that is open, batch by batch, each in its own short transaction. */
+export const freezeAll = (file: LibsqlFile): Effect.Effect<number, LibsqlError> =>
+  Effect.gen(function* () {
+    let changes = 0
+    for (;;) {
+      const now = yield* Clock.currentTimeMillis
+      const frozen = yield* file.write((tx) =>
+        Effect.gen(function* () {
+          const [state] = yield* tx.all<{ manifest: string | null }>("SELECT manifest FROM schoolbus_state")
+          const manifest = manifestOf(state?.manifest ?? null)
+          return manifest === null ? { batches: 0, changes: 0 } : yield* freeze(tx, manifest, now)
+        }),
+      )
+      changes += frozen.changes
+      if (frozen.batches === 0) return changes
+    }
+  })
+
+/** Sends every batch that has no answer yet; the number of changes sent and of conflicts decided. */
+export const pushAll = (file: LibsqlFile, link: Link, identity: Identity): Effect.Effect<{ readonly changes: number; readonly conflicts: number }, LibsqlError | LinkError> =>
+  Effect.gen(function* () {
+    let changes = 0
+    let conflicts = 0
+    yield* freezeAll(file)
+    for (;;) {
+      const [batch] = yield* file.read((tx) =>
+        tx.all<{ number: number; hash: string; bytes: Uint8Array; changes: number }>(
+          "SELECT number, hash, bytes, changes FROM schoolbus_batch WHERE answered_at IS NULL AND settled_at IS NULL ORDER BY number LIMIT 1",
+        ),
+      )
+      if (batch === undefined) return { changes, conflicts }
+      const verdicts = yield* link.push(identity, batch).pipe(
+        Effect.map((answer) => ({ answer, expected: null as number | null })),
+        Effect.catchTag("LinkRefused", (error) =>
+          error.code === "batch_gap" && error.expected !== null && error.expected !== batch.number
+            ? Effect.succeed({ answer: null, expected: error.expected })
+            : Effect.fail(error),
+        ),
+      )
+      if (verdicts.answer === null) {
+        // The hub's ledger ends earlier than ours: what it has lost is sent again from the kept bytes.
+        yield* sendAgainFrom(file, verdicts.expected ?? batch.number)
+        continue
+      }
+      changes += batch.changes
+      conflicts += verdicts.answer.exceptions.filter((exception) => exception.verdict === "conflict").length
+      const now = yield* Clock.currentTimeMillis
+      const { exceptions } = verdicts.answer
+      yield* file.write((tx) =>
+        tx.run("UPDATE schoolbus_batch SET answered_at = ?, exceptions = coalesce(exceptions, ?) WHERE number = ?", [now, JSON.stringify(exceptions), batch.number]),
+      )
+    }
+  })
+
+/** Batches from this number on count as pending again; those whose bytes are gone cannot be. */
+export const sendAgainFrom = (file: LibsqlFile, number: number): Effect.Effect<void, LibsqlError> =>
+  Effect.asVoid(file.write((tx) => tx.run("UPDATE schoolbus_batch SET answered_at = NULL, settled_at = NULL WHERE number >= ?", [number])))
