@@ -13,7 +13,7 @@ import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { freeze } from "../libsql/freeze.ts"
 import type { Header, Line, Staged, Trailer } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
-import { localKeyOf } from "../model/key.ts"
+import { localKeyOf, localKeySql } from "../model/key.ts"
 import type { Manifest, Table } from "../model/table.ts"
 import type { Cell, Wire } from "../model/value.ts"
 import { deleteRows, type Put, showRows } from "./show.ts"
@@ -28,7 +28,10 @@ const CHUNK_LINES = { least: 1, first: 8, most: 64 }
 const SWEEP_ROWS = 2_000
 
 /** The page is not for this file as it stands; `reason` says which. Nothing was written. */
-export class DeliverRefused extends Data.TaggedError("DeliverRefused")<{ readonly reason: "school" | "manifest" | "epoch"; readonly message: string }> {}
+export class DeliverRefused extends Data.TaggedError("DeliverRefused")<{
+  readonly reason: "school" | "manifest" | "epoch"
+  readonly message: string
+}> {}
 
 export interface Delivered {
   readonly rows: number
@@ -84,7 +87,10 @@ export class Deliver extends Context.Service<
       const db = yield* Libsql
 
       const readState = (tx: Tx) =>
-        Effect.map(tx.all<StateRow>("SELECT incarnation, school, epoch, seq, cut, manifest, applying FROM schoolbus_state"), ([row]) => row as StateRow)
+        Effect.map(
+          tx.all<StateRow>("SELECT incarnation, school, epoch, seq, cut, manifest, applying FROM schoolbus_state"),
+          ([row]) => row as StateRow,
+        )
 
       const open = Effect.fnUntraced(function* (tx: Tx) {
         const state = yield* readState(tx)
@@ -127,7 +133,10 @@ export class Deliver extends Context.Service<
           const known = new Set(table.columns.map((column) => column.name))
           const isRecord = name === "schoolbus.conflicts" || name === "schoolbus.quarantine"
           for (const [keyValues, values] of lineRows) {
-            const row = values === null ? null : Object.fromEntries(columns.flatMap((column, i) => (known.has(column) && i < values.length ? [[column, values[i] ?? null]] : [])))
+            const row =
+              values === null
+                ? null
+                : Object.fromEntries(columns.flatMap((column, i) => (known.has(column) && i < values.length ? [[column, values[i] ?? null]] : [])))
             if (name === "schoolbus.ledger") {
               if (row !== null) ledger.push(row)
               continue
@@ -168,7 +177,11 @@ export class Deliver extends Context.Service<
       })
 
       /** Ends what the cut's ledger rows and decisions end; then every row that nothing holds back is tried again. */
-      const finish = Effect.fnUntraced(function* (delivery: Delivery, ledger: ReadonlyArray<Readonly<Record<string, Wire>>>, ended: ReadonlyArray<string>) {
+      const finish = Effect.fnUntraced(function* (
+        delivery: Delivery,
+        ledger: ReadonlyArray<Readonly<Record<string, Wire>>>,
+        ended: ReadonlyArray<string>,
+      ) {
         const touched: Touched = new Map()
         const settled = yield* settleBatches(delivery, ledger, touched)
         yield* endHolds(delivery, ended, touched)
@@ -185,21 +198,29 @@ export class Deliver extends Context.Service<
       /** Rows that a full cut did not name no longer exist at head office. */
       const sweepTable = Effect.fnUntraced(function* (delivery: Delivery, table: Table, tbl: number) {
         const { tx } = delivery
-        const quoted = table.key.map((name) => `quote(${quoteName(name)})`).join(" || ',' || ")
+        const quoted = localKeySql(table, "")
         const gone = yield* tx.values(
           `SELECT ${quoted}, ${table.key.map(quoteName).join(", ")} FROM ${quoteName(table.local)}
             WHERE NOT EXISTS (SELECT 1 FROM schoolbus_met m WHERE m.tbl = ?1 AND m.key = ${quoted})
               AND NOT EXISTS (SELECT 1 FROM schoolbus_behind b WHERE b.tbl = ?1 AND b.key = ${quoted} AND b.row IS NULL) LIMIT ${SWEEP_ROWS}`,
           [tbl],
         )
-        const shielded = yield* shieldedOf(tx, gone.map(([key]) => `${tbl} ${String(key)}`))
+        const shielded = yield* shieldedOf(
+          tx,
+          gone.map(([key]) => `${tbl} ${String(key)}`),
+        )
         const free = gone.filter(([key]) => !shielded.has(`${tbl} ${String(key)}`))
         for (const [key] of gone) if (shielded.has(`${tbl} ${String(key)}`)) yield* keepBehind(delivery, tbl, String(key), null, null)
-        yield* deleteRows(tx, table, free.map(([, ...cells]) => cells))
+        yield* deleteRows(
+          tx,
+          table,
+          free.map(([, ...cells]) => cells),
+        )
         return gone.length
       })
 
-      const sweepable = (delivery: Delivery) => [...delivery.tables.values()].filter(({ table }) => table.direction !== "up" && table.name !== "schoolbus.ledger")
+      const sweepable = (delivery: Delivery) =>
+        [...delivery.tables.values()].filter(({ table }) => table.direction !== "up" && table.name !== "schoolbus.ledger")
 
       const hasRows = Effect.fnUntraced(function* (delivery: Delivery) {
         for (const { table } of sweepable(delivery)) {
@@ -261,7 +282,9 @@ export class Deliver extends Context.Service<
                   if (picked.length > 0) {
                     const lines = picked.map(({ line }) => JSON.parse(line) as RowsLine)
                     const applied = yield* applyLines(delivery, lines, applying.sweep)
-                    yield* tx.run("DELETE FROM schoolbus_stage WHERE n IN (SELECT value FROM json_each(?))", [JSON.stringify(picked.map(({ n }) => n))])
+                    yield* tx.run("DELETE FROM schoolbus_stage WHERE n IN (SELECT value FROM json_each(?))", [
+                      JSON.stringify(picked.map(({ n }) => n)),
+                    ])
                     yield* finish(delivery, [], applied.ended)
                     return { done: false, rows: applied.rows, settled: [] as ReadonlyArray<number> }
                   }
@@ -271,7 +294,11 @@ export class Deliver extends Context.Service<
                     }
                   }
                   const ledgerLines = yield* tx.all<{ line: string }>("SELECT line FROM schoolbus_stage WHERE line ->> 0 = 'rows' ORDER BY n")
-                  const { ledger } = yield* applyLines(delivery, ledgerLines.map(({ line }) => JSON.parse(line) as RowsLine), false)
+                  const { ledger } = yield* applyLines(
+                    delivery,
+                    ledgerLines.map(({ line }) => JSON.parse(line) as RowsLine),
+                    false,
+                  )
                   const batches = yield* finish(delivery, ledger, [])
                   yield* tx.run("DELETE FROM schoolbus_stage")
                   yield* tx.run("DELETE FROM schoolbus_met")
@@ -285,7 +312,10 @@ export class Deliver extends Context.Service<
           settled.push(...step.settled)
           if (step.done) break
           const took = (yield* Clock.currentTimeMillis) - before
-          size = Math.max(CHUNK_LINES.least, Math.min(CHUNK_LINES.most, took > CHUNK_MS ? Math.floor(size / 2) : took < CHUNK_MS / 2 ? size * 2 : size))
+          size = Math.max(
+            CHUNK_LINES.least,
+            Math.min(CHUNK_LINES.most, took > CHUNK_MS ? Math.floor(size / 2) : took < CHUNK_MS / 2 ? size * 2 : size),
+          )
         }
         return { rows, settled }
       })
@@ -305,10 +335,16 @@ export class Deliver extends Context.Service<
           }),
         )
         if (state.school !== header.school) {
-          return yield* new DeliverRefused({ reason: "school", message: `the hub sent rows of school ${header.school}, this file belongs to ${state.school}` })
+          return yield* new DeliverRefused({
+            reason: "school",
+            message: `the hub sent rows of school ${header.school}, this file belongs to ${state.school}`,
+          })
         }
         if (header.manifest !== version) {
-          return yield* new DeliverRefused({ reason: "manifest", message: `the page was made under manifest ${header.manifest}, this file has ${version}` })
+          return yield* new DeliverRefused({
+            reason: "manifest",
+            message: `the page was made under manifest ${header.manifest}, this file has ${version}`,
+          })
         }
         if (header.epoch !== state.epoch && !header.full) {
           return yield* new DeliverRefused({ reason: "epoch", message: "the page continues another epoch than this file's" })
@@ -334,7 +370,13 @@ export class Deliver extends Context.Service<
           }),
         )
         const { rows, settled } = yield* applyStaged
-        return { rows, settled, cursor: { epoch: header.epoch, seq: header.head, cut: header.headCut }, behind: yield* db.read(countBehind), applied: true }
+        return {
+          rows,
+          settled,
+          cursor: { epoch: header.epoch, seq: header.head, cut: header.headCut },
+          behind: yield* db.read(countBehind),
+          applied: true,
+        }
       })
 
       return Deliver.of({
@@ -369,7 +411,7 @@ const shieldedOf = (tx: Tx, ids: ReadonlyArray<string>): Effect.Effect<ReadonlyS
     const json = JSON.stringify(ids.map((id) => [Number(id.slice(0, id.indexOf(" "))), id.slice(id.indexOf(" ") + 1)]))
     const rows = yield* tx.all<{ tbl: number; key: string }>(
       `WITH ids AS (SELECT value ->> 0 AS tbl, value ->> 1 AS key FROM json_each(?))
-       SELECT tbl, key FROM ids WHERE EXISTS (SELECT 1 FROM changes c WHERE c.tbl = ids.tbl AND c.key = ids.key)
+       SELECT tbl, key FROM ids WHERE EXISTS (SELECT 1 FROM changes c WHERE c.tbl = ids.tbl AND c.key = ids.key AND c.batch IS NOT NULL)
           OR EXISTS (SELECT 1 FROM schoolbus_hold h WHERE h.tbl = ids.tbl AND h.key = ids.key)
        UNION SELECT i.tbl, i.key FROM changes c JOIN ids i ON i.tbl = c.tbl AND i.key = c.new_key WHERE c.new_key IS NOT NULL`,
       [json],

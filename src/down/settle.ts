@@ -52,7 +52,12 @@ export const settleBatches = (
       if (row["incarnation"] !== delivery.incarnation) continue
       const batch = Number(row["batch"])
       const rows = (yield* tx.values(`SELECT id, tbl, ${safely("key")}, ${safely("new_key")} FROM changes WHERE batch = ?`, [batch])).map(
-        ([id, tbl, key, newKey]): ChangeRow => ({ id: Number(id), tbl: Number(tbl), key: readText(key ?? null), new_key: newKey == null ? null : readText(newKey) }),
+        ([id, tbl, key, newKey]): ChangeRow => ({
+          id: Number(id),
+          tbl: Number(tbl),
+          key: readText(key ?? null),
+          new_key: newKey == null ? null : readText(newKey),
+        }),
       )
       const exceptions = JSON.parse(String(row["exceptions"] ?? "[]")) as ReadonlyArray<Exception>
       const changeById = new Map(rows.map((change) => [change.id, change]))
@@ -90,7 +95,11 @@ const endDecidedHolds = (delivery: Delivery, touched: Touched): Effect.Effect<vo
       const rows = yield* delivery.tx.all<{ record: string }>(
         `SELECT DISTINCT h.record FROM schoolbus_hold h JOIN ${ident(table.local)} r ON r.id = h.record WHERE r.status <> 'open'`,
       )
-      yield* endHolds(delivery, rows.map((row) => row.record), touched)
+      yield* endHolds(
+        delivery,
+        rows.map((row) => row.record),
+        touched,
+      )
     }
   })
 
@@ -109,7 +118,8 @@ export const endHolds = (delivery: Delivery, records: ReadonlyArray<string>, tou
         if (behind?.n === 1 || table === undefined) continue
         const current = yield* currentRow(tx, table, key)
         const base = Object.fromEntries(Object.entries(discarded.base).flatMap(([name, value]) => (isRefused(value) ? [] : [[name, value] as const])))
-        const before: RowState = discarded.op === "insert" ? null : discarded.op === "delete" ? base : current === null ? null : { ...current.row, ...base }
+        const before: RowState =
+          discarded.op === "insert" ? null : discarded.op === "delete" ? base : current === null ? null : { ...current.row, ...base }
         yield* keepBehind(delivery, tbl, key, before, null)
       }
     }
@@ -119,7 +129,9 @@ const discardedChange = (delivery: Delivery, record: string): Effect.Effect<Chan
   Effect.gen(function* () {
     const table = delivery.tables.get("schoolbus.quarantine")?.table
     if (table === undefined) return null
-    const [row] = yield* delivery.tx.all<{ change: string }>(`SELECT change FROM ${ident(table.local)} WHERE id = ? AND status = 'discarded'`, [record])
+    const [row] = yield* delivery.tx.all<{ change: string }>(`SELECT change FROM ${ident(table.local)} WHERE id = ? AND status = 'discarded'`, [
+      record,
+    ])
     if (row === undefined) return null
     try {
       return JSON.parse(row.change) as Change
@@ -139,7 +151,10 @@ const currentRow = (tx: Tx, table: Table, key: string): Effect.Effect<Current | 
   Effect.gen(function* () {
     const cells = parseLocalKey(key)
     if (cells === null) return null
-    const [raw] = yield* tx.values(`SELECT ${table.columns.map((column) => safely(ident(column.name))).join(", ")} FROM ${ident(table.local)} WHERE ${whereKey(table)}`, cells)
+    const [raw] = yield* tx.values(
+      `SELECT ${table.columns.map((column) => safely(ident(column.name))).join(", ")} FROM ${ident(table.local)} WHERE ${whereKey(table)}`,
+      cells,
+    )
     if (raw === undefined) return null
     const row: Record<string, Wire> = {}
     table.columns.forEach((column, i) => {
@@ -155,7 +170,7 @@ const pendingColumns = (delivery: Delivery, table: Table, tbl: number, key: stri
   Effect.gen(function* () {
     const rows = yield* delivery.tx.values(
       `SELECT op, ${safely("new_key")}, ${table.columns.map((_, i) => safely(`v${i}`)).join(", ")} FROM changes
-        WHERE tbl = ?1 AND (key = ?2 OR new_key = ?2) AND op <> 'R' ORDER BY id`,
+        WHERE tbl = ?1 AND (key = ?2 AND batch IS NOT NULL OR new_key = ?2) AND op <> 'R' ORDER BY id`,
       [tbl, key],
     )
     const columns = new Set<string>()
@@ -192,7 +207,13 @@ export const releaseKeys = (delivery: Delivery, touched: Touched): Effect.Effect
       const outcome = release({ behind, current: current?.row ?? null, pending: yield* pendingColumns(delivery, table, tbl, key, current), held })
       const forget = () => tx.run("DELETE FROM schoolbus_behind WHERE tbl = ? AND key = ?", [tbl, key])
       const record = (was: Readonly<Record<string, Wire>>) =>
-        tx.run("INSERT INTO schoolbus_replaced (tbl, key, was, batch, at) VALUES (?, ?, ?, ?, ?)", [tbl, key, JSON.stringify(was), touched.get(`${tbl} ${key}`)?.batch ?? null, delivery.now])
+        tx.run("INSERT INTO schoolbus_replaced (tbl, key, was, batch, at) VALUES (?, ?, ?, ?, ?)", [
+          tbl,
+          key,
+          JSON.stringify(was),
+          touched.get(`${tbl} ${key}`)?.batch ?? null,
+          delivery.now,
+        ])
       switch (outcome.kind) {
         case "keep":
           break
@@ -227,7 +248,8 @@ export const retryBehind = (delivery: Delivery): Effect.Effect<void, LibsqlError
     for (;;) {
       const rows = yield* tx.all<{ tbl: number; key: string; row: string | null }>(
         `SELECT tbl, key, row FROM schoolbus_behind b
-          WHERE NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND (c.key = b.key OR c.new_key = b.key))
+          WHERE NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.key = b.key AND c.batch IS NOT NULL)
+            AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.new_key = b.key)
             AND NOT EXISTS (SELECT 1 FROM schoolbus_hold h WHERE h.tbl = b.tbl AND h.key = b.key)`,
       )
       if (rows.length === 0 || rows.length === before) return

@@ -3,6 +3,7 @@
  * natively (SQLite's JSON functions round REAL and fail on BLOB), and are silent while deliver holds its flag. A trigger
  * can never make a program's own write fail: it only inserts values that are there.
  */
+import { localKeySql } from "../model/key.ts"
 import type { Table } from "../model/table.ts"
 
 export interface Trigger {
@@ -10,55 +11,73 @@ export interface Trigger {
   readonly sql: string
 }
 
+/** Ends of the names `schoolbus_<local>_<end>` that capture and stream triggers have. */
+export const TRIGGER_ENDS = ["bi", "bu", "ai", "au", "ad", "stream_insert", "stream_update", "stream_delete"] as const
+
 const ident = (name: string): string => `"${name.replaceAll('"', '""')}"`
 
 /** ms since 1970, UTC, by this machine's clock. */
-const NOW = "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"
+export const NOW = "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"
 
 const WHEN_NOT_DELIVERING = "WHEN (SELECT active FROM schoolbus_deliver) = 0"
 
-/** Local key of a row: what `quote()` prints for each key column, joined with commas. */
-export const localKeySql = (table: Pick<Table, "key">, prefix: string): string => table.key.map((name) => `quote(${prefix}${ident(name)})`).join(" || ',' || ")
+export const triggerName = (local: string, end: (typeof TRIGGER_ENDS)[number]): string => `schoolbus_${local}_${end}`
 
-/** The capture triggers of one table; `tableId` is its number in schoolbus_tables. */
+/** One insert into `changes` of the rows that `from` gives, with the values of the columns at `positions`. */
+const record = (
+  table: Table,
+  tableId: number,
+  op: "I" | "U" | "D" | "R",
+  row: string,
+  positions: ReadonlyArray<number>,
+  from: string,
+  newKey?: string,
+): string => {
+  const columns = ["tbl", "op", "key", ...(newKey === undefined ? [] : ["new_key"]), "at", ...positions.map((i) => `v${i}`)]
+  const values = [
+    String(tableId),
+    `'${op}'`,
+    localKeySql(table, row),
+    ...(newKey === undefined ? [] : [newKey]),
+    NOW,
+    ...positions.map((i) => `${row}${ident(table.columns[i]?.name ?? "")}`),
+  ]
+  return `INSERT INTO changes (${columns.join(", ")}) SELECT ${values.join(", ")}${from}`
+}
+
+/** Positions of the key columns among the table's columns. */
+const keyPositions = (table: Table): ReadonlyArray<number> => table.key.map((name) => table.columns.findIndex((column) => column.name === name))
+
+/** Rows that are there already, captured as if they were inserted now. */
+export const captureExisting = (table: Table, tableId: number): string =>
+  record(table, tableId, "I", "", keyPositions(table), ` FROM ${ident(table.local)}`)
+
+/** The capture triggers of one table; `tableId` is its number in schoolbus_tables, `unique` what the file itself enforces. */
 export const captureTriggers = (table: Table, tableId: number): ReadonlyArray<Trigger> => {
   const on = ident(table.local)
-  const all = table.columns.map((_, i) => `v${i}`).join(", ")
-  const values = (prefix: string) => table.columns.map((column) => `${prefix}${ident(column.name)}`).join(", ")
-  const keyPositions = table.key.map((name) => table.columns.findIndex((column) => column.name === name))
-  const trigger = (suffix: string, when: string, body: string): Trigger => {
-    const name = `schoolbus_${table.local}_${suffix}`
+  const all = table.columns.map((_, i) => i)
+  const trigger = (end: (typeof TRIGGER_ENDS)[number], when: string, body: string): Trigger => {
+    const name = triggerName(table.local, end)
     return { name, sql: `CREATE TRIGGER ${ident(name)} ${when} ON ${on} ${WHEN_NOT_DELIVERING} BEGIN ${body}; END` }
   }
   // A REPLACE removes rows without firing delete triggers unless recursive_triggers is on, so they are noted just before.
-  const note = (where: string) =>
-    `INSERT INTO changes (tbl, op, key, at, ${all}) SELECT ${tableId}, 'R', ${localKeySql(table, "")}, ${NOW}, ${values("")} FROM ${on} WHERE ${where}`
-  const sameValues = (columns: ReadonlyArray<string>) => columns.map((name) => `${ident(name)} = NEW.${ident(name)}`).join(" AND ")
-  const otherRow = `NOT (${table.key.map((name) => `${ident(name)} IS OLD.${ident(name)}`).join(" AND ")})`
+  // Compared with the column's own collation, as the unique index does.
+  const note = (where: string) => record(table, tableId, "R", `${on}.`, all, ` FROM ${on} WHERE ${where}`)
+  const sameValues = (columns: ReadonlyArray<string>) => columns.map((name) => `${on}.${ident(name)} = NEW.${ident(name)}`).join(" AND ")
+  const isOther = `NOT (${table.key.map((name) => `${on}.${ident(name)} IS OLD.${ident(name)}`).join(" AND ")})`
   const uniques = [table.key, ...table.unique]
+  const isKeyKept = table.key.map((name) => `NEW.${ident(name)} COLLATE BINARY IS OLD.${ident(name)}`).join(" AND ")
+  const newKey = `CASE WHEN ${isKeyKept} THEN NULL ELSE ${localKeySql(table, "NEW.")} END`
   return [
     trigger("bi", "BEFORE INSERT", uniques.map((columns) => note(sameValues(columns))).join("; ")),
     trigger(
       "bu",
       `BEFORE UPDATE OF ${[...new Set(uniques.flat())].map(ident).join(", ")}`,
-      uniques.map((columns) => note(`${sameValues(columns)} AND ${otherRow}`)).join("; "),
+      uniques.map((columns) => note(`${sameValues(columns)} AND ${isOther}`)).join("; "),
     ),
-    trigger(
-      "ai",
-      "AFTER INSERT",
-      `INSERT INTO changes (tbl, op, key, at, ${keyPositions.map((i) => `v${i}`).join(", ")}) VALUES (${tableId}, 'I', ${localKeySql(table, "NEW.")}, ${NOW}, ${table.key
-        .map((name) => `NEW.${ident(name)}`)
-        .join(", ")})`,
-    ),
-    trigger(
-      "au",
-      "AFTER UPDATE",
-      `INSERT INTO changes (tbl, op, key, new_key, at, ${all}) VALUES (${tableId}, 'U', ${localKeySql(table, "OLD.")}, nullif(${localKeySql(table, "NEW.")}, ${localKeySql(
-        table,
-        "OLD.",
-      )}), ${NOW}, ${values("OLD.")})`,
-    ),
-    trigger("ad", "AFTER DELETE", `INSERT INTO changes (tbl, op, key, at, ${all}) VALUES (${tableId}, 'D', ${localKeySql(table, "OLD.")}, ${NOW}, ${values("OLD.")})`),
+    trigger("ai", "AFTER INSERT", record(table, tableId, "I", "NEW.", keyPositions(table), "")),
+    trigger("au", "AFTER UPDATE", record(table, tableId, "U", "OLD.", all, "", newKey)),
+    trigger("ad", "AFTER DELETE", record(table, tableId, "D", "OLD.", all, "")),
   ]
 }
 
@@ -66,14 +85,15 @@ export const captureTriggers = (table: Table, tableId: number): ReadonlyArray<Tr
 export const streamTriggers = (table: Table): ReadonlyArray<Trigger> =>
   (
     [
-      ["insert", "INSERT", "NEW."],
-      ["update", "UPDATE", "NEW."],
-      ["delete", "DELETE", "OLD."],
+      ["insert", "NEW."],
+      ["update", "NEW."],
+      ["delete", "OLD."],
     ] as const
-  ).map(([op, event, row]) => {
-    const name = `schoolbus_${table.local}_stream_${op}`
+  ).map(([op, row]) => {
+    const name = triggerName(table.local, `stream_${op}`)
+    const values = `'${table.local.replaceAll("'", "''")}', '${op}', ${localKeySql(table, row)}`
     return {
       name,
-      sql: `CREATE TRIGGER ${ident(name)} AFTER ${event} ON ${ident(table.local)} BEGIN INSERT INTO schoolbus_stream (tbl, op, key) VALUES ('${table.local.replaceAll("'", "''")}', '${op}', ${localKeySql(table, row)}); END`,
+      sql: `CREATE TRIGGER ${ident(name)} AFTER ${op.toUpperCase()} ON ${ident(table.local)} BEGIN INSERT INTO schoolbus_stream (tbl, op, key) SELECT ${values}; END`,
     }
   })
