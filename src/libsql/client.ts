@@ -74,7 +74,9 @@ type Command =
   | { readonly op: "many"; readonly sql: string; readonly rows: ReadonlyArray<ReadonlyArray<Cell>> }
   | { readonly op: "reset" | "close" }
 export type Request = Command & { readonly id: number }
-export type Response = { readonly id: number; readonly ok: unknown } | { readonly id: number; readonly error: { readonly code: string; readonly message: string } }
+export type Response =
+  | { readonly id: number; readonly ok: unknown }
+  | { readonly id: number; readonly error: { readonly code: string; readonly message: string } }
 
 interface Port {
   readonly tx: Tx
@@ -129,7 +131,8 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
       all: <Row>(sql: string, args?: ReadonlyArray<Bind>) => send({ op: "all", sql, args }) as Effect.Effect<ReadonlyArray<Row>, LibsqlError>,
       values: (sql, args) => send({ op: "values", sql, args }) as Effect.Effect<ReadonlyArray<ReadonlyArray<Cell>>, LibsqlError>,
       run: (sql, args) => send({ op: "run", sql, args }) as Effect.Effect<number, LibsqlError>,
-      many: (sql, rows) => (rows.length === 0 ? Effect.succeed([]) : (send({ op: "many", sql, rows }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>)),
+      many: (sql, rows) =>
+        rows.length === 0 ? Effect.succeed([]) : (send({ op: "many", sql, rows }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>),
       exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),
     }
     yield* send({ op: "open", path, pragmas: PRAGMAS, timeoutMs: BUSY_TIMEOUT_MS })

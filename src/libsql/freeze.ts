@@ -1,261 +1,362 @@
 /**
  * Open captured writes -> numbered frozen batches. Runs inside one write transaction of the caller, so the current rows
- * and the captured old values are of one moment. Every captured write becomes one change: its base are the old values
- * that the trigger saw, its new values are the next captured old values of the row, else the row as it stands.
+ * and the captured old values are of one moment. Every captured write becomes one change, in the order of its capture;
+ * writes that changed nothing leave `changes`. What a captured write means is decided in `history.ts`.
+ *
+ *     page of open writes ─> current rows and next old values ─> history ─> changes ─> bytes, hash ─> schoolbus_batch
  */
 import { createHash } from "node:crypto"
 import * as Effect from "effect/Effect"
-import { type BatchHeader, encodeBatch } from "../model/batch.ts"
+import { type BatchHeader, encodeBatch, encodeChange } from "../model/batch.ts"
 import type { Change } from "../model/change.ts"
-import { parseLocalKey } from "../model/key.ts"
+import { localKeySql } from "../model/key.ts"
 import type { Manifest, Table } from "../model/table.ts"
-import { type Cell, cellToWire, isRefused, type Refused, type Wire } from "../model/value.ts"
+import { type Cell, isRefused, type Refused, type Wire } from "../model/value.ts"
 import { readText, readWire, safely, sameRaw } from "./cells.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
+import { type Captured, type End, keyId, openEnds, type Outcome, resolve, safeCuts, type Values } from "./history.ts"
 
-/** Captured writes of one batch, and about how many bytes it may have. */
+/** A batch ends at the first of both: the write lock is then held well under 200 ms. */
 export const BATCH_CHANGES = 2_000
 export const BATCH_BYTES = 4 * 1024 * 1024
+
+/** Captured writes read at once: few at first, then as many as their size allows. */
+const FIRST_PAGE = 128
+const PAGE_GROWTH = 8
+
+/** New keys looked up in one statement. */
+const KEYS_AT_ONCE = 200
 
 export interface FreezeOptions {
   readonly maxChanges?: number
 }
 
 export interface Frozen {
-  /** 0 or 1: call again until it is 0. */
+  /** 0 or 1; 0 means that nothing is open any more. Call again until it is 0. */
   readonly batches: number
   readonly changes: number
 }
 
-type Values = ReadonlyArray<Cell>
-
-interface Captured {
-  readonly id: number
-  readonly tbl: number
-  readonly op: "I" | "U" | "D" | "R"
-  readonly key: string
-  readonly newKey: string | null
-  readonly at: number
-  /** Old values as `safely` reads them, in column order; of I only the key. */
-  readonly old: Values
+/** A captured table as this freeze finds it. */
+interface Source {
+  readonly name: string
+  /** Absent: it is not in the manifest any more. */
+  readonly table: Table | undefined
+  /** Positions of the columns that the file still holds. */
+  readonly present: ReadonlySet<number>
 }
 
-/** What is known of one key at one moment: the row's values, or that it has none (null). */
-type State = Values | null
+interface Page {
+  readonly rows: ReadonlyArray<Captured>
+  readonly isMore: boolean
+}
 
-const at = (tbl: number, key: string): string => `${tbl} ${key}`
+const vColumns = (width: number): string => Array.from({ length: width }, (_, i) => `, ${safely(`c.v${i}`)}`).join("")
 
-const readCaptured = (tx: Tx, columns: number, where: string, args: ReadonlyArray<string | number>): Effect.Effect<ReadonlyArray<Captured>, LibsqlError> =>
+/** Learns of the tables that a page names, where they are not known yet. */
+const readSources = (tx: Tx, tables: ReadonlyMap<string, Table>, page: Page, into: Map<number, Source>): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const unknown = [...new Set(page.rows.map((row) => row.tbl))].filter((tbl) => !into.has(tbl))
+    if (unknown.length === 0) return
+    const rows = yield* tx.all<{ id: number; name: string; columns: string }>(
+      `SELECT t.id, t.name, (SELECT json_group_array(x.name) FROM pragma_table_xinfo(t.local) x) AS columns
+         FROM schoolbus_tables t WHERE t.id IN (SELECT value FROM json_each(?))`,
+      [JSON.stringify(unknown)],
+    )
+    for (const row of rows) {
+      const table = tables.get(row.name)
+      const names = new Set((JSON.parse(row.columns) as ReadonlyArray<string>).map(asciiLower))
+      const present = table?.columns.flatMap((column, i) => (names.has(asciiLower(column.name)) ? [i] : [])) ?? []
+      into.set(row.id, { name: row.name, table, present: new Set(present) })
+    }
+  })
+
+/** SQLite tells names apart without regard to the case of ASCII letters. */
+const asciiLower = (name: string): string => name.replace(/[A-Z]/g, (letter) => letter.toLowerCase())
+
+const readPage = (tx: Tx, width: number, after: number, limit: number): Effect.Effect<Page, LibsqlError> =>
   Effect.map(
     tx.values(
-      `SELECT id, tbl, op, ${safely("key")}, ${safely("new_key")}, at, ${Array.from({ length: columns }, (_, i) => safely(`v${i}`)).join(", ")} FROM changes WHERE ${where}`,
-      args,
+      `SELECT c.id, c.tbl, c.op, c.at, ${safely("c.key")}, ${safely("c.new_key")}${vColumns(width)}
+         FROM changes c WHERE c.batch IS NULL AND c.id > ? ORDER BY c.id LIMIT ?`,
+      [after, limit],
     ),
-    (rows) =>
-      rows.map(([id, tbl, op, key, newKey, time, ...old]) => ({
+    (rows) => ({
+      rows: rows.map(([id, tbl, op, at, key, newKey, ...old]) => ({
         id: Number(id),
         tbl: Number(tbl),
         op: op as Captured["op"],
         key: readText(key ?? null),
         newKey: newKey == null ? null : readText(newKey),
-        at: Number(time),
+        at: Number(at),
         old,
       })),
+      isMore: rows.length === limit,
+    }),
   )
 
-/** The rows that stand in the file now, by table and local key. */
-const readCurrent = (tx: Tx, table: Table, tbl: number, keys: ReadonlyArray<string>) =>
+/** Old values of each key's next open write after the page: only that has them; an insert would say nothing. */
+const readLater = (tx: Tx, width: number, ends: ReadonlyArray<End>, after: number, into: Map<string, Values>): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    const found = new Map<string, Values>()
-    const cells = keys.flatMap((key) => {
-      const parsed = parseLocalKey(key)
-      return parsed === null ? [] : [parsed.map((cell) => (cell instanceof Uint8Array ? [...cell].map((b) => b.toString(16).padStart(2, "0")).join("") : cell))]
-    })
-    if (cells.length === 0) return found
-    const kinds = table.key.map((name) => table.columns.find((column) => column.name === name)?.kind)
-    const json = `[${cells.map((row) => `[${row.map((cell) => (typeof cell === "bigint" ? String(cell) : JSON.stringify(cell))).join(",")}]`).join(",")}]`
-    const join = table.key.map((name, i) => `t.${ident(name)} = ${kinds[i] === "bytea" ? `unhex(j.value ->> ${i})` : `j.value ->> ${i}`}`).join(" AND ")
     const rows = yield* tx.values(
-      `SELECT ${table.key.map((name) => `quote(t.${ident(name)})`).join(" || ',' || ")}, ${table.columns.map((column) => safely(`t.${ident(column.name)}`)).join(", ")}
-         FROM json_each(?) j CROSS JOIN ${ident(table.local)} t ON ${join}`,
-      [json],
+      `SELECT c.tbl, ${safely("c.key")}${vColumns(width)} FROM json_each(?1) j CROSS JOIN changes c
+        WHERE c.id = (SELECT min(n.id) FROM changes n WHERE n.tbl = j.value ->> 0 AND n.key = j.value ->> 1 AND n.id > ?2 AND n.batch IS NULL AND n.op <> 'I')`,
+      [JSON.stringify(ends.map(({ row, key }) => [row.tbl, key])), after],
     )
-    for (const [key, ...values] of rows) found.set(at(tbl, String(key)), values)
-    return found
+    for (const [tbl, key, ...old] of rows) into.set(keyId(Number(tbl), readText(key ?? null)), old)
   })
 
-/** Freezes the oldest open writes into one batch; nothing open: no batch. */
-export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeOptions = {}): Effect.Effect<Frozen, LibsqlError> =>
+const literals = /(?:'(?:[^']|'')*'|CAST\(X'[0-9A-F]*' AS TEXT\)|X'[0-9A-F]*'|-?[0-9][0-9.e+-]*)(?:,|$)/gy
+
+/** A local key as the SQL literals it is made of; null when it is anything else. */
+const keyLiterals = (key: string): string | null => (key.replace(literals, "") === "" ? `(${key})` : null)
+
+/** Rows of one table as they stand now, for the given ends. A table or key column that is not there fails: nobody guesses that all rows are gone. */
+const readCurrent = (
+  tx: Tx,
+  table: Table,
+  present: ReadonlySet<number>,
+  ends: ReadonlyArray<End>,
+  into: Map<string, Values>,
+): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    const limit = options.maxChanges ?? BATCH_CHANGES
-    const known = yield* tx.all<{ id: number; name: string }>("SELECT id, name FROM schoolbus_tables")
-    const tableByName = new Map(manifest.tables.map((table) => [table.name, table]))
-    const tables = new Map(known.map((row) => [row.id, { name: row.name, table: tableByName.get(row.name) }]))
-    const [info] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM pragma_table_info('changes') WHERE name GLOB 'v[0-9]*'")
-    const width = info?.n ?? 0
-
-    const captured = [...(yield* readCaptured(tx, width, "batch IS NULL ORDER BY id LIMIT ?", [limit + 1]))]
-    if (captured.length === 0) return { batches: 0, changes: 0 }
-    const isCut = captured.length > limit
-    // A noted row and the write that displaced it stay together.
-    if (isCut) {
-      captured.pop()
-      while (captured.length > 1 && captured.at(-1)?.op === "R") captured.pop()
+    const tbl = ends[0]?.row.tbl ?? 0
+    const from = ident(table.local)
+    const select = `SELECT ${localKeySql(table, "t.")}, ${table.columns.map((column, i) => (present.has(i) ? safely(`t.${ident(column.name)}`) : "NULL")).join(", ")}`
+    const take = (rows: ReadonlyArray<Values>) => {
+      for (const [key, ...values] of rows) into.set(keyId(tbl, String(key)), values)
     }
-    const lastId = captured.at(-1)?.id ?? 0
-
-    // Per key, in order: what each captured write says about the key's state just before it.
-    const eventsByKey = new Map<string, Array<{ readonly id: number; readonly before: State; readonly isNote: boolean }>>()
-    const push = (tbl: number, key: string, event: { readonly id: number; readonly before: State; readonly isNote: boolean }) => {
-      const events = eventsByKey.get(at(tbl, key))
-      if (events === undefined) eventsByKey.set(at(tbl, key), [event])
-      else events.push(event)
-    }
-    const enlist = (row: Captured): void => {
-      push(row.tbl, row.key, { id: row.id, before: row.op === "I" ? null : row.old, isNote: row.op === "R" })
-      if (row.newKey !== null) push(row.tbl, row.newKey, { id: row.id, before: null, isNote: false })
-    }
-    for (const row of captured) enlist(row)
-
-    // What comes after this batch, for the keys in it.
-    if (isCut) {
-      const keys = JSON.stringify([...eventsByKey.keys()].map((key) => [Number(key.slice(0, key.indexOf(" "))), key.slice(key.indexOf(" ") + 1)]))
-      const later = yield* readCaptured(
-        tx,
-        width,
-        `id IN (SELECT min(c.id) FROM json_each(?) j CROSS JOIN changes c ON c.tbl = j.value ->> 0 AND c.key = j.value ->> 1
-                 WHERE c.id > ? AND c.batch IS NULL GROUP BY c.tbl, c.key
-                UNION SELECT min(c.id) FROM changes c WHERE c.id > ? AND c.batch IS NULL AND c.new_key IS NOT NULL GROUP BY c.tbl, c.new_key) ORDER BY id`,
-        [keys, lastId, lastId],
+    // The key's own cells stand in the captured write, so the row is found without a detour over text.
+    const byWrite = ends.filter(({ row, key }) => key === row.key).map(({ row }) => row.id)
+    const sameKey = table.key.map((name) => `t.${ident(name)} IS c.v${table.columns.findIndex((column) => column.name === name)}`).join(" AND ")
+    if (byWrite.length > 0) {
+      take(
+        yield* tx.values(`${select} FROM json_each(?) j CROSS JOIN changes c ON c.id = j.value CROSS JOIN ${from} t ON ${sameKey}`, [
+          JSON.stringify(byWrite),
+        ]),
       )
-      for (const row of later) if (eventsByKey.has(at(row.tbl, row.key)) || (row.newKey !== null && eventsByKey.has(at(row.tbl, row.newKey)))) enlist(row)
     }
+    const byNewKey = ends.flatMap(({ row, key }) => (key === row.key ? [] : (keyLiterals(key) ?? [])))
+    for (let i = 0; i < byNewKey.length; i += KEYS_AT_ONCE) {
+      const some = byNewKey.slice(i, i + KEYS_AT_ONCE).join(", ")
+      take(yield* tx.values(`${select} FROM ${from} t WHERE (${table.key.map((name) => `t.${ident(name)}`).join(", ")}) IN (VALUES ${some})`))
+    }
+  })
 
-    // The present rows of all keys whose last event is in this batch.
-    const current = new Map<string, Values>()
-    for (const [tbl, { table }] of tables) {
-      if (table === undefined) continue
-      const prefix = `${tbl} `
-      const keys = [...eventsByKey.keys()].filter((key) => key.startsWith(prefix)).map((key) => key.slice(prefix.length))
-      for (const [key, values] of yield* readCurrent(tx, table, tbl, keys)) current.set(key, values)
+/** What `openEnds` asks for. */
+const readBeyond = (
+  tx: Tx,
+  width: number,
+  page: Page,
+  sources: ReadonlyMap<number, Source>,
+): Effect.Effect<ReadonlyMap<string, Values>, LibsqlError> =>
+  Effect.gen(function* () {
+    const beyond = new Map<string, Values>()
+    const ends = openEnds(page.rows)
+    if (page.isMore) yield* readLater(tx, width, ends, page.rows.at(-1)?.id ?? 0, beyond)
+    const byTable = new Map<number, Array<End>>()
+    for (const end of ends) {
+      if (beyond.has(keyId(end.row.tbl, end.key))) continue
+      const some = byTable.get(end.row.tbl)
+      if (some === undefined) byTable.set(end.row.tbl, [end])
+      else some.push(end)
     }
-    const after = (tbl: number, key: string, id: number): State => {
-      const next = eventsByKey.get(at(tbl, key))?.find((event) => event.id > id)
-      return next === undefined ? (current.get(at(tbl, key)) ?? null) : next.before
+    for (const [tbl, some] of byTable) {
+      const source = sources.get(tbl)
+      if (source?.table !== undefined) yield* readCurrent(tx, source.table, source.present, some, beyond)
     }
-    /** Values of a row that a REPLACE had displaced when this write made the key anew. */
-    const displaced = (tbl: number, key: string, id: number): State => {
-      const events = eventsByKey.get(at(tbl, key)) ?? []
-      let found: State = null
-      for (const event of events) {
-        if (event.id >= id) break
-        found = event.isNote ? event.before : null
-      }
-      return found
-    }
+    return beyond
+  })
 
-    const toValues = (table: Table, values: Values): Record<string, Wire | Refused> =>
-      Object.fromEntries(table.columns.flatMap((column, i) => (column.generated ? [] : [[column.name, readWire(column.kind, values[i] ?? null)] as const])))
-    const wireKeyOf = (table: Table, key: string): ReadonlyArray<Wire> => {
-      const cells = parseLocalKey(key) ?? []
-      return table.key.map((name, i) => {
-        const wire = cellToWire(table.columns.find((column) => column.name === name)?.kind ?? "text", cells[i] ?? null)
-        return isRefused(wire) ? `${String(cells[i])}` : wire
-      })
-    }
-    const differing = (table: Table, before: Values, now_: Values): { base: Record<string, Wire | Refused>; mine: Record<string, Wire | Refused> } => {
-      const base: Record<string, Wire | Refused> = {}
-      const mine: Record<string, Wire | Refused> = {}
-      table.columns.forEach((column, i) => {
-        if (column.generated) return
-        base[column.name] = readWire(column.kind, before[i] ?? null)
-        if (!sameRaw(before[i] ?? null, now_[i] ?? null)) mine[column.name] = readWire(column.kind, now_[i] ?? null)
-      })
-      return { base, mine }
-    }
+/** The values that travel: not what Postgres computes, nor columns that a program took out of the file. */
+const record = (source: Source, values: Values, isWanted: (i: number) => boolean): Record<string, Wire | Refused> => {
+  const wires: Record<string, Wire | Refused> = {}
+  source.table?.columns.forEach((column, i) => {
+    if (!column.generated && source.present.has(i) && isWanted(i)) wires[column.name] = readWire(column.kind, values[i] ?? null)
+  })
+  return wires
+}
 
-    const toChange = (row: Captured): Change | null => {
-      const named = tables.get(row.tbl)
-      const table = named?.table
-      if (table === undefined) {
-        // The table left the manifest: the write is kept as what is known of it, for the record.
-        return row.op === "R" ? null : { id: row.id, table: named?.name ?? `table ${row.tbl}`, op: row.op === "D" ? "delete" : row.op === "U" ? "update" : "insert", key: [row.key], at: row.at, base: {}, mine: {} }
-      }
-      const common = { id: row.id, table: table.name, key: wireKeyOf(table, row.key), at: row.at }
-      switch (row.op) {
-        case "D":
-          return { ...common, op: "delete", base: toValues(table, row.old), mine: {} }
-        case "I": {
-          const mine = after(row.tbl, row.key, row.id)
-          const was = displaced(row.tbl, row.key, row.id)
-          if (mine === null) return null
-          if (was === null) return { ...common, op: "insert", base: {}, mine: toValues(table, mine) }
-          const difference = differing(table, was, mine)
-          return Object.keys(difference.mine).length === 0 ? null : { ...common, op: "update", ...difference }
-        }
-        case "U": {
-          const mine = after(row.tbl, row.newKey ?? row.key, row.id)
-          if (mine === null) return null
-          const difference = differing(table, row.old, mine)
-          if (row.newKey !== null) return { ...common, op: "update", newKey: wireKeyOf(table, row.newKey), ...difference }
-          return Object.keys(difference.mine).length === 0 ? null : { ...common, op: "update", ...difference }
-        }
-        case "R": {
-          const events = eventsByKey.get(at(row.tbl, row.key)) ?? []
-          const next = events.find((event) => event.id > row.id)
-          // Still there, or its end was captured, or the same key was written anew: nothing to add.
-          if (next !== undefined) {
-            const made = captured.find((other) => other.id === next.id)
-            const isRekeyed = next.before === null && made !== undefined && made.newKey === row.key
-            return isRekeyed ? { ...common, op: "delete", base: toValues(table, row.old), mine: {} } : null
-          }
-          return current.has(at(row.tbl, row.key)) ? null : { ...common, op: "delete", base: toValues(table, row.old), mine: {} }
-        }
-      }
-    }
+/** A key value that cannot travel stands as its local form, while base or mine say what is wrong with it. */
+const wireKeyOf = (table: Table, values: Values): ReadonlyArray<Wire> =>
+  table.key.map((name) => {
+    const i = table.columns.findIndex((column) => column.name === name)
+    const wire = readWire(table.columns[i]?.kind ?? "text", values[i] ?? null)
+    return isRefused(wire) ? `${wire.refused}: ${wire.hex}` : wire
+  })
 
-    const changes: Array<Change> = []
-    const kept: Array<number> = []
-    const dropped: Array<number> = []
-    let bytes = 0
-    let last = lastId
-    for (const row of captured) {
-      const change = toChange(row)
-      if (change === null) {
-        dropped.push(row.id)
-      } else {
-        changes.push(change)
-        kept.push(row.id)
-        bytes += JSON.stringify(change).length
-      }
-      if (bytes >= BATCH_BYTES && row.op !== "R") {
-        last = row.id
-        break
-      }
+/** The change that a captured write makes; null when it changed nothing. */
+const toChange = (row: Captured, outcome: Outcome, source: Source | undefined): Change | null => {
+  if (source?.table === undefined) return unlistedChange(row, source)
+  const { table } = source
+  const common = { id: row.id, table: table.name, key: wireKeyOf(table, row.old), at: row.at }
+  switch (outcome.kind) {
+    case "drop":
+      return null
+    case "insert":
+      return { ...common, op: "insert", base: {}, mine: record(source, outcome.mine, () => true) }
+    case "delete":
+      return { ...common, op: "delete", base: record(source, outcome.base, () => true), mine: {} }
+    case "update": {
+      const { base, mine } = outcome
+      const mineChanged = record(source, mine, (i) => !sameRaw(base[i] ?? null, mine[i] ?? null))
+      if (row.newKey === null && Object.keys(mineChanged).length === 0) return null
+      const newKey = row.newKey === null ? {} : { newKey: wireKeyOf(table, mine) }
+      return { ...common, op: "update", ...newKey, base: record(source, base, () => true), mine: mineChanged }
     }
-    if (dropped.length > 0) yield* tx.run("DELETE FROM changes WHERE id IN (SELECT value FROM json_each(?))", [JSON.stringify(dropped)])
-    if (changes.length === 0) return isCut ? yield* freeze(tx, manifest, now, options) : { batches: 0, changes: 0 }
+  }
+}
 
+/** The table left the manifest, so its columns have no names: kept as what is known, for the hub's record. */
+const unlistedChange = (row: Captured, source: Source | undefined): Change | null => {
+  if (row.op === "R") return null
+  const base = Object.fromEntries(row.old.flatMap((cell: Cell, i) => (cell === null ? [] : [[`v${i}`, readWire("text", cell)] as const])))
+  const op = row.op === "D" ? "delete" : row.op === "U" ? "update" : "insert"
+  return { id: row.id, table: source?.name ?? `table ${row.tbl}`, op, key: [row.key], at: row.at, base, mine: {} }
+}
+
+/** What a page gives to a batch. */
+interface Taken {
+  /** Rows of the page that are dealt with. */
+  readonly count: number
+  readonly lines: ReadonlyArray<string>
+  readonly bytes: number
+  readonly dropped: ReadonlyArray<number>
+  /** R rows that were deletes. */
+  readonly deletes: ReadonlyArray<number>
+  /** Inserts that were updates, with the R that holds their old values. */
+  readonly updates: ReadonlyArray<readonly [id: number, note: number]>
+}
+
+/** As many rows as have room; `isFirst`: more when they cannot be parted, so that a batch is never empty. */
+const take = (
+  page: Page,
+  outcomes: ReadonlyArray<Outcome>,
+  sources: ReadonlyMap<number, Source>,
+  maxChanges: number,
+  maxBytes: number,
+  isFirst: boolean,
+): Taken => {
+  const cuts = safeCuts(page.rows, page.isMore)
+  const lines: Array<string> = []
+  const dropped: Array<number> = []
+  const deletes: Array<number> = []
+  const updates: Array<readonly [number, number]> = []
+  let bytes = 0
+  let best = { count: 0, lines: 0, bytes: 0, dropped: 0, deletes: 0, updates: 0 }
+  for (let i = 0; i < page.rows.length; i++) {
+    const row = page.rows[i] as Captured
+    const outcome = outcomes[i] as Outcome
+    const change = toChange(row, outcome, sources.get(row.tbl))
+    if (change === null) dropped.push(row.id)
+    else {
+      const line = encodeChange(change)
+      lines.push(line)
+      bytes += line.length
+      if (row.op === "R") deletes.push(row.id)
+      if (outcome.kind === "update" && outcome.note !== null) updates.push([row.id, outcome.note])
+    }
+    if (cuts[i + 1] !== true) continue
+    const isFull = lines.length > maxChanges || bytes > maxBytes
+    if (!isFull || (isFirst && best.count === 0)) {
+      best = { count: i + 1, lines: lines.length, bytes, dropped: dropped.length, deletes: deletes.length, updates: updates.length }
+    }
+    if (isFull) break
+  }
+  return {
+    count: best.count,
+    lines: lines.slice(0, best.lines),
+    bytes: best.bytes,
+    dropped: dropped.slice(0, best.dropped),
+    deletes: deletes.slice(0, best.deletes),
+    updates: updates.slice(0, best.updates),
+  }
+}
+
+/** `changes` says afterwards what really happened: REPLACE's updates and deletes as such, and nothing of what changed nothing. */
+const settleOps = (tx: Tx, width: number, taken: Taken): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    if (taken.deletes.length > 0)
+      yield* tx.run("UPDATE changes SET op = 'D' WHERE id IN (SELECT value FROM json_each(?))", [JSON.stringify(taken.deletes)])
+    if (taken.updates.length > 0) {
+      const columns = Array.from({ length: width }, (_, i) => `v${i}`).join(", ")
+      yield* tx.run(
+        `UPDATE changes SET op = 'U', (${columns}) = (SELECT ${columns.replaceAll("v", "n.v")} FROM changes n WHERE n.id = j.value ->> 1)
+           FROM json_each(?) j WHERE changes.id = j.value ->> 0`,
+        [JSON.stringify(taken.updates)],
+      )
+    }
+    if (taken.dropped.length > 0) yield* tx.run("DELETE FROM changes WHERE id IN (SELECT value FROM json_each(?))", [JSON.stringify(taken.dropped)])
+  })
+
+/** Writes the batch; its number follows the last one of this incarnation. */
+const store = (tx: Tx, manifest: Manifest, now: number, lines: ReadonlyArray<string>, lastId: number): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
     const [state] = yield* tx.all<{ incarnation: string; last_batch: number; clock_offset: number; contact_at: number }>(
       "SELECT incarnation, last_batch, clock_offset, contact_at FROM schoolbus_state",
     )
+    if (state === undefined) return yield* Effect.die(new Error("schoolbus_state has no row: the file has no incarnation yet"))
     const header: BatchHeader = {
-      incarnation: state?.incarnation ?? "",
-      number: (state?.last_batch ?? 0) + 1,
+      incarnation: state.incarnation,
+      number: state.last_batch + 1,
       manifest: manifest.version,
-      clockOffset: state?.clock_offset ?? 0,
-      contactAt: state?.contact_at ?? 0,
-      changes: changes.length,
+      clockOffset: state.clock_offset,
+      contactAt: state.contact_at,
+      changes: lines.length,
     }
-    const encoded = new TextEncoder().encode(encodeBatch(header, changes))
+    const bytes = new TextEncoder().encode(encodeBatch(header, lines))
+    const hash = createHash("sha256").update(bytes).digest("hex")
     yield* tx.run("INSERT INTO schoolbus_batch (number, hash, bytes, changes, frozen_at) VALUES (?, ?, ?, ?, ?)", [
       header.number,
-      createHash("sha256").update(encoded).digest("hex"),
-      encoded,
-      changes.length,
+      hash,
+      bytes,
+      lines.length,
       now,
     ])
-    yield* tx.run("UPDATE changes SET batch = ? WHERE batch IS NULL AND id <= ?", [header.number, last])
+    yield* tx.run("UPDATE changes SET batch = ? WHERE batch IS NULL AND id <= ?", [header.number, lastId])
     yield* tx.run("UPDATE schoolbus_state SET last_batch = ?", [header.number])
-    return { batches: 1, changes: changes.length }
+  })
+
+/** Freezes the oldest open writes into one batch. */
+export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeOptions = {}): Effect.Effect<Frozen, LibsqlError> =>
+  Effect.gen(function* () {
+    const maxChanges = options.maxChanges ?? BATCH_CHANGES
+    const tables = new Map(manifest.tables.map((table) => [table.name, table]))
+    const sources = new Map<number, Source>()
+    const [info] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM pragma_table_info('changes') WHERE name GLOB 'v[0-9]*'")
+    const width = info?.n ?? 0
+    const lines: Array<string> = []
+    let bytes = 0
+    let lastId = 0
+    let limit = FIRST_PAGE
+    for (;;) {
+      const page = yield* readPage(tx, width, lastId, limit)
+      if (page.rows.length === 0) break
+      yield* readSources(tx, tables, page, sources)
+      const outcomes = resolve(page.rows, yield* readBeyond(tx, width, page, sources))
+      const taken = take(page, outcomes, sources, maxChanges - lines.length, BATCH_BYTES - bytes, lines.length === 0)
+      if (taken.count === 0 && lines.length > 0) break
+      if (taken.count === 0) {
+        // One statement's writes fill the page: they go together.
+        limit *= PAGE_GROWTH
+        continue
+      }
+      yield* settleOps(tx, width, taken)
+      for (const line of taken.lines) lines.push(line)
+      bytes += taken.bytes
+      lastId = page.rows[taken.count - 1]?.id ?? lastId
+      const isDone = !page.isMore && taken.count === page.rows.length
+      if (isDone || lines.length >= maxChanges || bytes >= BATCH_BYTES) break
+      const room = Math.ceil(((BATCH_BYTES - bytes) * taken.count) / Math.max(1, taken.bytes))
+      limit = Math.max(FIRST_PAGE, Math.min(limit * PAGE_GROWTH, room, maxChanges - lines.length))
+    }
+    if (lines.length === 0) return { batches: 0, changes: 0 }
+    yield* store(tx, manifest, now, lines, lastId)
+    return { batches: 1, changes: lines.length }
+  })
+
+/** Freezes all that is open, in as many batches as it takes. */
+export const freezeOpen = (tx: Tx, manifest: Manifest, now: number): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    while ((yield* freeze(tx, manifest, now)).batches > 0);
   })

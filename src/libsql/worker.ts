@@ -45,9 +45,13 @@ const prepare = (sql: string): Database.Statement => {
 
 // The driver ends the process when it is given a boolean, and binds every JS number as REAL.
 const bind = (value: Bind): null | bigint | number | string | Uint8Array =>
-  typeof value === "boolean" ? (value ? 1n : 0n)
-  : typeof value === "number" && Number.isSafeInteger(value) && !Object.is(value, -0) ? BigInt(value)
-  : value
+  typeof value === "boolean"
+    ? value
+      ? 1n
+      : 0n
+    : typeof value === "number" && Number.isSafeInteger(value) && !Object.is(value, -0)
+      ? BigInt(value)
+      : value
 
 const toArray = (args: ReadonlyArray<Bind> | undefined): Array<unknown> => (args === undefined ? [] : args.map(bind))
 
@@ -78,7 +82,10 @@ const answer = (request: Request): unknown => {
     case "run":
       return Number(prepare(request.sql).run(toArray(request.args)).changes)
     case "values": {
-      return prepare(request.sql).raw(true).all(toArray(request.args)).map((row) => [...(row as Array<unknown>)])
+      return prepare(request.sql)
+        .raw(true)
+        .all(toArray(request.args))
+        .map((row) => [...(row as Array<unknown>)])
     }
     case "all": {
       const statement = prepare(request.sql).raw(true)
@@ -87,8 +94,7 @@ const answer = (request: Request): unknown => {
         const row: Record<string, unknown> = {}
         for (let i = 0; i < names.length; i++) {
           const value = (values as Array<unknown>)[i]
-          row[names[i] as string] =
-            typeof value === "bigint" && value >= -9007199254740991n && value <= 9007199254740991n ? Number(value) : value
+          row[names[i] as string] = typeof value === "bigint" && value >= -9007199254740991n && value <= 9007199254740991n ? Number(value) : value
         }
         return row
       })

@@ -13,5 +13,7 @@ export interface BatchHeader {
   readonly changes: number
 }
 
-export const encodeBatch = (header: BatchHeader, changes: ReadonlyArray<Change>): string =>
-  `${JSON.stringify(["batch", header])}\n${changes.map((change) => `${JSON.stringify(change)}\n`).join("")}`
+export const encodeChange = (change: Change): string => `${JSON.stringify(change)}\n`
+
+/** `lines`: the changes, each as `encodeChange` gives it. */
+export const encodeBatch = (header: BatchHeader, lines: ReadonlyArray<string>): string => `${JSON.stringify(["batch", header])}\n${lines.join("")}`

@@ -6,7 +6,14 @@ export type BuiltinTable = Pick<Table, "name" | "local" | "audience" | "directio
 const own = { audience: { column: "school" }, priority: "critical", strategy: "school_wins" } as const
 
 /** The sync's own rows: what the hub tells a school about its batches. No school program writes them. */
-const told = (name: string): BuiltinTable => ({ ...own, name: `schoolbus.${name}`, local: `schoolbus_${name}`, direction: "down", strategy: "vps_wins", system: true })
+const told = (name: string): BuiltinTable => ({
+  ...own,
+  name: `schoolbus.${name}`,
+  local: `schoolbus_${name}`,
+  direction: "down",
+  strategy: "vps_wins",
+  system: true,
+})
 
 /** Terminals and punches: written by the school node, read at head office. */
 const device = (name: string): BuiltinTable => ({ ...own, name: `schoolbus.${name}`, local: name, direction: "up", system: false })

@@ -12,5 +12,4 @@ export const parseLsn = (text: string): Lsn => {
 }
 
 /** 97500059720n -> `"16/B374D848"`. */
-export const printLsn = (lsn: Lsn): string =>
-  `${(lsn >> 32n).toString(16).toUpperCase()}/${(lsn & 0xffff_ffffn).toString(16).toUpperCase()}`
+export const printLsn = (lsn: Lsn): string => `${(lsn >> 32n).toString(16).toUpperCase()}/${(lsn & 0xffff_ffffn).toString(16).toUpperCase()}`

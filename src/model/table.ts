@@ -56,7 +56,10 @@ export interface Table {
 /** Where people and attendance stand in the user's tables; everything is a column name of that table. */
 export interface DeviceRules {
   readonly people: Readonly<
-    Record<string, { readonly id: string; readonly name: string; readonly card?: string; readonly pin?: string; readonly active?: string; readonly group?: string }>
+    Record<
+      string,
+      { readonly id: string; readonly name: string; readonly card?: string; readonly pin?: string; readonly active?: string; readonly group?: string }
+    >
   >
   readonly attendance?: { readonly table: string; readonly person: string; readonly at: string; readonly status?: string; readonly device?: string }
 }

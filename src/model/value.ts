@@ -112,6 +112,9 @@ export const cellToWire = (kind: Kind, cell: Cell): Wire | Refused => {
   switch (kind) {
     case "int":
     case "bigint": {
+      // A token must hold it exactly; Postgres judges the narrower range of smallint.
+      if (typeof cell === "bigint" && kind === "int" && cell !== BigInt.asIntN(32, cell))
+        return refuse("whole number beyond the range of integer", cell)
       if (typeof cell === "bigint") return kind === "int" ? Number(cell) : cell.toString()
       return refuse(`${typeName(cell)} in a whole-number column`, cell)
     }
