@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { hasOpen } from "../libsql/changes.ts"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
-import { freeze } from "../libsql/freeze.ts"
+import { freezeOpen } from "../libsql/freeze.ts"
 import type { Header, Line, Staged, Trailer } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { localKeyOf, localKeySql } from "../model/key.ts"
@@ -110,7 +110,7 @@ export class Deliver extends Context.Service<
       const delivering = <A>(delivery: Delivery, body: Effect.Effect<A, LibsqlError>): Effect.Effect<A, LibsqlError> =>
         Effect.gen(function* () {
           const { tx, manifest, now } = delivery
-          if (yield* hasOpen(tx)) while ((yield* freeze(tx, manifest, now)).batches > 0);
+          if (yield* hasOpen(tx)) yield* freezeOpen(tx, manifest, now)
           yield* tx.run("UPDATE schoolbus_deliver SET active = 1")
           const value = yield* body
           yield* tx.run("UPDATE schoolbus_deliver SET active = 0")

@@ -24,6 +24,9 @@ export const BATCH_BYTES = 4 * 1024 * 1024
 const FIRST_PAGE = 128
 const PAGE_GROWTH = 8
 
+/** Captured writes looked at in one call, also when they turn out to have changed nothing. */
+const MAX_LOOKED_AT = 4_000
+
 /** New keys looked up in one statement. */
 const KEYS_AT_ONCE = 200
 
@@ -32,9 +35,11 @@ export interface FreezeOptions {
 }
 
 export interface Frozen {
-  /** 0 or 1; 0 means that nothing is open any more. Call again until it is 0. */
+  /** 0 or 1. */
   readonly batches: number
   readonly changes: number
+  /** More is open: call again. */
+  readonly isMore: boolean
 }
 
 /** A captured table as this freeze finds it. */
@@ -328,10 +333,13 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
     const lines: Array<string> = []
     let bytes = 0
     let lastId = 0
+    let lookedAt = 0
+    let isMore = true
     let limit = FIRST_PAGE
     for (;;) {
       const page = yield* readPage(tx, width, lastId, limit)
-      if (page.rows.length === 0) break
+      isMore = page.rows.length > 0
+      if (!isMore) break
       yield* readSources(tx, tables, page, sources)
       const outcomes = resolve(page.rows, yield* readBeyond(tx, width, page, sources))
       const taken = take(page, outcomes, sources, maxChanges - lines.length, BATCH_BYTES - bytes, lines.length === 0)
@@ -345,18 +353,19 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
       for (const line of taken.lines) lines.push(line)
       bytes += taken.bytes
       lastId = page.rows[taken.count - 1]?.id ?? lastId
-      const isDone = !page.isMore && taken.count === page.rows.length
-      if (isDone || lines.length >= maxChanges || bytes >= BATCH_BYTES) break
+      lookedAt += taken.count
+      isMore = page.isMore || taken.count < page.rows.length
+      if (!isMore || lines.length >= maxChanges || bytes >= BATCH_BYTES || lookedAt >= MAX_LOOKED_AT) break
       const room = Math.ceil(((BATCH_BYTES - bytes) * taken.count) / Math.max(1, taken.bytes))
       limit = Math.max(FIRST_PAGE, Math.min(limit * PAGE_GROWTH, room, maxChanges - lines.length))
     }
-    if (lines.length === 0) return { batches: 0, changes: 0 }
+    if (lines.length === 0) return { batches: 0, changes: 0, isMore }
     yield* store(tx, manifest, now, lines, lastId)
-    return { batches: 1, changes: lines.length }
+    return { batches: 1, changes: lines.length, isMore }
   })
 
 /** Freezes all that is open, in as many batches as it takes. */
 export const freezeOpen = (tx: Tx, manifest: Manifest, now: number): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    while ((yield* freeze(tx, manifest, now)).batches > 0);
+    while ((yield* freeze(tx, manifest, now)).isMore);
   })

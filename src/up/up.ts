@@ -21,11 +21,11 @@ export const freezeAll = (file: LibsqlFile): Effect.Effect<number, LibsqlError> 
         Effect.gen(function* () {
           const [state] = yield* tx.all<{ manifest: string | null }>("SELECT manifest FROM schoolbus_state")
           const manifest = manifestOf(state?.manifest ?? null)
-          return manifest === null ? { batches: 0, changes: 0 } : yield* freeze(tx, manifest, now)
+          return manifest === null ? { changes: 0, isMore: false } : yield* freeze(tx, manifest, now)
         }),
       )
       changes += frozen.changes
-      if (frozen.batches === 0) return changes
+      if (!frozen.isMore) return changes
     }
   })
 

@@ -107,7 +107,7 @@ export const openSchoolFile = async (
     read,
     freeze: async (options) => {
       const before = lastBatch()
-      while ((await write((tx) => freeze(tx, manifest, FROZEN_AT, options))).batches > 0);
+      while ((await write((tx) => freeze(tx, manifest, FROZEN_AT, options))).isMore);
       return batches(before).flatMap(({ lines }) => lines.slice(1) as ReadonlyArray<Change>)
     },
     batches,
