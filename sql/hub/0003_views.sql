@@ -21,6 +21,7 @@ CREATE TABLE schoolbus.wal_samples (
 
 CREATE INDEX conflicts_waiting ON schoolbus.conflicts (school, table_name) WHERE status = 'open';
 CREATE INDEX quarantine_waiting ON schoolbus.quarantine (school, table_name) WHERE status = 'open';
+CREATE INDEX conflicts_batch ON schoolbus.conflicts (incarnation, batch);
 CREATE INDEX ledger_newest ON schoolbus.ledger (at);
 
 -- Every logical slot of this database; the hub's is called schoolbus… by default.

@@ -37,7 +37,7 @@ export const hubConflicts: Layer.Layer<Conflicts, never, Postgres | Tables> = La
       )
     }
     const show = (id: string) =>
-      Effect.flatMap(pg.query<ConflictRecord>(`SELECT ${COLUMNS} FROM schoolbus.conflicts WHERE id::text = $1`, [id.toLowerCase()]), ([row]) =>
+      Effect.flatMap(pg.query<ConflictRecord>(`SELECT ${COLUMNS} FROM schoolbus.conflicts WHERE id = $1::uuid`, [id]), ([row]) =>
         row === undefined ? Effect.fail(new ConflictRefused({ code: "not_found", message: `no conflict ${id}; see: schoolbus conflicts list` })) : Effect.succeed(row),
       )
     return Conflicts.of({

@@ -11,6 +11,10 @@ const COLUMNS = `id, school, table_name AS "table", row_key AS key, column_name 
 const hasTable = (tx: Tx) =>
   Effect.map(tx.all<{ n: number }>("SELECT count(*) AS n FROM sqlite_schema WHERE type = 'table' AND name = 'schoolbus_conflicts'"), ([row]) => row?.n === 1)
 
+/** `"2026-01-01 08:00:00.123456+00"`, as Postgres prints it and the file keeps it -> RFC 3339, as the hub answers it. */
+const isoOf = (text: string): string => text.replace(" ", "T").replace(/\+00(:?00)?$/, "Z")
+const withTimes = (row: ConflictRecord): ConflictRecord => ({ ...row, at: isoOf(row.at), decidedAt: row.decidedAt === null ? null : isoOf(row.decidedAt) })
+
 const notFound = (id: string) => new ConflictRefused({ code: "not_found", message: `no conflict ${id} here; see: schoolbus conflicts list` })
 
 export const schoolConflicts: Layer.Layer<Conflicts, never, Libsql> = Layer.effect(
@@ -28,14 +32,15 @@ export const schoolConflicts: Layer.Layer<Conflicts, never, Libsql> = Layer.effe
               ORDER BY at DESC, id DESC LIMIT ?5`,
             [query.resolved ?? null, query.table ?? null, at ?? null, id ?? null, query.limit + 1],
           )
-          return pageOf(rows, query.limit, (row) => [row.at, row.id])
+          const page = pageOf(rows, query.limit, (row) => [row.at, row.id])
+          return { ...page, items: page.items.map(withTimes) }
         }),
       )
     const show = (id: string) =>
       db.read((tx) =>
         Effect.gen(function* () {
           const rows = (yield* hasTable(tx)) ? yield* tx.all<ConflictRecord>(`SELECT ${COLUMNS} FROM schoolbus_conflicts WHERE id = ?`, [id]) : []
-          return rows[0] ?? (yield* notFound(id))
+          return rows[0] === undefined ? yield* notFound(id) : withTimes(rows[0])
         }),
       )
     const resolve = (id: string) =>

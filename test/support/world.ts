@@ -24,7 +24,7 @@ import { openLine } from "../../src/link/frame.ts"
 import type { Header, Trailer } from "../../src/link/protocol.ts"
 import type { Verdicts } from "../../src/model/change.ts"
 import type { Manifest } from "../../src/model/table.ts"
-import { openPool, Postgres } from "../../src/postgres/client.ts"
+import { openPool, Postgres, type PostgresPool } from "../../src/postgres/client.ts"
 import { migrateHub } from "../../src/postgres/migrate.ts"
 import { Apply } from "../../src/up/apply.ts"
 import { Tables } from "../../src/up/tables.ts"
@@ -34,6 +34,9 @@ export interface World {
   readonly database: Database
   readonly sql: postgres.Sql
   readonly feed: Context.Service.Shape<typeof Feed>
+  /** The feed's file and the hub's pool, for services that read them beside the feed. */
+  readonly feedFile: LibsqlFile
+  readonly pg: PostgresPool
   readonly apply: Context.Service.Shape<typeof Apply>
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Promise<A>
   /** Waits until everything committed so far stands in the feed. */
@@ -186,6 +189,8 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
     database,
     sql,
     feed,
+    feedFile,
+    pg,
     apply,
     run,
     settle,
