@@ -73,6 +73,8 @@ CREATE TABLE schoolbus_behind (
   at    INTEGER NOT NULL,
   PRIMARY KEY (tbl, key)
 ) WITHOUT ROWID;
+-- Those that are tried again after every cut.
+CREATE INDEX schoolbus_behind_error ON schoolbus_behind (tbl, key) WHERE error IS NOT NULL;
 
 -- Values that stay as the school wrote them until a person decides: the record is a conflict or a quarantined change.
 CREATE TABLE schoolbus_hold (
@@ -83,12 +85,18 @@ CREATE TABLE schoolbus_hold (
   at     INTEGER NOT NULL,
   PRIMARY KEY (tbl, key, col, record)
 ) WITHOUT ROWID;
+CREATE INDEX schoolbus_hold_record ON schoolbus_hold (record);
 
--- Lines of a cut that is longer than one page, as received, in order. line 0 is the page header.
+-- Lines of a cut that is longer than one page, as received, in order; each page's header line before its rows.
 CREATE TABLE schoolbus_stage (
   n    INTEGER PRIMARY KEY,
+  cls  INTEGER,                          -- class and last seq of a rows line; null: a header
+  seq  INTEGER,
+  tbl  TEXT,                             -- "public.students"; null: a header
   line TEXT NOT NULL
 );
+CREATE INDEX schoolbus_stage_tbl ON schoolbus_stage (tbl, n);
+CREATE INDEX schoolbus_stage_cls ON schoolbus_stage (cls, seq) WHERE cls IS NOT NULL;
 
 -- Keys that a full cut has named so far; what it has not named at its end is removed.
 CREATE TABLE schoolbus_met (

@@ -576,7 +576,7 @@ export class Feed extends Context.Service<
                     ))[0]?.n ?? count)
               remaining.set(request.school, left - count)
             }
-            const header: Header = { school: request.school, epoch: hub.epoch, from, full, manifest: hub.manifest, head: hub.seq, headCut, left }
+            const header: Header = { school: request.school, epoch: hub.epoch, from, full, resumed: staged !== null, manifest: hub.manifest, head: hub.seq, headCut, left }
             const empty = count === 0 && staged === null && !full
             return {
               header,

@@ -99,6 +99,8 @@ export const Header = z.object({
   /** Rows after this seq; 0 with `full`: everything, and what is not listed does not exist. */
   from: z.number().int(),
   full: z.boolean(),
+  /** The page goes on after what the request named as `staged`; false: what is staged belongs to a state the hub does not know. */
+  resumed: z.boolean(),
   manifest: z.number().int(),
   /** Head of the snapshot that this page was read from, and its name. */
   head: z.number().int(),
