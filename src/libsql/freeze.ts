@@ -15,6 +15,7 @@ import { type Cell, isRefused, type Refused, type Wire } from "../model/value.ts
 import { readText, readWire, safely, sameRaw } from "./cells.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
 import { type Captured, type End, keyId, openEnds, type Outcome, resolve, safeCuts, type Values } from "./history.ts"
+import { sameName } from "./shape.ts"
 
 /** A batch ends at the first of both: the write lock is then held well under 200 ms. */
 export const BATCH_CHANGES = 2_000
@@ -70,14 +71,11 @@ const readSources = (tx: Tx, tables: ReadonlyMap<string, Table>, page: Page, int
     )
     for (const row of rows) {
       const table = tables.get(row.name)
-      const names = new Set((JSON.parse(row.columns) as ReadonlyArray<string>).map(asciiLower))
-      const present = table?.columns.flatMap((column, i) => (names.has(asciiLower(column.name)) ? [i] : [])) ?? []
+      const names = new Set((JSON.parse(row.columns) as ReadonlyArray<string>).map(sameName))
+      const present = table?.columns.flatMap((column, i) => (names.has(sameName(column.name)) ? [i] : [])) ?? []
       into.set(row.id, { name: row.name, table, present: new Set(present) })
     }
   })
-
-/** SQLite tells names apart without regard to the case of ASCII letters. */
-const asciiLower = (name: string): string => name.replace(/[A-Z]/g, (letter) => letter.toLowerCase())
 
 const readPage = (tx: Tx, width: number, after: number, limit: number): Effect.Effect<Page, LibsqlError> =>
   Effect.map(

@@ -1,10 +1,14 @@
 /** The school's tables, made from the manifest and carried along with it. Additive changes only; anything else is refused by name. */
+import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type { Manifest, Table } from "../model/table.ts"
-import { kindOf, sqliteType, type Wire } from "../model/value.ts"
-import { captureTriggers, streamTriggers, type Trigger } from "./capture.ts"
+import { type Kind, sqliteType, type Wire } from "../model/value.ts"
+import { captureExisting } from "./capture.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
+import { freezeOpen } from "./freeze.ts"
+import { type FileColumn, type FileTable, misfitOf, missingColumns, sameName } from "./shape.ts"
+import { readTriggers } from "./triggers.ts"
 
 /** A table of the file does not fit the manifest and was left as it is. */
 export class TableRefused extends Data.TaggedError("TableRefused")<{ readonly table: string; readonly reason: string; readonly remedy: string }> {
@@ -13,12 +17,18 @@ export class TableRefused extends Data.TaggedError("TableRefused")<{ readonly ta
   }
 }
 
-const literal = (kind: ReturnType<typeof kindOf>, value: Wire): string =>
-  value === null ? "NULL"
-  : typeof value === "boolean" ? (value ? "1" : "0")
-  : typeof value === "number" || kind === "bigint" ? String(value)
-  : kind === "bytea" ? `X'${value}'`
-  : `'${value.replaceAll("'", "''")}'`
+const literal = (kind: Kind, value: Wire): string =>
+  value === null
+    ? "NULL"
+    : typeof value === "boolean"
+      ? value
+        ? "1"
+        : "0"
+      : typeof value === "number" || kind === "bigint"
+        ? String(value)
+        : kind === "bytea"
+          ? `X'${value}'`
+          : `'${value.replaceAll("'", "''")}'`
 
 const columnSql = (column: Table["columns"][number], isAdded: boolean): string => {
   const hasDefault = column.default !== undefined && column.default !== null && !column.generated
@@ -34,7 +44,9 @@ export const createTable = (table: Table, manifest: Pick<Manifest, "tables">): s
   const parents = table.references.flatMap((reference) => {
     const parent = manifest.tables.find((t) => t.name === reference.table)
     if (parent === undefined || parent.audience !== "all" || parent.direction === "up") return []
-    const isUnique = [parent.key, ...parent.unique].some((columns) => columns.length === reference.to.length && columns.every((name) => reference.to.includes(name)))
+    const isUnique = [parent.key, ...parent.unique].some(
+      (columns) => columns.length === reference.to.length && columns.every((name) => reference.to.includes(name)),
+    )
     return isUnique ? [`FOREIGN KEY (${list(reference.columns)}) REFERENCES ${ident(parent.local)} (${list(reference.to)})`] : []
   })
   const parts = [
@@ -46,29 +58,6 @@ export const createTable = (table: Table, manifest: Pick<Manifest, "tables">): s
   return `CREATE TABLE ${ident(table.local)} (\n  ${parts.join(",\n  ")}\n)`
 }
 
-interface Wanted {
-  readonly table: Table
-  readonly triggers: ReadonlyArray<Trigger>
-}
-
-const wantedTriggers = (manifest: Manifest, ids: ReadonlyMap<string, number>, streams: ReadonlyArray<string>): ReadonlyArray<Wanted> =>
-  manifest.tables.map((table) => ({
-    table,
-    triggers: [
-      ...(table.system ? [] : captureTriggers(table, ids.get(table.name) ?? 0)),
-      ...(streams.includes(table.local) ? streamTriggers(table) : []),
-    ],
-  }))
-
-const presentTriggers = (tx: Tx) =>
-  Effect.map(
-    tx.all<{ name: string; sql: string }>("SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'schoolbus\\_%' ESCAPE '\\'"),
-    (rows) => new Map(rows.map((row) => [row.name, row.sql])),
-  )
-
-const tableIds = (tx: Tx) =>
-  Effect.map(tx.all<{ id: number; name: string }>("SELECT id, name FROM schoolbus_tables"), (rows) => new Map(rows.map((row) => [row.name, row.id])))
-
 export interface InstallOptions {
   /** Local names of tables that worker modules listen to. */
   readonly streams: ReadonlyArray<string>
@@ -76,18 +65,67 @@ export interface InstallOptions {
   readonly adopt: boolean
 }
 
-/** Makes the file fit the manifest; runs inside one write transaction of the caller. */
+const readFileTable = (tx: Tx, local: string): Effect.Effect<FileTable | null, LibsqlError> =>
+  Effect.gen(function* () {
+    const [found] = yield* tx.all<{ type: "table" | "view"; virtual: number }>(
+      "SELECT type, sql LIKE 'CREATE VIRTUAL%' AS virtual FROM sqlite_master WHERE type IN ('table', 'view') AND name = ? COLLATE NOCASE",
+      [local],
+    )
+    if (found === undefined) return null
+    const columns = yield* tx.all<FileColumn>('SELECT name, type, "notnull", dflt_value, pk, hidden FROM pragma_table_xinfo(?)', [local])
+    return { type: found.type, isVirtual: found.virtual === 1, columns }
+  })
+
+/** Open writes were captured in the columns of the manifest that was; they are frozen in its terms before the columns change. */
+const freezeUnder = (tx: Tx, stored: Manifest): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const present = new Set(
+      (yield* tx.all<{ name: string }>("SELECT name FROM sqlite_master WHERE type = 'table'")).map(({ name }) => sameName(name)),
+    )
+    const readable = { ...stored, tables: stored.tables.filter((table) => present.has(sameName(table.local))) }
+    yield* freezeOpen(tx, readable, yield* Clock.currentTimeMillis)
+  })
+
+const refuseReserved = (table: Table): TableRefused | null =>
+  table.local === "changes" || (table.local.startsWith("schoolbus_") && !table.system)
+    ? new TableRefused({
+        table: table.local,
+        reason: "has a name that the sync itself uses in a school's file",
+        remedy: "Take the table out of the hub's config, or rename it at head office",
+      })
+    : null
+
+/**
+ * Makes the file fit the manifest; runs inside one write transaction of the caller. Only adds: tables, columns, triggers.
+ * A table of ours that is gone was dropped by a program: it is made again, and the next pull fetches everything anew.
+ */
 export const installTables = (tx: Tx, manifest: Manifest, options: InstallOptions): Effect.Effect<void, LibsqlError | TableRefused> =>
   Effect.gen(function* () {
-    const ids = new Map(yield* tableIds(tx))
+    const [encoding] = yield* tx.all<{ encoding: string }>("PRAGMA encoding")
+    if (encoding?.encoding !== "UTF-8") {
+      return yield* new TableRefused({
+        table: "(all)",
+        reason: `this file stores text as ${encoding?.encoding}, not as UTF-8`,
+        remedy: "Copy it into a new file: sqlite3 old.db .dump | sqlite3 school.db",
+      })
+    }
+    const known = yield* tx.all<{ name: string; local: string }>("SELECT name, local FROM schoolbus_tables")
+    const ours = new Set(known.map(({ name }) => name))
     const adopted: Array<Table> = []
+    const widened: Array<readonly [Table, FileTable]> = []
+    let isDropped = false
     for (const table of manifest.tables) {
-      const present = yield* tx.all<{ name: string; pk: number }>("SELECT name, pk FROM pragma_table_info(?)", [table.local])
-      const isOurs = ids.has(table.name)
-      if (present.length === 0) yield* tx.exec(createTable(table, manifest))
-      else {
-        const names = new Set(present.map((column) => column.name))
-        if (!isOurs) {
+      const reserved = refuseReserved(table)
+      if (reserved !== null) return yield* reserved
+      const file = yield* readFileTable(tx, table.local)
+      if (file === null) {
+        yield* tx.exec(createTable(table, manifest))
+        isDropped ||= ours.has(table.name)
+      } else {
+        const misfit = misfitOf(table, file)
+        if (misfit !== null) return yield* new TableRefused({ table: table.local, ...misfit })
+        widened.push([table, file])
+        if (!ours.has(table.name)) {
           const [row] = yield* tx.all<{ n: number }>(`SELECT EXISTS (SELECT 1 FROM ${ident(table.local)}) AS n`)
           if (row?.n === 1 && !options.adopt) {
             return yield* new TableRefused({
@@ -98,57 +136,38 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
           }
           if (row?.n === 1) adopted.push(table)
         }
-        const key = present.filter((column) => column.pk > 0).sort((a, b) => a.pk - b.pk).map((column) => column.name)
-        if (key.join("\0") !== table.key.join("\0")) {
-          return yield* new TableRefused({
-            table: table.local,
-            reason: `its key is (${key.join(", ")}) here and (${table.key.join(", ")}) at head office`,
-            remedy: "Save what you need of it, drop it, and start the node again: it is made anew and filled",
-          })
-        }
-        for (const column of table.columns.filter((c) => !names.has(c.name))) {
-          yield* tx.exec(`ALTER TABLE ${ident(table.local)} ADD COLUMN ${columnSql(column, true)}`)
-        }
-      }
-      if (!isOurs) {
-        const [row] = yield* tx.all<{ id: number }>("INSERT INTO schoolbus_tables (name, local) VALUES (?, ?) RETURNING id", [table.name, table.local])
-        ids.set(table.name, row?.id ?? 0)
       }
     }
-    const widest = Math.max(0, ...manifest.tables.filter((table) => !table.system).map((table) => table.columns.length))
+
+    const [state] = yield* tx.all<{ manifest: string | null }>("SELECT manifest FROM schoolbus_state")
+    const text = JSON.stringify(manifest)
+    if (state?.manifest != null && state.manifest !== text) yield* freezeUnder(tx, JSON.parse(state.manifest) as Manifest)
+
+    for (const [table, file] of widened) {
+      for (const column of missingColumns(table, file)) yield* tx.exec(`ALTER TABLE ${ident(table.local)} ADD COLUMN ${columnSql(column, true)}`)
+    }
+    for (const table of manifest.tables) {
+      if (!ours.has(table.name)) yield* tx.run("INSERT INTO schoolbus_tables (name, local) VALUES (?, ?)", [table.name, table.local])
+    }
+    const widest = Math.max(0, ...manifest.tables.map((table) => table.columns.length))
     const [info] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM pragma_table_info('changes') WHERE name GLOB 'v[0-9]*'")
     for (let i = info?.n ?? 0; i < widest; i++) yield* tx.exec(`ALTER TABLE changes ADD COLUMN v${i}`)
 
-    const before = yield* presentTriggers(tx)
-    const wanted = wantedTriggers(manifest, ids, options.streams)
-    const names = new Set(wanted.flatMap(({ triggers }) => triggers.map((trigger) => trigger.name)))
-    for (const name of before.keys()) {
-      if (!names.has(name) && !name.startsWith("schoolbus_roster_")) yield* tx.exec(`DROP TRIGGER ${ident(name)}`)
-    }
-    for (const { triggers } of wanted) {
-      for (const trigger of triggers) {
-        if (before.get(trigger.name) === trigger.sql) continue
-        yield* tx.exec(`DROP TRIGGER IF EXISTS ${ident(trigger.name)}`)
-        yield* tx.exec(trigger.sql)
-      }
-    }
-    // Rows that were there before anybody captured them count as inserted now.
+    const triggers = yield* readTriggers(tx, manifest, options.streams)
+    for (const name of [...triggers.leftOver, ...triggers.missing.map((trigger) => trigger.name)])
+      yield* tx.exec(`DROP TRIGGER IF EXISTS ${ident(name)}`)
+    for (const trigger of triggers.missing) yield* tx.exec(trigger.sql)
     for (const table of adopted) {
-      const positions = table.key.map((name) => table.columns.findIndex((column) => column.name === name))
-      yield* tx.run(
-        `INSERT INTO changes (tbl, op, key, at, ${positions.map((i) => `v${i}`).join(", ")})
-         SELECT ?, 'I', ${table.key.map((name) => `quote(${ident(name)})`).join(" || ',' || ")}, CAST((julianday('now') - 2440587.5) * 86400000.0 AS INTEGER), ${list(table.key)}
-           FROM ${ident(table.local)}`,
-        [ids.get(table.name) ?? 0],
-      )
+      const [row] = yield* tx.all<{ id: number }>("SELECT id FROM schoolbus_tables WHERE name = ?", [table.name])
+      yield* tx.run(captureExisting(table, row?.id ?? 0))
     }
-    yield* tx.run("UPDATE schoolbus_state SET manifest = ?", [JSON.stringify(manifest)])
+    if (isDropped) {
+      yield* tx.run("DELETE FROM schoolbus_stage")
+      yield* tx.run("UPDATE schoolbus_state SET epoch = '', seq = 0, cut = '0', applying = NULL")
+    }
+    yield* tx.run("UPDATE schoolbus_state SET manifest = ?", [text])
   })
 
-/** Capture triggers that are missing or altered: a program rebuilt its table, or dropped them. */
-export const missingTriggers = (tx: Tx, manifest: Manifest, streams: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<string>, LibsqlError> =>
-  Effect.gen(function* () {
-    const before = yield* presentTriggers(tx)
-    const wanted = wantedTriggers(manifest, yield* tableIds(tx), streams)
-    return wanted.flatMap(({ triggers }) => triggers.filter((trigger) => before.get(trigger.name) !== trigger.sql).map((trigger) => trigger.name))
-  })
+/** Our triggers that are missing or altered: a program rebuilt its table, or dropped them. Installing again restores them. */
+export const missingTriggers = (tx: Tx, manifest: Manifest, streams: ReadonlyArray<string> = []): Effect.Effect<ReadonlyArray<string>, LibsqlError> =>
+  Effect.map(readTriggers(tx, manifest, streams), ({ missing }) => missing.map(({ name }) => name))
