@@ -15,8 +15,9 @@ import { deviceRoutes } from "./http/devices.ts"
 import { healthRoutes } from "./http/health.ts"
 import { authFor, makeApp } from "./http/server.ts"
 import { syncRoutes } from "./http/sync.ts"
-import { Devices, installRoster } from "./iclock/devices.ts"
-import { iclockHandler, MAX_BODY_BYTES } from "./iclock/routes.ts"
+import { Devices } from "./iclock/devices.ts"
+import { installRoster, Roster } from "./iclock/fill.ts"
+import { listenIclock } from "./iclock/front.ts"
 import { hasOpen, pendingByTable } from "./libsql/changes.ts"
 import { Libsql } from "./libsql/client.ts"
 import { lockFile } from "./libsql/lock.ts"
@@ -25,7 +26,7 @@ import { missingTriggers, installTables } from "./libsql/schema.ts"
 import { type Identity, LinkDown, type LinkRefused, makeLink } from "./link/client.ts"
 import { PROTOCOL } from "./link/protocol.ts"
 import type { Manifest } from "./model/table.ts"
-import { addressOf, serve } from "./runtime.ts"
+import { serve } from "./runtime.ts"
 import { SchoolFactStore } from "./status/facts.ts"
 import { stopReason } from "./status/judge.ts"
 import { schoolConflicts, schoolRuns } from "./status/school-records.ts"
@@ -330,8 +331,7 @@ const school = (options: SchoolOptions) =>
     const server = yield* listen({ ...options, maxBodyBytes: 1024 * 1024 }, (request) => app.handle(request))
     yield* Effect.logInfo(`school node listens on http://${options.host}:${server.port}`)
     if (options.iclockPort !== null) {
-      const handle = yield* iclockHandler(addressOf)
-      const terminals = yield* listen({ port: options.iclockPort, host: options.host, maxBodyBytes: MAX_BODY_BYTES }, handle)
+      const terminals = yield* listenIclock({ port: options.iclockPort, host: options.host })
       yield* Effect.logInfo(`terminals may call http://${options.host}:${terminals.port}/iclock/`)
     }
     yield* cron(SYNC_CRON, Effect.andThen(run.closeRun("schedule", false), run.wake.open))
@@ -357,7 +357,7 @@ const layers = (options: SchoolOptions) => {
     }),
   ).pipe(Layer.provide(Libsql.layer(join(options.dataDir, "school.db"))))
   const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer).pipe(Layer.provideMerge(file))
-  return Layer.mergeAll(Deliver.layer, Devices.layer, schoolStatus, schoolConflicts, schoolRuns, syncNow).pipe(Layer.provideMerge(base))
+  return Layer.mergeAll(Deliver.layer, Roster.layer.pipe(Layer.provideMerge(Devices.layer)), schoolStatus, schoolConflicts, schoolRuns, syncNow).pipe(Layer.provideMerge(base))
 }
 
 /** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the file, 78 when the file is newer than this program. */
@@ -380,6 +380,7 @@ export const runSchool = async (options: SchoolOptions): Promise<number> => {
       AlreadyRunning: (error) => Effect.sync(() => fail(69, error.message)),
       MigrationRefused: (error) => Effect.sync(() => fail(78, error.message)),
       TableRefused: (error) => Effect.sync(() => fail(78, error.message)),
+      IclockPortTaken: (error) => Effect.sync(() => fail(69, error.message)),
     }),
   )
   try {

@@ -148,21 +148,32 @@ CREATE TABLE schoolbus_run (
   error    TEXT
 );
 
--- People whose terminals may be out of date: marked by triggers in the writing transaction, cleared by the roster.
+-- Tables of people that were written since the terminals' rosters were last compared with them: marked by triggers in the
+-- writing transaction. taken: the roster is at work on it; what is written meanwhile makes a mark of its own.
 CREATE TABLE schoolbus_roster_dirty (
-  tbl TEXT NOT NULL,
-  key TEXT NOT NULL,
-  PRIMARY KEY (tbl, key)
+  tbl   TEXT NOT NULL,                   -- "students"; "*" = every terminal, also what failed before
+  taken INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (tbl, taken)
 ) WITHOUT ROWID;
 
--- Lines of terminals that could not be read, kept as they came.
+-- Lines of terminals that could not be read, kept as they came, each once.
 CREATE TABLE schoolbus_iclock_reject (
   id     INTEGER PRIMARY KEY AUTOINCREMENT,
   serial TEXT NOT NULL,
   "table" TEXT NOT NULL,
   raw    BLOB NOT NULL,
   reason TEXT NOT NULL,
-  at     INTEGER NOT NULL
+  at     INTEGER NOT NULL,
+  UNIQUE (serial, "table", raw)
+);
+
+-- What terminals report of themselves (menus entered, doors, errors), each line once, the newest of each terminal.
+CREATE TABLE schoolbus_iclock_event (
+  id     INTEGER PRIMARY KEY AUTOINCREMENT,
+  serial TEXT NOT NULL,
+  raw    BLOB NOT NULL,
+  at     INTEGER NOT NULL,
+  UNIQUE (serial, raw)
 );
 
 -- Users that a terminal itself reported, as last seen: what it really holds, beside what it confirmed.

@@ -1,7 +1,12 @@
-/** Uploads: ATTLOG, OPERLOG, USERINFO, options (pure). Never throws; a line that cannot be read is kept raw with the reason. */
-import { isZone, wallToUtc } from "./clock.ts"
+/** Uploads: ATTLOG, OPERLOG, USERINFO, rtlog, options (pure). Never throws; a line that cannot be read is kept as it came, with the reason. */
+import { readWall, utcToWall } from "./clock.ts"
+import { type Line, linesOf } from "./request.ts"
+
+/** A longer line of a text table is no record; firmware writes some 60 bytes. */
+export const MAX_LINE_BYTES = 64 * 1024
 
 export interface Attendance {
+  /** Without leading zeros: some terminals drop them, so an all-digit PIN is compared as a number. */
   readonly pin: string
   /** Wall clock of the terminal: `"2026-03-03 07:41:09"`. */
   readonly at: string
@@ -12,63 +17,9 @@ export interface Attendance {
 }
 
 export interface Reject {
-  readonly raw: string
+  /** At most `MAX_LINE_BYTES`. */
+  readonly raw: Uint8Array
   readonly reason: string
-}
-
-export interface Lines<A> {
-  readonly records: ReadonlyArray<A>
-  readonly rejects: ReadonlyArray<Reject>
-  /** Non-empty lines received: what the answer counts. */
-  readonly count: number
-}
-
-const linesOf = (text: string): ReadonlyArray<string> => text.split(/\r\n|\n|\r/).filter((line) => line.trim() !== "")
-
-const PIN = /^[A-Za-z0-9]{1,24}$/
-
-/** Leading zeros are dropped by some terminals and kept by others: an all-digit PIN is compared as a number. */
-export const normalPin = (pin: string): string => (/^\d+$/.test(pin) ? pin.replace(/^0+(?=\d)/, "") : pin)
-
-const isWall = (text: string): boolean => wallToUtc(text, isZone("UTC") ? "UTC" : "Etc/UTC") !== null
-
-const toWall = (text: string): string | null => {
-  const plain = text.trim().replace("T", " ")
-  if (/^\d{9,11}$/.test(plain)) return new Date(Number(plain) * 1000).toISOString().slice(0, 19).replace("T", " ")
-  return isWall(plain) ? plain : null
-}
-
-const readAttendance = (line: string): Attendance | string => {
-  const raw = line
-  let fields = line.replace(/^ATTLOG\t/i, "").split("\t").map((field) => field.trim())
-  if (fields.some((field) => /^(PIN|DateTime|Time)=/i.test(field))) {
-    const named = new Map(fields.flatMap((field) => {
-      const equals = field.indexOf("=")
-      return equals === -1 ? [] : [[field.slice(0, equals).toLowerCase(), field.slice(equals + 1).trim()] as const]
-    }))
-    fields = [named.get("pin") ?? "", named.get("datetime") ?? named.get("time") ?? "", named.get("status") ?? "", named.get("verified") ?? named.get("verify") ?? "", named.get("workcode") ?? ""]
-  } else if (fields.length === 1) {
-    const spaced = /^(\S+) +(\d{4}-\d{2}-\d{2}) +(\d{2}:\d{2}:\d{2})(?: +(\S+))?(?: +(\S+))?(?: +(\S+))?/.exec(line.trim())
-    if (spaced !== null) fields = [spaced[1] ?? "", `${spaced[2]} ${spaced[3]}`, spaced[4] ?? "", spaced[5] ?? "", spaced[6] ?? ""]
-  }
-  const [pin = "", time = "", status = "", verify = "", workCode = ""] = fields
-  if (!PIN.test(pin)) return "no PIN that could be one"
-  const at = toWall(time)
-  if (at === null) return "no time that could be one"
-  const small = (text: string): string => text.replace(/[^A-Za-z0-9_.-]/g, "").slice(0, 16)
-  return { pin, at, status: small(status), verify: small(verify), workCode: workCode === "" ? null : small(workCode), raw }
-}
-
-export const parseAttlog = (text: string): Lines<Attendance> => {
-  const records: Array<Attendance> = []
-  const rejects: Array<Reject> = []
-  const lines = linesOf(text)
-  for (const line of lines) {
-    const record = readAttendance(line)
-    if (typeof record === "string") rejects.push({ raw: line, reason: record })
-    else records.push(record)
-  }
-  return { records, rejects, count: lines.length }
 }
 
 /** A user as the terminal itself holds it. */
@@ -78,73 +29,151 @@ export interface TerminalUser {
   readonly card: string | null
 }
 
-/** `[15CD5B0700]`, four bytes low byte first, or decimal; empty and zero mean none. */
-export const normalCard = (text: string): string | null => {
-  const hex = /^\[([0-9A-Fa-f]{8,10})\]$/.exec(text.trim())?.[1]
-  if (hex !== undefined) {
-    const bytes = hex.slice(0, 8).match(/../g) ?? []
-    const number = Number.parseInt([...bytes].reverse().join(""), 16)
-    return number === 0 ? null : String(number)
-  }
-  const plain = text.trim()
-  return plain === "" || /^0+$/.test(plain) ? null : /^\d+$/.test(plain) ? plain.replace(/^0+/, "") : plain
+/** What an upload held. Each of its `count` lines is in one of the lists, or is biometric, which is neither asked for nor kept. */
+export interface Upload {
+  readonly punches: ReadonlyArray<Attendance>
+  readonly users: ReadonlyArray<TerminalUser>
+  /** What the terminal says about itself: menus, doors, errors. */
+  readonly events: ReadonlyArray<Uint8Array>
+  readonly rejects: ReadonlyArray<Reject>
+  /** Non-empty lines received. */
+  readonly count: number
 }
 
-export type OperationLine =
+type Read =
+  | { readonly kind: "punch"; readonly punch: Attendance }
   | { readonly kind: "user"; readonly user: TerminalUser }
-  | { readonly kind: "operation"; readonly raw: string }
-  /** Templates and pictures: counted, not kept. */
+  | { readonly kind: "event" }
   | { readonly kind: "biometric" }
+  | { readonly kind: "reject"; readonly reason: string }
 
-export const parseOperlog = (text: string): Lines<OperationLine> => {
-  const records: Array<OperationLine> = []
-  const rejects: Array<Reject> = []
-  const lines = linesOf(text)
+const reject = (reason: string): Read => ({ kind: "reject", reason })
+
+const collect = (body: Uint8Array, read: (text: string) => Read): Upload => {
+  const upload = { punches: [] as Array<Attendance>, users: [] as Array<TerminalUser>, events: [] as Array<Uint8Array>, rejects: [] as Array<Reject> }
+  const lines = linesOf(body)
   for (const line of lines) {
-    const word = /^([A-Za-z]+)[ \t]/.exec(line)?.[1]?.toUpperCase() ?? ""
-    const rest = line.replace(/^[A-Za-z]+[ \t]/, "")
-    if (word === "USER" || /^PIN=/i.test(line)) {
-      const fields = new Map(
-        (word === "USER" ? rest : line).split("\t").flatMap((field) => {
-          const equals = field.indexOf("=")
-          return equals === -1 ? [] : [[field.slice(0, equals).trim().toLowerCase(), field.slice(equals + 1)] as const]
-        }),
-      )
-      const pin = fields.get("pin")?.trim() ?? ""
-      if (PIN.test(pin)) records.push({ kind: "user", user: { pin, name: fields.get("name") ?? "", card: normalCard(fields.get("card") ?? "") } })
-      else rejects.push({ raw: line, reason: "a user without a PIN" })
-    } else if (word === "OPLOG") records.push({ kind: "operation", raw: line })
-    else if (["FP", "FACE", "FVEIN", "USERPIC", "BIOPHOTO", "BIODATA"].includes(word)) records.push({ kind: "biometric" })
-    else rejects.push({ raw: line, reason: "an unknown kind of line" })
+    const result = read(line.text)
+    if (result.kind === "biometric") continue
+    if (line.bytes.length > MAX_LINE_BYTES) {
+      upload.rejects.push({ raw: line.bytes.slice(0, MAX_LINE_BYTES), reason: `a line of ${line.bytes.length} bytes; its beginning is kept` })
+    } else if (result.kind === "punch") upload.punches.push(result.punch)
+    else if (result.kind === "user") upload.users.push(result.user)
+    else if (result.kind === "event") upload.events.push(line.bytes.slice())
+    else upload.rejects.push({ raw: line.bytes.slice(), reason: result.reason })
   }
-  return { records, rejects, count: lines.length }
+  return { ...upload, count: lines.length }
 }
 
-/** `table=options`: one line of `key=value`, comma separated; keys may begin with `~`. */
-export const parseOptions = (text: string): ReadonlyMap<string, string> =>
+const PIN = /^[A-Za-z0-9]{1,24}$/
+
+export const normalPin = (pin: string): string => (/^\d+$/.test(pin) ? pin.replace(/^0+(?=\d)/, "") : pin)
+
+/** Fields `key=value` by lower-case key, each split at its first `=`: templates and names may hold more. */
+const fieldsOf = (parts: ReadonlyArray<string>): ReadonlyMap<string, string> =>
   new Map(
-    text.replace(/[\r\n]+/g, ",").split(",").flatMap((pair) => {
-      const equals = pair.indexOf("=")
-      return equals === -1 ? [] : [[pair.slice(0, equals).trim().replace(/^~/, "").toLowerCase(), pair.slice(equals + 1).trim()] as const]
+    parts.flatMap((part) => {
+      const equals = part.indexOf("=")
+      return equals === -1 ? [] : [[part.slice(0, equals).trim().replace(/^~/, "").toLowerCase(), part.slice(equals + 1).trim()] as const]
     }),
   )
 
-/** 3.x terminals: `time=…⇥pin=…⇥…`; pin 0 is an event of the device itself. */
-export const parseRtlog = (text: string): Lines<Attendance> => {
-  const records: Array<Attendance> = []
-  const rejects: Array<Reject> = []
-  const lines = linesOf(text)
-  for (const line of lines) {
-    const fields = new Map(
-      line.split("\t").flatMap((field) => {
-        const equals = field.indexOf("=")
-        return equals === -1 ? [] : [[field.slice(0, equals).trim().toLowerCase(), field.slice(equals + 1).trim()] as const]
-      }),
-    )
-    if ((fields.get("pin") ?? "0") === "0") continue
-    const record = readAttendance([fields.get("pin"), fields.get("time"), fields.get("inoutstatus"), fields.get("verifytype")].join("\t"))
-    if (typeof record === "string") rejects.push({ raw: line, reason: record })
-    else records.push({ ...record, raw: line })
-  }
-  return { records, rejects, count: lines.length }
+// Some firmware writes seconds since 1970, which are UTC.
+const timeOf = (text: string, zone: string): string | null => (/^\d{9,10}$/.test(text) ? utcToWall(Number(text) * 1000, zone) : readWall(text))
+
+const small = (text: string): string => text.replace(/[^A-Za-z0-9_.-]/g, "").slice(0, 16)
+
+const attendance = (fields: ReadonlyArray<string>, zone: string, raw: string): Read => {
+  const [pin = "", time = "", status = "", verify = "", workCode = ""] = fields
+  if (!PIN.test(pin)) return reject("no PIN that could be one")
+  const at = timeOf(time, zone)
+  if (at === null) return reject("no time that could be one")
+  return { kind: "punch", punch: { pin: normalPin(pin), at, status: small(status), verify: small(verify), workCode: small(workCode) || null, raw } }
 }
+
+const SPACED =
+  /^(?:CHECK LOG:\s*(?:stamp=\S+)?\s*)?(\S+)\s+(\d{4}-\d{1,2}-\d{1,2})\s+(\d{1,2}:\d{1,2}:\d{1,2})(?:\s+(\S+))?(?:\s+(\S+))?(?:\s+(\S+))?/i
+
+/** By TAB `PIN, time, status, verify, work code …`, 2 to 10 and more fields; or `PIN=…⇥DateTime=…`; or separated by spaces. */
+const readAttendance = (text: string, zone: string): Read => {
+  const fields = text
+    .replace(/^ATTLOG[\t ]/i, "")
+    .split("\t")
+    .map((field) => field.trim())
+  if (fields.some((field) => /^(PIN|DateTime|Time)=/i.test(field))) {
+    const named = fieldsOf(fields)
+    const one = (...names: ReadonlyArray<string>) => names.map((name) => named.get(name)).find((value) => value !== undefined) ?? ""
+    return attendance([one("pin"), one("datetime", "time"), one("status"), one("verified", "verify"), one("workcode")], zone, text)
+  }
+  const spaced = fields.length === 1 || /^CHECK LOG:/i.test(text) ? SPACED.exec(text.replace(/^ATTLOG[\t ]/i, "").trim()) : null
+  if (spaced === null) return attendance(fields, zone, text)
+  const [, pin = "", day = "", time = "", status = "", verify = "", workCode = ""] = spaced
+  return attendance([pin, `${day} ${time}`, status, verify, workCode], zone, text)
+}
+
+export const parseAttlog = (body: Uint8Array, zone: string): Upload => collect(body, (text) => readAttendance(text, zone))
+
+/** `[15CD5B0700]`, four bytes low byte first, or decimal; empty and zero mean none. */
+export const normalCard = (text: string): string | null => {
+  const hex = /^\[([0-9A-Fa-f]{8,10})\]$/.exec(text.trim())?.[1]
+  const plain = hex === undefined ? text.trim() : String(Number.parseInt([...(hex.slice(0, 8).match(/../g) ?? [])].reverse().join(""), 16))
+  return plain === "" || /^0+$/.test(plain) ? null : /^\d+$/.test(plain) ? plain.replace(/^0+/, "") : plain
+}
+
+const BIOMETRIC = new Set(["FP", "FACE", "FVEIN", "USERPIC", "BIOPHOTO", "BIODATA", "TEMPLATEV10", "FINGERTMP"])
+
+const readUser = (fields: ReadonlyMap<string, string>): Read => {
+  const pin = fields.get("pin") ?? ""
+  if (!PIN.test(pin)) return reject("a user without a PIN")
+  return {
+    kind: "user",
+    user: { pin: normalPin(pin), name: fields.get("name") ?? "", card: normalCard(fields.get("card") ?? fields.get("cardno") ?? "") },
+  }
+}
+
+/** The first word of each line tells its kind; a USERINFO table may leave it out. */
+const readOperation = (text: string): Read => {
+  const word = /^([A-Za-z][A-Za-z0-9]*)[ \t]/.exec(text)?.[1] ?? ""
+  const kind = word.toUpperCase()
+  if (kind === "USER") return readUser(fieldsOf(text.slice(word.length + 1).split("\t")))
+  if (/^PIN=/i.test(text)) return readUser(fieldsOf(text.split("\t")))
+  if (kind === "OPLOG") return { kind: "event" }
+  return BIOMETRIC.has(kind) ? { kind: "biometric" } : reject("an unknown kind of line")
+}
+
+export const parseOperlog = (body: Uint8Array): Upload => collect(body, readOperation)
+
+/** Tables of which every line is kept as it came. */
+export const parseEvents = (body: Uint8Array): Upload => collect(body, () => ({ kind: "event" }))
+export const parseUnknown = (body: Uint8Array): Upload => collect(body, () => reject("a table that is not known"))
+
+/** Codes of a person let in; the others are refusals and alarms (0 to 255 older, 4000 and more newer firmware). */
+const isEntry = (event: string): boolean =>
+  event === "" || (/^\d{1,5}$/.test(event) && (Number(event) < 20 || (Number(event) >= 4000 && Number(event) < 5000)))
+
+/** 3.x terminals: `time=…⇥pin=…⇥…`. Pin 0 is the device itself. */
+const readRealtime = (text: string, zone: string): Read => {
+  const fields = fieldsOf(text.split("\t"))
+  const of = (name: string): string => fields.get(name) ?? ""
+  if (of("time") === "") return reject("no time that could be one")
+  if (/^0*$/.test(of("pin")) || !isEntry(of("event"))) return { kind: "event" }
+  return attendance([of("pin"), of("time"), of("inoutstatus"), of("verifytype")], zone, text)
+}
+
+export const parseRtlog = (body: Uint8Array, zone: string): Upload => collect(body, (text) => readRealtime(text, zone))
+
+/** 3.x `tabledata`: `user uid=…⇥pin=…`; templates are biometric, other tables are kept as they came. */
+const readTableData = (text: string): Read => {
+  const word = /^([A-Za-z][A-Za-z0-9]*)[ \t]/.exec(text)?.[1] ?? ""
+  if (word.toLowerCase() === "user") return readUser(fieldsOf(text.slice(word.length + 1).split("\t")))
+  return /^(biodata|biophoto|userpic|templatev10|facev7|fvtemplate)$/i.test(word) ? { kind: "biometric" } : { kind: "event" }
+}
+
+export const parseTableData = (body: Uint8Array): Upload => collect(body, readTableData)
+
+/** Lines of a table that is neither asked for nor kept. */
+export const countLines = (body: Uint8Array): number => linesOf(body).length
+
+/** `table=options`: `key=value` by comma or line; keys lower-case, without a leading `~`. */
+export const parseOptions = (body: Uint8Array): ReadonlyMap<string, string> =>
+  fieldsOf(linesOf(body).flatMap((line: Line) => line.text.split(/[,\t]/)))

@@ -6,7 +6,16 @@ const formatOf = (zone: string): Intl.DateTimeFormat => {
   let format = formats.get(zone)
   if (format === undefined) {
     format = new Intl.DateTimeFormat("en-US", {
-      timeZone: zone, hourCycle: "h23", year: "numeric", month: "numeric", day: "numeric", hour: "numeric", minute: "numeric", second: "numeric",
+      timeZone: zone,
+      calendar: "gregory",
+      numberingSystem: "latn",
+      hourCycle: "h23",
+      year: "numeric",
+      month: "numeric",
+      day: "numeric",
+      hour: "numeric",
+      minute: "numeric",
+      second: "numeric",
     })
     formats.set(zone, format)
   }
@@ -22,23 +31,41 @@ export const isZone = (zone: string): boolean => {
   }
 }
 
+const MINUTE_MS = 60_000
+
 /** Minutes east of UTC in the zone at that moment (ms since 1970). */
 export const offsetMinutes = (zone: string, at: number): number => {
-  const parts = Object.fromEntries(formatOf(zone).formatToParts(at).map((part) => [part.type, Number(part.value)]))
+  const parts = Object.fromEntries(
+    formatOf(zone)
+      .formatToParts(at)
+      .map((part) => [part.type, Number(part.value)]),
+  )
   const { year = 0, month = 1, day = 1, hour = 0, minute = 0, second = 0 } = parts as Record<string, number>
-  return Math.round((Date.UTC(year, month - 1, day, hour, minute, second) - Math.floor(at / 1000) * 1000) / 60_000)
+  return Math.round((Date.UTC(year, month - 1, day, hour, minute, second) - Math.floor(at / 1000) * 1000) / MINUTE_MS)
 }
 
-/** `"2026-03-03 07:41:09"` in a zone -> ms since 1970; null when it is no date. An hour that DST repeats is its first. */
-export const wallToUtc = (wall: string, zone: string): number | null => {
-  const match = /^(\d{4})-(\d{2})-(\d{2}) (\d{2}):(\d{2}):(\d{2})$/.exec(wall)
+const two = (text: string): string => text.padStart(2, "0")
+
+/** A wall clock in its usual form, `"2026-03-03 07:41:09"`; null when it is no date from 1970 on. One-digit parts and a `T` are accepted. */
+export const readWall = (text: string): string | null => {
+  const match = /^(\d{4})[-/](\d{1,2})[-/](\d{1,2})[ T]+(\d{1,2}):(\d{1,2}):(\d{1,2})$/.exec(text.trim())
   if (match === null) return null
-  const [, year, month, day, hour, minute, second] = match.map(Number)
-  const naive = Date.UTC(year ?? 0, (month ?? 1) - 1, day ?? 1, hour ?? 0, minute ?? 0, second ?? 0)
-  const back = new Date(naive)
-  if (back.getUTCMonth() + 1 !== month || back.getUTCDate() !== day || (hour ?? 0) > 23 || (minute ?? 0) > 59 || (second ?? 0) > 59) return null
-  const first = naive - offsetMinutes(zone, naive) * 60_000
-  return naive - offsetMinutes(zone, first) * 60_000
+  const [, year = "", month = "", day = "", hour = "", minute = "", second = ""] = match
+  const wall = `${year}-${two(month)}-${two(day)} ${two(hour)}:${two(minute)}:${two(second)}`
+  const at = Date.parse(`${wall.replace(" ", "T")}Z`)
+  return Number(year) >= 1970 && !Number.isNaN(at) && utcToWall(at, "UTC") === wall ? wall : null
+}
+
+/**
+ * A wall clock in a zone -> ms since 1970. An hour that the end of summer time repeats is the moment nearer to `near`; one
+ * that its start skips counts from the offset before it.
+ */
+export const wallToUtc = (wall: string, zone: string, near: number): number => {
+  const naive = Date.parse(`${wall.replace(" ", "T")}Z`)
+  const before = naive - offsetMinutes(zone, naive - 86_400_000) * MINUTE_MS
+  const after = naive - offsetMinutes(zone, naive + 86_400_000) * MINUTE_MS
+  const possible = [before, after].filter((at) => utcToWall(at, zone) === wall)
+  return possible.sort((a, b) => Math.abs(a - near) - Math.abs(b - near))[0] ?? before
 }
 
 /** As Postgres prints timestamptz under UTC: `"2026-03-03 04:41:09+00"`. */
@@ -49,10 +76,17 @@ export const timestamptz = (at: number): string => {
 }
 
 /** Wall clock of a moment in a zone. */
-export const utcToWall = (at: number, zone: string): string => new Date(at + offsetMinutes(zone, at) * 60_000).toISOString().slice(0, 19).replace("T", " ")
+export const utcToWall = (at: number, zone: string): string =>
+  new Date(at + (zone === "UTC" ? 0 : offsetMinutes(zone, at)) * MINUTE_MS).toISOString().slice(0, 19).replace("T", " ")
 
 /** The protocol's number for a zone: whole hours within ±11 as hours, everything else as minutes. */
 export const zoneNumber = (zone: string, at: number): number => {
   const minutes = offsetMinutes(zone, at)
   return minutes % 60 === 0 && Math.abs(minutes) <= 11 * 60 ? minutes / 60 : minutes
+}
+
+/** The protocol's own encoding of a wall clock, used for stamps and clock commands: 2018-02-22 06:36:30 is 583050990. */
+export const wallNumber = (wall: string): number => {
+  const [year = 2000, month = 1, day = 1, hour = 0, minute = 0, second = 0] = wall.split(/[- :]/).map(Number)
+  return ((year - 2000) * 372 + (month - 1) * 31 + (day - 1)) * 86_400 + hour * 3600 + minute * 60 + second
 }

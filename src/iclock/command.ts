@@ -1,4 +1,5 @@
 /** Commands to a terminal and their results (pure). */
+import { linesOf } from "./request.ts"
 
 /** Firmware keeps about this many bytes of a name; cut on a character boundary. */
 const NAME_BYTES = 24
@@ -8,7 +9,10 @@ export const MAX_ANSWER_BYTES = 16 * 1024
 
 /** Old firmware finds a field by the first place where `key=` occurs, so no value may contain `=`, a TAB or a line end. */
 export const fieldValue = (text: string): string =>
-  [...text].filter((char) => char !== "=" && (char.codePointAt(0) ?? 0) >= 32 && char.codePointAt(0) !== 127).join("").replace(/\s+/g, " ").trim()
+  text
+    .replace(/[=\0-\x1f\x7f-\x9f\u2028\u2029]+/g, " ")
+    .replace(/\s+/g, " ")
+    .trim()
 
 const encoder = new TextEncoder()
 
@@ -20,7 +24,18 @@ export const cutName = (name: string): string => {
     if (bytes > NAME_BYTES) break
     out += char
   }
-  return out
+  return out.trim()
+}
+
+/** `decimal`: as newer firmware uploads cards; `bracket`: 10 hex digits, low byte first, the only form that old firmware reads. */
+export type CardForm = "decimal" | "bracket"
+
+export const cardValue = (card: string | null, form: CardForm): string => {
+  const plain = fieldValue(card ?? "")
+  if (!/^\d{1,10}$/.test(plain) || Number(plain) > 0xffff_ffff) return plain
+  if (form === "decimal") return String(Number(plain))
+  const bytes = (Number(plain).toString(16).padStart(8, "0").match(/../g) ?? []).reverse()
+  return `[${bytes.join("").toUpperCase()}00]`
 }
 
 export interface PersonOnTerminal {
@@ -29,14 +44,33 @@ export interface PersonOnTerminal {
   readonly card: string | null
 }
 
-/** Insert or overwrite; a field that is left out would be reset, so all are named. */
-export const updateUser = (person: PersonOnTerminal): string =>
-  `DATA UPDATE USERINFO PIN=${fieldValue(person.pin)}\tName=${cutName(person.name)}\tPri=0\tPasswd=\tCard=${fieldValue(person.card ?? "")}\tGrp=1\tTZ=0000000100000000`
+/** Insert or overwrite; a field that is left out would be reset, so all are named. Never an administrator. */
+export const updateUser = (person: PersonOnTerminal, form: CardForm): string =>
+  [
+    `DATA UPDATE USERINFO PIN=${fieldValue(person.pin)}`,
+    `Name=${cutName(person.name)}`,
+    "Pri=0",
+    "Passwd=",
+    `Card=${cardValue(person.card, form)}`,
+    "Grp=1",
+    "TZ=0000000100000000",
+  ].join("\t")
 
-export const deleteUser = (pin: string): string => `DATA DELETE USERINFO PIN=${fieldValue(pin)}`
+const DELETE = "DATA DELETE USERINFO PIN="
+export const deleteUser = (pin: string): string => `${DELETE}${fieldValue(pin)}`
+export const isDelete = (command: string): boolean => command.startsWith(DELETE)
+
+export const QUERY_USERS = "DATA QUERY USERINFO"
 
 /** What a person may send by hand, by name; nothing that wipes a terminal or runs a shell. */
-export const manualCommands: Readonly<Record<string, string>> = { INFO: "INFO", CHECK: "CHECK", REBOOT: "REBOOT", LOG: "LOG", AC_UNLOCK: "AC_UNLOCK", QUERY_USERS: "DATA QUERY USERINFO" }
+export const manualCommands: Readonly<Record<string, string>> = {
+  INFO: "INFO",
+  CHECK: "CHECK",
+  REBOOT: "REBOOT",
+  LOG: "LOG",
+  AC_UNLOCK: "AC_UNLOCK",
+  QUERY_USERS,
+}
 
 export interface QueuedCommand {
   readonly id: number
@@ -46,10 +80,12 @@ export interface QueuedCommand {
 /** The lines of one answer, and which commands they hold. REBOOT and CHECK end an answer. */
 export const commandAnswer = (queue: ReadonlyArray<QueuedCommand>): { readonly text: string; readonly sent: ReadonlyArray<number> } => {
   let text = ""
+  let bytes = 0
   const sent: Array<number> = []
   for (const { id, command } of queue.slice(0, MAX_COMMANDS)) {
     const line = `C:${id}:${command}\n`
-    if (text.length + line.length > MAX_ANSWER_BYTES && sent.length > 0) break
+    bytes += encoder.encode(line).length
+    if (bytes > MAX_ANSWER_BYTES && sent.length > 0) break
     text += line
     sent.push(id)
     if (command === "REBOOT" || command === "CHECK") break
@@ -60,51 +96,62 @@ export const commandAnswer = (queue: ReadonlyArray<QueuedCommand>): { readonly t
 export interface CommandResult {
   readonly id: number
   readonly result: number
-  /** Facts that follow an INFO result, by lower-case name. */
+  /** What follows an INFO result, by lower-case name without a leading `~`. */
   readonly facts: ReadonlyMap<string, string>
 }
 
-/** `ID=101&Return=0&CMD=DATA` lines; facts of an INFO answer follow line by line. Also one field a line. */
-export const parseResults = (text: string): ReadonlyArray<CommandResult> => {
+/** `ID=101&Return=0&CMD=DATA` lines, also one field a line; facts of an INFO answer follow its line. Never throws. */
+export const parseResults = (body: Uint8Array): ReadonlyArray<CommandResult> => {
   const results: Array<{ id: number; result: number; facts: Map<string, string> }> = []
-  let open: { id?: number; result?: number } = {}
-  for (const line of text.split(/\r\n|\n|\r/)) {
-    for (const pair of /^ID=\d+&/i.test(line) ? line.split("&") : [line]) {
+  let id: number | undefined
+  let result: number | undefined
+  for (const { text } of linesOf(body)) {
+    for (const pair of /(^|&)return=/i.test(text) ? text.split("&") : [text]) {
       const equals = pair.indexOf("=")
       if (equals === -1) continue
       const name = pair.slice(0, equals).trim().toLowerCase().replace(/^~/, "")
       const value = pair.slice(equals + 1).trim()
-      if (name === "id" && /^\d{1,15}$/.test(value)) open = { id: Number(value) }
-      else if (name === "return" && /^-?\d{1,9}$/.test(value)) open.result = Number(value)
-      else results.at(-1)?.facts.set(name, value)
-      if (open.id !== undefined && open.result !== undefined) {
-        results.push({ id: open.id, result: open.result, facts: new Map() })
-        open = {}
+      if (name === "id" && /^\d{1,15}$/.test(value)) id = Number(value)
+      else if (name === "return" && /^-?\d{1,9}$/.test(value)) result = Number(value)
+      else if (name !== "cmd" && name !== "sn") results.at(-1)?.facts.set(name, value)
+      if (id !== undefined && result !== undefined) {
+        results.push({ id, result, facts: new Map() })
+        id = undefined
+        result = undefined
       }
     }
   }
   return results
 }
 
-/** What a result code means for the queue, with words for a person. */
-export const judgeResult = (command: string, result: number): { readonly outcome: "done" | "retry" | "failed"; readonly error: string | null } => {
-  if (result === 0) return { outcome: "done", error: null }
-  if (command.startsWith("DATA DELETE") && (result === -10 || result === -1)) return { outcome: "done", error: null }
-  if (command.startsWith("DATA QUERY") && result > 0) return { outcome: "done", error: null }
+export interface Judgement {
+  readonly outcome: "done" | "retry" | "failed"
+  /** Words for a person; null when it is done. */
+  readonly error: string | null
+}
+
+/** What a result code means for the queue (reference 6.3). */
+export const judgeResult = (command: string, result: number): Judgement => {
+  const done: Judgement = { outcome: "done", error: null }
+  const failed = (error: string): Judgement => ({ outcome: "failed", error })
+  if (result === 0) return done
+  // Somebody who is not there need not be removed.
+  if (isDelete(command) && [-10, -13, -2, -1].includes(result)) return done
+  if (command.startsWith("DATA QUERY") && result > 0) return done
   switch (result) {
     case -1003:
     case -1005:
       return { outcome: "retry", error: "the terminal is busy" }
     case 8:
     case -1001:
-      return { outcome: "failed", error: "the terminal's memory is full" }
+      return failed("the terminal's memory is full")
     case -1002:
     case -22:
-      return { outcome: "failed", error: "this terminal does not know the command" }
+      return failed("this terminal does not know the command")
     case -10:
     case -13:
-      return { outcome: "failed", error: "no such person on the terminal" }
+      return failed("no such person on the terminal")
     default:
-      return { outcome: "failed", error: `the terminal refused it (${result})` }
+      return failed(`the terminal refused it (${result})`)
   }
 }

@@ -4,23 +4,25 @@ import { zoneNumber } from "./clock.ts"
 export interface HandshakeDevice {
   readonly serial: string
   readonly zone: string
-  readonly attStamp: string
-  readonly opStamp: string
+  readonly att_stamp: string
+  readonly op_stamp: string
 }
 
 /** Seconds between two polls of a healthy terminal; its heartbeat. */
 export const POLL_SECONDS = 10
+/** Seconds that a terminal waits after a failed exchange. */
+export const ERROR_SECONDS = 30
 
 export const handshakeReply = (device: HandshakeDevice, now: number): string =>
   [
     `GET OPTION FROM: ${device.serial}`,
-    `Stamp=${device.attStamp}`,
-    `OpStamp=${device.opStamp}`,
+    `Stamp=${device.att_stamp}`,
+    `OpStamp=${device.op_stamp}`,
     "PhotoStamp=0",
-    `ATTLOGStamp=${device.attStamp}`,
-    `OPERLOGStamp=${device.opStamp}`,
+    `ATTLOGStamp=${device.att_stamp}`,
+    `OPERLOGStamp=${device.op_stamp}`,
     "ATTPHOTOStamp=0",
-    "ErrorDelay=30",
+    `ErrorDelay=${ERROR_SECONDS}`,
     `Delay=${POLL_SECONDS}`,
     "TransTimes=00:00;14:05",
     "TransInterval=1",
@@ -35,3 +37,22 @@ export const handshakeReply = (device: HandshakeDevice, now: number): string =>
     // The last line is terminated too: some firmware handles a line only when it meets its end.
     "",
   ].join("\n")
+
+/** Options of 3.x access-control terminals, at `push` and in the handshake of one that has registered. */
+export const accessOptions = (serial: string): string =>
+  [
+    "ServerVersion=3.1.2",
+    "ServerName=schoolbus",
+    "PushVersion=3.1.2",
+    `ErrorDelay=${ERROR_SECONDS}`,
+    `RequestDelay=${POLL_SECONDS}`,
+    "TransTimes=00:00;14:05",
+    "TransInterval=1",
+    "TransTables=User Transaction",
+    "Realtime=1",
+    `SessionID=${serial.slice(0, 32)}`,
+    "TimeoutSec=10",
+    "",
+  ].join("\n")
+
+export const registryCode = (serial: string): string => `RegistryCode=${serial.slice(0, 32)}`

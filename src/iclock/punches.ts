@@ -1,12 +1,27 @@
-/** Punches: stored once each, mapped to people and to attendance by the config's rule, in the transaction that OK waits for. */
-import { createHash, randomUUID } from "node:crypto"
+/**
+ * Punches: stored once each, mapped to people and to attendance by the config's rule, in the transaction that OK waits for.
+ * The id of a punch follows from what it is, so a terminal that sends its whole memory again, also to a school file that
+ * was made anew, names the rows that exist.
+ */
+import { createHash } from "node:crypto"
 import * as Effect from "effect/Effect"
-import { safely, readText } from "../libsql/cells.ts"
+import { readCell, safely } from "../libsql/cells.ts"
 import { ident, type LibsqlError, type Tx } from "../libsql/client.ts"
 import type { Manifest, Table } from "../model/table.ts"
 import type { Cell } from "../model/value.ts"
-import { type Attendance, normalPin } from "./cdata.ts"
-import { timestamptz, utcToWall, wallToUtc } from "./clock.ts"
+import { type AttendanceRule, attendanceRow, concerns } from "./attendance.ts"
+import type { Attendance } from "./cdata.ts"
+import { timestamptz, wallToUtc } from "./clock.ts"
+
+const DAY_MS = 86_400_000
+/** A clock that is further off than this is worth a word. */
+export const SKEW_MS = 120_000
+
+/** The school and its tables, as the last manifest left them. */
+export interface School {
+  readonly school: string
+  readonly manifest: Manifest
+}
 
 export interface PunchingDevice {
   readonly id: number
@@ -14,136 +29,165 @@ export interface PunchingDevice {
   readonly zone: string
 }
 
-const DAY_MS = 86_400_000
-
-/** A stable id in the form of a uuid, so that a punch can make its attendance row only once. */
-const idFrom = (text: string): string => {
-  const hex = createHash("sha256").update(text).digest("hex")
-  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-5${hex.slice(13, 16)}-8${hex.slice(17, 20)}-${hex.slice(20, 32)}`
+export interface PunchUpload extends School {
+  readonly device: PunchingDevice
+  readonly records: ReadonlyArray<Attendance>
+  readonly now: number
+  /** The terminal's clock minus ours as measured by this upload; null = it does not tell. */
+  readonly skewMs: number | null
 }
 
-/** A moment as the column's own type prints it. */
-const momentAs = (type: string, at: number, zone: string): string => {
-  const wall = utcToWall(at, zone)
-  if (type.startsWith("timestamp") && type.includes("with time zone")) return timestamptz(at)
-  if (type.startsWith("timestamp")) return wall
-  if (type === "date") return wall.slice(0, 10)
-  if (type.startsWith("time")) return wall.slice(11)
-  return timestamptz(at)
+const uuidOf = (...parts: ReadonlyArray<string>): string => {
+  const hex = createHash("sha256").update(JSON.stringify(parts)).digest("hex")
+  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-8${hex.slice(13, 16)}-8${hex.slice(17, 20)}-${hex.slice(20, 32)}`
+}
+
+interface Owner {
+  readonly table: string
+  readonly id: string
 }
 
 interface NewPunch {
   readonly id: string
   readonly record: Attendance
-  readonly at: number | null
-  readonly person: { readonly table: string; readonly id: string } | null
+  readonly at: number
+  readonly owner: Owner | null
 }
+
+/** What the upload alone tells about the clock: a record from the future, or a single one from a terminal that was just in touch. */
+export const skewOf = (records: ReadonlyArray<Attendance>, zone: string, now: number, isLive: boolean): number | null => {
+  if (records.length === 0) return null
+  const newest = Math.max(...records.map((record) => wallToUtc(record.at, zone, now)))
+  return newest - now > SKEW_MS || (isLive && records.length === 1 && now - newest < DAY_MS) ? newest - now : null
+}
+
+const flagOf = (at: number, now: number, skewMs: number | null): string | null =>
+  at > now + DAY_MS ? "future" : at < now - 365 * DAY_MS ? "past" : skewMs !== null && Math.abs(skewMs) > SKEW_MS ? "skew" : null
 
 /** Stores what is new of an upload; the number of new punches. */
-export const storePunches = (
-  tx: Tx,
-  options: { readonly manifest: Manifest; readonly school: string; readonly device: PunchingDevice; readonly records: ReadonlyArray<Attendance>; readonly now: number },
-): Effect.Effect<number, LibsqlError> =>
+export const storePunches = (tx: Tx, upload: PunchUpload): Effect.Effect<number, LibsqlError> =>
   Effect.gen(function* () {
-    const { manifest, school, device, records, now } = options
-    const keyOf = (record: Attendance) => JSON.stringify([device.serial, record.pin, record.at, record.status, record.verify])
-    const fresh = new Map(records.map((record) => [keyOf(record), record]))
-    const known = yield* tx.all<{ key: string }>(
-      `SELECT j.value AS key FROM json_each(?1) j WHERE EXISTS (SELECT 1 FROM punches p WHERE p.school = ?2
-          AND p.device_serial = j.value ->> 0 AND p.pin = j.value ->> 1 AND p.at = j.value ->> 2 AND p.status = j.value ->> 3 AND p.verify = j.value ->> 4)`,
-      [`[${[...fresh.keys()].join(",")}]`, school],
-    )
-    for (const { key } of known) fresh.delete(key)
+    const { school, device, records, now, skewMs } = upload
+    const fresh = new Map(records.map((record) => [uuidOf(school, device.serial, record.pin, record.at, record.status, record.verify), record]))
+    const known = yield* tx.all<{ id: string }>("SELECT id FROM punches WHERE id IN (SELECT value FROM json_each(?))", [
+      JSON.stringify([...fresh.keys()]),
+    ])
+    for (const { id } of known) fresh.delete(id)
     if (fresh.size === 0) return 0
-
-    const owners = new Map(
-      (yield* tx.all<{ pin: string; person_table: string; person_id: string }>(
-        "SELECT pin, person_table, person_id FROM device_user_mappings WHERE school = ? AND device_id = ?",
-        [school, device.id],
-      )).map((row) => [normalPin(row.pin), { table: row.person_table, id: row.person_id }]),
+    const pins = [...new Set([...fresh.values()].map((record) => record.pin))]
+    const mappings = yield* tx.all<{ pin: string; person_table: string; person_id: string }>(
+      "SELECT pin, person_table, person_id FROM device_user_mappings WHERE school = ? AND device_id = ? AND pin IN (SELECT value FROM json_each(?))",
+      [school, device.id, JSON.stringify(pins)],
     )
-    const punches = [...fresh.values()].map((record): NewPunch => {
-      const at = wallToUtc(record.at, device.zone)
-      return { id: randomUUID(), record, at, person: owners.get(normalPin(record.pin)) ?? null }
-    })
+    const owners = new Map(mappings.map((row): [string, Owner] => [row.pin, { table: row.person_table, id: row.person_id }]))
+    const punches = [...fresh].map(
+      ([id, record]): NewPunch => ({ id, record, at: wallToUtc(record.at, device.zone, now), owner: owners.get(record.pin) ?? null }),
+    )
     const received = timestamptz(now)
-    yield* tx.many(
+    const failures = yield* tx.many(
       `INSERT INTO punches (id, school, device_serial, pin, at, status, verify, at_utc, zone, work_code, raw, person_table, person_id, flags, received_at)
        VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
-      punches.map(({ id, record, at, person }) => [
-        id, school, device.serial, record.pin, record.at, record.status, record.verify, at === null ? null : timestamptz(at), device.zone,
-        record.workCode, record.raw, person?.table ?? null, person?.id ?? null,
-        at === null ? "no_time" : at > now + DAY_MS ? "future" : at < now - 365 * DAY_MS ? "past" : null, received,
+      punches.map(({ id, record, at, owner }) => [
+        id,
+        school,
+        device.serial,
+        record.pin,
+        record.at,
+        record.status,
+        record.verify,
+        timestamptz(at),
+        device.zone,
+        record.workCode,
+        record.raw,
+        owner?.table ?? null,
+        owner?.id ?? null,
+        flagOf(at, now, skewMs),
+        received,
       ]),
     )
-    yield* makeAttendance(tx, manifest, school, device, punches)
-    return punches.length
+    // The same punch under another id is there already.
+    const refused = new Set(failures.map((failure) => failure.index))
+    const stored = punches.filter((_, index) => !refused.has(index))
+    yield* makeAttendance(tx, upload, stored)
+    return stored.length
   })
 
-const makeAttendance = (tx: Tx, manifest: Manifest, school: string, device: PunchingDevice, punches: ReadonlyArray<NewPunch>): Effect.Effect<void, LibsqlError> =>
+/** Rows of people by their id as text. Ids are compared by their own type, so that the key's index is used. */
+const readRows = (tx: Tx, people: Table, idColumn: string, ids: ReadonlyArray<string>) =>
   Effect.gen(function* () {
-    const rule = manifest.devices?.attendance
-    const table = manifest.tables.find((t) => t.name === rule?.table)
-    if (rule === undefined || table === undefined) return
-    for (const punch of punches) {
-      const { person } = punch
-      const people = person === null ? undefined : manifest.tables.find((t) => t.name === person.table)
-      if (person === null || people === undefined || punch.at === null) continue
-      const row = yield* attendanceRow(tx, { table, people, rule, personId: person.id, punch, at: punch.at, school, device })
-      if (typeof row === "string") {
-        yield* tx.run("UPDATE punches SET flags = ? WHERE id = ?", [row, punch.id])
-        continue
-      }
-      const names = Object.keys(row)
-      // The table's own unique constraints decide whether a second punch makes a second row.
-      yield* tx.many(`INSERT INTO ${ident(table.local)} (${names.map(ident).join(", ")}) VALUES (${names.map(() => "?").join(", ")})`, [
-        names.map((name) => row[name] ?? null),
-      ])
-    }
-  })
-
-interface RowFor {
-  readonly table: Table
-  readonly people: Table
-  readonly rule: NonNullable<NonNullable<Manifest["devices"]>["attendance"]>
-  readonly personId: string
-  readonly punch: NewPunch
-  readonly at: number
-  readonly school: string
-  readonly device: PunchingDevice
-}
-
-/** The attendance row of a punch, or why none can be made. */
-const attendanceRow = (tx: Tx, { table, people, rule, personId, punch, at, school, device }: RowFor): Effect.Effect<Record<string, Cell> | string, LibsqlError> =>
-  Effect.gen(function* () {
-    const personKey = manifestPersonKey(people)
-    const [values] = yield* tx.values(
-      `SELECT ${people.columns.map((column) => safely(ident(column.name))).join(", ")} FROM ${ident(people.local)} WHERE CAST(${ident(personKey)} AS TEXT) = ?`,
-      [personId],
+    const isNumber = ["int", "bigint"].includes(people.columns.find((column) => column.name === idColumn)?.kind ?? "text")
+    const list = isNumber ? `[${ids.filter((id) => /^-?\d{1,19}$/.test(id)).join(",")}]` : JSON.stringify(ids)
+    const rows = yield* tx.values(
+      `SELECT CAST(${ident(idColumn)} AS TEXT), ${people.columns.map((column) => safely(ident(column.name))).join(", ")} FROM ${ident(people.local)}
+        WHERE ${ident(idColumn)} IN (SELECT value FROM json_each(?))`,
+      [list],
     )
-    if (values === undefined) return "attendance: the person is not in this school"
-    const ofPerson = new Map(people.columns.map((column, i) => [column.name, values[i] ?? null]))
-    const cell = (raw: Cell): Cell => (raw instanceof Uint8Array ? readText(raw) : raw)
-    const row: Record<string, Cell> = {}
-    for (const column of table.columns) {
-      if (column.generated) continue
-      const { name } = column
-      if (table.key.includes(name) && table.key.length === 1 && name !== rule.person) {
-        if (column.kind !== "text") return `attendance: key column ${name} is ${column.type}; only uuid and text keys can be made here`
-        row[name] = idFrom(`attendance ${punch.id}`)
-      } else if (name === rule.person) row[name] = cell(ofPerson.get(personKey) ?? null)
-      else if (name === rule.at) row[name] = momentAs(column.type, at, device.zone)
-      else if (name === rule.status) row[name] = punch.record.status
-      else if (name === rule.device) row[name] = device.serial
-      else if (table.audience !== "all" && name === table.audience.column) row[name] = column.kind === "text" ? school : BigInt(school)
-      else if (column.default !== undefined) continue
-      else if (ofPerson.has(name) && (column.notNull || table.references.some((reference) => reference.columns.includes(name)))) row[name] = cell(ofPerson.get(name) ?? null)
-      else if (column.notNull && column.type === "date") row[name] = momentAs("date", at, device.zone)
-      else if (column.notNull && column.type.startsWith("timestamp")) row[name] = momentAs(column.type, at, device.zone)
-      else if (column.notNull && name === "status") row[name] = "present"
-      else if (column.notNull) return `attendance: column ${name} needs a value; give it a default at head office`
-    }
-    return row
+    return new Map(
+      rows.map(([id, ...raw]) => {
+        const cells = people.columns.flatMap((column, i): ReadonlyArray<readonly [string, Cell]> => {
+          const cell = readCell(raw[i] ?? null)
+          return typeof cell === "object" && cell !== null && "invalid" in cell ? [] : [[column.name, cell]]
+        })
+        return [String(id), new Map(cells)]
+      }),
+    )
   })
 
-const manifestPersonKey = (people: Table): string => people.key[0] ?? "id"
+const makeAttendance = (tx: Tx, upload: PunchUpload, punches: ReadonlyArray<NewPunch>): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const { manifest, school, device } = upload
+    const rule = manifest.devices?.attendance
+    const table = manifest.tables.find((one) => one.name === rule?.table)
+    if (rule === undefined || table === undefined) return
+    const faults: Array<readonly [string, string]> = []
+    for (const [name, people] of Object.entries(manifest.devices?.people ?? {})) {
+      const theirs = punches.filter((punch) => punch.owner?.table === name)
+      const peopleTable = manifest.tables.find((one) => one.name === name)
+      if (theirs.length === 0 || peopleTable === undefined) continue
+      const config: AttendanceRule = { table, rule, people: peopleTable, idColumn: people.id, groupColumn: people.group ?? null }
+      if (!concerns(config)) continue
+      const persons = yield* readRows(tx, peopleTable, people.id, [...new Set(theirs.flatMap((punch) => punch.owner?.id ?? []))])
+      const rows = new Map<
+        string,
+        { readonly names: ReadonlyArray<string>; readonly cells: Array<ReadonlyArray<Cell>>; readonly ids: Array<string> }
+      >()
+      for (const punch of theirs) {
+        const person = persons.get(punch.owner?.id ?? "")
+        const made =
+          person === undefined
+            ? { fault: "attendance: the person is not in this school any more" }
+            : attendanceRow(config, person, {
+                rowId: uuidOf("attendance", punch.id),
+                at: punch.at,
+                status: punch.record.status,
+                serial: device.serial,
+                deviceId: device.id,
+                zone: device.zone,
+                school,
+              })
+        if ("fault" in made) {
+          faults.push([punch.id, made.fault])
+          continue
+        }
+        const names = [...made.row.keys()]
+        const group = rows.get(names.join("\0")) ?? { names, cells: [], ids: [] }
+        group.cells.push([...made.row.values()])
+        group.ids.push(punch.id)
+        rows.set(names.join("\0"), group)
+      }
+      for (const { names, cells, ids } of rows.values()) {
+        const failures = yield* tx.many(
+          `INSERT INTO ${ident(table.local)} (${names.map(ident).join(", ")}) VALUES (${names.map(() => "?").join(", ")})`,
+          cells,
+        )
+        // A key or unique constraint says that this person's row for this day, lesson … is there already: nothing is missing.
+        for (const { index, code, message } of failures) {
+          if (!/UNIQUE|PRIMARYKEY|ROWID/.test(code)) faults.push([ids[index] ?? "", `attendance: ${message.slice(0, 200)}`])
+        }
+      }
+    }
+    yield* tx.many(
+      "UPDATE punches SET flags = CASE WHEN flags IS NULL THEN ?2 ELSE flags || '; ' || ?2 END WHERE id = ?1",
+      faults.map(([id, fault]) => [id, fault]),
+    )
+  })

@@ -6,20 +6,19 @@ export interface IclockRequest {
   readonly name: string
   /** Query by lower-case name; the first of each. */
   readonly query: ReadonlyMap<string, string>
-  readonly body: Uint8Array
 }
 
-/** Firmware does not percent-encode; what cannot be decoded is taken as it stands. */
+/** Most firmware does not percent-encode; what cannot be decoded is taken as it stands. */
 const decode = (text: string): string => {
   try {
-    return decodeURIComponent(text.replaceAll("+", " "))
+    return decodeURIComponent(text)
   } catch {
     return text
   }
 }
 
 /** Paths vary: `/iclock/cdata`, `/iclock/cdata.aspx`, `/school/x/iclock/CDATA/`. */
-export const parseRequest = (method: string, path: string, search: string, body: Uint8Array): IclockRequest => {
+export const parseRequest = (method: string, path: string, search: string): IclockRequest => {
   const name = (path.replace(/\/+$/, "").split("/").at(-1) ?? "").toLowerCase().replace(/\.(aspx|php)$/, "")
   const query = new Map<string, string>()
   for (const pair of search.replace(/^\?/, "").split("&")) {
@@ -28,7 +27,7 @@ export const parseRequest = (method: string, path: string, search: string, body:
     const key = decode(equals === -1 ? pair : pair.slice(0, equals)).toLowerCase()
     if (!query.has(key)) query.set(key, equals === -1 ? "" : decode(pair.slice(equals + 1)))
   }
-  return { method: method.toUpperCase(), name, query, body }
+  return { method: method.toUpperCase(), name, query }
 }
 
 /** The serial number that identifies the terminal, or null when there is none that could be one. */
@@ -37,15 +36,51 @@ export const serialOf = (request: IclockRequest): string | null => {
   return /^[A-Za-z0-9_-]{1,64}$/.test(serial) ? serial : null
 }
 
-const strict = new TextDecoder("utf-8", { fatal: true })
+const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
 const gb18030 = new TextDecoder("gb18030")
+const TAB = 9
+const LF = 10
+const CR = 13
 
-/** UTF-8 as newer firmware writes it, else GB18030. A name cut at the byte limit leaves up to three bytes of a character. */
-export const decodeText = (bytes: Uint8Array): string => {
+/** One field: UTF-8 as newer firmware writes it, else GB18030. A name cut at the byte limit leaves up to three bytes of a character. */
+const decodeField = (bytes: Uint8Array): string => {
   for (let cut = 0; cut <= 3 && cut <= bytes.length; cut++) {
     try {
       return strict.decode(bytes.subarray(0, bytes.length - cut))
     } catch {}
   }
   return gb18030.decode(bytes)
+}
+
+export interface Line {
+  /** As received, without its line end. */
+  readonly bytes: Uint8Array
+  /** Decoded field by field: one terminal may hold names in both encodings. Control characters but TAB are U+FFFD. */
+  readonly text: string
+}
+
+const decodeLine = (bytes: Uint8Array): string => {
+  const fields: Array<string> = []
+  for (let from = 0; ; ) {
+    const tab = bytes.indexOf(TAB, from)
+    fields.push(decodeField(bytes.subarray(from, tab === -1 ? bytes.length : tab)))
+    if (tab === -1) break
+    from = tab + 1
+  }
+  return fields.join("\t").replace(/[\0-\x08\x0a-\x1f\x7f]/g, "\ufffd")
+}
+
+/** The non-empty lines of a body, ended by LF, CRLF, CR, NUL or nothing. What an answer counts. */
+export const linesOf = (body: Uint8Array): ReadonlyArray<Line> => {
+  const lines: Array<Line> = []
+  for (let from = 0; from < body.length; ) {
+    let to = from
+    while (to < body.length && body[to] !== LF && body[to] !== CR) to++
+    let end = to
+    while (end > from && body[end - 1] === 0) end--
+    const bytes = body.subarray(from, end)
+    if (bytes.some((byte) => byte !== TAB && byte !== 32)) lines.push({ bytes, text: decodeLine(bytes) })
+    from = to + 1
+  }
+  return lines
 }

@@ -1,228 +1,266 @@
 /**
  * Our end of the conversation with a terminal. Status 200 for every accepted exchange, 403 with plain words for refusals,
- * 503 when the file could not be written, so that the terminal keeps its records. OK is said only after the commit.
+ * 503 when the file could not be written, so that the terminal keeps its records. OK is said only after the commit, and
+ * its letters stand in no refusal: firmware takes any answer that contains them for success.
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
-import { Libsql, type LibsqlError } from "../libsql/client.ts"
-import { decodeText, type IclockRequest, parseRequest, serialOf } from "./request.ts"
-import { parseAttlog, parseOperlog, parseOptions, parseRtlog, type Attendance, type Lines, type Reject } from "./cdata.ts"
-import { utcToWall } from "./clock.ts"
-import { commandAnswer, parseResults } from "./command.ts"
-import { type Device, Devices, readSchool } from "./devices.ts"
-import { handshakeReply } from "./handshake.ts"
-import { storePunches } from "./punches.ts"
+import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
+import {
+  countLines,
+  normalPin,
+  parseAttlog,
+  parseEvents,
+  parseOperlog,
+  parseOptions,
+  parseRtlog,
+  parseTableData,
+  parseUnknown,
+  type Upload,
+} from "./cdata.ts"
+import { utcToWall, wallNumber } from "./clock.ts"
+import { parseResults, updateUser } from "./command.ts"
+import { type Device, type DeviceFacts, Devices, readSchool } from "./devices.ts"
+import { accessOptions, handshakeReply, registryCode } from "./handshake.ts"
+import type { IclockAnswer } from "./http.ts"
+import { skewOf, storePunches } from "./punches.ts"
+import { type IclockRequest, serialOf } from "./request.ts"
 
-/** A larger body is not read; firmware sends far less. */
-export const MAX_BODY_BYTES = 10 * 1024 * 1024
-const MAX_REJECT_BYTES = 64 * 1024
-
-/** Status and body; headers are the same for all. */
-export interface IclockAnswer {
-  readonly status: number
-  readonly text: string
-}
+/** Events of one terminal that are kept; the oldest leave. */
+const MAX_EVENTS = 10_000
+/** A clock that moved by less is not written down anew. */
+const SKEW_STEP_SECONDS = 5
 
 const accepted = (text: string): IclockAnswer => ({ status: 200, text })
-// A refusal never contains the letters that firmware reads as success.
 const refused = (text: string): IclockAnswer => ({ status: 403, text })
 
-const storeRejects = (serial: string, table: string, rejects: ReadonlyArray<Reject>, now: number) =>
+/** A terminal that may speak: what is left of the exchange concerns its request only. */
+export interface Admitted {
+  readonly device: Device
+  /** It was in touch just before: what it sends now happened now. */
+  readonly isLive: boolean
+}
+
+/** Who is it and may it: decided before a byte of the body is read. */
+export const admit = (request: IclockRequest, address: string): Effect.Effect<Admitted | IclockAnswer, LibsqlError, Devices> =>
   Effect.gen(function* () {
-    const db = yield* Libsql
-    const encoder = new TextEncoder()
-    yield* db.write((tx) =>
-      tx.many(`INSERT INTO schoolbus_iclock_reject (serial, "table", raw, reason, at) VALUES (?,?,?,?,?)`, rejects.map((reject) => [serial, table, encoder.encode(reject.raw).subarray(0, MAX_REJECT_BYTES), reject.reason, BigInt(now)])),
+    const serial = serialOf(request)
+    if (serial === null) return refused("refused: no serial number")
+    const met = yield* (yield* Devices).meet(serial, address)
+    if (met.kind === "not_ready") return { status: 503, text: "not ready: no contact with head office yet" }
+    if (met.kind === "unknown" || met.device.status !== "approved") return refused("refused: this terminal is not approved")
+    const pinned = met.device.pinned_address
+    return pinned !== null && pinned !== address ? refused("refused: another address is expected") : { device: met.device, isLive: met.isLive }
+  })
+
+// --- uploads --------------------------------------------------------------------------------------------------------
+
+const isStamp = (stamp: string | undefined): stamp is string => stamp !== undefined && /^\d{1,15}$/.test(stamp) && !/^0+$/.test(stamp)
+
+const storeUsers = (tx: Tx, device: Device, upload: Upload, now: number) =>
+  tx.many(
+    `INSERT INTO schoolbus_iclock_user (device_id, pin, name, card, at) VALUES (?,?,?,?,?)
+     ON CONFLICT (device_id, pin) DO UPDATE SET name = excluded.name, card = excluded.card, at = excluded.at`,
+    upload.users.map((user) => [BigInt(device.id), user.pin, user.name, user.card, BigInt(now)]),
+  )
+
+const storeEvents = (tx: Tx, device: Device, upload: Upload, now: number) =>
+  Effect.gen(function* () {
+    if (upload.events.length === 0) return
+    yield* tx.many(
+      "INSERT OR IGNORE INTO schoolbus_iclock_event (serial, raw, at) VALUES (?,?,?)",
+      upload.events.map((raw) => [device.serial, raw, BigInt(now)]),
+    )
+    yield* tx.run(
+      `DELETE FROM schoolbus_iclock_event WHERE serial = ?1 AND id <= (
+         SELECT id FROM schoolbus_iclock_event WHERE serial = ?1 ORDER BY id DESC LIMIT 1 OFFSET ${MAX_EVENTS})`,
+      [device.serial],
     )
   })
 
-const storeAttendance = (device: Device, lines: Lines<Attendance>, stamp: string | undefined) =>
+/** Everything of an upload in one transaction. */
+const store = (
+  { device, isLive }: Admitted,
+  of: { readonly table: string; readonly upload: Upload; readonly stamps?: Partial<Pick<Device, "att_stamp" | "op_stamp">> },
+): Effect.Effect<void, LibsqlError, Devices | Libsql> =>
   Effect.gen(function* () {
+    const { upload, table, stamps } = of
     const db = yield* Libsql
     const now = yield* Clock.currentTimeMillis
-    // A stamp of 0 would make the terminal send everything at each handshake.
-    const isStamp = stamp !== undefined && /^\d{1,15}$/.test(stamp) && stamp !== "0" && stamp !== device.att_stamp
+    const skewMs = skewOf(upload.punches, device.zone, now, isLive)
     yield* db.write((tx) =>
       Effect.gen(function* () {
         const state = yield* readSchool(tx)
-        if (state === null) return
-        yield* storePunches(tx, { ...state, device, records: lines.records, now })
-        if (isStamp) yield* tx.run("UPDATE devices SET att_stamp = ? WHERE serial = ?", [stamp ?? "", device.serial])
+        if (state === null) return yield* Effect.die(new Error("a terminal was admitted before the school was known"))
+        if (upload.punches.length > 0) yield* storePunches(tx, { ...state, device, records: upload.punches, now, skewMs })
+        yield* storeUsers(tx, device, upload, now)
+        yield* storeEvents(tx, device, upload, now)
+        yield* tx.many(
+          `INSERT OR IGNORE INTO schoolbus_iclock_reject (serial, "table", raw, reason, at) VALUES (?,?,?,?,?)`,
+          upload.rejects.map((reject) => [device.serial, table, reject.raw, reject.reason, BigInt(now)]),
+        )
       }),
     )
-    if (lines.rejects.length > 0) yield* storeRejects(device.serial, "ATTLOG", lines.rejects, now)
-    return accepted(`OK: ${lines.count}`)
+    const skew = skewMs === null ? null : Math.round(skewMs / 1000)
+    const isMoved = skew !== null && Math.abs(skew - (device.skew_seconds ?? 0)) >= SKEW_STEP_SECONDS
+    // A stamp is a hint: it may be lost, the records may not.
+    yield* (yield* Devices).learn(device, { ...stamps, ...(isMoved ? { skew_seconds: skew } : {}) })
   })
 
-const storeOperations = (device: Device, table: string, text: string, stamp: string | undefined) =>
+const factsOf = (options: ReadonlyMap<string, string>): DeviceFacts => {
+  const count = (name: string): number | undefined => (/^\d{1,9}$/.test(options.get(name) ?? "") ? Number(options.get(name)) : undefined)
+  const text = (name: string): string | undefined =>
+    options
+      .get(name)
+      ?.replace(/[^\x20-\x7e]/g, "")
+      .slice(0, 80) || undefined
+  const facts = {
+    model: text("devicename"),
+    firmware: text("fwversion"),
+    push_version: text("pushversion"),
+    users_reported: count("usercount"),
+    punches_reported: count("transactioncount"),
+  }
+  return Object.fromEntries(Object.entries(facts).filter(([, value]) => value !== undefined))
+}
+
+/** 3.x terminals that told what they are; they say it again after a restart of this node. */
+const registered = new Set<string>()
+
+const handshake = ({ device }: Admitted, query: ReadonlyMap<string, string>) =>
+  Effect.gen(function* () {
+    const pushver = query.get("pushver")
+    if (pushver !== undefined && /^[\w.]{1,20}$/.test(pushver) && device.push_version === null)
+      yield* (yield* Devices).learn(device, { push_version: pushver })
+    if (query.get("devicetype")?.toLowerCase() === "acc") {
+      return accepted(registered.has(device.serial) ? `registry=ok\n${registryCode(device.serial)}\n${accessOptions(device.serial)}` : "OK")
+    }
+    return accepted(handshakeReply(device, yield* Clock.currentTimeMillis))
+  })
+
+/** A terminal meets somebody whom it does not hold: the person's line, if the pin is known here. */
+const roamingUser = ({ device }: Admitted, pin: string) =>
   Effect.gen(function* () {
     const db = yield* Libsql
-    const now = yield* Clock.currentTimeMillis
-    const lines = parseOperlog(text)
-    const users = lines.records.flatMap((record) => (record.kind === "user" ? [record.user] : []))
-    const isStamp = stamp !== undefined && /^\d{1,15}$/.test(stamp) && stamp !== "0" && stamp !== device.op_stamp
-    yield* db.write((tx) =>
-      Effect.gen(function* () {
-        yield* tx.many(
-          `INSERT INTO schoolbus_iclock_user (device_id, pin, name, card, at) VALUES (?,?,?,?,?)
-           ON CONFLICT (device_id, pin) DO UPDATE SET name = excluded.name, card = excluded.card, at = excluded.at`,
-          users.map((user) => [BigInt(device.id), user.pin, user.name.replaceAll("\0", ""), user.card, BigInt(now)]),
-        )
-        if (isStamp) yield* tx.run("UPDATE devices SET op_stamp = ? WHERE serial = ?", [stamp ?? "", device.serial])
-      }),
+    const [row] = yield* db.read((tx) =>
+      tx.all<{ pin: string; name: string; card: string | null }>(
+        "SELECT pin, name, card FROM device_user_sync_status WHERE pin = ? AND status <> 'deleted' ORDER BY device_id = ? DESC LIMIT 1",
+        [normalPin(pin), device.id],
+      ),
     )
-    if (lines.rejects.length > 0) yield* storeRejects(device.serial, table, lines.rejects, now)
-    return accepted(`OK: ${lines.count}`)
+    return accepted(row === undefined ? "NONE" : `${updateUser(row, device.push_version === null ? "bracket" : "decimal")}\n`)
   })
 
-const learnOptions = (device: Device, options: ReadonlyMap<string, string>) =>
+const cdata = (admitted: Admitted, request: IclockRequest, body: Uint8Array) =>
   Effect.gen(function* () {
-    const devices = yield* Devices
-    const number = (name: string) => (/^\d{1,9}$/.test(options.get(name) ?? "") ? { [name]: Number(options.get(name)) } : {})
-    const { usercount, transactioncount } = { ...number("usercount"), ...number("transactioncount") } as { usercount?: number; transactioncount?: number }
-    const text = (name: string) => options.get(name)?.replace(/[^\x20-\x7e]/g, "").slice(0, 80)
-    const [model, firmware, push] = [text("devicename"), text("fwversion"), text("pushversion")]
-    yield* devices.learn(device, {
-      ...(model === undefined ? {} : { model }),
-      ...(firmware === undefined ? {} : { firmware }),
-      ...(push === undefined ? {} : { push_version: push }),
-      ...(usercount === undefined ? {} : { users_reported: usercount }),
-      ...(transactioncount === undefined ? {} : { punches_reported: transactioncount }),
-    })
-  })
-
-const cdata = (device: Device, request: IclockRequest) =>
-  Effect.gen(function* () {
-    const now = yield* Clock.currentTimeMillis
-    const { query, body } = request
+    const { device } = admitted
+    const { query } = request
+    // The oldest firmware names no table; its stamp tells which it is.
     const table = (query.get("table") ?? (query.has("opstamp") ? "OPERLOG" : query.has("stamp") ? "ATTLOG" : "")).toUpperCase()
-    if (query.has("options") && table === "") {
-      const pushver = query.get("pushver")
-      if (pushver !== undefined && /^[\w.]{1,20}$/.test(pushver)) yield* (yield* Devices).learn(device, { push_version: pushver })
-      return accepted(handshakeReply({ serial: device.serial, zone: device.zone, attStamp: device.att_stamp, opStamp: device.op_stamp }, now))
-    }
+    const stamp = query.get("stamp")
+    if (query.has("options") && table === "") return yield* handshake(admitted, query)
+    if (query.has("authtype")) return refused("refused: verification happens on the terminal")
+    if (request.method === "GET" && query.has("pin")) return yield* roamingUser(admitted, query.get("pin") ?? "")
     if (body.length === 0) return accepted("OK")
+    const counted = (upload: Upload, stamps?: Partial<Pick<Device, "att_stamp" | "op_stamp">>) =>
+      Effect.as(store(admitted, { table, upload, ...(stamps === undefined ? {} : { stamps }) }), accepted(`OK: ${upload.count}`))
     switch (table) {
       case "ATTLOG":
-        return yield* storeAttendance(device, parseAttlog(decodeText(body)), query.get("stamp"))
-      case "RTLOG":
-        return yield* storeAttendance(device, parseRtlog(decodeText(body)), undefined)
+        return yield* counted(parseAttlog(body, device.zone), isStamp(stamp) ? { att_stamp: stamp } : {})
       case "OPERLOG":
-      case "USERINFO":
-        return yield* storeOperations(device, table, decodeText(body), query.get("opstamp") ?? query.get("stamp"))
-      case "OPTIONS":
-        yield* learnOptions(device, parseOptions(decodeText(body)))
+      case "USERINFO": {
+        const opStamp = query.get("opstamp") ?? stamp
+        return yield* counted(parseOperlog(body), table === "OPERLOG" && isStamp(opStamp) ? { op_stamp: opStamp } : {})
+      }
+      case "RTLOG":
+        yield* store(admitted, { table, upload: parseRtlog(body, device.zone) })
         return accepted("OK")
+      case "ERRORLOG":
+        yield* store(admitted, { table, upload: parseEvents(body) })
+        return accepted("OK")
+      case "OPTIONS":
+        yield* (yield* Devices).learn(device, factsOf(parseOptions(body)))
+        return accepted("OK")
+      case "TABLEDATA": {
+        const upload = parseTableData(body)
+        yield* store(admitted, { table, upload })
+        return accepted(`${(query.get("tablename") ?? "user").replace(/[^\w]/g, "")}=${upload.count}`)
+      }
+      // A sign of life, and pictures and templates, which are neither asked for nor kept.
       case "RTSTATE":
       case "ATTPHOTO":
-      case "ERRORLOG":
+      case "BIOPHOTO":
+      case "USERPIC":
         return accepted("OK")
       case "BIODATA":
       case "IDCARD":
-        // Biometric templates are not kept.
-        return accepted(`OK: ${decodeText(body).split("\n").filter((line) => line.trim() !== "").length}`)
-      case "TABLEDATA":
-        return accepted(`${query.get("tablename") ?? "user"}=${query.get("count") ?? "0"}`)
-      default: {
-        const lines = decodeText(body).split(/\r?\n/).filter((line) => line.trim() !== "")
-        yield* storeRejects(device.serial, table || "unknown", lines.map((raw) => ({ raw, reason: "an unknown table" })), now)
-        return accepted(`OK: ${lines.length}`)
-      }
+      case "FINGERTMP":
+      case "FACE":
+        return accepted(`OK: ${countLines(body)}`)
+      default:
+        return yield* counted(parseUnknown(body))
     }
   })
 
-const getrequest = (device: Device, request: IclockRequest) =>
+// --- commands -------------------------------------------------------------------------------------------------------
+
+const getrequest = ({ device }: Admitted, request: IclockRequest) =>
   Effect.gen(function* () {
     const devices = yield* Devices
     const info = request.query.get("info")?.split(",")
     if (info !== undefined) {
       const [firmware = "", users = "", , punches = ""] = info
-      yield* devices.learn(device, {
-        ...(firmware === "" ? {} : { firmware: firmware.replace(/[^\x20-\x7e]/g, "").slice(0, 80) }),
-        ...(/^\d{1,9}$/.test(users) ? { users_reported: Number(users) } : {}),
-        ...(/^\d{1,9}$/.test(punches) ? { punches_reported: Number(punches) } : {}),
-      })
+      yield* devices.learn(device, factsOf(new Map(Object.entries({ fwversion: firmware, usercount: users, transactioncount: punches }))))
     }
-    const { text, sent } = commandAnswer(yield* devices.due(device))
-    if (sent.length === 0) return accepted("OK")
-    yield* devices.sent(device, sent)
-    return accepted(text)
+    return accepted((yield* devices.take(device)) ?? "OK")
   })
 
-const devicecmd = (device: Device, request: IclockRequest) =>
+const devicecmd = ({ device }: Admitted, request: IclockRequest, body: Uint8Array) =>
   Effect.gen(function* () {
     const devices = yield* Devices
     const { query } = request
-    const inQuery = query.has("id") && query.has("return") ? `ID=${query.get("id")}&Return=${query.get("return")}\n` : ""
-    const results = parseResults(inQuery + decodeText(request.body))
+    const inQuery =
+      query.has("id") && query.has("return") ? new TextEncoder().encode(`ID=${query.get("id")}&Return=${query.get("return")}\n`) : new Uint8Array()
+    const results = [...parseResults(inQuery), ...parseResults(body)]
     yield* devices.results(device, results)
-    for (const { facts } of results) if (facts.size > 0) yield* learnOptions(device, facts)
+    for (const { facts } of results) yield* devices.learn(device, factsOf(facts))
     return accepted("OK")
   })
 
-/** The whole exchange: who is it, may it, what does it want. */
-export const answer = (request: IclockRequest, address: string): Effect.Effect<IclockAnswer, LibsqlError, Devices | Libsql> =>
+/** What an admitted terminal asked for. */
+export const exchange = (admitted: Admitted, request: IclockRequest, body: Uint8Array): Effect.Effect<IclockAnswer, LibsqlError, Devices | Libsql> =>
   Effect.gen(function* () {
-    const serial = serialOf(request)
-    if (serial === null) return refused("refused: no serial number")
-    const db = yield* Libsql
-    if ((yield* db.read(readSchool)) === null) return { status: 503, text: "not ready: no contact with head office yet" }
-    const devices = yield* Devices
-    const device = yield* devices.meet(serial, address)
-    if (device === null || device.status !== "approved") return refused("refused: this terminal is not approved")
-    if (device.pinned_address !== null && device.pinned_address !== address) return refused("refused: another address is expected")
+    const { serial } = admitted.device
     switch (request.name) {
       case "cdata":
-        return yield* cdata(device, request)
+        return yield* cdata(admitted, request, body)
       case "getrequest":
-        return yield* getrequest(device, request)
+        return yield* getrequest(admitted, request)
       case "devicecmd":
-        return yield* devicecmd(device, request)
+        return yield* devicecmd(admitted, request, body)
+      case "registry":
+        registered.add(serial)
+        yield* (yield* Devices).learn(admitted.device, factsOf(parseOptions(body)))
+        return accepted(registryCode(serial))
+      case "push":
+        return accepted(accessOptions(serial))
+      case "querydata": {
+        const upload = parseTableData(body)
+        yield* store(admitted, { table: `querydata ${request.query.get("tablename") ?? ""}`, upload })
+        return accepted(`${(request.query.get("tablename") ?? "user").replace(/[^\w]/g, "")}=${upload.count}`)
+      }
+      case "rtdata":
+        return accepted(`DateTime=${wallNumber(utcToWall(yield* Clock.currentTimeMillis, "UTC"))},ServerTZ=+0000`)
       case "ping":
       case "fdata":
-      case "event":
         return accepted("OK")
-      case "registry":
-        return accepted(`RegistryCode=${serial.slice(0, 32)}`)
-      case "push":
-        return accepted(
-          `ServerVersion=3.1.2\nServerName=schoolbus\nPushVersion=3.1.2\nErrorDelay=30\nRequestDelay=10\nTransTimes=00:00;14:05\nTransInterval=1\nTransTables=User Transaction\nRealtime=1\nSessionID=${serial.slice(0, 32)}\nTimeoutSec=10\n`,
-        )
-      case "querydata":
-        return accepted(`${request.query.get("tablename") ?? "user"}=${request.query.get("count") ?? "0"}`)
-      case "rtdata": {
-        const now = yield* Clock.currentTimeMillis
-        const wall = utcToWall(now, "UTC").match(/\d+/g)?.map(Number) ?? []
-        const [y = 2000, mo = 1, d = 1, h = 0, mi = 0, s = 0] = wall
-        return accepted(`DateTime=${((y - 2000) * 372 + (mo - 1) * 31 + (d - 1)) * 86_400 + h * 3600 + mi * 60 + s},ServerTZ=+0000`)
-      }
+      case "event":
+        yield* store(admitted, { table: "event", upload: parseEvents(body) })
+        return accepted("OK")
+      case "exchange":
+        return { status: 404, text: "not offered" }
       default:
-        return request.method === "GET" ? accepted("OK") : { status: 404, text: "unknown request" }
-    }
-  })
-
-/** `address` names the peer of a request. */
-export const iclockHandler = (addressOf: (request: Request) => string): Effect.Effect<(request: Request) => Promise<Response>, never, Devices | Libsql> =>
-  Effect.gen(function* () {
-    const context = yield* Effect.context<Devices | Libsql>()
-    const reply = ({ status, text }: IclockAnswer): Response => {
-      const bytes = new TextEncoder().encode(text)
-      return new Response(bytes, { status, headers: { "Content-Type": "text/plain", "Content-Length": String(bytes.length), Date: new Date().toUTCString(), Connection: "close" } })
-    }
-    return async (request) => {
-      const url = new URL(request.url)
-      const body = new Uint8Array(await request.arrayBuffer())
-      if (body.length > MAX_BODY_BYTES) return reply({ status: 403, text: "refused: the upload is too large" })
-      const parsed = parseRequest(request.method, url.pathname, url.search, body)
-      const result = await Effect.runPromise(
-        Effect.provideContext(
-          answer(parsed, addressOf(request)).pipe(
-            // Not stored, so not acknowledged: the terminal keeps its records and sends them again.
-            Effect.catchCause((cause) => Effect.as(Effect.logError("iclock", cause), { status: 503, text: "not stored: try again" })),
-          ),
-          context,
-        ),
-      )
-      return reply(result)
+        // There may be records in it that nobody here can read: the terminal keeps them.
+        return request.method === "GET" && body.length === 0 ? accepted("OK") : { status: 404, text: "unknown request" }
     }
   })

@@ -1,0 +1,97 @@
+/**
+ * A punch -> the row of the school's attendance table, by the config's rule (pure). What the rule does not name is taken from
+ * what is known: the school, the person's own row, the moment. A row that cannot be made is a fault in words, never a guess.
+ */
+import type { Column, DeviceRules, Table } from "../model/table.ts"
+import type { Cell } from "../model/value.ts"
+import { timestamptz, utcToWall } from "./clock.ts"
+
+export interface AttendanceRule {
+  readonly table: Table
+  readonly rule: NonNullable<DeviceRules["attendance"]>
+  /** The table of the person who punched, its id column by the people rule, and that person's row. */
+  readonly people: Table
+  readonly idColumn: string
+  readonly groupColumn: string | null
+}
+
+export interface AttendancePunch {
+  /** Makes the attendance row's own id, so that a punch makes its row once. */
+  readonly rowId: string
+  /** ms since 1970. */
+  readonly at: number
+  readonly status: string
+  readonly serial: string
+  readonly deviceId: number
+  readonly zone: string
+  readonly school: string
+}
+
+export type AttendanceRow = { readonly row: ReadonlyMap<string, Cell> } | { readonly fault: string }
+
+/** Days and times of day are the school's; moments are UTC, as Postgres prints them. null: the column holds no time. */
+const momentAs = (column: Column, at: number, zone: string): string | null => {
+  if (column.kind !== "text") return null
+  if (column.type === "date") return utcToWall(at, zone).slice(0, 10)
+  if (column.type.startsWith("timestamp"))
+    return column.type.includes("without") || !column.type.includes("with time zone") ? utcToWall(at, "UTC") : timestamptz(at)
+  if (column.type.startsWith("time")) return utcToWall(at, zone).slice(11)
+  return timestamptz(at)
+}
+
+const isTime = (column: Column): boolean => /^(date|time)/.test(column.type)
+
+/** Text as the column's kind; null when it cannot be. */
+const textAs = (column: Column, text: string): Cell => {
+  switch (column.kind) {
+    case "text":
+      return text
+    case "numeric":
+      return /^-?\d+(\.\d+)?$/.test(text) ? text : null
+    case "int":
+    case "bigint":
+      return /^-?\d{1,18}$/.test(text) ? BigInt(text) : null
+    default:
+      return null
+  }
+}
+
+/** False: this table is about other people, e.g. attendance of pupils when a teacher punched. */
+export const concerns = ({ table, rule, people }: AttendanceRule): boolean => {
+  const reference = table.references.find((one) => one.columns.length === 1 && one.columns[0] === rule.person)
+  return reference === undefined || reference.table === people.name
+}
+
+export const attendanceRow = (config: AttendanceRule, person: ReadonlyMap<string, Cell>, punch: AttendancePunch): AttendanceRow => {
+  const { table, rule, idColumn, groupColumn } = config
+  const row = new Map<string, Cell>()
+  const references = (column: string) => table.references.find((one) => one.columns.length === 1 && one.columns[0] === column)
+  const valueOf = (column: Column): Cell | undefined => {
+    const { name } = column
+    if (name === rule.person) return person.get(references(name)?.to[0] ?? idColumn) ?? person.get(idColumn) ?? null
+    if (name === rule.at) return momentAs(column, punch.at, punch.zone)
+    if (name === rule.status) return textAs(column, punch.status)
+    if (name === rule.device) return textAs(column, column.kind === "text" ? punch.serial : String(punch.deviceId))
+    if (table.audience !== "all" && name === table.audience.column) return textAs(column, punch.school)
+    if (table.key.length === 1 && table.key[0] === name) return column.kind === "text" ? punch.rowId : undefined
+    if (column.default !== undefined) return undefined
+    const isLink = references(name) !== undefined || name === groupColumn || /(_id|Id)$/.test(name)
+    if (isLink && person.has(name)) return person.get(name) ?? null
+    if (!column.notNull) return undefined
+    if (isTime(column)) return momentAs(column, punch.at, punch.zone)
+    return name === "status" && column.kind === "text" ? "present" : undefined
+  }
+  for (const column of table.columns) {
+    if (column.generated) continue
+    const value = valueOf(column)
+    if (value !== undefined && value !== null) row.set(column.name, value)
+    else if (table.key.includes(column.name) && table.key.length === 1 && column.name !== rule.person) {
+      return { fault: `attendance: the key ${column.name} is ${column.type}; the school can make keys of uuid or text only` }
+    } else if (column.name === rule.person || column.name === rule.at || (column.notNull && column.default === undefined)) {
+      return {
+        fault: `attendance: ${table.local}.${column.name} (${column.type}) cannot be filled from a punch; give it a constant default at head office`,
+      }
+    }
+  }
+  return { row }
+}
