@@ -85,6 +85,21 @@ CREATE TABLE schoolbus.quarantine (
   decided_at  timestamptz
 );
 CREATE INDEX quarantine_open ON schoolbus.quarantine (school, status, at);
+CREATE INDEX quarantine_row ON schoolbus.quarantine (table_name, row_key) WHERE status = 'open';
+
+-- What triggers of head office made of sent values, for the last batches of a file: its next edit may still start from
+-- what it sent. sent and stored are JSON values.
+CREATE TABLE schoolbus.stored (
+  incarnation uuid NOT NULL,
+  batch       bigint NOT NULL,
+  table_name  text NOT NULL,
+  row_key     text NOT NULL,
+  column_name text NOT NULL,
+  sent        text NOT NULL,
+  stored      text NOT NULL
+);
+CREATE INDEX stored_row ON schoolbus.stored (table_name, row_key);
+CREATE INDEX stored_batch ON schoolbus.stored (incarnation, batch);
 
 -- The end of a read outside the stream: when this row arrives in the stream, everything the read could see has arrived.
 CREATE TABLE schoolbus.marks (

@@ -1,70 +1,279 @@
 /**
- * May this school write these rows? Old and new row must lie inside the school; every value that a foreign key points to
- * must be a row that the school could see before the batch, or one that the batch itself inserted. Decided in the push's
- * own transaction, from Postgres, never from the feed. A refusal reads the same whether the other row exists or not.
+ * May this school write these rows? Decided in the push's own transaction, under its row locks, from Postgres and never
+ * from the feed:
+ *
+ * - old and new row lie inside the school;
+ * - every value that a foreign key points to is a row that the school could see before the batch, or one that the batch
+ *   itself writes (the school's own id, in the audience column, needs no row that it can see);
+ * - rows of every school are neither deleted nor given another key by one of them;
+ * - a delete or key change reaches, through ON DELETE and ON UPDATE actions, only rows of this school. Rows of tables that
+ *   are not synced belong to head office: a school that cannot see them may not remove them.
+ *
+ * A refusal reads the same whether the other row exists or not.
  */
 import * as Effect from "effect/Effect"
 import type { Table } from "../model/table.ts"
 import { type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
-
-type Values = Readonly<Record<string, Wire>>
+import { matching, tupleText, unnest } from "./lists.ts"
+import type { Row } from "./resolve.ts"
+import type { Referencing, Shape } from "./shape.ts"
 
 export interface Refusal {
+  /** One word, for API and CLI. */
   readonly reason: string
   readonly detail: string
 }
 
-export const notYours: Refusal = { reason: "not_allowed", detail: "the row, or a row that it refers to, does not belong to this school" }
+export const notYours: Refusal = { reason: "not_allowed", detail: "the row does not exist, or does not belong to this school" }
+export const notVisible: Refusal = { reason: "foreign_key", detail: "the row refers to one that does not exist, or does not belong to this school" }
+export const taken: Refusal = { reason: "unique", detail: "a row with this key exists already and cannot be taken over" }
+const shared: Refusal = { reason: "shared", detail: "rows that do not belong to this school alone would be removed or changed with it" }
 
-const textOf = (table: Table, column: string, row: Values): string | null =>
-  wireToText(table.columns.find((c) => c.name === column)?.kind ?? "text", row[column] ?? null)
+export const textOf = (table: Table, column: string, value: Wire): string | null =>
+  wireToText(table.columns.find((c) => c.name === column)?.kind ?? "text", value)
 
-/** Whether a row, as it is or would be, belongs to the school. */
-export const placement = (table: Table, row: Values, school: string): Refusal | null => {
+export const textsOf = (table: Table, columns: ReadonlyArray<string>, row: Row): ReadonlyArray<string | null> =>
+  columns.map((name) => textOf(table, name, row[name] ?? null))
+
+/** Whether a row, as it is or would be, belongs to the school; null: it does. */
+export const placement = (table: Table, row: Row, school: string): Refusal | null => {
   if (table.audience === "all") return null
-  const value = textOf(table, table.audience.column, row)
-  if (value === null) return { reason: "no_audience", detail: `${table.audience.column} is empty, so the row would belong to no school` }
-  return value === school ? null : notYours
+  const { column } = table.audience
+  const value = textOf(table, column, row[column] ?? null)
+  if (value === null) return { reason: "no_audience", detail: `${column} is empty, so the row would belong to no school` }
+  return value === school ? null : { ...notYours, detail: `${column} names another school` }
 }
 
-/** What the shape of the change alone forbids. */
-export const formRefusal = (table: Table | undefined, name: string, change: { readonly op: string; readonly newKey: unknown; readonly mine: Readonly<Record<string, unknown>> }): Refusal | null => {
-  if (table === undefined || table.system) return { reason: "unknown_table", detail: `${name} is not a table that is synced` }
+/** What the form of the change alone forbids. */
+export const formRefusal = (
+  table: Table | undefined,
+  shape: Shape | undefined,
+  name: string,
+  change: {
+    readonly op: string
+    readonly key: ReadonlyArray<unknown>
+    readonly newKey: ReadonlyArray<unknown> | null
+    readonly mine: Readonly<Record<string, unknown>>
+  },
+): Refusal | null => {
+  if (table === undefined || shape === undefined || table.system)
+    return { reason: "unknown_table", detail: `${name || "the table"} is not a table that is synced` }
   if (table.direction === "down") return { reason: "direction", detail: `${name} is written at head office only` }
+  if (change.key.length !== table.key.length || (change.newKey ?? table.key).length !== table.key.length) {
+    return { reason: "type", detail: `the key of ${name} is (${table.key.join(", ")}), the change has another number of values` }
+  }
+  if (change.key.includes(null) || change.newKey?.includes(null)) return { reason: "not_null", detail: `a key column of ${name} is empty` }
   if (table.audience === "all" && (change.op === "delete" || change.newKey !== null)) {
     return { reason: "shared", detail: `rows of ${name} belong to every school, so one school may not delete them or change their key` }
   }
   for (const column of Object.keys(change.mine)) {
-    const known = table.columns.find((c) => c.name === column)
-    if (known === undefined) return { reason: "unknown_column", detail: `${name} has no column ${column} at head office` }
+    const known = shape.columns.get(column)
+    if (known === undefined || !table.columns.some((c) => c.name === column))
+      return { reason: "unknown_column", detail: `${name} has no column ${column} at head office` }
     if (known.generated) return { reason: "generated_column", detail: `${column} of ${name} is computed by Postgres and cannot be written` }
   }
-  return null
+  return permission(shape, change.op)
 }
 
-/** Values of the columns `columns` as one text, to compare rows with. */
-export const tupleText = (values: ReadonlyArray<string | null>): string => JSON.stringify(values)
+const permission = (shape: Shape, op: string): Refusal | null => {
+  const needed = [
+    ["SELECT", shape.can.select] as const,
+    ...(op === "insert"
+      ? [["INSERT", shape.can.insert] as const]
+      : op === "update"
+        ? [["UPDATE", shape.can.update] as const]
+        : op === "delete"
+          ? [["DELETE", shape.can.delete] as const]
+          : []),
+  ]
+  const missing = needed.flatMap(([right, has]) => (has ? [] : [right]))
+  if (missing.length === 0) return null
+  return {
+    reason: "permission",
+    detail: `the hub's role may not do this; a DBA can allow it: GRANT ${missing.join(", ")} ON ${qualified(shape.name)} TO ${ident(shape.role)}`,
+  }
+}
 
-/** Among the wanted tuples of a referenced table, those that the school may point to. */
-export const visibleParents = (
+/** A row that is about to be written, as far as foreign keys are concerned. */
+export interface Pointing {
+  readonly table: Table
+  /** The whole row as it will be. */
+  readonly row: Row
+  /** The columns that are written. */
+  readonly written: ReadonlySet<string>
+  refusal: Refusal | null
+  /** Rows of this batch without which this one would point to nothing the school can see. */
+  readonly needs: Set<Pointing>
+}
+
+/** Refuses rows that point outside the school, and what hangs on a refused row; notes which rows need which. */
+export const checkReferences = (
+  session: Session,
+  rows: ReadonlyArray<Pointing>,
+  tables: ReadonlyMap<string, Table>,
+  shapes: ReadonlyMap<string, Shape>,
+  school: string,
+): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const byTable = Map.groupBy(rows, (row) => row.table)
+    for (const [table, own] of byTable) {
+      for (const reference of table.references) {
+        const isOwnSchool = table.audience !== "all" && reference.columns.length === 1 && reference.columns[0] === table.audience.column
+        if (isOwnSchool) continue
+        const wanting = own.flatMap((row) => {
+          if (row.refusal !== null || !reference.columns.some((name) => row.written.has(name))) return []
+          const values = textsOf(table, reference.columns, row.row)
+          return values.includes(null) ? [] : [{ row, values, tuple: tupleText(values) }]
+        })
+        if (wanting.length === 0) continue
+        const parent = tables.get(reference.table)
+        const shape = shapes.get(table.name)
+        const types = reference.columns.map((name) => shape?.columns.get(name)?.base ?? "text")
+        const distinct = [...new Map(wanting.map(({ tuple, values }) => [tuple, values])).values()]
+        const seen =
+          parent === undefined
+            ? new Set<string>()
+            : yield* visibleParents(session, parent, shapes.get(parent.name), reference.to, types, distinct, school)
+        const made = new Map<string, Pointing>()
+        if (parent !== undefined) for (const row of byTable.get(parent) ?? []) made.set(tupleText(textsOf(parent, reference.to, row.row)), row)
+        for (const { row, tuple } of wanting) {
+          if (seen.has(tuple)) continue
+          const maker = made.get(tuple)
+          if (maker === undefined) row.refusal = notVisible
+          else if (maker !== row) row.needs.add(maker)
+        }
+      }
+    }
+    refuseDependants(rows)
+  })
+
+/** What needs a refused row is refused too, as its dependant. */
+export const refuseDependants = (rows: ReadonlyArray<Pointing>): void => {
+  for (let isMoving = true; isMoving; ) {
+    isMoving = false
+    for (const row of rows) {
+      if (row.refusal !== null || ![...row.needs].some((needed) => needed.refusal !== null)) continue
+      row.refusal = dependant
+      isMoving = true
+    }
+  }
+}
+export const dependant: Refusal = { reason: "dependant", detail: "the row refers to one of the same batch that could not be written" }
+
+/** Among the wanted tuples, those that a row of `parent` has which the school can see. They stay so until the push ends. */
+const visibleParents = (
   session: Session,
   parent: Table,
+  shape: Shape | undefined,
   columns: ReadonlyArray<string>,
+  types: ReadonlyArray<string>,
   tuples: ReadonlyArray<ReadonlyArray<string | null>>,
   school: string,
 ): Effect.Effect<ReadonlySet<string>, PostgresError> => {
-  const types = columns.map((name) => parent.columns.find((column) => column.name === name)?.type ?? "text")
-  const unnest = `unnest(${columns.map((_, i) => `$${i + 1}::text[]`).join(", ")}) AS k (${columns.map((_, i) => `k${i}`).join(", ")})`
-  const join = columns.map((name, i) => `p.${ident(name)} = k.k${i}::${types[i]}`).join(" AND ")
-  const audience = parent.audience === "all" ? "" : ` AND p.${ident(parent.audience.column)}::text = $${columns.length + 1}`
-  const params = columns.map((_, i) => tuples.map((tuple) => tuple[i] ?? null))
-  // The rows stay as they are until the push is committed.
+  if (shape?.can.select !== true) return Effect.succeed(new Set())
+  const { from, params, width } = unnest(tuples, columns.length)
+  const lock = parent.audience !== "all" && shape.can.update ? " FOR SHARE OF t" : ""
+  const audience = parent.audience === "all" ? "NULL" : `t.${ident(parent.audience.column)}`
   return Effect.map(
-    session.values(
-      `SELECT ${columns.map((_, i) => `k.k${i}`).join(", ")} FROM ${unnest} JOIN ${qualified(parent.name)} p ON ${join}${audience} FOR KEY SHARE OF p`,
-      parent.audience === "all" ? params : [...params, school],
+    session.texts(
+      `SELECT ${columns.map((_, i) => `u.u${i}`).join(", ")}, ${audience} FROM ${from} JOIN ${qualified(parent.name)} t ON ${matching(columns, types)}${lock}`,
+      params,
     ),
-    (rows) => new Set(rows.map((row) => tupleText(row))),
+    (rows) => new Set(rows.flatMap((row) => (parent.audience === "all" || row[width] === school ? [tupleText(row.slice(0, width))] : []))),
   )
 }
+
+/** A row that will lose its key values: all of them (a delete), or those that an update writes. */
+export interface Leaving {
+  readonly table: Table
+  readonly key: ReadonlyArray<string | null>
+  readonly isDelete: boolean
+  readonly written: ReadonlySet<string>
+  refusal: Refusal | null
+}
+
+/** A row that an action reaches, and the row of the batch that it is reached from. */
+interface Reached extends Leaving {
+  readonly origin: Leaving
+}
+
+/** Refuses deletes and key changes whose ON DELETE or ON UPDATE actions reach rows that are not this school's alone. */
+export const checkReach = (
+  session: Session,
+  leaving: ReadonlyArray<Leaving>,
+  referencing: ReadonlyArray<Referencing>,
+  tables: ReadonlyMap<string, Table>,
+  shapes: ReadonlyMap<string, Shape>,
+  school: string,
+): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const met = new Set<string>()
+    const number = new Map(leaving.map((row, i) => [row, i]))
+    let rows: ReadonlyArray<Reached> = leaving.map((row) => ({ ...row, origin: row }))
+    while (rows.length > 0) {
+      const reached = yield* reachOnce(session, rows, referencing, tables, shapes, school)
+      // Rows that reach each other in a circle are followed once from each row of the batch.
+      rows = reached.filter((row) => {
+        const id = `${number.get(row.origin)}\0${row.table.name}\0${tupleText(row.key)}`
+        return row.origin.refusal === null && !met.has(id) && met.add(id)
+      })
+    }
+  })
+
+const reachOnce = (
+  session: Session,
+  leaving: ReadonlyArray<Reached>,
+  referencing: ReadonlyArray<Referencing>,
+  tables: ReadonlyMap<string, Table>,
+  shapes: ReadonlyMap<string, Shape>,
+  school: string,
+): Effect.Effect<ReadonlyArray<Reached>, PostgresError> =>
+  Effect.gen(function* () {
+    const next: Array<Reached> = []
+    for (const [table, rows] of Map.groupBy(leaving, (row) => row.table)) {
+      for (const foreign of referencing) {
+        if (foreign.parent !== table.name) continue
+        const affected = rows.filter(
+          (row) =>
+            row.origin.refusal === null &&
+            (row.isDelete ? /[cnd]/.test(foreign.onDelete) : /[cnd]/.test(foreign.onUpdate) && foreign.to.some((name) => row.written.has(name))),
+        )
+        if (affected.length === 0) continue
+        if (!foreign.canRead) {
+          const detail = `rows of ${foreign.child} may hang on it, which the hub's role may not read; a DBA can allow it: GRANT SELECT ON ${qualified(foreign.child)} TO ${ident(shapes.get(table.name)?.role ?? "")}`
+          for (const row of affected) row.origin.refusal = { reason: "permission", detail }
+          continue
+        }
+        const child = tables.get(foreign.child)
+        const own = child === undefined || child.audience === "all" ? null : child.audience.column
+        const childKey = child?.key ?? []
+        const types = table.key.map((name) => shapes.get(table.name)?.columns.get(name)?.base ?? "text")
+        const { from, params } = unnest(
+          affected.map((row, i) => [...row.key, String(i)]),
+          table.key.length + 1,
+        )
+        const join = foreign.to.map((name, i) => `c.${ident(foreign.columns[i] ?? "")} = t.${ident(name)}`).join(" AND ")
+        const reached = yield* session.texts(
+          `SELECT u.u${table.key.length}, ${own === null ? "NULL" : `c.${ident(own)}`}${childKey.map((name) => `, c.${ident(name)}`).join("")}
+             FROM ${from} JOIN ${qualified(table.name)} t ON ${matching(table.key, types)} JOIN ${qualified(foreign.child)} c ON ${join}`,
+          params,
+        )
+        for (const [index, audience, ...key] of reached) {
+          const by = affected[Number(index)]
+          if (by === undefined || by.origin.refusal !== null) continue
+          if (own === null || child === undefined || audience !== school) by.origin.refusal = shared
+          else
+            next.push({
+              table: child,
+              key,
+              isDelete: by.isDelete && foreign.onDelete === "c",
+              written: new Set(foreign.columns),
+              refusal: null,
+              origin: by.origin,
+            })
+        }
+      }
+    }
+    return next
+  })

@@ -1,72 +1,102 @@
-/** The changes of a batch -> one change per row (pure), in the order in which rows were first touched. Key changes are followed. */
+/**
+ * The changes of a batch -> one change per row (pure), in the order in which rows were first touched. Key changes are
+ * followed. A change that waits for a person at the hub is joined with the later edits of its row: one change, with the
+ * base of the first.
+ */
 import type { Change, Op } from "../model/change.ts"
 import { wireKey } from "../model/key.ts"
-import type { Wire } from "../model/value.ts"
+import type { Refused, Wire } from "../model/value.ts"
 
-type Values = Readonly<Record<string, Wire>>
+export type Values = Readonly<Record<string, Wire | Refused>>
 
 export interface RowChange {
   readonly table: string
   /** `none`: the row was made and removed again within the batch. */
   readonly op: Op | "none"
-  /** Key at head office: as it was before the batch. */
+  /** Key at head office: as it was before the batch. Of an insert: the row's own. */
   readonly key: ReadonlyArray<Wire>
   /** The key after the batch, when it changed. */
   readonly newKey: ReadonlyArray<Wire> | null
-  /** All old values; of an insert empty. */
+  /** Old values of the first change; of an insert empty. */
   readonly base: Values
   /** New values of the columns that changed; of an insert all values. */
   readonly mine: Values
-  /** Capture time of the last write, ms by the school's clock. */
+  /** Capture time of the last write, in server time, ms since 1970. */
   readonly at: number
-  /** The captured changes that it stands for, in order. */
+  /** Capture times of columns whose last write was an earlier one. */
+  readonly columnAt: Readonly<Record<string, number>>
+  /** The changes of this batch that it stands for, in order. */
   readonly changes: ReadonlyArray<Change>
+  /** Quarantine records whose kept change is part of this one. */
+  readonly joined: ReadonlyArray<string>
 }
 
-const values = (record: Change["base"]): Values => record as Values
+export const rowId = (table: string, key: ReadonlyArray<Wire>): string => `${table}\0${wireKey(key)}`
 
-const without = (base: Values, mine: Values): Values => Object.fromEntries(Object.entries(mine).filter(([name, value]) => base[name] !== value))
+/** Key of the row in the school's file after the change. */
+export const currentKey = (row: Pick<RowChange, "key" | "newKey">): ReadonlyArray<Wire> => row.newKey ?? row.key
 
-const start = (change: Change): RowChange => ({
+export const startRow = (change: Change): RowChange => ({
   table: change.table,
   op: change.op,
   key: change.key,
   newKey: change.newKey ?? null,
-  base: values(change.base),
-  mine: values(change.mine),
+  base: change.base,
+  mine: change.mine,
   at: change.at,
+  columnAt: {},
   changes: [change],
+  joined: [],
 })
 
-/** What two changes of one row, one after the other, come to. */
-const join = (row: RowChange, next: Change): RowChange => {
-  const joined = { ...row, at: next.at, changes: [...row.changes, next] }
-  if (next.op === "delete") return row.op === "insert" ? { ...joined, op: "none", mine: {} } : { ...joined, op: "delete", newKey: null, base: { ...values(next.base), ...row.base }, mine: {} }
-  if (next.op === "insert") {
-    // The key was free again: after a delete the two are an update of the old row; after insert and delete, an insert.
-    if (row.op === "delete") return { ...joined, op: "update", mine: without(row.base, values(next.mine)) }
-    return { ...joined, op: "insert", key: next.key, newKey: null, base: {}, mine: values(next.mine) }
-  }
-  const newKey = next.newKey ?? row.newKey
-  if (row.op === "insert") return { ...joined, key: newKey ?? row.key, newKey: null, mine: { ...row.mine, ...values(next.mine) } }
-  return { ...joined, newKey, mine: without(row.base, { ...row.mine, ...values(next.mine) }) }
+const net = (base: Values, mine: Values): Values =>
+  Object.fromEntries(Object.entries(mine).filter(([name, value]) => base[name] === undefined || base[name] !== value))
+
+const times = (row: RowChange, next: Change): Readonly<Record<string, number>> => {
+  if (row.at === next.at) return row.columnAt
+  const at: Record<string, number> = {}
+  for (const name of Object.keys(row.mine)) if (!(name in next.mine)) at[name] = row.columnAt[name] ?? row.at
+  return at
 }
 
-export const coalesce = (changes: ReadonlyArray<Change>): ReadonlyArray<RowChange> => {
+/** What two changes of one row, one after the other, come to. */
+export const joinRow = (row: RowChange, next: Change): RowChange => {
+  const joined: RowChange = { ...row, at: next.at, columnAt: times(row, next), changes: [...row.changes, next] }
+  const newKey = next.newKey ?? row.newKey
+  // After an insert and its delete nothing is left of the row: what follows stands alone.
+  if (row.op === "none") return { ...joined, op: next.op, key: next.key, newKey: next.newKey ?? null, base: next.base, mine: next.mine }
+  switch (next.op) {
+    case "delete":
+      if (row.op === "insert") return { ...joined, op: "none", base: {}, mine: {} }
+      return { ...joined, op: "delete", base: { ...next.base, ...row.base }, mine: {} }
+    case "insert":
+      if (row.op === "insert") return { ...joined, mine: { ...row.mine, ...next.mine } }
+      // The key was free again after a delete: the two are an update of the old row.
+      return { ...joined, op: "update", mine: net(row.base, { ...row.mine, ...next.mine }) }
+    case "update":
+      if (row.op === "insert") return { ...joined, key: newKey ?? row.key, newKey: null, mine: { ...row.mine, ...next.mine } }
+      return { ...joined, op: "update", newKey, base: { ...next.base, ...row.base }, mine: net(row.base, { ...row.mine, ...next.mine }) }
+  }
+}
+
+/** `waiting`: by `rowId` of the key in the school's file, the changes that earlier batches left with a person. */
+export const coalesce = (changes: ReadonlyArray<Change>, waiting: ReadonlyMap<string, RowChange> = new Map()): ReadonlyArray<RowChange> => {
   const rows: Array<RowChange> = []
-  const byKey = new Map<string, number>()
+  const positionById = new Map<string, number>()
   for (const change of changes) {
-    const id = `${change.table}\0${wireKey(change.key)}`
-    const index = byKey.get(id)
-    const before = index === undefined ? undefined : rows[index]
+    const id = rowId(change.table, change.key)
+    const known = positionById.get(id)
     let position: number
-    if (before === undefined || index === undefined) position = rows.push(start(change)) - 1
-    else {
-      position = index
-      rows[index] = join(before, change)
+    if (known === undefined) {
+      const before = waiting.get(id)
+      position = rows.push(before === undefined ? startRow(change) : joinRow(before, change)) - 1
+    } else {
+      position = known
+      rows[known] = joinRow(rows[known] as RowChange, change)
     }
-    if (change.newKey !== undefined) byKey.delete(id)
-    byKey.set(`${change.table}\0${wireKey(change.newKey ?? change.key)}`, position)
+    // A row that stood under the new key was displaced: its own change stays, and what follows belongs to this row.
+    if (change.newKey !== undefined) positionById.delete(id)
+    positionById.set(change.newKey === undefined ? id : rowId(change.table, change.newKey), position)
   }
   return rows
 }

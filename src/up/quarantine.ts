@@ -1,0 +1,148 @@
+/**
+ * Changes that could not be written, kept whole: listed, tried again, discarded. A change that is tried again meets head
+ * office's row of that moment, in the same way as in a push.
+ */
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import type { Table } from "../model/table.ts"
+import type { PostgresError, PostgresPool, Session } from "../postgres/client.ts"
+import { carryOut, type Ground, type Outcome } from "./carry-out.ts"
+import { changeOfRecord, closeQuarantined, type Open, record } from "./records.ts"
+
+/** Waiting dependants that one push tries again. */
+const DEPENDANTS_AT_ONCE = 500
+
+/** `not_found`; `decided`: retried or discarded already; `not_possible`: it cannot be written now either. */
+export class QuarantineRefused extends Data.TaggedError("QuarantineRefused")<{
+  readonly code: "not_found" | "decided" | "not_possible"
+  readonly message: string
+}> {}
+
+export interface QuarantineRecord {
+  readonly id: string
+  readonly school: string
+  readonly table: string
+  /** JSON array of key values. */
+  readonly key: string
+  readonly op: string
+  /** JSON of the change, or of the line that was none. */
+  readonly change: string
+  readonly reason: string
+  readonly detail: string
+  readonly status: string
+  readonly at: string
+  readonly decidedBy: string | null
+  readonly decidedAt: string | null
+}
+
+const iso = (column: string): string => `to_char(${column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`
+const COLUMNS = `id::text AS id, school, table_name AS "table", row_key AS key, op, change, reason, detail, status, ${iso("at")} AS at,
+  decided_by AS "decidedBy", ${iso("decided_at")} AS "decidedAt"`
+
+/** Newest first. */
+export const listQuarantined = (
+  session: Session,
+  query: { readonly school?: string; readonly table?: string; readonly resolved?: boolean; readonly limit: number },
+): Effect.Effect<ReadonlyArray<QuarantineRecord>, PostgresError> =>
+  session.query<QuarantineRecord>(
+    `SELECT ${COLUMNS} FROM schoolbus.quarantine q
+      WHERE ($1::text IS NULL OR school = $1) AND ($2::text IS NULL OR table_name = $2) AND ($3::text IS NULL OR (status <> 'open') = ($3 = 'true'))
+      ORDER BY q.at DESC, q.id LIMIT $4::text::int`,
+    [query.school ?? null, query.table ?? null, query.resolved === undefined ? null : String(query.resolved), String(query.limit)],
+  )
+
+interface Kept {
+  readonly id: string
+  readonly school: string
+  readonly incarnation: string
+  readonly batch: string
+  readonly change: string
+  readonly status: string
+}
+
+const lockKept = (session: Session, id: string): Effect.Effect<Kept, QuarantineRefused | PostgresError> =>
+  Effect.gen(function* () {
+    const [kept] = yield* session.query<Kept>(
+      "SELECT id::text AS id, school, incarnation::text AS incarnation, batch::text AS batch, change, status FROM schoolbus.quarantine WHERE id::text = $1 FOR UPDATE",
+      [id.toLowerCase()],
+    )
+    if (kept === undefined)
+      return yield* new QuarantineRefused({ code: "not_found", message: `no quarantined change ${id}; see: schoolbus quarantine list` })
+    if (kept.status !== "open") return yield* new QuarantineRefused({ code: "decided", message: `this change was ${kept.status} already` })
+    return kept
+  })
+
+/** Gives the change up: the school shows head office's row again. */
+export const discardQuarantined = (pg: PostgresPool, id: string, by: string): Effect.Effect<void, QuarantineRefused | PostgresError> =>
+  pg.tx((session) => Effect.flatMap(lockKept(session, id), (kept) => Effect.asVoid(closeQuarantined(session, [[kept.id, "discarded", by]]))))
+
+/** Tries the change again; when it still cannot be written the record says why now. */
+export const retryQuarantined = (
+  pg: PostgresPool,
+  ground: Pick<Ground, "tables" | "had">,
+  id: string,
+  by: string,
+): Effect.Effect<void, QuarantineRefused | PostgresError> =>
+  Effect.flatMap(
+    pg.tx((session) =>
+      Effect.gen(function* () {
+        const kept = yield* lockKept(session, id)
+        const row = changeOfRecord(kept.id, kept.change)
+        if (row === null) return { reason: "unreadable", detail: "the record keeps bytes that are no change" }
+        const [outcome] = yield* carryOut(session, { ...ground, ...alone, school: kept.school }, [row])
+        if (outcome === undefined || outcome.refusal === null) {
+          yield* settle(session, kept, outcome === undefined ? [] : [outcome], by)
+          return null
+        }
+        const { reason, detail } = outcome.refusal
+        yield* session.execute("UPDATE schoolbus.quarantine SET reason = $2, detail = $3 WHERE id = $1::text::uuid", [kept.id, reason, detail])
+        return outcome.refusal
+      }),
+    ),
+    (refusal) =>
+      refusal === null ? Effect.void : Effect.fail(new QuarantineRefused({ code: "not_possible", message: `${refusal.reason}: ${refusal.detail}` })),
+  )
+
+const alone: Pick<Ground, "stored" | "openBases"> = { stored: new Map(), openBases: new Map() }
+const nothingOpen: Open = { waiting: new Map(), conflicts: new Map(), bases: new Map(), stored: new Map() }
+
+/** The record is closed, and what its outcome disagreed about is recorded under the batch that brought it. */
+const settle = (session: Session, kept: Kept, outcomes: ReadonlyArray<Outcome>, by: string): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const origin = { school: kept.school, incarnation: kept.incarnation, number: Number(kept.batch) }
+    yield* record(
+      session,
+      origin,
+      outcomes.map((outcome) => ({ ...outcome, row: { ...outcome.row, joined: [], changes: [JSON.parse(kept.change)] } })),
+      nothingOpen,
+    )
+    yield* closeQuarantined(session, [[kept.id, "retried", by]])
+  })
+
+/** Changes that waited for a row which has just arrived are tried again in the same transaction. */
+export const retryDependants = (session: Session, ground: Ground, arrived: ReadonlySet<string>): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const children = [...ground.tables.values()]
+      .filter((table: Table) => table.references.some((reference) => arrived.has(reference.table)))
+      .map((table) => table.name)
+    if (children.length === 0) return
+    const waiting = yield* session.query<Kept>(
+      `SELECT id::text AS id, school, incarnation::text AS incarnation, batch::text AS batch, change, status FROM schoolbus.quarantine
+        WHERE school = $1 AND status = 'open' AND reason IN ('dependant', 'foreign_key') AND table_name = ANY ($2::text[]) ORDER BY at, id LIMIT ${DEPENDANTS_AT_ONCE} FOR UPDATE`,
+      [ground.school, children],
+    )
+    const rows = waiting.flatMap((kept) => {
+      const row = changeOfRecord(kept.id, kept.change)
+      return row === null ? [] : [{ kept, row }]
+    })
+    if (rows.length === 0) return
+    const outcomes = yield* carryOut(
+      session,
+      { ...ground, ...alone },
+      rows.map(({ row }) => row),
+    )
+    for (const [i, outcome] of outcomes.entries()) {
+      const kept = rows[i]?.kept
+      if (kept !== undefined && outcome.refusal === null) yield* settle(session, kept, [outcome], "the row that it refers to has arrived")
+    }
+  })

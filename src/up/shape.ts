@@ -1,0 +1,118 @@
+/**
+ * Tables as Postgres has them at the moment of a push: types exact enough to cast and to notice rounding, what the role
+ * may do, which triggers and foreign keys act on a write. Read in the push's own transaction, so that a column that was
+ * dropped a moment ago is a verdict and not an error.
+ */
+import * as Effect from "effect/Effect"
+import type { PostgresError, Session } from "../postgres/client.ts"
+
+export interface ColumnShape {
+  readonly name: string
+  /** Castable, with its modifier: `"numeric(10,2)"`, `"public.phone"`. */
+  readonly type: string
+  /** The base type without modifier: `"numeric"`; a cast to it never cuts or rounds. */
+  readonly base: string
+  /** `pg_type.typname` of the base type: `"timestamptz"`. */
+  readonly typname: string
+  /** A length, precision or scale is declared for the column or its domain. */
+  readonly isLimited: boolean
+  readonly isDomain: boolean
+  readonly generated: boolean
+}
+
+export interface Shape {
+  readonly name: string
+  readonly columns: ReadonlyMap<string, ColumnShape>
+  readonly can: { readonly select: boolean; readonly insert: boolean; readonly update: boolean; readonly delete: boolean }
+  /** The role that pushes run under, for the GRANT that a refusal names. */
+  readonly role: string
+  /** Triggers of the table's owner may store other values than were sent. */
+  readonly hasTriggers: boolean
+}
+
+/** A foreign key of `child` that points to `parent`. Actions as `pg_constraint` codes them: a, r, c, n, d. */
+export interface Referencing {
+  readonly child: string
+  readonly columns: ReadonlyArray<string>
+  readonly parent: string
+  readonly to: ReadonlyArray<string>
+  readonly onDelete: string
+  readonly onUpdate: string
+  readonly canRead: boolean
+}
+
+export const readShapes = (session: Session, names: ReadonlyArray<string>): Effect.Effect<ReadonlyMap<string, Shape>, PostgresError> =>
+  Effect.gen(function* () {
+    const shapes = new Map<string, Shape & { readonly columns: Map<string, ColumnShape> }>()
+    if (names.length === 0) return shapes
+    // With an empty path, format_type qualifies every type that is not built in. Triggers must not run under it.
+    yield* session.execute("SELECT pg_catalog.set_config('search_path', '', true)")
+    const tables = yield* session.query<{ tbl: string; role: string; s: boolean; i: boolean; u: boolean; d: boolean; triggers: boolean }>(
+      `SELECT n.nspname || '.' || c.relname AS tbl, current_user::text AS role,
+              has_any_column_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS s, has_any_column_privilege(c.oid, 'INSERT') AS i,
+              has_any_column_privilege(c.oid, 'UPDATE') AS u, has_table_privilege(c.oid, 'DELETE') AS d,
+              EXISTS (SELECT 1 FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D') AS triggers
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND n.nspname || '.' || c.relname = ANY ($1::text[])`,
+      [names],
+    )
+    for (const row of tables) {
+      const can = { select: row.s, insert: row.i, update: row.u, delete: row.d }
+      shapes.set(row.tbl, { name: row.tbl, columns: new Map(), can, role: row.role, hasTriggers: row.triggers })
+    }
+    const columns = yield* session.query<{
+      tbl: string
+      name: string
+      type: string
+      base: string
+      typname: string
+      limited: boolean
+      domain: boolean
+      generated: boolean
+    }>(
+      `WITH RECURSIVE col AS (
+         SELECT c.oid AS rel, n.nspname || '.' || c.relname AS tbl, a.attnum, a.attname, a.attgenerated <> '' AS generated, a.atttypid, a.atttypmod
+           FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind = 'r' AND n.nspname || '.' || c.relname = ANY ($1::text[])
+       ), base AS (
+         SELECT rel, attnum, atttypid AS typ, atttypmod AS typmod, false AS domain FROM col
+         UNION ALL
+         SELECT b.rel, b.attnum, t.typbasetype, greatest(t.typtypmod, b.typmod), true FROM base b JOIN pg_type t ON t.oid = b.typ AND t.typtype = 'd'
+       )
+       SELECT col.tbl, col.attname::text AS name, format_type(col.atttypid, col.atttypmod) AS type, format_type(base.typ, -1) AS base, t.typname::text AS typname,
+              base.typmod >= 0 AS limited, base.domain, col.generated
+         FROM col JOIN base USING (rel, attnum) JOIN pg_type t ON t.oid = base.typ WHERE t.typtype <> 'd' ORDER BY col.tbl, col.attnum`,
+      [names],
+    )
+    yield* session.execute("SET LOCAL search_path TO DEFAULT")
+    for (const { tbl, limited, domain, ...column } of columns)
+      shapes.get(tbl)?.columns.set(column.name, { ...column, isLimited: limited, isDomain: domain })
+    return shapes
+  })
+
+/** The foreign keys, of whatever table, that point to these tables and do more than refuse. */
+export const readReferencing = (session: Session, names: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<Referencing>, PostgresError> =>
+  Effect.map(
+    session.query<{ child: string; cols: string; parent: string; target: string; del: string; upd: string; readable: boolean }>(
+      `SELECT cn.nspname || '.' || c.relname AS child, pn.nspname || '.' || p.relname AS parent, o.confdeltype::text AS del, o.confupdtype::text AS upd,
+              has_any_column_privilege(c.oid, 'SELECT') AND has_schema_privilege(cn.oid, 'USAGE') AS readable,
+              (SELECT json_agg(a.attname ORDER BY k.ord)::text FROM unnest(o.conkey) WITH ORDINALITY AS k (att, ord)
+                 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.att) AS cols,
+              (SELECT json_agg(a.attname ORDER BY k.ord)::text FROM unnest(o.confkey) WITH ORDINALITY AS k (att, ord)
+                 JOIN pg_attribute a ON a.attrelid = p.oid AND a.attnum = k.att) AS target
+         FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid JOIN pg_namespace cn ON cn.oid = c.relnamespace
+         JOIN pg_class p ON p.oid = o.confrelid JOIN pg_namespace pn ON pn.oid = p.relnamespace
+        WHERE o.contype = 'f' AND o.conparentid = 0 AND (o.confdeltype IN ('c', 'n', 'd') OR o.confupdtype IN ('c', 'n', 'd'))
+          AND pn.nspname || '.' || p.relname = ANY ($1::text[])`,
+      [names],
+    ),
+    (rows) =>
+      rows.map((row) => ({
+        child: row.child,
+        columns: JSON.parse(row.cols),
+        parent: row.parent,
+        to: JSON.parse(row.target),
+        onDelete: row.del,
+        onUpdate: row.upd,
+        canRead: row.readable,
+      })),
+  )

@@ -1,0 +1,261 @@
+/**
+ * Decided writes -> Postgres, one statement per table, kind and set of columns: parents first, deletes last and children
+ * first. What Postgres refuses is found by halves, so that only the guilty rows stay out; a row that stands in another's
+ * way for a moment (unique values that change hands, rows that point to each other) is tried again once the others are
+ * written, and at last with all single writes in the order in which the school made them.
+ */
+import * as Effect from "effect/Effect"
+import type { Table } from "../model/table.ts"
+import { ident, isTransient, PostgresError, qualified, type Session } from "../postgres/client.ts"
+import { dependant, type Refusal } from "./authorise.ts"
+import { matching, unnest } from "./lists.ts"
+import type { Shape } from "./shape.ts"
+
+/** Refused rows up to this number are tried again in change order. */
+const REPLAY_ROWS = 1_000
+/** Rows that a replay in change order may lose before it is given up. */
+const REPLAY_LOSSES = 50
+
+export type Kind = "insert" | "update" | "delete"
+type Texts = Readonly<Record<string, string | null>>
+
+/** One captured write, as far as the decision lets it through. */
+export interface Step {
+  readonly id: number
+  readonly kind: Kind
+  readonly key: ReadonlyArray<string | null>
+  readonly set: Texts
+}
+
+export interface Write {
+  readonly table: Table
+  readonly shape: Shape
+  readonly kind: Kind
+  /** Key in Postgres now. */
+  readonly key: ReadonlyArray<string | null>
+  readonly set: Texts
+  /** The single writes that it sums up; one when they cannot be told apart. */
+  readonly steps: ReadonlyArray<Step>
+  /** Writes of this batch without which this one must not stand. */
+  readonly needs: ReadonlyArray<Write>
+}
+
+/** SQLSTATE -> the reason of a quarantined change. */
+export const reasonOf = (sqlstate: string): string =>
+  ({
+    "23505": "unique",
+    "23503": "foreign_key",
+    "23514": "check",
+    "23502": "not_null",
+    "23P01": "exclusion",
+    "42501": "permission",
+    P0001: "trigger",
+  })[sqlstate] ?? (sqlstate.startsWith("22") ? "type" : "refused")
+
+/** The server's `detail` is left out: it can show values of rows that the school must not see. */
+export const refusalOf = (error: PostgresError, shape: Shape): Refusal => {
+  const grant =
+    error.sqlstate === "42501" ? `; a DBA can allow it: GRANT SELECT, INSERT, UPDATE, DELETE ON ${qualified(shape.name)} TO ${ident(shape.role)}` : ""
+  return { reason: reasonOf(error.sqlstate), detail: `${error.message}${grant}` }
+}
+
+/** Refusals that may go away once other rows are written. */
+const MOVABLE = new Set(["unique", "foreign_key", "exclusion", "dependant"])
+
+/** Parents before children, as the foreign keys say; a circle is cut somewhere. */
+export const parentsFirst = (tables: Iterable<Table>): ReadonlyArray<Table> => {
+  const byName = new Map([...tables].sort((a, b) => (a.name < b.name ? -1 : 1)).map((table) => [table.name, table]))
+  const order = new Set<Table>()
+  const path = new Set<Table>()
+  const visit = (table: Table): void => {
+    if (order.has(table) || path.has(table)) return
+    path.add(table)
+    for (const reference of table.references) {
+      const parent = byName.get(reference.table)
+      if (parent !== undefined) visit(parent)
+    }
+    order.add(table)
+  }
+  for (const table of byName.values()) visit(table)
+  return [...order]
+}
+
+/** Answers what could not be written, and why; everything else is. */
+export const writeAll = (session: Session, writes: ReadonlyArray<Write>): Effect.Effect<ReadonlyMap<Write, Refusal>, PostgresError> =>
+  Effect.gen(function* () {
+    const position = new Map(parentsFirst(new Set(writes.map((write) => write.table))).map((table, i) => [table, i]))
+    const rank = (write: Write): number => {
+      const at = position.get(write.table) ?? 0
+      return write.kind === "delete" ? 2 * position.size - at : at
+    }
+    const ordered = [...writes].sort((a, b) => rank(a) - rank(b))
+    const refused = new Map<Write, Refusal>()
+    yield* halve(session, ordered, refused)
+    if (refused.size === 0) return refused
+
+    for (let isMoving = true; isMoving; ) {
+      isMoving = false
+      for (const [write, refusal] of [...refused]) {
+        if (!MOVABLE.has(refusal.reason) || write.needs.some((needed) => refused.has(needed))) continue
+        if ((yield* attempt(session, [write])) !== null) continue
+        refused.delete(write)
+        isMoving = true
+      }
+    }
+    yield* replay(session, refused)
+    for (const [write, refusal] of refused)
+      if (MOVABLE.has(refusal.reason) && write.needs.some((needed) => refused.has(needed))) refused.set(write, dependant)
+    return refused
+  })
+
+const halve = (session: Session, writes: ReadonlyArray<Write>, refused: Map<Write, Refusal>): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const free = writes.filter((write) => {
+      const hangs = write.needs.some((needed) => refused.has(needed))
+      if (hangs) refused.set(write, dependant)
+      return !hangs
+    })
+    const [only] = free
+    if (only === undefined) return
+    const failure = yield* attempt(session, free)
+    if (failure === null) return
+    if (failure.error.sqlstate === "42501" && failure.group.length > 0) {
+      for (const write of failure.group) refused.set(write, refusalOf(failure.error, write.shape))
+      return yield* halve(
+        session,
+        free.filter((write) => !refused.has(write)),
+        refused,
+      )
+    }
+    if (free.length === 1) {
+      refused.set(only, refusalOf(failure.error, only.shape))
+      return
+    }
+    const half = Math.ceil(free.length / 2)
+    yield* halve(session, free.slice(0, half), refused)
+    yield* halve(session, free.slice(half), refused)
+  })
+
+interface Failure {
+  readonly error: PostgresError
+  /** The writes of the statement that failed; empty when a deferred constraint spoke at the end. */
+  readonly group: ReadonlyArray<Write>
+}
+
+/** All of these, or none. Deferrable constraints are checked when all are written, while it can still be told whose fault it is. */
+const attempt = (session: Session, writes: ReadonlyArray<Write>): Effect.Effect<Failure | null, PostgresError> =>
+  within(
+    session,
+    Effect.gen(function* () {
+      const groups = Map.groupBy(writes, (write) => `${write.kind}\0${write.table.name}\0${Object.keys(write.set).sort().join("\0")}`)
+      for (const group of groups.values()) {
+        const error = yield* run(session, group).pipe(Effect.as(null), permanent)
+        if (error !== null) return { error, group }
+      }
+      return yield* checkDeferred(session)
+    }),
+  )
+
+const permanent = <A, R>(effect: Effect.Effect<A, PostgresError, R>): Effect.Effect<A | PostgresError, PostgresError, R> =>
+  Effect.catch(effect, (error) => (isTransient(error) ? Effect.fail(error) : Effect.succeed(error)))
+
+const checkDeferred = (session: Session): Effect.Effect<Failure | null, PostgresError> =>
+  Effect.map(session.execute("SET CONSTRAINTS ALL IMMEDIATE").pipe(Effect.as(null), permanent), (error) =>
+    error === null ? null : { error, group: [] },
+  )
+
+const within = <F extends Failure>(session: Session, body: Effect.Effect<F | null, PostgresError>): Effect.Effect<F | null, PostgresError> =>
+  Effect.gen(function* () {
+    yield* session.execute("SAVEPOINT attempt; SET CONSTRAINTS ALL DEFERRED")
+    const failure = yield* body
+    yield* session.execute(failure === null ? "RELEASE SAVEPOINT attempt" : "ROLLBACK TO SAVEPOINT attempt; RELEASE SAVEPOINT attempt")
+    return failure
+  })
+
+const typesOf = (write: Write, names: ReadonlyArray<string>): ReadonlyArray<string> =>
+  names.map((name) => write.shape.columns.get(name)?.base ?? "text")
+
+/** One statement for writes of one table, kind and set of columns. */
+const run = (session: Session, group: ReadonlyArray<Write>): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const [first] = group
+    if (first === undefined) return
+    const { table, kind } = first
+    const on = qualified(table.name)
+    const names = Object.keys(first.set).sort()
+    const types = names.map((name) => first.shape.columns.get(name)?.type ?? "text")
+    const keyTypes = typesOf(first, table.key)
+    const set = unnest(
+      group.map((write) => [...names.map((name) => write.set[name] ?? null), ...write.key]),
+      names.length + table.key.length,
+    )
+    if (kind === "insert") {
+      const { from, params } = unnest(
+        group.map((write) => names.map((name) => write.set[name] ?? null)),
+        names.length,
+      )
+      const sql = `INSERT INTO ${on} (${names.map(ident).join(", ")}) OVERRIDING SYSTEM VALUE SELECT ${names.map((_, i) => `u.u${i}::${types[i]}`).join(", ")} FROM ${from}`
+      return yield* expecting(session.execute(sql, params), group.length, table)
+    }
+    if (kind === "update") {
+      const sql = `UPDATE ${on} AS t SET ${names.map((name, i) => `${ident(name)} = u.u${i}::${types[i]}`).join(", ")} FROM ${set.from} WHERE ${matching(table.key, keyTypes, names.length)}`
+      return yield* expecting(session.execute(sql, set.params), group.length, table)
+    }
+    const { from, params } = unnest(
+      group.map((write) => write.key),
+      table.key.length,
+    )
+    const done = yield* session.execute(`DELETE FROM ${on} AS t USING ${from} WHERE ${matching(table.key, keyTypes)}`, params)
+    if (done === group.length) return
+    // A cascade of this batch may have taken rows along; what still stands was kept by a trigger.
+    const left = yield* session.texts(`SELECT 1 FROM ${from} JOIN ${on} AS t ON ${matching(table.key, keyTypes)} LIMIT 1`, params)
+    if (left.length > 0) return yield* skipped(table)
+  })
+
+const skipped = (table: Table): PostgresError =>
+  new PostgresError({
+    sqlstate: "P0001",
+    message: "a trigger in Postgres left the row out",
+    detail: "",
+    constraint: "",
+    table: table.name,
+    column: "",
+    sql: "",
+  })
+
+const expecting = (count: Effect.Effect<number, PostgresError>, wanted: number, table: Table): Effect.Effect<void, PostgresError> =>
+  Effect.flatMap(count, (done) => (done === wanted ? Effect.void : Effect.fail(skipped(table))))
+
+const forget = (refused: Map<Write, Refusal>, written: ReadonlyArray<Write>): void => {
+  for (const write of written) refused.delete(write)
+}
+
+/** What is left, as the school wrote it: one by one, in its own order. A row that fails even so is left out, the others start again. */
+const replay = (session: Session, refused: Map<Write, Refusal>): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    let left = [...refused].flatMap(([write, refusal]) => (MOVABLE.has(refusal.reason) ? [write] : []))
+    if (left.length < 2 || left.length > REPLAY_ROWS) return
+    // Rows that only point to each other need no order, just each other.
+    if ((yield* attempt(session, left)) === null) return forget(refused, left)
+    for (let losses = 0; left.length > 0 && losses <= REPLAY_LOSSES; losses++) {
+      const failure = yield* inOrder(session, left)
+      if (failure === null) return forget(refused, left)
+      const [guilty] = failure.group
+      if (guilty === undefined) return
+      left = left.filter((write) => write !== guilty && !write.needs.includes(guilty))
+    }
+  })
+
+const inOrder = (session: Session, writes: ReadonlyArray<Write>): Effect.Effect<Failure | null, PostgresError> =>
+  within(
+    session,
+    Effect.gen(function* () {
+      const steps = writes.flatMap((write) => write.steps.map((step) => ({ write, step }))).sort((a, b) => a.step.id - b.step.id)
+      for (const { write, step } of steps) {
+        if (step.kind !== "delete" && Object.keys(step.set).length === 0) continue
+        const error = yield* run(session, [{ ...write, ...step }]).pipe(Effect.as(null), permanent)
+        if (error !== null) return { error, group: [write] }
+      }
+      return yield* checkDeferred(session)
+    }),
+  )

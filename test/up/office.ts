@@ -1,0 +1,112 @@
+/** A head office with tables of a test's choice, and schools that push batches to it; no feed and no files. */
+import { createHash, randomUUID } from "node:crypto"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as ManagedRuntime from "effect/ManagedRuntime"
+import { encodeBatch, encodeChange } from "../../src/model/batch.ts"
+import type { Change, Exception, Verdicts } from "../../src/model/change.ts"
+import type { Strategy, Table } from "../../src/model/table.ts"
+import { readCatalog } from "../../src/postgres/catalog.ts"
+import { Postgres, type PostgresPool } from "../../src/postgres/client.ts"
+import { migrateHub } from "../../src/postgres/migrate.ts"
+import { Apply } from "../../src/up/apply.ts"
+import { Tables } from "../../src/up/tables.ts"
+import { createDatabase, run } from "../support/postgres.ts"
+
+export interface Rule {
+  readonly audience?: Table["audience"]
+  readonly direction?: Table["direction"]
+  readonly strategy?: Strategy
+  readonly columns?: Readonly<Record<string, Strategy>>
+}
+export type Draft = Partial<Change> & Pick<Change, "table" | "op" | "key">
+export interface ClockDraft {
+  readonly clockOffset?: number
+  readonly contactAt?: number
+}
+
+export interface OfficeOptions {
+  /** Another role than the owner applies the pushes. */
+  readonly role?: string
+  readonly had?: Tables["Service"]["had"]
+}
+
+/** `rules`: by table, without its schema; a table belongs to the school in `school_id` unless said otherwise. */
+export const openOffice = async (ddl: string, rules: Readonly<Record<string, Rule>>, options: OfficeOptions = {}) => {
+  const db = await createDatabase()
+  const owner = ManagedRuntime.make(Postgres.layer(db.url, "test"))
+  await owner.runPromise(Effect.flatMap(Postgres, migrateHub))
+  const sql = (text: string): Promise<ReadonlyArray<Record<string, unknown>>> => run(db.url, text)
+  await sql("INSERT INTO schoolbus.schools (id, name) VALUES ('a', 'A'), ('b', 'B')")
+  await sql(ddl)
+  const wanted = Object.entries(rules).map(([name, rule]) => ({
+    name: `public.${name}`,
+    audience: rule.audience ?? { column: "school_id" },
+    direction: rule.direction ?? ("both" as const),
+    priority: "medium" as const,
+    strategy: rule.strategy ?? ("vps_wins" as const),
+    columnStrategies: rule.columns ?? {},
+    system: false,
+  }))
+  const catalog = await owner.runPromise(Effect.flatMap(Postgres, (pg) => pg.tx((session) => readCatalog(session, wanted))))
+  if (catalog.problems.length > 0) throw new Error(catalog.problems.join("\n"))
+  const all = new Map(catalog.tables.map((table) => [table.name, table]))
+
+  const url = options.role === undefined ? db.url : Object.assign(new URL(db.url), { username: options.role }).href
+  const tables = Layer.succeed(Tables, { all: Effect.succeed(all), ...(options.had === undefined ? {} : { had: options.had }) })
+  const runtime = ManagedRuntime.make(Apply.layer.pipe(Layer.provide(tables), Layer.provideMerge(Postgres.layer(url, "test"))))
+
+  return {
+    sql,
+    tables: all,
+    withPg: <A, E>(body: (pg: PostgresPool) => Effect.Effect<A, E>): Promise<A> => runtime.runPromise(Effect.flatMap(Postgres, body)),
+    close: async () => {
+      await runtime.dispose()
+      await owner.dispose()
+      await db.drop()
+    },
+    /** One life of a school's file. */
+    school: (school: string, incarnation = randomUUID()) => {
+      let number = 0
+      let id = 0
+      const text = (batch: number, drafts: ReadonlyArray<Draft>, clock: ClockDraft = {}): string =>
+        encodeBatch(
+          { incarnation, number: batch, manifest: 1, clockOffset: 0, contactAt: 0, ...clock, changes: drafts.length },
+          drafts.map((draft) =>
+            encodeChange({
+              id: ++id,
+              at: Date.now(),
+              base: {},
+              mine: {},
+              ...draft,
+              table: draft.table.includes(".") ? draft.table : `public.${draft.table}`,
+            }),
+          ),
+        )
+      const send = (batch: number, body: string, now = Date.now()): Promise<Verdicts> =>
+        runtime.runPromise(
+          Effect.flatMap(Apply, (apply) =>
+            apply.batch({ school, incarnation, number: batch, hash: createHash("sha256").update(body).digest("hex"), text: body, now }),
+          ),
+        )
+      return {
+        incarnation,
+        text,
+        send,
+        push: async (drafts: ReadonlyArray<Draft>, clock: ClockDraft = {}) => {
+          const first = id + 1
+          const verdicts = await send(number + 1, text(number + 1, drafts, clock))
+          number++
+          const of = (i: number): ReadonlyArray<Exception> => verdicts.exceptions.filter((exception) => exception.id === first + i)
+          return {
+            exceptions: verdicts.exceptions,
+            of,
+            verdict: (i: number) => of(i)[0]?.verdict ?? "applied",
+            reason: (i: number) => of(i)[0]?.reason,
+            record: (i: number) => of(i)[0]?.record ?? "",
+          }
+        },
+      }
+    },
+  }
+}
