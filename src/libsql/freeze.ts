@@ -33,6 +33,8 @@ const KEYS_AT_ONCE = 200
 
 export interface FreezeOptions {
   readonly maxChanges?: number
+  /** Captured writes read at first. */
+  readonly pageRows?: number
 }
 
 export interface Frozen {
@@ -109,10 +111,11 @@ const readLater = (tx: Tx, width: number, ends: ReadonlyArray<End>, after: numbe
     for (const [tbl, key, ...old] of rows) into.set(keyId(Number(tbl), readText(key ?? null)), old)
   })
 
-const literals = /(?:'(?:[^']|'')*'|CAST\(X'[0-9A-F]*' AS TEXT\)|X'[0-9A-F]*'|-?[0-9][0-9.e+-]*)(?:,|$)/gy
+const literal = /(?:'(?:[^']|'')*'|CAST\(X'(?:[0-9A-F]{2})*' AS TEXT\)|X'(?:[0-9A-F]{2})*'|-?[0-9][0-9.e+-]*)(?:,(?!$)|$)/g
 
-/** A local key as the SQL literals it is made of; null when it is anything else. */
-const keyLiterals = (key: string): string | null => (key.replace(literals, "") === "" ? `(${key})` : null)
+/** A local key as a row of SQL literals; null when it is anything else. */
+const keyRow = (table: Table, key: string): string | null =>
+  key.replace(literal, "") === "" && key.match(literal)?.length === table.key.length ? `(${key})` : null
 
 /** Rows of one table as they stand now, for the given ends. A table or key column that is not there fails: nobody guesses that all rows are gone. */
 const readCurrent = (
@@ -139,7 +142,7 @@ const readCurrent = (
         ]),
       )
     }
-    const byNewKey = ends.flatMap(({ row, key }) => (key === row.key ? [] : (keyLiterals(key) ?? [])))
+    const byNewKey = ends.flatMap(({ row, key }) => (key === row.key ? [] : (keyRow(table, key) ?? [])))
     for (let i = 0; i < byNewKey.length; i += KEYS_AT_ONCE) {
       const some = byNewKey.slice(i, i + KEYS_AT_ONCE).join(", ")
       take(yield* tx.values(`${select} FROM ${from} t WHERE (${table.key.map((name) => `t.${ident(name)}`).join(", ")}) IN (VALUES ${some})`))
@@ -333,7 +336,8 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
     let lastId = 0
     let lookedAt = 0
     let isMore = true
-    let limit = FIRST_PAGE
+    const firstPage = options.pageRows ?? FIRST_PAGE
+    let limit = firstPage
     for (;;) {
       const page = yield* readPage(tx, width, lastId, limit)
       isMore = page.rows.length > 0
@@ -355,7 +359,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
       isMore = page.isMore || taken.count < page.rows.length
       if (!isMore || lines.length >= maxChanges || bytes >= BATCH_BYTES || lookedAt >= MAX_LOOKED_AT) break
       const room = Math.ceil(((BATCH_BYTES - bytes) * taken.count) / Math.max(1, taken.bytes))
-      limit = Math.max(FIRST_PAGE, Math.min(limit * PAGE_GROWTH, room, maxChanges - lines.length))
+      limit = Math.max(firstPage, Math.min(limit * PAGE_GROWTH, room, maxChanges - lines.length))
     }
     if (lines.length === 0) return { batches: 0, changes: 0, isMore }
     yield* store(tx, manifest, now, lines, lastId)

@@ -36,7 +36,7 @@ export const localKeySql = (table: Pick<Table, "key">, prefix: string): string =
     })
     .join(" || ',' || ")
 
-const literal = /(?:'((?:[^']|'')*)'|CAST\(X'([0-9A-F]*)' AS TEXT\)|X'([0-9A-F]*)'|(-?\d+)|(NULL))(?:,|$)/y
+const literal = /(?:'((?:[^']|'')*)'|CAST\(X'((?:[0-9A-F]{2})*)' AS TEXT\)|X'((?:[0-9A-F]{2})*)'|(-?\d+)|(NULL))(?:,(?!$)|$)/y
 
 /** A local key back into its cells; null when it is none, or one that is not valid text. */
 export const parseLocalKey = (key: string): ReadonlyArray<Cell> | null => {

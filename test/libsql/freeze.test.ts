@@ -436,25 +436,29 @@ describe("any sequence of writes", () => {
 
   it("replays to the same table, each base right at its moment, wherever batches are cut", async () => {
     await fc.assert(
-      fc.asyncProperty(fc.array(step, { minLength: 1, maxLength: 40 }), fc.integer({ min: 1, max: 9 }), async (steps, maxChanges) => {
-        school.program("UPDATE schoolbus_deliver SET active = 1; DELETE FROM pupils; DELETE FROM changes; UPDATE schoolbus_deliver SET active = 0")
-        const model = new Map<string, Row>()
-        for (const one of steps) {
-          school.program(`PRAGMA recursive_triggers = ${one.recursive ? "ON" : "OFF"}`)
-          try {
-            school.program(toSql(one))
-          } catch (error) {
-            expect(String(error)).toMatch(/UNIQUE/)
+      fc.asyncProperty(
+        fc.array(step, { minLength: 1, maxLength: 40 }),
+        fc.record({ maxChanges: fc.integer({ min: 1, max: 9 }), pageRows: fc.constantFrom(1, 2, 3, 128) }),
+        async (steps, options) => {
+          school.program("UPDATE schoolbus_deliver SET active = 1; DELETE FROM pupils; DELETE FROM changes; UPDATE schoolbus_deliver SET active = 0")
+          const model = new Map<string, Row>()
+          for (const one of steps) {
+            school.program(`PRAGMA recursive_triggers = ${one.recursive ? "ON" : "OFF"}`)
+            try {
+              school.program(toSql(one))
+            } catch (error) {
+              expect(String(error)).toMatch(/UNIQUE/)
+            }
+            if (one.freeze === 0) replay(model, await school.freeze(options))
           }
-          if (one.freeze === 0) replay(model, await school.freeze({ maxChanges }))
-        }
-        replay(model, await school.freeze({ maxChanges }))
-        const rows = school
-          .read("SELECT id, code, age FROM pupils")
-          .map(([key, c, n]) => [key, { ...whole, id: key, code: c, age: n === null ? null : Number(n) }] as const)
-        expect(new Map(rows)).toEqual(model)
-        expect(school.read("SELECT count(*) FROM changes WHERE op = 'R' OR batch IS NULL")).toEqual([[0n]])
-      }),
+          replay(model, await school.freeze(options))
+          const rows = school
+            .read("SELECT id, code, age FROM pupils")
+            .map(([key, c, n]) => [key, { ...whole, id: key, code: c, age: n === null ? null : Number(n) }] as const)
+          expect(new Map(rows)).toEqual(model)
+          expect(school.read("SELECT count(*) FROM changes WHERE op = 'R' OR batch IS NULL")).toEqual([[0n]])
+        },
+      ),
       { numRuns: 150 },
     )
   })
