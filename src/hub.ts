@@ -9,7 +9,7 @@ import { Feed } from "./down/feed.ts"
 import { prepare, runSource, type SourceError, slotName } from "./down/source.ts"
 import { authFor, makeApp } from "./http/server.ts"
 import { healthRoutes } from "./http/health.ts"
-import { linkRoutes, hubSyncNow } from "./http/link.ts"
+import { hubSyncNow, linkRoutes, syncRequests } from "./http/link.ts"
 import { slotRoutes, syncRoutes } from "./http/sync.ts"
 import { Libsql } from "./libsql/client.ts"
 import { lockFile } from "./libsql/lock.ts"
@@ -117,7 +117,7 @@ const layers = (options: HubOptions) => {
       return { all: Effect.map(list, (all) => new Map(all.map((entry) => [entry.name, entry.table]))) }
     }),
   )
-  const base = Layer.mergeAll(postgres, HubFactStore.layer, tables.pipe(Layer.provideMerge(feed)))
+  const base = Layer.mergeAll(postgres, HubFactStore.layer, syncRequests, tables.pipe(Layer.provideMerge(feed)))
   const services = Layer.mergeAll(Apply.layer, hubStatus, hubConflicts, hubRuns, hubSyncNow)
   return services.pipe(Layer.provideMerge(base))
 }
