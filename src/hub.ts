@@ -7,9 +7,10 @@ import * as Schedule from "effect/Schedule"
 import { type Config, loadConfig } from "./config.ts"
 import { Feed } from "./down/feed.ts"
 import { prepare, runSource, type SourceError, slotName } from "./down/source.ts"
+import { Calls, hubSyncNow } from "./http/calls.ts"
 import { authFor, makeApp } from "./http/server.ts"
 import { healthRoutes } from "./http/health.ts"
-import { hubSyncNow, linkRoutes, syncRequests } from "./http/link.ts"
+import { linkRoutes } from "./http/link.ts"
 import { slotRoutes, syncRoutes } from "./http/sync.ts"
 import { Libsql } from "./libsql/client.ts"
 import { lockFile } from "./libsql/lock.ts"
@@ -117,7 +118,7 @@ const layers = (options: HubOptions) => {
       return { all: Effect.map(list, (all) => new Map(all.map((entry) => [entry.name, entry.table]))) }
     }),
   )
-  const base = Layer.mergeAll(postgres, HubFactStore.layer, syncRequests, tables.pipe(Layer.provideMerge(feed)))
+  const base = Layer.mergeAll(postgres, Calls.layer.pipe(Layer.provideMerge(HubFactStore.layer)), tables.pipe(Layer.provideMerge(feed)))
   const services = Layer.mergeAll(Apply.layer, hubStatus, hubConflicts, hubRuns, hubSyncNow)
   return services.pipe(Layer.provideMerge(base))
 }

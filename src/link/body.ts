@@ -130,15 +130,17 @@ export const pressLines = (pieces: AsyncIterator<string> | Iterator<string>, enc
 }
 
 /** Chunks as they arrive, each within `idleMs` of the one before; BodyFault else, also when there are more than `maxBytes`. */
-export const readChunks = async function* (body: ReadableStream<Uint8Array> | null, limits: { readonly maxBytes: number; readonly idleMs: number }): AsyncGenerator<Uint8Array> {
+export const readChunks = async function* (body: ReadableStream<Uint8Array> | null, limits: { readonly maxBytes: number; readonly idleMs: number; readonly totalMs?: number }): AsyncGenerator<Uint8Array> {
   if (body === null) return
   const reader = body.getReader()
   let total = 0
+  const endAt = performance.now() + (limits.totalMs ?? Number.POSITIVE_INFINITY)
   let timer: ReturnType<typeof setTimeout> | undefined
   try {
     for (;;) {
+      const left = Math.max(0, Math.min(limits.idleMs, endAt - performance.now()))
       const silence = new Promise<never>((_, fail) => {
-        timer = setTimeout(() => fail(new BodyFault(`no byte for ${Math.round(limits.idleMs / 1000)} s`)), limits.idleMs)
+        timer = setTimeout(() => fail(new BodyFault(left < limits.idleMs ? "too slow" : `no byte for ${Math.round(limits.idleMs / 1000)} s`)), left)
       })
       const next = await Promise.race([reader.read(), silence])
       clearTimeout(timer)
@@ -153,7 +155,7 @@ export const readChunks = async function* (body: ReadableStream<Uint8Array> | nu
   }
 }
 
-export const readAll = async (body: ReadableStream<Uint8Array> | null, limits: { readonly maxBytes: number; readonly idleMs: number }): Promise<Uint8Array> => {
+export const readAll = async (body: ReadableStream<Uint8Array> | null, limits: { readonly maxBytes: number; readonly idleMs: number; readonly totalMs?: number }): Promise<Uint8Array> => {
   const chunks: Array<Uint8Array> = []
   for await (const chunk of readChunks(body, limits)) chunks.push(chunk)
   return chunks.length === 0 ? new Uint8Array() : join(chunks)

@@ -3,8 +3,12 @@
  * who it is and nothing in a request can.
  *
  * `POST /api/sync/hello` Hello -> Welcome · `GET /api/sync/manifest` -> Manifest ·
- * `GET /api/sync/pull?incarnation&token&epoch&seq&cut&staged&wait` -> lines · `POST /api/sync/push?incarnation&token&batch&hash&part&parts` bytes -> Verdicts ·
- * `POST /api/sync/heartbeat` Heartbeat -> Pulse. Every refusal is problem+json with a `code`.
+ * `GET /api/sync/pull?incarnation&token&epoch&seq&cut&staged&wait` -> lines (204: nothing new) · `GET /api/sync/stream?…` the same
+ * without end, an empty line while nothing happens · `POST /api/sync/push?incarnation&token&batch&hash&size&part&parts` bytes ->
+ * Verdicts, or PartsMissing (202) · `POST /api/sync/heartbeat` Heartbeat -> Pulse. Every refusal is problem+json with a `code`.
+ *
+ * A batch of `size` bytes goes in `parts` slices, the n-th (from 1) from `(n-1)*size/parts` to `n*size/parts`, rounded down, each
+ * compressed by itself. Part 0 has no body: it asks what is missing, and hands the batch over when nothing is.
  *
  * Lines of a pull: one JSON array each, its last element the CRC-32 (8 hex digits) of the line's text before the comma.
  *
@@ -28,6 +32,12 @@ export const PAGE_BYTES = 1024 * 1024
 export const LINE_ROWS = 500
 export const LINE_BYTES = 64 * 1024
 export const MAX_WAIT_SECONDS = 25
+/** A connection that is silent for longer is dead. */
+export const IDLE_MS = 45_000
+/** A body that takes longer in all is not waited for. */
+export const MAX_BODY_MS = 10 * 60_000
+/** On a long poll's answer: somebody asked this school to sync now. */
+export const SYNC_HEADER = "schoolbus-sync"
 /** One body of a push, compressed. A batch larger than this goes in numbered parts. */
 export const MAX_PART_BYTES = 4 * 1024 * 1024
 /** A batch, uncompressed. */
@@ -92,6 +102,43 @@ export const Staged = z.object({
 })
 export type Staged = z.infer<typeof Staged>
 
+const Text = (max: number) => z.string().max(max)
+const Whole = z.coerce.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER)
+
+export const PullQuery = z.object({
+  incarnation: z.uuid(),
+  token: Text(200),
+  epoch: Text(64),
+  seq: Whole,
+  cut: Text(16),
+  /** JSON of Staged; "" = nothing. */
+  staged: Text(2000).default(""),
+  wait: z.coerce.number().min(0).max(MAX_WAIT_SECONDS).default(0),
+})
+
+export const MAX_PARTS = 4096
+
+export const PushQuery = z
+  .object({
+    incarnation: z.uuid(),
+    token: Text(200),
+    batch: Whole.min(1),
+    hash: z.string().regex(/^[0-9a-f]{64}$/),
+    size: Whole.min(1).max(MAX_BATCH_BYTES),
+    part: Whole,
+    parts: Whole.min(1).max(MAX_PARTS),
+  })
+  .refine(({ part, parts }) => part <= parts, { message: "part is beyond parts", path: ["part"] })
+export type PushQuery = z.infer<typeof PushQuery>
+
+export const PartsMissing = z.object({ missing: z.array(z.number().int()) })
+
+/** Where the n-th of `parts` slices begins and ends. */
+export const sliceOf = (size: number, part: number, parts: number): readonly [start: number, end: number] => [
+  Math.floor(((part - 1) * size) / parts),
+  Math.floor((part * size) / parts),
+]
+
 export const Header = z.object({
   /** The rows are for this school; it checks. */
   school: z.string(),
@@ -130,6 +177,8 @@ export type ProblemCode =
   | "paused" // 403
   | "cloned" // 409: two copies of one school file
   | "restored" // 409: an older copy of a school file
+  | "wrong_school" // 409: this file belongs to another school than the key
+  | "hello" // 409: say hello again
   | "batch_gap" // 409 {expected}
   | "batch_differs" // 409: same number, other bytes
   | "not_a_batch" // 422

@@ -1,0 +1,128 @@
+/**
+ * Who is on the line: which schools have a request open or had one in the last minute, and which were asked to sync now.
+ * A school that waits in a long poll is told at once, another with its next heartbeat.
+ */
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
+import { Feed } from "../down/feed.ts"
+import { HubFactStore } from "../status/facts.ts"
+import { SyncNow } from "../status/sync-now.ts"
+
+const CONNECTED_MS = 60_000
+const LOOK_MS = 5_000
+
+interface Line {
+  open: number
+  lastAt: number
+  asked: boolean
+  readonly waiting: Set<Deferred.Deferred<void>>
+}
+
+export class Calls extends Context.Service<Calls, {
+  /** Counts a request of the school as open while the effect runs. */
+  readonly during: (school: string) => <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  /** The same for a body that outlives its handler; call the result when it ends. */
+  readonly enter: (school: string) => Effect.Effect<() => void>
+  /** Asks the school to sync now; true: it hears so at once. */
+  readonly ask: (school: string) => Effect.Effect<boolean>
+  /** True once after each `ask`. */
+  readonly take: (school: string) => Effect.Effect<boolean>
+  /** Completes when the school is asked, or was and does not know yet. */
+  readonly asked: (school: string) => Effect.Effect<void>
+}>()("schoolbus/http/Calls") {
+  static readonly layer: Layer.Layer<Calls, never, HubFactStore> = Layer.effect(
+    Calls,
+    Effect.gen(function* () {
+      const facts = yield* HubFactStore
+      const clock = yield* Clock.Clock
+      const lines = new Map<string, Line>()
+      const lineOf = (school: string): Line => {
+        const line = lines.get(school) ?? { open: 0, lastAt: 0, asked: false, waiting: new Set() }
+        lines.set(school, line)
+        return line
+      }
+      const publish = Effect.gen(function* () {
+        const now = clock.currentTimeMillisUnsafe()
+        const connected = [...lines].filter(([, line]) => line.open > 0 || now - line.lastAt < CONNECTED_MS).map(([school]) => school).sort()
+        if (connected.join("\0") !== (yield* facts.get).connected.join("\0")) yield* facts.set({ connected })
+      })
+      yield* Effect.forkScoped(Effect.repeat(publish, Schedule.spaced(LOOK_MS)))
+
+      const enter = (school: string) =>
+        Effect.gen(function* () {
+          const line = lineOf(school)
+          const isNews = line.open === 0 && clock.currentTimeMillisUnsafe() - line.lastAt >= CONNECTED_MS
+          line.open++
+          if (isNews) yield* publish
+          let isOpen = true
+          return () => {
+            if (!isOpen) return
+            isOpen = false
+            line.open--
+            line.lastAt = clock.currentTimeMillisUnsafe()
+          }
+        })
+
+      return Calls.of({
+        enter,
+        during: (school) => (effect) => Effect.acquireUseRelease(enter(school), () => effect, (leave) => Effect.sync(leave)),
+        ask: (school) =>
+          Effect.gen(function* () {
+            const line = lineOf(school)
+            line.asked = true
+            const waiting = [...line.waiting]
+            yield* Effect.forEach(waiting, (deferred) => Deferred.succeed(deferred, undefined), { discard: true })
+            return waiting.length > 0
+          }),
+        take: (school) =>
+          Effect.sync(() => {
+            const line = lineOf(school)
+            const { asked } = line
+            line.asked = false
+            return asked
+          }),
+        asked: (school) =>
+          Effect.gen(function* () {
+            const line = lineOf(school)
+            if (line.asked) return
+            const deferred = yield* Deferred.make<void>()
+            line.waiting.add(deferred)
+            yield* Effect.ensuring(Deferred.await(deferred), Effect.sync(() => void line.waiting.delete(deferred)))
+          }),
+      })
+    }),
+  )
+}
+
+/** "Sync now" at the hub: every school asked for, or the one that is named. */
+export const hubSyncNow: Layer.Layer<SyncNow, never, Calls | Feed> = Layer.effect(
+  SyncNow,
+  Effect.gen(function* () {
+    const calls = yield* Calls
+    const feed = yield* Feed
+    return SyncNow.of({
+      trigger: (request) =>
+        Effect.gen(function* () {
+          const known = (yield* feed.schools).filter((school) => !school.revoked && (request.school === undefined || school.id === request.school))
+          if (known.length === 0) {
+            const message = request.school === undefined ? "no school is enrolled yet; see: schoolbus schools add" : `no school ${request.school}; see: schoolbus schools list`
+            return { started: false, message, run: null, schools: [] }
+          }
+          const reached: Array<string> = []
+          for (const school of known) if (!school.paused && (yield* calls.ask(school.id))) reached.push(school.id)
+          const paused = known.filter((school) => school.paused).length
+          const later = known.length - reached.length - paused
+          const message = [
+            `${reached.length} of ${known.length} schools asked`,
+            ...(later > 0 ? [`${later} hear it at their next contact`] : []),
+            ...(paused > 0 ? [`${paused} paused`] : []),
+          ].join(", ")
+          return { started: reached.length + later > 0, message, run: null, schools: reached }
+        }),
+    })
+  }),
+)

@@ -1,0 +1,102 @@
+/**
+ * Who calls on the link: the school that the key says, with the file that shows the right token. Unknown, malformed and
+ * revoked keys get one answer; nothing in a request says who the school is.
+ */
+import * as Clock from "effect/Clock"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import { Feed, type Reader, type SchoolKey } from "../down/feed.ts"
+import type { LibsqlError } from "../libsql/client.ts"
+import { keyMatches, parseKey } from "../link/keys.ts"
+import type { ProblemCode } from "../link/protocol.ts"
+import { judgeToken, type TokenState } from "../link/token.ts"
+import { problem } from "./server.ts"
+
+/** An answer that ends the request early. */
+export class Answer extends Data.TaggedError("Answer")<{ readonly respond: () => Response }> {}
+
+export const refuse = (
+  status: number,
+  code: ProblemCode,
+  title: string,
+  detail: string,
+  extra: Readonly<Record<string, unknown>> = {},
+  headers: Readonly<Record<string, string>> = {},
+): Answer => new Answer({ respond: () => problem(status, code, title, detail, extra, headers) })
+
+/** The same caller is not written into the log more often than this. */
+const LOG_EVERY_MS = 60_000
+const LOGGED_MAX = 1000
+const logged = new Map<string, number>()
+
+const logOnce = (text: string): Effect.Effect<void> =>
+  Effect.gen(function* () {
+    const now = yield* Clock.currentTimeMillis
+    if (now - (logged.get(text) ?? Number.NEGATIVE_INFINITY) < LOG_EVERY_MS) return
+    if (logged.size >= LOGGED_MAX) logged.clear()
+    logged.set(text, now)
+    yield* Effect.logWarning(text)
+  })
+
+const fault = (id: string | null, key: SchoolKey | null, matches: boolean): string | null =>
+  id === null ? "without a readable key"
+  : key === null ? `with the unknown key ${id}`
+  : !matches ? `with a wrong secret for key ${id} of school ${key.school}`
+  : key.revoked ? `with the revoked key ${id} of school ${key.school}`
+  : null
+
+/** The school behind the key. While the hub does not hold all keys yet, an unknown one is told to come back. */
+export const authenticate = (request: Request): Effect.Effect<SchoolKey, Answer, Feed> =>
+  Effect.gen(function* () {
+    const feed = yield* Feed
+    const parsed = parseKey(/^Bearer +(\S+)$/i.exec(request.headers.get("authorization") ?? "")?.[1] ?? "")
+    const key = parsed === null ? null : yield* feed.key(parsed.id)
+    // An unknown key costs the same comparison as a known one.
+    const matches = keyMatches(parsed?.secret ?? "", key?.hash ?? "")
+    const wrong = fault(parsed?.id ?? null, key, matches)
+    if (wrong === null && key !== null) return key
+    if (parsed !== null && key === null && !(yield* feed.ready)) return yield* loading
+    yield* logOnce(`a request to the link ${wrong} was refused`)
+    return yield* refuse(401, "unauthorized", "Unknown key", "the key is unknown or revoked; head office can make a new one: schoolbus schools rotate-key", {}, {
+      "www-authenticate": 'Bearer realm="schoolbus"',
+    })
+  })
+
+export const loading: Answer = refuse(503, "loading", "Not ready yet", "the first copy of Postgres into the hub is under way", {}, { "retry-after": "2" })
+
+export const paused: Answer = refuse(403, "paused", "Paused", "head office has paused this school; it goes on with: schoolbus schools resume")
+
+export const tokenState = (reader: Reader): TokenState => ({ number: reader.token, secret: reader.secret, secretLast: reader.secret_last, shown: reader.shown === 1 })
+
+/** Only sent by a live file that another copy has overtaken, or by one that was put back. */
+export const refuseCopy = (reader: Reader, isOlder: boolean): Effect.Effect<never, Answer> =>
+  Effect.andThen(
+    logOnce(`school ${reader.school}: ${isOlder ? "an older copy" : "a second copy"} of file ${reader.incarnation} was refused`),
+    isOlder
+      ? refuse(409, "restored", "An older copy of this school's file", "the hub has seen a newer state of this file; give it a new life: start the node once with --new-life")
+      : refuse(409, "cloned", "Two copies of one file", "another copy of this school's file is in contact; stop one of the two, and start the other once with --new-life"),
+  )
+
+const sayHello: Answer = refuse(409, "hello", "Say hello first", "this hub does not know the file, or was restarted; the node says hello again by itself")
+
+/** The file behind a request after hello. Its cursor tells a copy that was put back from one that runs beside. */
+export const identify = (
+  key: SchoolKey,
+  shown: { readonly incarnation: string; readonly token: string; readonly epoch?: string; readonly seq?: number },
+): Effect.Effect<Reader, Answer | LibsqlError, Feed> =>
+  Effect.gen(function* () {
+    const feed = yield* Feed
+    const reader = yield* feed.reader.get(shown.incarnation)
+    if (reader === null || reader.school !== key.school) return yield* sayHello
+    switch (judgeToken(tokenState(reader), shown.token)) {
+      case "newest":
+        if (reader.shown !== 1) yield* feed.reader.seen(shown.incarnation, { shown: 1 })
+        return reader
+      case "repeated":
+        return reader
+      case "ahead":
+        return yield* sayHello
+      case "wrong":
+        return yield* refuseCopy(reader, shown.epoch === reader.epoch && (shown.seq ?? 0) < reader.seq)
+    }
+  })
