@@ -26,7 +26,7 @@ const FIRST_PAGE = 128
 const PAGE_GROWTH = 8
 
 /** Captured writes looked at in one call, also when they turn out to have changed nothing. */
-const MAX_LOOKED_AT = 4_000
+const MAX_LOOKED_AT = 3_000
 
 /** New keys looked up in one statement. */
 const KEYS_AT_ONCE = 200
