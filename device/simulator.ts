@@ -7,7 +7,7 @@
  * On a terminal it reads commands: `punch 1201`, `users`, `unsent`, `quit`.
  */
 import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs"
-import { connect } from "node:net"
+import { connect, type Socket } from "node:net"
 import { createInterface } from "node:readline"
 import { parseArgs } from "node:util"
 
@@ -23,8 +23,10 @@ export interface TerminalOptions {
   readonly serial: string
   /** Keeps users, unsent punches and stamps over a restart. */
   readonly data?: string
-  /** Seconds between polls; the server's Delay when absent. */
+  /** Seconds between polls, also after a failure; the server's Delay and ErrorDelay when absent. */
   readonly interval?: number
+  /** Users that fit in; one more is answered with 8, as firmware does. */
+  readonly capacity?: number
   readonly log?: (line: string) => void
 }
 
@@ -51,20 +53,26 @@ export interface Terminal {
 
 const TIMEOUT_MS = 10_000
 const BATCH_LINES = 100
+/** A clock that is off by less is left alone. */
+const CLOCK_SLACK_MS = 10_000
 
-const two = (n: number): string => String(n).padStart(2, "0")
-const wallClock = (now: Date): string =>
-  `${now.getFullYear()}-${two(now.getMonth() + 1)}-${two(now.getDate())} ${two(now.getHours())}:${two(now.getMinutes())}:${two(now.getSeconds())}`
+interface Answer {
+  readonly body: string
+  /** The `Date` header, ms since 1970: where the terminal takes its clock from. */
+  readonly date: number | null
+}
 
-/** One request on one connection, as firmware makes it; the body of a 200 answer, or null. */
-const exchange = (server: URL, method: "GET" | "POST", path: string, body: string): Promise<string | null> =>
+/** One request on one connection, as firmware makes it; a 200 answer, or null. */
+const exchange = (server: URL, wires: Set<Socket>, method: "GET" | "POST", path: string, body: string): Promise<Answer | null> =>
   new Promise((resolve) => {
-    const socket = connect({ host: server.hostname, port: Number(server.port || 80) })
+    const socket = connect({ host: server.hostname.replace(/^\[|\]$/g, ""), port: Number(server.port || 80) })
+    wires.add(socket)
     const chunks: Array<Buffer> = []
     let done = false
-    const finish = (answer: string | null): void => {
+    const finish = (answer: Answer | null): void => {
       if (done) return
       done = true
+      wires.delete(socket)
       clearTimeout(timer)
       socket.destroy()
       resolve(answer)
@@ -79,11 +87,16 @@ const exchange = (server: URL, method: "GET" | "POST", path: string, body: strin
       }
       const head = bytes.subarray(0, end).toString("latin1")
       const content = bytes.subarray(end + 4)
-      const length = /^content-length: *(\d+)/im.exec(head)?.[1]
-      if (length !== undefined && content.length < Number(length) && !isEnd) return
-      if (length === undefined && !isEnd) return
-      // Only this status line counts as success; nothing else does.
-      finish(/^HTTP\/1\.[01] 200 /.test(head) ? content.subarray(0, length === undefined ? content.length : Number(length)).toString("utf8") : null)
+      // Letter by letter, as firmware looks for them: another case is not found.
+      const length = /^Content-Length: *(\d+)/m.exec(head)?.[1]
+      const date = Date.parse(/^Date: *(.*)/m.exec(head)?.[1] ?? "")
+      if (length === undefined ? !isEnd : content.length < Number(length)) return isEnd ? finish(null) : undefined
+      // Only this status line counts as success; nothing else does. Without text/plain the clock is not taken.
+      if (!/^HTTP\/1\.[01] 200 /.test(head)) return finish(null)
+      finish({
+        body: content.subarray(0, length === undefined ? content.length : Number(length)).toString("utf8"),
+        date: head.includes("text/plain") && !Number.isNaN(date) ? date : null,
+      })
     }
     socket.on("data", (chunk) => {
       chunks.push(typeof chunk === "string" ? Buffer.from(chunk) : chunk)
@@ -108,7 +121,9 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
   const server = new URL(options.server)
   const log = options.log ?? (() => undefined)
   const memory: Memory =
-    options.data !== undefined && existsSync(options.data) ? (JSON.parse(readFileSync(options.data, "utf8")) as Memory) : { users: [], unsent: [], punches: 0 }
+    options.data !== undefined && existsSync(options.data)
+      ? (JSON.parse(readFileSync(options.data, "utf8")) as Memory)
+      : { users: [], unsent: [], punches: 0 }
   const save = (): void => {
     if (options.data === undefined) return
     writeFileSync(`${options.data}.new`, JSON.stringify(memory))
@@ -120,9 +135,21 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
   let delay = 10
   let errorDelay = 3
   let recheck = false
+  let poked = false
   let nudge: (() => void) | null = null
+  /** Results that no server has taken yet; they are posted again until one does. */
+  let results: Array<string> = []
+  // The wall clock: what the server's Date and TimeZone made of it.
+  let clockOffsetMs = 0
+  let zoneMinutes = 0
 
-  const call = async (method: "GET" | "POST", path: string, body = ""): Promise<string | null> => (plugged ? exchange(server, method, path, body) : null)
+  const wires = new Set<Socket>()
+  const call = async (method: "GET" | "POST", path: string, body = ""): Promise<string | null> => {
+    const answer = plugged ? await exchange(server, wires, method, path, body) : null
+    if (answer?.date != null && Math.abs(answer.date - (Date.now() + clockOffsetMs)) > CLOCK_SLACK_MS) clockOffsetMs = answer.date - Date.now()
+    return answer === null ? null : answer.body
+  }
+  const wallClock = (): string => new Date(Date.now() + clockOffsetMs + zoneMinutes * 60_000).toISOString().slice(0, 19).replace("T", " ")
   const sn = `SN=${options.serial}`
 
   const handshake = async (): Promise<boolean> => {
@@ -131,6 +158,8 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
     for (const line of answer.split(/\r?\n/).slice(0, -1)) {
       const [key, value] = line.split("=")
       if (key === "Delay") delay = Number(value)
+      // Below 12 they are hours, above minutes.
+      if (key === "TimeZone") zoneMinutes = Math.abs(Number(value)) < 12 ? Number(value) * 60 : Number(value)
       if (key === "ErrorDelay") errorDelay = Math.min(Number(value), options.interval ?? Number(value))
     }
     const facts = `~DeviceName=Simulator,MAC=00:17:61:00:00:01,FWVersion=Ver 6.60 Sim,PushVersion=Ver 2.4.1,UserCount=${memory.users.length},TransactionCount=${memory.punches}`
@@ -154,6 +183,8 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
     if (command.startsWith("DATA UPDATE USERINFO ") || command.startsWith("DATA USER ")) {
       const user = { pin: field(command, "PIN"), name: field(command, "Name"), card: field(command, "Card") }
       if (user.pin === "") return { code: -1, word, facts: "" }
+      const isNew = !memory.users.some((other) => other.pin === user.pin)
+      if (isNew && memory.users.length >= (options.capacity ?? Number.POSITIVE_INFINITY)) return { code: 8, word, facts: "" }
       memory.users = [...memory.users.filter((other) => other.pin !== user.pin), user]
       save()
       log(`user ${user.pin} ${user.name} stored`)
@@ -171,43 +202,76 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
       return { code: 0, word, facts: "" }
     }
     if (command === "INFO") {
-      return { code: 0, word, facts: `~DeviceName=Simulator\nFWVersion=Ver 6.60 Sim\nUserCount=${memory.users.length}\nTransactionCount=${memory.punches}\n` }
+      return {
+        code: 0,
+        word,
+        facts: `~DeviceName=Simulator\nFWVersion=Ver 6.60 Sim\nUserCount=${memory.users.length}\nTransactionCount=${memory.punches}\n`,
+      }
     }
     if (["LOG", "REBOOT", "AC_UNLOCK"].includes(word) || command.startsWith("DATA QUERY USERINFO")) return { code: 0, word, facts: "" }
     return { code: -1002, word, facts: "" }
   }
 
+  /** Answers of several lines go alone, the others together. */
+  const postResults = async (): Promise<boolean> => {
+    const isLong = (result: string): boolean => result.indexOf("\n") !== result.length - 1
+    const short = results.filter((result) => !isLong(result))
+    for (const post of [...(short.length === 0 ? [] : [short.join("")]), ...results.filter(isLong)]) {
+      if ((await call("POST", `/iclock/devicecmd?${sn}`, post)) === null) return false
+    }
+    results = []
+    return true
+  }
+
+  /** What is asked for comes as an upload of its own, before the command's result. */
+  const reportUsers = async (pin: string): Promise<boolean> => {
+    const lines = memory.users
+      .filter((user) => pin === "" || user.pin === pin)
+      .map((user) => `USER PIN=${user.pin}\tName=${user.name}\tPri=0\tPasswd=\tCard=${user.card}\tGrp=1\tTZ=0000000100000000\n`)
+    for (let at = 0; at < lines.length; at += BATCH_LINES) {
+      const answer = await call("POST", `/iclock/cdata?${sn}&table=OPERLOG&OpStamp=9999`, lines.slice(at, at + BATCH_LINES).join(""))
+      if (answer === null || !answer.includes("OK")) return false
+    }
+    return true
+  }
+
   const poll = async (isFirst: boolean): Promise<boolean> => {
-    const info = isFirst ? `&INFO=Ver 6.60 Sim,${memory.users.length},0,${memory.punches},127.0.0.1`.replaceAll(" ", "%20") : ""
+    const info = isFirst ? `&INFO=Ver 6.60 Sim,${memory.users.length},0,${memory.punches},127.0.0.1` : ""
+    if (!(await postResults())) return false
     const answer = await call("GET", `/iclock/getrequest?${sn}${info}`)
     if (answer === null || answer === "") return false
     const commands = answer.split(/\r?\n/).filter((line) => line.startsWith("C:"))
     if (commands.length === 0) return true
-    const results: Array<string> = []
     for (const line of commands) {
       const match = /^C:([^:]+):(.*)$/.exec(line)
       if (match === null) continue
-      const { code, word, facts } = execute(match[2] ?? "")
-      const result = `ID=${match[1]}&Return=${code}&CMD=${word}\n`
-      if (facts === "") results.push(result)
-      else if ((await call("POST", `/iclock/devicecmd?${sn}`, result + facts)) === null) return false
+      const command = match[2] ?? ""
+      if (command.startsWith("DATA QUERY USERINFO") && !(await reportUsers(field(command, "PIN")))) return false
+      const { code, word, facts } = execute(command)
+      results.push(`ID=${match[1]}&Return=${code}&CMD=${word}\n${facts}`)
     }
-    if (results.length > 0 && (await call("POST", `/iclock/devicecmd?${sn}`, results.join(""))) === null) return false
+    if (!(await postResults())) return false
     return poll(false)
   }
 
   const sleep = (seconds: number): Promise<void> =>
     new Promise((resolve) => {
-      const timer = setTimeout(resolve, seconds * 1000)
+      const timer = setTimeout(resolve, poked ? 0 : seconds * 1000)
       nudge = () => {
         clearTimeout(timer)
         resolve()
       }
     })
+  /** Now instead of at the next poll; also when the loop is busy at the moment. */
+  const poke = (): void => {
+    poked = true
+    nudge?.()
+  }
 
   const loop = async (): Promise<void> => {
     let isFirst = true
     while (running) {
+      poked = false
       if (!online || recheck) {
         recheck = false
         const before = online
@@ -227,24 +291,26 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
 
   return {
     punch: (pin, time, status = 0, verify = 1) => {
-      memory.unsent.push(`${pin}\t${time ?? wallClock(new Date())}\t${status}\t${verify}\t0\t0\t0\t`)
+      memory.unsent.push(`${pin}\t${time ?? wallClock()}\t${status}\t${verify}\t0\t0\t0\t`)
       memory.punches++
       save()
-      nudge?.()
+      poke()
     },
     users: () => memory.users,
     unsent: () => memory.unsent.length,
     online: () => online,
     cut: () => {
       plugged = false
+      for (const wire of wires) wire.destroy()
     },
     restore: () => {
       plugged = true
-      nudge?.()
+      poke()
     },
     stop: async () => {
       running = false
-      nudge?.()
+      for (const wire of wires) wire.destroy()
+      poke()
       await ended
     },
   }
@@ -252,9 +318,16 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
 
 const main = (): void => {
   const { values } = parseArgs({
-    options: { server: { type: "string" }, serial: { type: "string" }, data: { type: "string" }, interval: { type: "string" }, help: { type: "boolean", short: "h" } },
+    options: {
+      server: { type: "string" },
+      serial: { type: "string" },
+      data: { type: "string" },
+      interval: { type: "string" },
+      help: { type: "boolean", short: "h" },
+    },
   })
-  if (values.help === true || values.server === undefined || values.serial === undefined) {
+  const isBad = values.interval !== undefined && !(Number(values.interval) > 0)
+  if (isBad || values.help === true || values.server === undefined || values.serial === undefined) {
     process.stderr.write("simulator --server http://127.0.0.1:4490 --serial SIM0000001 [--data FILE] [--interval SECONDS]\n")
     process.exit(values.help === true ? 0 : 64)
   }

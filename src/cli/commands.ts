@@ -22,7 +22,7 @@ const HOST: OptionSpec = { name: "host", kind: "text", default: "127.0.0.1", hel
 const SCHOOL: OptionSpec = { name: "school", kind: "text", help: "at the hub: only this school" }
 const SLOT: OptionSpec = { name: "slot", kind: "text", help: "name of the hub's replication slot; default: schoolbus_ and the database's name" }
 
-const COMMANDS: ReadonlyArray<Command> = [
+export const COMMANDS: ReadonlyArray<Command> = [
   {
     name: "hub",
     summary: "run the hub on the VPS",

@@ -30,13 +30,22 @@ export const cutName = (name: string): string => {
 /** `decimal`: as newer firmware uploads cards; `bracket`: 10 hex digits, low byte first, the only form that old firmware reads. */
 export type CardForm = "decimal" | "bracket"
 
-export const cardValue = (card: string | null, form: CardForm): string => {
+const isCardNumber = (card: string): boolean => /^\d{1,10}$/.test(card) && Number(card) <= 0xffff_ffff
+
+const cardValue = (card: string | null): string => {
   const plain = fieldValue(card ?? "")
-  if (!/^\d{1,10}$/.test(plain) || Number(plain) > 0xffff_ffff) return plain
-  if (form === "decimal") return String(Number(plain))
-  const bytes = (Number(plain).toString(16).padStart(8, "0").match(/../g) ?? []).reverse()
-  return `[${bytes.join("").toUpperCase()}00]`
+  return isCardNumber(plain) ? String(Number(plain)) : plain
 }
+
+/** A queued command as this terminal reads cards: which form that is, is known when it calls. */
+export const inCardForm = (command: string, form: CardForm): string =>
+  form === "decimal"
+    ? command
+    : command.replace(/\tCard=(\d+)(?=\t)/, (field, card: string) => {
+        if (!isCardNumber(card)) return field
+        const bytes = (Number(card).toString(16).padStart(8, "0").match(/../g) ?? []).reverse()
+        return `\tCard=[${bytes.join("").toUpperCase()}00]`
+      })
 
 export interface PersonOnTerminal {
   readonly pin: string
@@ -45,13 +54,13 @@ export interface PersonOnTerminal {
 }
 
 /** Insert or overwrite; a field that is left out would be reset, so all are named. Never an administrator. */
-export const updateUser = (person: PersonOnTerminal, form: CardForm): string =>
+export const updateUser = (person: PersonOnTerminal): string =>
   [
     `DATA UPDATE USERINFO PIN=${fieldValue(person.pin)}`,
     `Name=${cutName(person.name)}`,
     "Pri=0",
     "Passwd=",
-    `Card=${cardValue(person.card, form)}`,
+    `Card=${cardValue(person.card)}`,
     "Grp=1",
     "TZ=0000000100000000",
   ].join("\t")

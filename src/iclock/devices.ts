@@ -11,7 +11,7 @@ import * as Layer from "effect/Layer"
 import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import type { Manifest } from "../model/table.ts"
 import { isZone, timestamptz } from "./clock.ts"
-import { type CommandResult, commandAnswer, isDelete, judgeResult, manualCommands, type QueuedCommand } from "./command.ts"
+import { type CardForm, type CommandResult, commandAnswer, inCardForm, isDelete, judgeResult, manualCommands, type QueuedCommand } from "./command.ts"
 import type { School } from "./punches.ts"
 
 /** Unknown terminals that are listed; more are refused without a trace. */
@@ -98,6 +98,9 @@ export const queueCommands = (
 /** Makes the roster look at everyone, also at what failed before. */
 export const markAll = (tx: Tx): Effect.Effect<number, LibsqlError> =>
   tx.run("INSERT OR IGNORE INTO schoolbus_roster_dirty (tbl, taken) VALUES ('*', 0)")
+
+/** Old firmware names no protocol version in its handshake. */
+export const cardFormOf = (device: Device): CardForm => (device.push_version === null ? "bracket" : "decimal")
 
 const OPEN = "status IN ('pending', 'sent')"
 
@@ -289,7 +292,9 @@ export class Devices extends Context.Service<
             return null
           }
           const tired = due.filter((command) => command.attempts >= MAX_ATTEMPTS)
-          const { text, sent } = commandAnswer(due.filter((command) => command.attempts < MAX_ATTEMPTS))
+          const form = cardFormOf(device)
+          const ready = due.filter((command) => command.attempts < MAX_ATTEMPTS)
+          const { text, sent } = commandAnswer(ready.map(({ id, command }) => ({ id, command: inCardForm(command, form) })))
           yield* db.write((tx) =>
             Effect.gen(function* () {
               if (tired.length > 0)

@@ -161,7 +161,6 @@ const writeSteps = (tx: Tx, school: string, device: Device, steps: ReadonlyArray
   Effect.gen(function* () {
     const at = timestamptz(now)
     const id = BigInt(device.id)
-    const cardForm = device.push_version === null ? "bracket" : "decimal"
     const rows = steps.map((step) =>
       step.kind === "add"
         ? {
@@ -170,7 +169,7 @@ const writeSteps = (tx: Tx, school: string, device: Device, steps: ReadonlyArray
             person: step.person.id,
             name: cutName(step.person.name),
             card: step.person.card,
-            command: updateUser({ pin: step.pin, name: step.person.name, card: step.person.card }, cardForm),
+            command: updateUser({ pin: step.pin, name: step.person.name, card: step.person.card }),
           }
         : {
             pin: step.held.pin,

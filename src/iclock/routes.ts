@@ -19,8 +19,8 @@ import {
   type Upload,
 } from "./cdata.ts"
 import { utcToWall, wallNumber } from "./clock.ts"
-import { parseResults, updateUser } from "./command.ts"
-import { type Device, type DeviceFacts, Devices, readSchool } from "./devices.ts"
+import { inCardForm, parseResults, updateUser } from "./command.ts"
+import { cardFormOf, type Device, type DeviceFacts, Devices, readSchool } from "./devices.ts"
 import { accessOptions, handshakeReply, registryCode } from "./handshake.ts"
 import type { IclockAnswer } from "./http.ts"
 import { skewOf, storePunches } from "./punches.ts"
@@ -148,7 +148,7 @@ const roamingUser = ({ device }: Admitted, pin: string) =>
         [normalPin(pin), device.id],
       ),
     )
-    return accepted(row === undefined ? "NONE" : `${updateUser(row, device.push_version === null ? "bracket" : "decimal")}\n`)
+    return accepted(row === undefined ? "NONE" : `${inCardForm(updateUser(row), cardFormOf(device))}\n`)
   })
 
 const cdata = (admitted: Admitted, request: IclockRequest, body: Uint8Array) =>

@@ -26,7 +26,7 @@ const FIRST_PAGE = 128
 const PAGE_GROWTH = 8
 
 /** Captured writes looked at in one call, also when they turn out to have changed nothing. */
-const MAX_LOOKED_AT = 4_000
+const MAX_LOOKED_AT = 3_000
 
 /** New keys looked up in one statement. */
 const KEYS_AT_ONCE = 200
@@ -100,15 +100,51 @@ const readPage = (tx: Tx, width: number, after: number, limit: number): Effect.E
     }),
   )
 
-/** Old values of each key's next open write after the page: only that has them; an insert would say nothing. */
-const readLater = (tx: Tx, width: number, ends: ReadonlyArray<End>, after: number, into: Map<string, Values>): Effect.Effect<void, LibsqlError> =>
+/**
+ * What the open writes after the page say of its keys. Into `into`: the old values of each key's next one. Answered: the
+ * noted keys that are made anew before that, so that the row which was noted is gone, whatever stands there now.
+ */
+const readLater = (
+  tx: Tx,
+  width: number,
+  ends: ReadonlyArray<End>,
+  after: number,
+  into: Map<string, Values>,
+): Effect.Effect<ReadonlySet<string>, LibsqlError> =>
   Effect.gen(function* () {
+    const asJson = (some: ReadonlyArray<End>) => JSON.stringify(some.map(({ row, key }) => [row.tbl, key]))
     const rows = yield* tx.values(
-      `SELECT c.tbl, ${safely("c.key")}${vColumns(width)} FROM json_each(?1) j CROSS JOIN changes c
+      `SELECT c.id, c.tbl, ${safely("c.key")}${vColumns(width)} FROM json_each(?1) j CROSS JOIN changes c
         WHERE c.id = (SELECT min(n.id) FROM changes n WHERE n.tbl = j.value ->> 0 AND n.key = j.value ->> 1 AND n.id > ?2 AND n.batch IS NULL AND n.op <> 'I')`,
-      [JSON.stringify(ends.map(({ row, key }) => [row.tbl, key])), after],
+      [asJson(ends), after],
     )
-    for (const [tbl, key, ...old] of rows) into.set(keyId(Number(tbl), readText(key ?? null)), old)
+    const idByKey = new Map<string, number>()
+    for (const [id, tbl, key, ...old] of rows) {
+      const found = keyId(Number(tbl), readText(key ?? null))
+      idByKey.set(found, Number(id))
+      into.set(found, old)
+    }
+    const noted = ends.filter(({ row }) => row.op === "R")
+    const remade = new Set<string>()
+    if (noted.length === 0) return remade
+    // Inserts stand in no index by key, so this looks at every open write; notes without a write of their own are rare.
+    const made = yield* tx.all<{ tbl: number; key: string; id: number }>(
+      `WITH noted AS MATERIALIZED (SELECT value ->> 0 AS tbl, value ->> 1 AS key FROM json_each(?1))
+       SELECT c.tbl, c.key, min(c.id) AS id FROM changes c
+        WHERE c.batch IS NULL AND c.id > ?2 AND c.op = 'I' AND (c.tbl, c.key) IN (SELECT tbl, key FROM noted) GROUP BY c.tbl, c.key
+       UNION ALL
+       SELECT c.tbl, c.new_key, min(c.id) FROM noted CROSS JOIN changes c ON c.tbl = noted.tbl AND c.new_key = noted.key
+        WHERE c.batch IS NULL AND c.id > ?2 GROUP BY c.tbl, c.new_key`,
+      [asJson(noted), after],
+    )
+    for (const { tbl, key, id } of made) {
+      const found = keyId(tbl, key)
+      if (id < (idByKey.get(found) ?? Number.POSITIVE_INFINITY)) {
+        into.delete(found)
+        remade.add(found)
+      }
+    }
+    return remade
   })
 
 const literal = /(?:'(?:[^']|'')*'|CAST\(X'(?:[0-9A-F]{2})*' AS TEXT\)|X'(?:[0-9A-F]{2})*'|-?[0-9][0-9.e+-]*)(?:,(?!$)|$)/g
@@ -159,10 +195,11 @@ const readBeyond = (
   Effect.gen(function* () {
     const beyond = new Map<string, Values>()
     const ends = openEnds(page.rows)
-    if (page.isMore) yield* readLater(tx, width, ends, page.rows.at(-1)?.id ?? 0, beyond)
+    const remade = page.isMore ? yield* readLater(tx, width, ends, page.rows.at(-1)?.id ?? 0, beyond) : new Set<string>()
     const byTable = new Map<number, Array<End>>()
     for (const end of ends) {
-      if (beyond.has(keyId(end.row.tbl, end.key))) continue
+      const id = keyId(end.row.tbl, end.key)
+      if (beyond.has(id) || remade.has(id)) continue
       const some = byTable.get(end.row.tbl)
       if (some === undefined) byTable.set(end.row.tbl, [end])
       else some.push(end)

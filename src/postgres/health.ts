@@ -1,6 +1,6 @@
 /** What Postgres says about the slot and about open work, and the few rows the hub leaves there for the DBA's views. */
 import * as Effect from "effect/Effect"
-import type { PostgresError, PostgresPool, Session } from "./client.ts"
+import { type PostgresError, type PostgresPool, qualified, type Session } from "./client.ts"
 
 /** One row of `schoolbus.slot_health`; null = Postgres cannot say. */
 export interface SlotHealth {
@@ -49,12 +49,6 @@ export const readSlots = (session: Session): Effect.Effect<ReadonlyArray<SlotHea
       })),
   )
 
-export interface EnrolledSchool {
-  readonly id: string
-  readonly name: string
-  readonly paused: boolean
-}
-
 /** Open conflicts and quarantined changes of one school and table. */
 export interface OpenWork {
   readonly school: string
@@ -62,10 +56,6 @@ export interface OpenWork {
   readonly conflicts: number
   readonly failed: number
 }
-
-/** Schools that are enrolled and not revoked. */
-export const readSchools = (session: Session): Effect.Effect<ReadonlyArray<EnrolledSchool>, PostgresError> =>
-  session.query<EnrolledSchool>(`SELECT id, name, paused FROM schoolbus.schools WHERE revoked_at IS NULL ORDER BY id`)
 
 /** Uses the partial indexes `conflicts_waiting` and `quarantine_waiting`, so it costs what is open, not what ever was. */
 export const readOpenWork = (session: Session): Effect.Effect<ReadonlyArray<OpenWork>, PostgresError> =>
@@ -76,6 +66,19 @@ export const readOpenWork = (session: Session): Effect.Effect<ReadonlyArray<Open
              SELECT school, table_name, 0, 1 FROM schoolbus.quarantine WHERE status = 'open') open
       GROUP BY 1, 2`,
   )
+
+/** About how many rows each table has, as the server's statistics say; a table that was never analysed is left out. */
+export const readEstimates = (session: Session, tables: ReadonlyArray<string>): Effect.Effect<ReadonlyMap<string, number>, PostgresError> =>
+  tables.length === 0
+    ? Effect.succeed(new Map())
+    : Effect.map(
+        session.query<{ table: string; rows: number }>(
+          `SELECT t.name AS "table", c.reltuples::float8 AS rows FROM json_to_recordset($1::text::json) AS t (name text, quoted text)
+             JOIN pg_class c ON c.oid = to_regclass(t.quoted) WHERE c.reltuples > 0`,
+          [JSON.stringify(tables.map((name) => ({ name, quoted: qualified(name) })))],
+        ),
+        (rows) => new Map(rows.map((row) => [row.table, Math.round(row.rows)])),
+      )
 
 /** One school as `schoolbus.school_health` shows it to the DBA. Times in ms since 1970; null = never. */
 export interface SchoolHealthRow {

@@ -11,7 +11,7 @@ import { slotName } from "../down/source.ts"
 import { Libsql } from "../libsql/client.ts"
 import { printLsn } from "../model/lsn.ts"
 import { Postgres } from "../postgres/client.ts"
-import { type OpenWork, readOpenWork, readSlots, recordHealth, type SlotHealth } from "../postgres/health.ts"
+import { type OpenWork, readEstimates, readOpenWork, readSlots, recordHealth, type SlotHealth } from "../postgres/health.ts"
 import { runtimeName } from "../runtime.ts"
 import { VERSION } from "../version.ts"
 import { HubFactStore } from "./facts.ts"
@@ -40,7 +40,7 @@ export const saidBy = (reader: Pick<Reader, "status" | "pending">) => {
       reason: typeof said["reason"] === "string" ? said["reason"] : null,
       pending: number("pending"),
       oldestPendingAt: typeof said["oldestPendingAt"] === "number" ? said["oldestPendingAt"] : null,
-      behind: number("behind"),
+      failed: number("quarantined"),
       devices: number("devices"),
     }
   } catch {
@@ -78,6 +78,8 @@ interface FromPostgres {
   readonly ok: boolean
   readonly slots: ReadonlyArray<SlotHealth>
   readonly open: ReadonlyArray<OpenWork>
+  /** Of tables whose first copy is under way. */
+  readonly estimates: ReadonlyMap<string, number>
 }
 
 export const slotView = ({ maxSlotWalKeepSize: _, ...slot }: SlotHealth): SlotView => slot
@@ -89,13 +91,14 @@ const make = Effect.gen(function* () {
   const facts = yield* HubFactStore
   const ownSlot = slotName(pg.url)
 
-  let known: FromPostgres = { at: 0, ok: false, slots: [], open: [] }
+  let known: FromPostgres = { at: 0, ok: false, slots: [], open: [], estimates: new Map() }
   const askPostgres = Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
     if (now - known.at < POSTGRES_EVERY_MS) return known
-    const asked = yield* Effect.all([readSlots(pg), readOpenWork(pg)]).pipe(Effect.timeoutOption(POSTGRES_TIMEOUT_MS), Effect.option)
+    const { loading } = yield* facts.get
+    const asked = yield* Effect.all([readSlots(pg), readOpenWork(pg), readEstimates(pg, loading.map((one) => one.table))]).pipe(Effect.timeoutOption(POSTGRES_TIMEOUT_MS), Effect.option)
     const answer = asked._tag === "Some" && asked.value._tag === "Some" ? asked.value.value : null
-    known = answer === null ? { ...known, at: now, ok: false } : { at: now, ok: true, slots: answer[0], open: answer[1] }
+    known = answer === null ? { ...known, at: now, ok: false } : { at: now, ok: true, slots: answer[0], open: answer[1], estimates: answer[2] }
     return known
   })
 
@@ -165,13 +168,14 @@ const make = Effect.gen(function* () {
         lagRows,
         pending: said?.pending ?? reader?.pending ?? 0,
         oldestPendingAt: timeOf(said?.oldestPendingAt ?? null),
-        failed: mine.reduce((n, work) => n + work.failed, 0) + (said?.behind ?? 0),
+        // The school also knows of rows that it cannot show; the hub may know of newer refusals.
+          failed: Math.max(mine.reduce((n, work) => n + work.failed, 0), said?.failed ?? 0),
         conflicts: mine.reduce((n, work) => n + work.conflicts, 0),
         devices: said?.devices ?? 0,
       }
     })
 
-    const rows = new Map((yield* rowsByTable).map((row) => [row.tbl, row.n]))
+    const rows = new Map((yield* rowsByTable(`${state.epoch} ${state.seq} ${own.loading.length}`)).map((row) => [row.tbl, row.n]))
     const feedTables = (yield* feed.tables).filter((table) => !table.hubOnly && !table.table.system)
     const tables = feedTables.map((table): TableStatus => {
       const work = open.filter((one) => one.table === table.name)
@@ -212,7 +216,7 @@ const make = Effect.gen(function* () {
       summary: hubSentence({ state: hubState, reason, ...totals }, states),
       totals,
       tables,
-      progress: own.loading,
+      progress: own.loading.map((one) => ({ ...one, total: Math.max(one.rows, one.total, fromPostgres.estimates.get(one.table) ?? 0) })),
       postgres,
       stream: { state: own.stream, detail: own.streamDetail },
       feed: {

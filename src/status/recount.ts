@@ -1,19 +1,23 @@
-/** Counting a large table costs; a count is repeated only when the last one is older than twenty times what it took. */
+/** Counting large tables costs: a count is repeated when something has changed, but the larger it is, the less often. */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 
-/** At most about 5 % of a reader's time goes into counting, however often a status is asked for. */
+/** A count that takes less than this is repeated at every change. */
+const CHEAP_MS = 200
+/** Otherwise it rests for twenty times what it took: at most about 5 % of a reader's time goes into counting. */
 const REST_FACTOR = 20
 
-export const recount = <A, E, R>(count: Effect.Effect<A, E, R>): Effect.Effect<Effect.Effect<A, E, R>> =>
+/** `version` names the state that is counted: the same text, the same count. */
+export const recount = <A, E, R>(count: Effect.Effect<A, E, R>): Effect.Effect<(version: string) => Effect.Effect<A, E, R>> =>
   Effect.sync(() => {
-    let last: { readonly value: A; readonly until: number } | null = null
-    return Effect.gen(function* () {
-      const from = yield* Clock.currentTimeMillis
-      if (last !== null && from < last.until) return last.value
-      const value = yield* count
-      const now = yield* Clock.currentTimeMillis
-      last = { value, until: now + (now - from) * REST_FACTOR }
-      return value
-    })
+    let last: { readonly value: A; readonly version: string; readonly until: number } | null = null
+    return (version) =>
+      Effect.gen(function* () {
+        const from = yield* Clock.currentTimeMillis
+        if (last !== null && (last.version === version || from < last.until)) return last.value
+        const value = yield* count
+        const took = (yield* Clock.currentTimeMillis) - from
+        last = { value, version, until: took < CHEAP_MS ? 0 : from + took * (REST_FACTOR + 1) }
+        return value
+      })
   })

@@ -66,7 +66,8 @@ const readFacts = (tx: Tx) =>
     const devicesTable = manifestOf(state?.manifest ?? null)?.tables.find((table) => table.name === "schoolbus.devices")?.local ?? ""
     const devices = yield* when(devicesTable, tx.all<{ status: string; n: number }>(`SELECT status, count(*) AS n FROM ${ident(devicesTable)} GROUP BY status`))
     const workers = yield* tx.all<{ module: string; failed: number; error: string | null }>("SELECT module, failed, error FROM schoolbus_worker ORDER BY module")
-    return { state, pending, work, behind, conflicts, quarantine, staged: staged?.n === 1, devices, workers }
+    const [sequence] = yield* tx.all<{ seq: number }>("SELECT seq FROM sqlite_sequence WHERE name = 'changes'")
+    return { newest: sequence?.seq ?? 0, state, pending, work, behind, conflicts, quarantine, staged: staged?.n === 1, devices, workers }
   })
 
 const make = Effect.gen(function* () {
@@ -106,8 +107,9 @@ const make = Effect.gen(function* () {
     const manifest = manifestOf(read.state?.manifest ?? null)
     const all = (manifest?.tables ?? []).filter((table) => !table.system)
     if (all.map((table) => table.name).join() !== shown.map((table) => table.name).join()) shown = all
-    const rows = numberByName(yield* rowsByTable)
     const pending = numberByName(read.pending)
+    // Rows change with a cut, or with a captured write.
+    const rows = numberByName(yield* rowsByTable(`${read.state?.epoch} ${read.state?.seq} ${read.newest} ${own.progress?.rows} ${shown.length}`))
     const behindByTable = new Map(read.behind.map((row) => [row.name, row]))
     const conflicts = numberByName(read.conflicts)
     const quarantine = numberByName(read.quarantine)

@@ -13,16 +13,13 @@ import { decodeBatch, type DecodedBatch } from "../link/frame.ts"
 import type { Exception, Verdicts } from "../model/change.ts"
 import type { Table } from "../model/table.ts"
 import { Postgres, type PostgresError, type Session } from "../postgres/client.ts"
-import { carryOut, type Ground, type Outcome } from "./carry-out.ts"
+import { carryOut, type Ground, type Outcome, setTimeouts } from "./carry-out.ts"
 import { coalesce } from "./coalesce.ts"
 import { retryDependants } from "./quarantine.ts"
 import { putQuarantined, readOpen, record } from "./records.ts"
 import { correctedTime } from "./resolve.ts"
 import { Tables } from "./tables.ts"
 
-/** Head office's programs never wait longer for us, nor we for them. */
-const LOCK_TIMEOUT_MS = 500
-const STATEMENT_TIMEOUT_MS = 60_000
 const RETRIES = 3
 
 /** The hub has not seen the batch before this one; the school must send `expected` first. */
@@ -78,10 +75,6 @@ export class Apply extends Context.Service<
   )
 }
 
-/** Waits shortly for locks, so that a program of head office is never stopped by a push. */
-export const setTimeouts = (session: Session): Effect.Effect<unknown, PostgresError> =>
-  session.execute(`SET LOCAL lock_timeout = ${LOCK_TIMEOUT_MS}; SET LOCAL statement_timeout = ${STATEMENT_TIMEOUT_MS}`)
-
 const applyBatch = (session: Session, input: BatchInput, decoded: DecodedBatch, base: Pick<Ground, "school" | "tables" | "had">) =>
   Effect.gen(function* () {
     yield* setTimeouts(session)
@@ -92,7 +85,11 @@ const applyBatch = (session: Session, input: BatchInput, decoded: DecodedBatch, 
     const { header, batch, unreadable } = decoded
     const clock = { offset: header.clockOffset, contactAt: header.contactAt, now: input.now }
     const changes = batch.changes.map((change) => ({ ...change, at: correctedTime(change.at, clock) }))
-    const open = yield* readOpen(session, input, changes)
+    const open = yield* readOpen(
+      session,
+      input,
+      changes.filter((change) => base.tables.has(change.table)),
+    )
     const ground: Ground = { ...base, stored: open.stored, openBases: open.bases }
     const outcomes = yield* carryOut(session, ground, coalesce(changes, open.waiting))
     const exceptions = [...(yield* keepUnreadable(session, input, unreadable)), ...(yield* record(session, input, outcomes, open))]

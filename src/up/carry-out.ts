@@ -73,22 +73,32 @@ interface Work extends Pointing, Leaving {
   isDelete: boolean
 }
 
+/** Head office's programs never wait longer for us, nor we for them. */
+const LOCK_TIMEOUT_MS = 500
+const STATEMENT_TIMEOUT_MS = 60_000
+
+export const setTimeouts = (session: Session): Effect.Effect<unknown, PostgresError> =>
+  session.execute(`SET LOCAL lock_timeout = ${LOCK_TIMEOUT_MS}; SET LOCAL statement_timeout = ${STATEMENT_TIMEOUT_MS}`)
+
 export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArray<RowChange>): Effect.Effect<ReadonlyArray<Outcome>, PostgresError> =>
   Effect.gen(function* () {
     const names = new Set<string>()
     for (const { table } of changes) {
+      const known = ground.tables.get(table)
+      if (known === undefined) continue
       names.add(table)
-      for (const reference of ground.tables.get(table)?.references ?? []) names.add(reference.table)
+      for (const reference of known.references) names.add(reference.table)
     }
     const shapes = yield* readShapes(session, [...names])
     const refusals = new Map<RowChange, Refusal>()
     const works = new Map<RowChange, Work>()
     for (const change of changes) {
+      if (change.op === "none") continue
       const table = ground.tables.get(change.table)
       const shape = shapes.get(change.table)
       const refusal = formRefusal(table, shape, change.table, change)
       if (refusal !== null || table === undefined || shape === undefined) refusals.set(change, refusal ?? notYours)
-      else if (change.op !== "none") works.set(change, startWork(change, table, shape))
+      else works.set(change, startWork(change, table, shape))
     }
     const all = [...works.values()]
     yield* spell(session, all)
@@ -289,11 +299,12 @@ const decide = (ground: Ground, works: ReadonlyArray<Work>): Effect.Effect<void>
       const { change, table } = work
       const isOutside = work.theirs !== null && placement(table, work.theirs, ground.school) !== null
       let theirs = isOutside ? null : work.theirs
+      if (change.op === "insert") work.refusal = placement(table, work.mine, ground.school)
       if (change.op === "insert") {
         if (freed.has(work.id)) theirs = null
-        else if (isOutside) work.refusal = taken
+        else if (isOutside) work.refusal ??= taken
       } else if (theirs === null && !had.has(work.id)) work.refusal = notYours
-      if (change.op !== "delete" && work.refusal === null) work.refusal = placement(table, { ...(theirs ?? work.base), ...work.mine }, ground.school)
+      if (change.op === "update" && work.refusal === null) work.refusal = placement(table, { ...(theirs ?? work.base), ...work.mine }, ground.school)
       if (work.refusal !== null) continue
 
       const proposal: Proposal = {

@@ -9,6 +9,7 @@ import type { Table } from "../model/table.ts"
 import { type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, type PostgresPool, qualified, type Session } from "../postgres/client.ts"
 import { canonicalise, textToWire } from "./canonical.ts"
+import { setTimeouts } from "./carry-out.ts"
 import type { Row } from "./resolve.ts"
 import { readShapes, type Shape } from "./shape.ts"
 
@@ -120,6 +121,7 @@ const wantedOf = (conflict: Conflict, choice: Choice): { readonly row: Row | nul
 
 const decide = (session: Session, tables: ReadonlyMap<string, Table>, id: string, choice: Choice, by: string) =>
   Effect.gen(function* () {
+    yield* setTimeouts(session)
     yield* session.execute("SET CONSTRAINTS ALL IMMEDIATE")
     const [conflict] = yield* session.query<Conflict>(
       "SELECT table_name, row_key, column_name, mine, theirs, kept, winner, status FROM schoolbus.conflicts WHERE id::text = $1 FOR UPDATE",

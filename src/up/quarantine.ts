@@ -6,7 +6,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type { Table } from "../model/table.ts"
 import type { PostgresError, PostgresPool, Session } from "../postgres/client.ts"
-import { carryOut, type Ground, type Outcome } from "./carry-out.ts"
+import { carryOut, type Ground, type Outcome, setTimeouts } from "./carry-out.ts"
 import { changeOfRecord, closeQuarantined, type Open, record } from "./records.ts"
 
 /** Waiting dependants that one push tries again. */
@@ -86,6 +86,7 @@ export const retryQuarantined = (
   Effect.flatMap(
     pg.tx((session) =>
       Effect.gen(function* () {
+        yield* setTimeouts(session)
         const kept = yield* lockKept(session, id)
         const row = changeOfRecord(kept.id, kept.change)
         if (row === null) return { reason: "unreadable", detail: "the record keeps bytes that are no change" }

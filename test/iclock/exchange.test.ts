@@ -24,7 +24,7 @@ describe("before a terminal is approved", () => {
 
   it("an unknown terminal is listed, refused in words without OK, and leaves nothing", async () => {
     await open()
-    node.student("Amina Okafor")
+    await node.student("Amina Okafor")
     const replies = [
       await node.get(handshake),
       await node.post(attlog, "7\t2026-03-03 07:41:15\t0\t1\n"),
@@ -211,7 +211,7 @@ describe("punches", () => {
 
   it("make an attendance row of the person whose pin it is, with what the person's row knows", async () => {
     await open()
-    const amina = node.student("Amina Okafor", { classId: "5b" })
+    const amina = await node.student("Amina Okafor", { classId: "5b" })
     await node.approve(SN)
     const pin = String(node.rows("SELECT pin FROM device_user_mappings")[0]?.[0])
     await node.post(attlog, `${pin}\t2026-03-03 07:41:15\t0\t1\n999\t2026-03-03 07:41:16\t0\t1\n`)
@@ -225,7 +225,7 @@ describe("punches", () => {
 
   it("go up: punch and attendance are captured in one transaction", async () => {
     await open()
-    node.student("Amina Okafor")
+    await node.student("Amina Okafor")
     await node.approve(SN)
     await node.school.freeze()
     await node.post(attlog, "1\t2026-03-03 07:41:15\t0\t1\n")
@@ -239,7 +239,7 @@ describe("punches", () => {
       columns: [...attendance.columns, { name: "teacher", kind: "text", type: "text", notNull: true, generated: false } as const],
     }
     await open({ tables: [students, strict] })
-    node.student("Amina Okafor")
+    await node.student("Amina Okafor")
     await node.approve(SN)
     expect((await node.post(attlog, "1\t2026-03-03 07:41:15\t0\t1\n")).body).toBe("OK: 1")
     expect(node.rows("SELECT count(*) FROM attendance")).toEqual([[0n]])
@@ -253,7 +253,7 @@ describe("punches", () => {
       unique: [["student_id", "punched_at"]],
     }
     await open({ tables: [students, daily] })
-    node.student("Amina Okafor")
+    await node.student("Amina Okafor")
     await node.approve(SN)
     // 23:30 UTC of the day before is 02:30 in Nairobi: the day is the school's.
     await node.post(attlog, "1\t2026-03-03 02:30:00\t0\t1\n1\t2026-03-03 12:41:15\t1\t1\n")
@@ -264,11 +264,11 @@ describe("punches", () => {
   it("are not acknowledged when the file refuses them", async () => {
     await open()
     await node.approve(SN)
-    node.school.program("ALTER TABLE punches RENAME TO gone")
+    await node.program("ALTER TABLE punches RENAME TO gone")
     const reply = await node.post(attlog, "1\t2026-03-03 07:41:15\t0\t1\n")
     expect(reply.status).toBe(503)
     expect(reply.body).not.toContain("OK")
-    node.school.program("ALTER TABLE gone RENAME TO punches")
+    await node.program("ALTER TABLE gone RENAME TO punches")
     expect((await node.post(attlog, "1\t2026-03-03 07:41:15\t0\t1\n")).body).toBe("OK: 1")
   })
 
@@ -353,7 +353,7 @@ describe("other tables", () => {
 
   it("a person whom a roaming terminal meets is told, or NONE", async () => {
     await open()
-    node.student("Amina Okafor")
+    await node.student("Amina Okafor")
     await node.approve(SN)
     expect((await node.get(`/iclock/cdata?SN=${SN}&table=RemoteAtt&PIN=01`)).body).toMatch(/^DATA UPDATE USERINFO PIN=1\tName=Amina Okafor\t/)
     expect((await node.get(`/iclock/cdata?SN=${SN}&table=RemoteAtt&PIN=77`)).body).toBe("NONE")
@@ -389,8 +389,8 @@ it("a write of a program is never failed by our triggers, whatever its conflict 
   await Effect.runPromise(node.roster.settle)
   for (const clause of ["ABORT", "FAIL", "ROLLBACK", "REPLACE", "IGNORE"]) {
     for (let i = 0; i < 2; i++) {
-      node.school.program(`INSERT OR ${clause} INTO students (id, school_id, full_name) VALUES ('${clause}${i}', 's1', 'A')`)
-      node.school.program(`UPDATE OR ${clause} students SET full_name = 'B' WHERE id = '${clause}${i}'`)
+      await node.program(`INSERT OR ${clause} INTO students (id, school_id, full_name) VALUES ('${clause}${i}', 's1', 'A')`)
+      await node.program(`UPDATE OR ${clause} students SET full_name = 'B' WHERE id = '${clause}${i}'`)
     }
   }
   expect(node.rows("SELECT count(*) FROM students")).toEqual([[10n]])

@@ -9,7 +9,7 @@ import * as Scope from "effect/Scope"
 import { type Device, Devices } from "../../src/iclock/devices.ts"
 import { installRoster, Roster } from "../../src/iclock/fill.ts"
 import { listenIclock } from "../../src/iclock/front.ts"
-import { Libsql } from "../../src/libsql/client.ts"
+import { Libsql, openFile } from "../../src/libsql/client.ts"
 import type { Column, DeviceRules, Manifest, Table } from "../../src/model/table.ts"
 import { kindOf } from "../../src/model/value.ts"
 import { column, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
@@ -82,7 +82,9 @@ export interface Node {
   readonly post: (path: string, body: string | Uint8Array) => Promise<Reply>
   readonly rows: (sql: string) => ReadonlyArray<ReadonlyArray<unknown>>
   readonly approve: (serial: string, zone?: string) => Promise<Device>
-  readonly student: (name: string, more?: { readonly card?: string | null; readonly active?: boolean; readonly classId?: string }) => string
+  /** SQL of a school program, on a connection of its own that does not hold up this thread. */
+  readonly program: (sql: string, args?: ReadonlyArray<string | number | null>) => Promise<void>
+  readonly student: (name: string, more?: { readonly card?: string | null; readonly active?: boolean; readonly classId?: string }) => Promise<string>
   readonly close: () => Promise<void>
 }
 
@@ -135,6 +137,8 @@ export const openNode = async (options: NodeOptions = {}): Promise<Node> => {
   const run = <A, E>(effect: Effect.Effect<A, E>) => Effect.runPromise(effect)
   const devices = Context.get(context, Devices)
   const roster = Context.get(context, Roster)
+  const own = await run(Scope.provide(openFile(school.path), scope))
+  const program: Node["program"] = (sql, args) => run(own.write((tx) => Effect.asVoid(tx.run(sql, args))))
   const send = (bytes: string | Uint8Array, end?: boolean) => sendTo(port, bytes, end)
   return {
     school,
@@ -158,15 +162,16 @@ export const openNode = async (options: NodeOptions = {}): Promise<Node> => {
       await run(roster.settle)
       return device
     },
-    student: (name, more = {}) => {
+    program,
+    student: async (name, more = {}) => {
       const id = crypto.randomUUID()
       const { card = "1234567", active = true, classId = "c1" } = more
-      school.program("INSERT INTO students (id, school_id, full_name, class_id, rfid_card_id, is_active) VALUES (?,'s1',?,?,?,?)", [
+      await program("INSERT INTO students (id, school_id, full_name, class_id, rfid_card_id, is_active) VALUES (?,'s1',?,?,?,?)", [
         id,
         name,
         classId,
         card,
-        active ? 1n : 0n,
+        active ? 1 : 0,
       ])
       return id
     },

@@ -247,6 +247,18 @@ describe("REPLACE", () => {
     }
   })
 
+  it("of a row that is inserted again far later is still a delete where it happened", async () => {
+    given("INSERT INTO pupils (id) VALUES ('a'), ('c')")
+    school.program("UPDATE OR REPLACE pupils SET code = 'x'; INSERT INTO pupils (id) VALUES ('a'); UPDATE pupils SET age = 1 WHERE id = 'a'")
+    expect(brief(await school.freeze({ maxChanges: 1, pageRows: 2 }))).toEqual([
+      ["update", "a", { code: "x" }],
+      ["delete", "a", {}],
+      ["update", "c", { code: "x" }],
+      ["insert", "a", { ...whole, id: "a" }],
+      ["update", "a", { age: 1 }],
+    ])
+  })
+
   it("notes without effect are forgotten, however many", async () => {
     const ids = JSON.stringify(Array.from({ length: 9000 }, (_, i) => i))
     given(`INSERT INTO pupils (id) SELECT value FROM json_each('${ids}')`)

@@ -1,0 +1,186 @@
+import { spawn } from "node:child_process"
+import { fileURLToPath } from "node:url"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { afterAll, beforeAll, describe, expect, it } from "vitest"
+import { healthRoutes } from "../../src/http/health.ts"
+import { makeApp } from "../../src/http/server.ts"
+import { syncRoutes } from "../../src/http/sync.ts"
+import { runtimeName, serve, type Served } from "../../src/runtime.ts"
+import { ConflictRefused, Conflicts, Runs } from "../../src/status/records.ts"
+import { type Snapshot, Status } from "../../src/status/snapshot.ts"
+import { SyncNow, type SyncRequest } from "../../src/status/sync-now.ts"
+import { aHub, aSchoolView } from "../status/sample.ts"
+
+const root = fileURLToPath(new URL("../..", import.meta.url))
+const ID = "6a3c2c1e-1111-4111-8111-111111111111"
+
+interface Ran {
+  readonly code: number | null
+  readonly out: string
+  readonly err: string
+}
+
+/** A real process, with nothing in its environment but what is given. */
+const run = (args: ReadonlyArray<string>, env: Record<string, string> = {}): Promise<Ran> =>
+  new Promise((done) => {
+    const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), "src/main.ts", ...args], { cwd: root, env: { PATH: process.env["PATH"], ...env } })
+    let out = ""
+    let err = ""
+    child.stdout.on("data", (data) => (out += String(data)))
+    child.stderr.on("data", (data) => (err += String(data)))
+    child.on("close", (code) => done({ code, out, err }))
+  })
+
+let snapshot: Snapshot = aHub()
+let asked: ReadonlyArray<SyncRequest> = []
+let node: Served
+let locked: Served
+let url = ""
+
+beforeAll(async () => {
+  const services = Layer.mergeAll(
+    Layer.succeed(Status, { snapshot: () => Effect.sync(() => snapshot) }),
+    Layer.succeed(SyncNow, {
+      trigger: (request: SyncRequest) =>
+        Effect.sync(() => {
+          asked = [...asked, request]
+          return { started: request.school !== "gone", message: request.school === "gone" ? "no school gone" : "sync started", run: 1, schools: [] }
+        }),
+    }),
+    Layer.succeed(Conflicts, {
+      list: () => Effect.succeed({ items: [], nextCursor: null }),
+      show: (id: string) => Effect.fail(new ConflictRefused({ code: "not_found", message: `no conflict ${id}` })),
+      resolve: () => Effect.fail(new ConflictRefused({ code: "not_here", message: "decide at the hub" })),
+    }),
+    Layer.succeed(Runs, { list: () => Effect.succeed({ items: [], nextCursor: null }) }),
+  )
+  const plugins = () => Effect.runPromise(Effect.all([healthRoutes, syncRoutes]).pipe(Effect.provide(services)))
+  const open = makeApp({ plugins: await plugins(), auth: { mode: "local" } })
+  const closed = makeApp({ plugins: await plugins(), auth: { mode: "token", token: "s3cret" } })
+  const options = { port: 0, hostname: "127.0.0.1", idleSeconds: 30, maxBodyBytes: 1_000_000 }
+  node = await serve({ ...options, fetch: (request) => open.handle(request) })
+  locked = await serve({ ...options, fetch: (request) => closed.handle(request) })
+  url = `http://127.0.0.1:${node.port}`
+})
+afterAll(async () => {
+  await node.stop()
+  await locked.stop()
+})
+
+describe("every command", () => {
+  it.each<[ReadonlyArray<string>, number]>([
+    [[], 64],
+    [["--help"], 0],
+    [["--version"], 0],
+    [["schools"], 64],
+    [["schools", "--help"], 0],
+    [["schools", "add", "--help"], 0],
+    [["frobnicate"], 64],
+    [["--bogus"], 64],
+    [["schools", "frobnicate"], 64],
+    [["status", "--bogus"], 64],
+    [["status", "extra"], 64],
+    [["status", "--url", "not an address"], 64],
+    [["status", "--url", "ftp://127.0.0.1"], 64],
+    [["status", "--url", "http://127.0.0.1:1"], 69],
+    [["sync", "--url", "http://127.0.0.1:1"], 69],
+    [["hub"], 64],
+    [["hub", "--database-url", "postgres://x@127.0.0.1:1/x", "--port", "99999"], 64],
+    [["hub", "--database-url", "postgres://x@127.0.0.1:1/x", "--config", "/nowhere/schoolbus.config.ts", "--data-dir", "/tmp"], 78],
+    [["school", "--hub", "http://127.0.0.1:1"], 64],
+    [["schools", "list", "--database-url", "postgres://x@127.0.0.1:1/x"], 69],
+    [["schools", "add", "", "--database-url", "postgres://x@127.0.0.1:1/x"], 64],
+    [["schools", "revoke", "north", "--database-url", "postgres://x@127.0.0.1:1/x"], 64],
+    [["config", "validate", "--config", "/nowhere.ts"], 78],
+    [["completions", "tcsh"], 64],
+    [["check", "--url", "http://127.0.0.1:1"], 3],
+    [["check", "--bogus"], 3],
+    [["check", "frobs"], 3],
+    [["check", "--warning", "1"], 3],
+  ])("%j exits %i", async (args, code) => {
+    const ran = await run(args)
+    expect([ran.code, ran.out === "" || ran.err === ""]).toEqual([code, true])
+    if (code > 3) expect(ran.err).not.toBe("")
+  })
+
+  it("loads: each module that the table names is there, and each example parses", async () => {
+    const { COMMANDS } = await import("../../src/cli/commands.ts")
+    for (const command of COMMANDS) expect(await command.load(), command.name).toBeTypeOf("function")
+  })
+
+  it.each(["bash", "zsh"])("has completions that %s accepts", async (shell) => {
+    const { out } = await run(["completions", shell])
+    expect(out).toContain("schools")
+    const code = await new Promise((done) => {
+      const child = spawn("bash", ["-n"])
+      child.on("close", done)
+      child.stdin.end(out)
+    })
+    expect(code).toBe(0)
+  })
+})
+
+describe("against a node", () => {
+  it("prints the status for people, and one object for programs", async () => {
+    snapshot = aHub()
+    const human = await run(["status", "--url", url], { LANG: "C" })
+    expect([human.code, human.err]).toEqual([0, ""])
+    expect(human.out).toContain("ok Up to date")
+    expect(human.out).not.toContain("\u001B")
+    const json = await run(["status", "--json"], { SCHOOLBUS_URL: url })
+    expect(JSON.parse(json.out)).toEqual(snapshot)
+    expect((await run(["status", "--url", url], { FORCE_COLOR: "1" })).out).toContain("\u001B[")
+  })
+
+  it.each<[Snapshot, number, string]>([
+    [aHub(), 0, "SCHOOLBUS OK - "],
+    [aHub({ schools: [aSchoolView("north"), aSchoolView("south", { state: "offline" })] }), 1, "SCHOOLBUS WARNING - 1 of 2 schools offline: south | "],
+    [aHub({ postgres: false, state: "offline", slot: null }), 2, "SCHOOLBUS CRITICAL - Postgres does not answer"],
+    [aHub({ schools: [] }), 3, "SCHOOLBUS UNKNOWN - no school is enrolled"],
+  ])("check answers one line and its code", async (state, code, line) => {
+    snapshot = state
+    const ran = await run(["check", "--url", url])
+    expect([ran.code, ran.err, ran.out.split("\n").length]).toEqual([code, "", 2])
+    expect(ran.out.startsWith(line)).toBe(true)
+    const json = JSON.parse((await run(["check", "--url", url, "--json"])).out)
+    expect(ran.out).toContain(json.level)
+  })
+
+  it("syncs, and says to come again when nothing was started", async () => {
+    asked = []
+    expect(await run(["sync", "--url", url, "--direction", "up", "--tables", "marks,attendance"])).toEqual({ code: 0, out: "sync started\n", err: "" })
+    expect((await run(["sync", "--url", url, "--school", "gone"])).code).toBe(75)
+    expect((await run(["sync", "--url", url, "--direction", "sideways"])).code).toBe(64)
+    expect(asked).toMatchObject([{ direction: "up", tables: ["marks", "attendance"], by: "api" }, { school: "gone" }])
+  })
+
+  it("lists, shows and refuses conflicts", async () => {
+    expect(await run(["conflicts", "list", "--url", url])).toEqual({ code: 0, out: "No conflict waits for a decision.\n", err: "" })
+    expect((await run(["conflicts", "show", ID, "--url", url])).code).toBe(1)
+    expect((await run(["conflicts", "show", "nonsense", "--url", url])).code).toBe(64)
+    expect((await run(["conflicts", "resolve", ID, "--url", url])).code).toBe(64)
+    const refused = await run(["conflicts", "resolve", ID, "--url", url, "--keep", "school", "--json"])
+    expect([refused.code, JSON.parse(refused.out)]).toMatchObject([1, { code: "conflict_not_here", exit: 1 }])
+  })
+
+  it("needs the token where the node has one, from flag, variable or file", async () => {
+    const there = `http://127.0.0.1:${locked.port}`
+    const refused = await run(["status", "--url", there])
+    expect([refused.code, refused.err.includes("SCHOOLBUS_ADMIN_TOKEN")]).toEqual([77, true])
+    expect((await run(["status", "--url", there, "--admin-token", "s3cret"])).code).toBe(0)
+    expect((await run(["status", "--url", there], { SCHOOLBUS_ADMIN_TOKEN: "s3cret" })).code).toBe(0)
+    expect((await run(["status", "--url", there, "--admin-token", "wrong"])).code).toBe(77)
+    expect((await run(["check", "--url", there])).code).toBe(3)
+  })
+
+  it("tells a sign-in page from a node", async () => {
+    const page = await serve({ port: 0, hostname: "127.0.0.1", idleSeconds: 30, maxBodyBytes: 1000, fetch: () => new Response("<html>Welcome to the hotel</html>") })
+    try {
+      const ran = await run(["status", "--url", `http://127.0.0.1:${page.port}`])
+      expect([ran.code, ran.err.includes("not as a schoolbus node")]).toEqual([69, true])
+    } finally {
+      await page.stop()
+    }
+  })
+})

@@ -1,0 +1,178 @@
+import { type ChildProcess, spawn } from "node:child_process"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
+import { afterAll, beforeAll, describe, expect, it } from "vitest"
+import { runtimeName } from "../../src/runtime.ts"
+import type { HubSnapshot, SchoolSnapshot } from "../../src/status/snapshot.ts"
+import { createDatabase, type Database, run as query } from "../support/postgres.ts"
+
+const root = fileURLToPath(new URL("../..", import.meta.url))
+const folder = mkdtempSync(join(tmpdir(), "schoolbus-services-"))
+
+interface Ran {
+  readonly code: number | null
+  readonly out: string
+  readonly err: string
+}
+interface Running {
+  readonly child: ChildProcess
+  readonly ended: Promise<Ran>
+  /** Resolves when the output so far matches. */
+  readonly says: (pattern: RegExp) => Promise<RegExpMatchArray>
+}
+
+const begin = (args: ReadonlyArray<string>, env: Record<string, string> = {}): Running => {
+  const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), "src/main.ts", ...args], {
+    cwd: root,
+    env: { PATH: process.env["PATH"], ...env },
+  })
+  let out = ""
+  let err = ""
+  const looks = new Set<() => void>()
+  const look = () => {
+    for (const one of looks) one()
+  }
+  child.stdout.on("data", (data) => {
+    out += String(data)
+    look()
+  })
+  child.stderr.on("data", (data) => {
+    err += String(data)
+    look()
+  })
+  const ended = new Promise<Ran>((done) => child.on("close", (code) => done({ code, out, err })))
+  return {
+    child,
+    ended,
+    says: (pattern) =>
+      new Promise((done, failed) => {
+        const one = () => {
+          const match = pattern.exec(out + err)
+          if (match === null) return
+          looks.delete(one)
+          done(match)
+        }
+        looks.add(one)
+        void ended.then((ran) => failed(new Error(`ended with ${ran.code} before ${pattern}: ${ran.out}${ran.err}`)))
+        one()
+      }),
+  }
+}
+const run = (args: ReadonlyArray<string>, env: Record<string, string> = {}): Promise<Ran> => begin(args, env).ended
+
+let db: Database
+const config = join(folder, "schoolbus.config.ts")
+beforeAll(async () => {
+  db = await createDatabase()
+  await query(db.url, "CREATE TABLE pupils (id int PRIMARY KEY, school_id text, name text); INSERT INTO pupils SELECT i, 'north', 'p' || i FROM generate_series(1, 25) i; CREATE TABLE keyless (x int)")
+  writeFileSync(config, `export default { tables: { pupils: { audience: { column: "school_id" } } } }`)
+})
+afterAll(async () => {
+  await db?.drop()
+  rmSync(folder, { recursive: true, force: true })
+})
+
+describe("schools", () => {
+  it("are added once, with a key that is shown once and stored as a hash", async () => {
+    const added = await run(["schools", "add", "north", "--name", "North Primary", "--database-url", db.url, "--json"])
+    expect(added).toMatchObject({ code: 0, err: "" })
+    const { id, key } = JSON.parse(added.out) as { id: string; key: string }
+    expect(id).toBe("north")
+    expect(key).toMatch(/^sb_/)
+    const stored = JSON.stringify(await query(db.url, "SELECT * FROM schoolbus.school_keys"))
+    expect(stored).not.toContain(key.split("_")[2])
+    const again = await run(["schools", "add", "north", "--database-url", db.url, "--json"])
+    expect([again.code, JSON.parse(again.out).code]).toEqual([1, "school_exists"])
+    expect((await run(["schools", "list"], { SCHOOLBUS_DATABASE_URL: db.url })).out).toMatch(/north\s+North Primary\s+new\s+1\s+-\s+never/)
+  })
+
+  it("keep two keys at most, and none after revoke", async () => {
+    await run(["schools", "add", "east", "--database-url", db.url])
+    const active = async () => (await query(db.url, "SELECT count(*)::int AS n FROM schoolbus.school_keys WHERE school = 'east' AND revoked_at IS NULL"))[0]?.["n"]
+    for (const keys of [2, 2]) {
+      expect((await run(["schools", "rotate-key", "east", "--database-url", db.url])).code).toBe(0)
+      expect(await active()).toBe(keys)
+    }
+    await run(["schools", "rotate-key", "east", "--now", "--database-url", db.url])
+    expect(await active()).toBe(1)
+    expect((await run(["schools", "pause", "east", "--database-url", db.url])).out).toBe("School east is paused.\n")
+    expect((await run(["schools", "resume", "east", "--database-url", db.url])).code).toBe(0)
+    expect((await run(["schools", "revoke", "east", "--database-url", db.url])).code).toBe(64)
+    expect((await run(["schools", "revoke", "east", "--yes", "--database-url", db.url])).code).toBe(0)
+    expect(await active()).toBe(0)
+    expect((await run(["schools", "pause", "east", "--database-url", db.url])).code).toBe(1)
+    expect((await run(["schools", "pause", "nowhere", "--database-url", db.url])).code).toBe(1)
+  })
+
+  it("doctor finds what is missing and says how to mend it", async () => {
+    const ran = await run(["doctor", "--database-url", db.url, "--json"])
+    const { checks } = JSON.parse(ran.out) as { checks: ReadonlyArray<{ id: string; status: string; fix?: string }> }
+    expect(ran.code).toBe(0)
+    expect(checks.find((check) => check.id === "wal-level")?.status).toBe("ok")
+    expect(checks.find((check) => check.id === "slot-exists")).toMatchObject({ status: "warn", fix: "start the hub: it makes it" })
+    expect((await run(["doctor", "--database-url", "postgres://x@127.0.0.1:1/x"])).code).toBe(1)
+  })
+})
+
+describe("services", () => {
+  const hubArgs = (data: string, port = "0", more: ReadonlyArray<string> = []) => ["hub", "--config", config, "--database-url", db.url, "--data-dir", join(folder, data), "--port", port, ...more]
+
+  it("refuse a config that Postgres contradicts, every problem at once", async () => {
+    const bad = join(folder, "bad.config.ts")
+    writeFileSync(bad, `export default { tables: { keyless: { audience: "all" }, nowhere: { audience: "all" }, pupils: { audience: { column: "skool" } } } }`)
+    const ran = await run(["hub", "--config", bad, "--database-url", db.url, "--data-dir", join(folder, "bad"), "--port", "0"])
+    expect(ran.code).toBe(78)
+    for (const word of ["keyless", "nowhere", "skool"]) expect(ran.err).toContain(word)
+  })
+
+  it("run, tell their status, keep others from their files, and end with 0 on SIGTERM", async () => {
+    const hub = begin(hubArgs("hub"))
+    const [, hubUrl = ""] = await hub.says(/hub listens on (http:\S+)/)
+    const { key } = JSON.parse((await run(["schools", "add", "west", "--database-url", db.url, "--json"])).out) as { key: string }
+    const north = JSON.parse((await run(["schools", "rotate-key", "north", "--database-url", db.url, "--json"])).out) as { key: string }
+    expect(key).not.toBe(north.key)
+
+    const second = await run(hubArgs("hub"))
+    expect([second.code, second.err]).toEqual([69, expect.stringContaining("feed.db")])
+
+    const school = begin(["school", "--hub", hubUrl, "--data-dir", join(folder, "north"), "--port", "0"], { SCHOOLBUS_KEY: north.key })
+    const [, schoolUrl = ""] = await school.says(/school node listens on (http:\S+)/)
+    const snapshot = async <S>(url: string): Promise<S> => JSON.parse((await run(["status", "--json", "--url", url])).out) as S
+    await expect.poll(async () => (await snapshot<SchoolSnapshot>(schoolUrl)).state, { timeout: 20_000 }).toBe("up_to_date")
+    expect(await snapshot<SchoolSnapshot>(schoolUrl)).toMatchObject({ role: "school", school: "north", name: "North Primary", totals: { pending: 0, synced: 25 } })
+    await expect.poll(async () => (await snapshot<HubSnapshot>(hubUrl)).schools.find((s) => s.school === "north"), { timeout: 10_000 }).toMatchObject({ state: "up_to_date", connected: true })
+    const seen = await snapshot<HubSnapshot>(hubUrl)
+    expect(seen.schools.map((s) => s.school)).toEqual(["north", "west"])
+    expect(seen.slot).toMatchObject({ active: true })
+
+    const elsewhere = await run(["school", "--hub", hubUrl, "--key", north.key, "--data-dir", join(folder, "north"), "--port", "0"])
+    expect([elsewhere.code, elsewhere.err]).toEqual([69, expect.stringContaining("school.db")])
+    expect((await run(["check", "--url", schoolUrl])).code).toBe(0)
+    expect((await run(["check", "--url", hubUrl])).out).toContain("SCHOOLBUS OK")
+    expect((await run(["sync", "--url", schoolUrl])).code).toBe(0)
+    expect((await run(["sync", "--url", hubUrl, "--school", "north"])).code).toBe(0)
+    expect((await run(["devices", "list", "--url", schoolUrl])).code).toBe(0)
+    expect(JSON.parse((await run(["slots", "--url", hubUrl, "--json"])).out).items).toHaveLength(1)
+    expect((await run(["slots", "--database-url", db.url])).out).toMatch(/yes\s+reserved/)
+    expect((await fetch(`${hubUrl}/metrics`).then((r) => r.text())).includes('schoolbus_node_state{node="north",state="up_to_date"} 1')).toBe(true)
+
+    school.child.kill("SIGTERM")
+    expect((await school.ended).code).toBe(0)
+    hub.child.kill("SIGTERM")
+    expect((await hub.ended).code).toBe(0)
+  }, 90_000)
+
+  it("listening to others without a token serve the link and /health, nothing else", async () => {
+    const hub = begin(hubArgs("open", "0", ["--host", "0.0.0.0"]))
+    const [, port = ""] = await hub.says(/hub listens on http:\/\/0\.0\.0\.0:(\d+)/)
+    const url = `http://127.0.0.1:${port}`
+    expect((await fetch(`${url}/health`)).status).toBe(200)
+    expect((await fetch(`${url}/api/sync/manifest`)).status).toBe(401)
+    for (const path of ["/ready", "/metrics", "/api/sync/status", "/api/slots", "/api/events"]) expect([path, (await fetch(url + path)).status]).toEqual([path, 403])
+    expect((await run(["status", "--url", url])).code).toBe(77)
+    hub.child.kill("SIGTERM")
+    expect((await hub.ended).code).toBe(0)
+  })
+})

@@ -1,0 +1,158 @@
+import { randomUUID } from "node:crypto"
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest"
+import { type Choice, resolveConflict } from "../../src/up/decide.ts"
+import { discardQuarantined, listQuarantined, retryQuarantined } from "../../src/up/quarantine.ts"
+import { openOffice } from "./office.ts"
+
+const DDL = `
+CREATE TABLE ask (id int PRIMARY KEY, school_id text, a text, n numeric(6,2) CHECK (n < 1000));
+CREATE TABLE rule (id int PRIMARY KEY, school_id text, a text, n numeric(6,2));
+CREATE TABLE classes (id int PRIMARY KEY, school_id text, name text CHECK (name <> ''));
+CREATE TABLE pupils (id int PRIMARY KEY, school_id text, class int REFERENCES classes (id), name text);`
+
+let o: Awaited<ReturnType<typeof openOffice>>
+let a: ReturnType<typeof o.school>
+let k = 0
+beforeAll(async () => {
+  o = await openOffice(DDL, { ask: { strategy: "manual" }, rule: { strategy: "school_wins" }, classes: {}, pupils: {} })
+})
+beforeEach(() => {
+  a = o.school("a")
+  k++
+})
+afterAll(() => o?.close())
+
+const decide = (id: string, choice: Choice) => o.withPg((pg) => resolveConflict(pg, o.tables, id, choice, "amina"))
+const record = async (id: string) => (await o.sql(`SELECT * FROM schoolbus.conflicts WHERE id = '${id}'`))[0]
+const row = async (table: string) => (await o.sql(`SELECT a, n::text AS n FROM ${table} WHERE id = ${k}`))[0]
+const base = () => ({ id: k, school_id: "a", a: "base", n: "1.00" })
+
+/** Both sides changed column a; answers the conflict's id. */
+const disagree = async (table: string) => {
+  await o.sql(`INSERT INTO ${table} VALUES (${k}, 'a', 'office', 1)`)
+  const push = await a.push([{ table, op: "update", key: [k], base: base(), mine: { a: "school" } }])
+  return push.record(0)
+}
+
+describe("a conflict of a column", () => {
+  test("open: the school's value is written, and the record says who decided", async () => {
+    const id = await disagree("ask")
+    await decide(id, { keep: "school" })
+    expect(await row("ask")).toEqual({ a: "school", n: "1.00" })
+    expect(await record(id)).toMatchObject({ status: "resolved", winner: "school", kept: '"school"', decided_by: "amina" })
+  })
+  test("open: head office's value stays, whatever it is by now", async () => {
+    const id = await disagree("ask")
+    await o.sql(`UPDATE ask SET a = 'later' WHERE id = ${k}`)
+    await decide(id, { keep: "vps" })
+    expect(await row("ask")).toMatchObject({ a: "later" })
+    expect(await record(id)).toMatchObject({ status: "resolved", winner: "vps", kept: '"later"' })
+  })
+  test("open: a third value, spelled by Postgres; one that does not fit is refused and nothing changes", async () => {
+    await o.sql(`INSERT INTO ask VALUES (${k}, 'a', 'base', 5)`)
+    const id = (await a.push([{ table: "ask", op: "update", key: [k], base: base(), mine: { n: "7.00" } }])).record(0)
+    for (const value of ["1.555", "x", "5000", { n: 1 }])
+      await expect(decide(id, { keep: "value", value })).rejects.toMatchObject({ code: "not_possible" })
+    expect(await record(id)).toMatchObject({ status: "open" })
+    await decide(id, { keep: "value", value: "8.5" })
+    expect(await row("ask")).toMatchObject({ n: "8.50" })
+    expect(await record(id)).toMatchObject({ kept: '"8.50"' })
+  })
+  test("decided: it can be turned and turned back, but not over a later write", async () => {
+    const id = await disagree("rule")
+    expect(await row("rule")).toMatchObject({ a: "school" })
+    await expect(decide(id, { keep: "school" })).rejects.toMatchObject({ code: "decided" })
+    await decide(id, { keep: "vps" })
+    expect(await row("rule")).toMatchObject({ a: "office" })
+    await decide(id, { keep: "school" })
+    expect(await row("rule")).toMatchObject({ a: "school" })
+    await o.sql(`UPDATE rule SET a = 'later' WHERE id = ${k}`)
+    await expect(decide(id, { keep: "vps" })).rejects.toMatchObject({ code: "not_possible" })
+  })
+  test("unknown ids are told", async () => {
+    await expect(decide("nonsense", { keep: "vps" })).rejects.toMatchObject({ _tag: "DecideRefused", code: "not_found" })
+  })
+  test("a later edit of the school goes into the open record; one that agrees closes it", async () => {
+    const id = await disagree("ask")
+    const again = await a.push([{ table: "ask", op: "update", key: [k], base: { ...base(), a: "school" }, mine: { a: "school 2" } }])
+    expect(again.record(0)).toBe(id)
+    expect(await record(id)).toMatchObject({ base: '"base"', mine: '"school 2"', status: "open" })
+    const agrees = await a.push([{ table: "ask", op: "update", key: [k], base: { ...base(), a: "school 2" }, mine: { a: "office" } }])
+    expect(agrees.exceptions).toEqual([])
+    expect(await record(id)).toMatchObject({ status: "resolved" })
+  })
+})
+
+describe("a conflict of a whole row", () => {
+  test("deleted at head office: the school's row is made again, and the decision can be turned", async () => {
+    const id = (await a.push([{ table: "ask", op: "update", key: [k], base: base(), mine: { a: "school" } }])).record(0)
+    await decide(id, { keep: "school" })
+    expect(await row("ask")).toEqual({ a: "school", n: "1.00" })
+    await decide(id, { keep: "vps" })
+    expect(await row("ask")).toBeUndefined()
+  })
+  test("deleted at the school: the row goes", async () => {
+    await o.sql(`INSERT INTO ask VALUES (${k}, 'a', 'office', 1)`)
+    const id = (await a.push([{ table: "ask", op: "delete", key: [k], base: base() }])).record(0)
+    await decide(id, { keep: "school" })
+    expect(await row("ask")).toBeUndefined()
+  })
+  test("a later edit of the row belongs to the same record", async () => {
+    const id = (await a.push([{ table: "ask", op: "update", key: [k], base: base(), mine: { a: "school" } }])).record(0)
+    const push = await a.push([{ table: "ask", op: "update", key: [k], base: { ...base(), a: "school" }, mine: { n: "2.00" } }])
+    expect(push.record(0)).toBe(id)
+    await decide(id, { keep: "school" })
+    expect(await row("ask")).toEqual({ a: "school", n: "2.00" })
+  })
+})
+
+describe("quarantine", () => {
+  const retry = (id: string) => o.withPg((pg) => retryQuarantined(pg, { tables: o.tables }, id, "amina"))
+  const kept = async (id: string) => (await o.sql(`SELECT status, reason, decided_by FROM schoolbus.quarantine WHERE id = '${id}'`))[0]
+  const pupil = (more: object) => ({ table: "pupils", op: "insert" as const, key: [k], mine: { id: k, school_id: "a", name: "n", ...more } })
+
+  test("a change is listed, refused again while its cause stands, and written once it is gone", async () => {
+    const id = (await a.push([pupil({ class: 9000 + k })])).record(0)
+    const listed = await o.withPg((pg) => listQuarantined(pg, { school: "a", resolved: false, limit: 100 }))
+    expect(listed.find((one) => one.id === id)).toMatchObject({ table: "public.pupils", key: `[${k}]`, reason: "foreign_key" })
+    await expect(retry(id)).rejects.toMatchObject({ _tag: "QuarantineRefused", code: "not_possible" })
+    await o.sql(`INSERT INTO classes VALUES (${9000 + k}, 'a', 'c')`)
+    await retry(id)
+    expect(await o.sql(`SELECT class FROM pupils WHERE id = ${k}`)).toEqual([{ class: 9000 + k }])
+    expect(await kept(id)).toMatchObject({ status: "retried", decided_by: "amina" })
+    await expect(retry(id)).rejects.toMatchObject({ code: "decided" })
+  })
+  test("a discarded change is closed and no longer joined", async () => {
+    const id = (await a.push([pupil({ class: 9500 + k })])).record(0)
+    await o.withPg((pg) => discardQuarantined(pg, id, "amina"))
+    expect(await kept(id)).toMatchObject({ status: "discarded" })
+    const push = await a.push([{ table: "pupils", op: "delete", key: [k], base: { id: k, school_id: "a", name: "n", class: 9500 + k } }])
+    expect(push.exceptions).toEqual([])
+  })
+  test("dependants follow when the school mends the parent", async () => {
+    const parent = 9700 + k
+    const push = await a.push([
+      { table: "classes", op: "insert", key: [parent], mine: { id: parent, school_id: "a", name: "" } },
+      pupil({ class: parent }),
+    ])
+    expect([push.reason(0), push.reason(1)]).toEqual(["check", "dependant"])
+    const mended = await a.push([
+      { table: "classes", op: "update", key: [parent], base: { id: parent, school_id: "a", name: "" }, mine: { name: "7b" } },
+    ])
+    expect(mended.exceptions).toEqual([])
+    expect(await o.sql(`SELECT class FROM pupils WHERE id = ${k}`)).toEqual([{ class: parent }])
+    expect(await kept(push.record(1))).toMatchObject({ status: "retried" })
+  })
+  test("an insert that was kept and is deleted at the school is gone without a trace in Postgres", async () => {
+    const push = await a.push([pupil({ class: 9900 + k })])
+    const gone = await a.push([{ table: "pupils", op: "delete", key: [k], base: { id: k, school_id: "a", name: "n", class: 9900 + k } }])
+    expect(gone.verdict(0)).toBe("superseded")
+    expect(await kept(push.record(0))).toMatchObject({ status: "discarded" })
+  })
+  test("a kept change of another file is left alone", async () => {
+    const push = await a.push([pupil({ class: 9950 + k })])
+    const other = o.school("a", randomUUID())
+    await other.push([pupil({ class: null })])
+    expect(await kept(push.record(0))).toMatchObject({ status: "open" })
+  })
+})
