@@ -84,6 +84,8 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
         const response = await fetch(url, {
           method,
           redirect: "manual",
+          // Bun undoes zstd by itself and fails on some flushed streams; bodies are told by their first bytes instead.
+          ...({ decompress: false } as RequestInit),
           signal: AbortSignal.any([signal, AbortSignal.timeout(silenceMs)]),
           headers: { authorization: `Bearer ${options.key}`, "accept-encoding": "zstd, gzip", ...headers },
           ...(body === null ? {} : { body }),
