@@ -11,7 +11,7 @@ import type { Manifest } from "../model/table.ts"
 import { BodyFault, compress, readAll, readChunks, splitLines, unpress } from "./body.ts"
 import { openLine } from "./frame.ts"
 import {
-  type Header, type Heartbeat, type Hello, type Line, MAX_LINE_BYTES, MAX_PART_BYTES, MAX_WAIT_SECONDS, Pulse, type Staged, type Trailer, Verdicts, Welcome,
+  type Header, type Heartbeat, type Hello, type Line, MAX_LINE_BYTES, MAX_PART_BYTES, MAX_PARTS, MAX_WAIT_SECONDS, Pulse, sliceOf, type Staged, type Trailer, Verdicts, Welcome,
 } from "./protocol.ts"
 
 /** Half-open connections are found by this much silence. */
@@ -84,6 +84,8 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
         const response = await fetch(url, {
           method,
           redirect: "manual",
+          // Bun undoes zstd by itself and fails on some flushed streams; bodies are told by their first bytes instead.
+          ...({ decompress: false } as RequestInit),
           signal: AbortSignal.any([signal, AbortSignal.timeout(silenceMs)]),
           headers: { authorization: `Bearer ${options.key}`, "accept-encoding": "zstd, gzip", ...headers },
           ...(body === null ? {} : { body }),
@@ -141,10 +143,10 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
     return { header, lines, trailer, bytes }
   }
 
-  const sendPart = (identity: Identity, batch: { readonly number: number; readonly hash: string }, part: number, parts: number, bytes: Uint8Array) =>
+  const sendPart = (identity: Identity, batch: { readonly number: number; readonly hash: string; readonly size: number }, part: number, parts: number, bytes: Uint8Array) =>
     Effect.gen(function* () {
       const started = performance.now()
-      const query = { ...who(identity), batch: String(batch.number), hash: batch.hash, part: String(part), parts: String(parts) }
+      const query = { ...who(identity), batch: String(batch.number), hash: batch.hash, size: String(batch.size), part: String(part), parts: String(parts) }
       // A part may need its time on a slow line; the hub's own deadline is longer.
       const response = yield* request("POST", "/api/sync/push", query, bytes as BodyInit, { "content-type": "application/octet-stream" }, 240_000)
       const rate = bytes.length / Math.max(0.05, (performance.now() - started) / 1000)
@@ -180,11 +182,17 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
       }),
     push: (identity, batch) =>
       Effect.gen(function* () {
-        const pressed = yield* Effect.promise(() => compress(batch.bytes))
-        const size = partBytes.next
-        const parts = Math.max(1, Math.ceil(pressed.length / size))
-        for (let part = 0; part < parts - 1; part++) yield* sendPart(identity, batch, part, parts, pressed.subarray(part * size, (part + 1) * size))
-        const response = yield* sendPart(identity, batch, parts - 1, parts, pressed.subarray((parts - 1) * size))
+        const size = batch.bytes.length
+        const parts = Math.min(MAX_PARTS, Math.max(1, Math.ceil(size / partBytes.next)))
+        const send = (part: number) =>
+          Effect.gen(function* () {
+            const [start, end] = sliceOf(size, part, parts)
+            const pressed = yield* Effect.promise(async () => compress(batch.bytes.subarray(start, end)))
+            return yield* sendPart(identity, { ...batch, size }, part, parts, pressed)
+          })
+        for (let part = 1; part < parts; part++) yield* send(part)
+        const response = yield* send(parts)
+        if (response.status === 202) return yield* new LinkDown({ message: "the hub has lost parts of the batch; sending it again" })
         return yield* json(Verdicts, response)
       }),
   }
