@@ -1,6 +1,6 @@
 #!/usr/bin/env bun
 /** Entry: the only place that reads the process's arguments and environment. */
-import { runCommand } from "./cli/commands.ts"
+import { runCommand } from "./cli/run.ts"
 
 const code = await runCommand(process.argv.slice(2), process.env)
 

@@ -18,13 +18,20 @@ export interface Api {
 }
 
 const exitFor = (status: number): number =>
-  status === 401 || status === 403 ? EXIT.forbidden
-  : status === 422 || status === 400 ? EXIT.usage
-  : status === 429 || status === 503 ? EXIT.again
-  : EXIT.failed
+  status === 401 || status === 403
+    ? EXIT.forbidden
+    : status === 422 || status === 400
+      ? EXIT.usage
+      : status === 429 || status === 503
+        ? EXIT.again
+        : EXIT.failed
 
 const hintFor = (status: number): string =>
-  status === 401 ? "give the token with --admin-token-file or SCHOOLBUS_ADMIN_TOKEN" : status === 503 ? "try again in a moment; see: schoolbus status" : ""
+  status === 401
+    ? "give the token with --admin-token-file or SCHOOLBUS_ADMIN_TOKEN"
+    : status === 503
+      ? "try again in a moment; see: schoolbus status"
+      : ""
 
 export const apiOf = (input: Input): Api => {
   let base: URL
@@ -69,11 +76,22 @@ export const apiOf = (input: Input): Api => {
       answer = undefined
     }
     if (typeof answer !== "object" || answer === null || (response.status >= 300 && response.status < 400)) {
-      throw new CommandFailed(EXIT.unreachable, "not_schoolbus", `${root} answers, but not as a schoolbus node (status ${response.status})`, "check --url; a proxy or sign-in page may stand in between")
+      throw new CommandFailed(
+        EXIT.unreachable,
+        "not_schoolbus",
+        `${root} answers, but not as a schoolbus node (status ${response.status})`,
+        "check --url; a proxy or sign-in page may stand in between",
+      )
     }
     if (response.ok) return answer as A
     const { code, title, detail, ...extra } = answer as { code?: string; title?: string; detail?: string }
-    throw new CommandFailed(exitFor(response.status), code ?? "failed", [title ?? `status ${response.status}`, detail].filter((part) => part !== undefined).join(": "), hintFor(response.status), extra)
+    throw new CommandFailed(
+      exitFor(response.status),
+      code ?? "failed",
+      [title ?? `status ${response.status}`, detail].filter((part) => part !== undefined).join(": "),
+      hintFor(response.status),
+      extra,
+    )
   }
   return { base: root, get: (path) => call("GET", path), post: (path, body) => call("POST", path, body) }
 }

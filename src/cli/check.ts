@@ -27,7 +27,10 @@ export const run = async (input: Input, io: Io): Promise<number> => {
   try {
     const school = input.textOr("school", null)
     const snapshot = await apiOf(input).get<Snapshot>(`/api/sync/status${school === null ? "" : `?school=${encodeURIComponent(school)}`}`)
-    const checked = checkOf(snapshot, only as CheckId | undefined, { ...(warning === undefined ? {} : { warning }), ...(critical === undefined ? {} : { critical }) })
+    const checked = checkOf(snapshot, only as CheckId | undefined, {
+      ...(warning === undefined ? {} : { warning }),
+      ...(critical === undefined ? {} : { critical }),
+    })
     io.out(
       json
         ? `${JSON.stringify({ schemaVersion: 1, asOf: snapshot.asOf, role: snapshot.role, level: checked.level, line: checked.line, checks: checked.items })}\n`

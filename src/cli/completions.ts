@@ -7,7 +7,9 @@ const flagsOf = (command: CommandSpec): ReadonlyArray<string> => [
   "--help",
 ]
 
-const firstWords = (commands: ReadonlyArray<CommandSpec>): ReadonlyArray<string> => [...new Set(commands.map((command) => command.name.split(" ")[0] ?? ""))]
+const firstWords = (commands: ReadonlyArray<CommandSpec>): ReadonlyArray<string> => [
+  ...new Set(commands.map((command) => command.name.split(" ")[0] ?? "")),
+]
 const secondWords = (commands: ReadonlyArray<CommandSpec>, first: string): ReadonlyArray<string> =>
   commands.flatMap((command) => (command.name.startsWith(`${first} `) ? [command.name.slice(first.length + 1)] : []))
 
@@ -37,7 +39,10 @@ const fish = (commands: ReadonlyArray<CommandSpec>): string =>
   commands
     .flatMap((command) => {
       const [first = "", second] = command.name.split(" ")
-      const here = second === undefined ? `__fish_seen_subcommand_from ${first}` : `__fish_seen_subcommand_from ${first}; and __fish_seen_subcommand_from ${second}`
+      const here =
+        second === undefined
+          ? `__fish_seen_subcommand_from ${first}`
+          : `__fish_seen_subcommand_from ${first}; and __fish_seen_subcommand_from ${second}`
       return [
         second === undefined
           ? `complete -c schoolbus -f -n __fish_use_subcommand -a ${first} -d ${quoted(command.summary)}`

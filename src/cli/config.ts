@@ -12,7 +12,13 @@ const load = async (input: Input): Promise<Config> => {
   const exit = await Effect.runPromiseExit(loadConfig(input.text("config")))
   if (Exit.isSuccess(exit)) return exit.value
   const error = Cause.squash(exit.cause) as { readonly source?: string; readonly problems?: ReadonlyArray<string>; readonly message: string }
-  throw new CommandFailed(EXIT.config, "config", error.message, "schoolbus config validate --config FILE", error.problems === undefined ? {} : { problems: error.problems })
+  throw new CommandFailed(
+    EXIT.config,
+    "config",
+    error.message,
+    "schoolbus config validate --config FILE",
+    error.problems === undefined ? {} : { problems: error.problems },
+  )
 }
 
 export const validate = async (input: Input, io: Io): Promise<number> => {
@@ -39,7 +45,13 @@ export const show = async (input: Input, io: Io): Promise<number> => {
     io.out(`${JSON.stringify({ schemaVersion: 1, settings, config })}\n`)
     return EXIT.ok
   }
-  io.out(table(io.look, ["Setting", "Value", "From"].map((title) => ({ title })), settings.map((s) => [s.name, s.value === null ? "-" : clean(s.value), s.origin])))
+  io.out(
+    table(
+      io.look,
+      ["Setting", "Value", "From"].map((title) => ({ title })),
+      settings.map((s) => [s.name, s.value === null ? "-" : clean(s.value), s.origin]),
+    ),
+  )
   io.out(
     `\n${table(
       io.look,
@@ -50,7 +62,11 @@ export const show = async (input: Input, io: Io): Promise<number> => {
         t.direction,
         t.priority,
         t.strategy,
-        clean(Object.entries(t.columnStrategies).map(([column, strategy]) => `${column}: ${strategy}`).join(", ")) || "-",
+        clean(
+          Object.entries(t.columnStrategies)
+            .map(([column, strategy]) => `${column}: ${strategy}`)
+            .join(", "),
+        ) || "-",
       ]),
     )}`,
   )

@@ -42,7 +42,21 @@ export const list = async (input: Input, io: Io): Promise<number> => {
   if (page.items.length === 0) io.out(input.flag("all") ? "No conflicts.\n" : "No conflict waits for a decision.\n")
   else {
     const columns = ["Id", "School", "Row", "Column", "School has", "Office has", "Status"].map((title) => ({ title }))
-    io.out(table(io.look, columns, page.items.map((c) => [c.id, clean(c.school), short(`${c.table} ${c.key}`, 50), clean(c.column ?? "(row)"), short(c.mine, 24), short(c.theirs, 24), c.status])))
+    io.out(
+      table(
+        io.look,
+        columns,
+        page.items.map((c) => [
+          c.id,
+          clean(c.school),
+          short(`${c.table} ${c.key}`, 50),
+          clean(c.column ?? "(row)"),
+          short(c.mine, 24),
+          short(c.theirs, 24),
+          c.status,
+        ]),
+      ),
+    )
     if (page.nextCursor !== null) io.err(`more: schoolbus conflicts list --cursor ${page.nextCursor}\n`)
   }
   return EXIT.ok

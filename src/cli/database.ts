@@ -25,15 +25,23 @@ export const maskedUrl = (url: string): string => {
 }
 
 const hintOf = (error: PostgresError): string =>
-  error.sqlstate.startsWith("28") ? "check user and password in --database-url"
-  : error.sqlstate === "3D000" ? "create the database, or check its name in --database-url"
-  : error.sqlstate === "42501" ? "the role lacks a right; a DBA can run sql/hub/*.sql, or grant it"
-  : error.sqlstate === "" ? "is Postgres running there? check --database-url"
-  : "see the server's log"
+  error.sqlstate.startsWith("28")
+    ? "check user and password in --database-url"
+    : error.sqlstate === "3D000"
+      ? "create the database, or check its name in --database-url"
+      : error.sqlstate === "42501"
+        ? "the role lacks a right; a DBA can run sql/hub/*.sql, or grant it"
+        : error.sqlstate === ""
+          ? "is Postgres running there? check --database-url"
+          : "see the server's log"
 
 export const postgresFailed = (error: PostgresError, url: string): CommandFailed =>
   new CommandFailed(
-    error.sqlstate === "" || /^(08|57P|53)/.test(error.sqlstate) ? EXIT.unreachable : error.sqlstate.startsWith("28") || error.sqlstate === "42501" ? EXIT.forbidden : EXIT.failed,
+    error.sqlstate === "" || /^(08|57P|53)/.test(error.sqlstate)
+      ? EXIT.unreachable
+      : error.sqlstate.startsWith("28") || error.sqlstate === "42501"
+        ? EXIT.forbidden
+        : EXIT.failed,
     "postgres",
     `Postgres at ${maskedUrl(url)}: ${error.message}`,
     hintOf(error),

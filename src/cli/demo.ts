@@ -7,7 +7,11 @@ import { EXIT, type Input } from "./options.ts"
 
 export const run = (input: Input, _io: Io): Promise<number> => {
   const script = fileURLToPath(new URL("../../scripts/demo.ts", import.meta.url))
-  const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), script, ...(input.flag("check") ? ["--check"] : [])], { stdio: "inherit" })
+  const child = spawn(
+    process.execPath,
+    [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), script, ...(input.flag("check") ? ["--check"] : [])],
+    { stdio: "inherit" },
+  )
   // Ctrl-C reaches the demo by itself; this process waits until it has cleaned up.
   const ignore = () => undefined
   const forward = () => void child.kill("SIGTERM")

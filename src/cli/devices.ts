@@ -26,7 +26,20 @@ export const list = async (input: Input, io: Io): Promise<number> => {
   if (items.length === 0) io.out("No terminal has called yet. Set its server address to this machine and the iclock port.\n")
   else {
     const columns = ["Serial", "Name", "State", "Zone", "Last seen", "Address"].map((title) => ({ title }))
-    io.out(table(io.look, columns, items.map((d) => [text(d["serial"]), text(d["name"]), text(d["status"] ?? d["state"]), text(d["zone"]), text(d["lastSeenAt"]), text(d["address"])])))
+    io.out(
+      table(
+        io.look,
+        columns,
+        items.map((d) => [
+          text(d["serial"]),
+          text(d["name"]),
+          text(d["status"] ?? d["state"]),
+          text(d["zone"]),
+          text(d["lastSeenAt"]),
+          text(d["address"]),
+        ]),
+      ),
+    )
   }
   return EXIT.ok
 }
@@ -44,8 +57,15 @@ export const approve = async (input: Input, io: Io): Promise<number> => {
   const zone = input.textOr("zone", null)
   const name = input.textOr("name", null)
   if (zone !== null && !isZone(zone)) throw usage(`--zone ${zone} is not a time zone`, "it looks like Africa/Nairobi")
-  const answer = await apiOf(input).post<Fields>(`/api/devices/${deviceOf(input)}/approve`, { ...(zone === null ? {} : { zone }), ...(name === null ? {} : { name }) })
-  io.out(input.flag("json") ? `${JSON.stringify(answer)}\n` : `Terminal ${clean(input.args["serial"] ?? "")} is approved; it gets its people at its next call.\n`)
+  const answer = await apiOf(input).post<Fields>(`/api/devices/${deviceOf(input)}/approve`, {
+    ...(zone === null ? {} : { zone }),
+    ...(name === null ? {} : { name }),
+  })
+  io.out(
+    input.flag("json")
+      ? `${JSON.stringify(answer)}\n`
+      : `Terminal ${clean(input.args["serial"] ?? "")} is approved; it gets its people at its next call.\n`,
+  )
   return EXIT.ok
 }
 
@@ -56,7 +76,11 @@ export const status = async (input: Input, io: Io): Promise<number> => {
     return EXIT.ok
   }
   const data = (answer["data"] ?? answer) as { readonly summary?: Fields; readonly students?: ReadonlyArray<Fields> }
-  io.out(`${Object.entries(data.summary ?? {}).map(([key, n]) => `${key.replaceAll("_", " ")} ${String(n)}`).join(", ")}\n`)
+  io.out(
+    `${Object.entries(data.summary ?? {})
+      .map(([key, n]) => `${key.replaceAll("_", " ")} ${String(n)}`)
+      .join(", ")}\n`,
+  )
   const students = data.students ?? []
   if (students.length > 0) {
     const columns = ["Pin", "Name", "Card", "State", "Attempts", "Error"].map((title) => ({ title }))
@@ -64,7 +88,14 @@ export const status = async (input: Input, io: Io): Promise<number> => {
       `\n${table(
         io.look,
         columns,
-        students.map((s) => [text(s["pin"]), text(s["name"]), text(s["card"]), text(s["status"] ?? s["sync_status"]), text(s["attempts"]), text(s["error"])]),
+        students.map((s) => [
+          text(s["pin"]),
+          text(s["name"]),
+          text(s["card"]),
+          text(s["status"] ?? s["sync_status"]),
+          text(s["attempts"]),
+          text(s["error"]),
+        ]),
       )}`,
     )
   }

@@ -44,19 +44,33 @@ export const findings = (facts: ServerFacts, slotName: string): ReadonlyArray<Fi
   const warn = (id: string, message: string, fix: string): Finding => ({ id, status: "warn", message, fix })
   const fail = (id: string, message: string, fix: string): Finding => ({ id, status: "fail", message, fix })
   return [
-    facts.version >= OLDEST ? ok("pg-version", `Postgres ${version}`) : fail("pg-version", `Postgres ${version} is too old`, "use Postgres 13 or newer"),
+    facts.version >= OLDEST
+      ? ok("pg-version", `Postgres ${version}`)
+      : fail("pg-version", `Postgres ${version} is too old`, "use Postgres 13 or newer"),
     settings["wal_level"] === "logical"
       ? ok("wal-level", "logical")
       : fail("wal-level", `wal_level is ${settings["wal_level"] ?? "unknown"}`, "ALTER SYSTEM SET wal_level = 'logical';  then restart Postgres"),
     slot !== undefined || facts.slotsUsed < maxSlots
       ? ok("max-replication-slots", `${facts.slotsUsed} of ${maxSlots} in use`)
-      : fail("max-replication-slots", `all ${maxSlots} are in use`, `ALTER SYSTEM SET max_replication_slots = ${maxSlots + 4};  then restart Postgres`),
+      : fail(
+          "max-replication-slots",
+          `all ${maxSlots} are in use`,
+          `ALTER SYSTEM SET max_replication_slots = ${maxSlots + 4};  then restart Postgres`,
+        ),
     keep === "-1"
-      ? warn("max-slot-wal-keep-size", "no limit: a slot that nobody reads can fill the disk", "ALTER SYSTEM SET max_slot_wal_keep_size = '4GB'; SELECT pg_reload_conf();")
+      ? warn(
+          "max-slot-wal-keep-size",
+          "no limit: a slot that nobody reads can fill the disk",
+          "ALTER SYSTEM SET max_slot_wal_keep_size = '4GB'; SELECT pg_reload_conf();",
+        )
       : ok("max-slot-wal-keep-size", keep),
     settings["track_commit_timestamp"] === "on"
       ? ok("track-commit-timestamp", "on")
-      : warn("track-commit-timestamp", "off: newest_wins knows less about rows that were not streamed", "ALTER SYSTEM SET track_commit_timestamp = on;  then restart Postgres"),
+      : warn(
+          "track-commit-timestamp",
+          "off: newest_wins knows less about rows that were not streamed",
+          "ALTER SYSTEM SET track_commit_timestamp = on;  then restart Postgres",
+        ),
     facts.mayReplicate
       ? ok("replication-privilege", "this role may read the stream")
       : fail("replication-privilege", "this role may not read the stream", "ALTER ROLE … REPLICATION;"),
@@ -66,7 +80,11 @@ export const findings = (facts: ServerFacts, slotName: string): ReadonlyArray<Fi
     facts.migrations === null
       ? facts.maySchema
         ? ok("migrations-current", "schema schoolbus will be made when the hub starts")
-        : fail("migrations-current", "schema schoolbus does not exist and this role may not make it", "a DBA runs sql/hub/*.sql in order, or: GRANT CREATE ON DATABASE … TO …;")
+        : fail(
+            "migrations-current",
+            "schema schoolbus does not exist and this role may not make it",
+            "a DBA runs sql/hub/*.sql in order, or: GRANT CREATE ON DATABASE … TO …;",
+          )
       : facts.migrations.length === 0 || Math.max(...facts.migrations) <= facts.newestMigration
         ? ok("migrations-current", `schema schoolbus, ${facts.migrations.length} migrations`)
         : fail("migrations-current", "schema schoolbus was made by a newer schoolbus", "update this program"),
@@ -76,20 +94,44 @@ export const findings = (facts: ServerFacts, slotName: string): ReadonlyArray<Fi
     ...(slot === undefined
       ? []
       : [
-          slot.active ? ok("slot-active", "the hub reads it") : fail("slot-active", "nobody reads it; WAL piles up", "start the hub, or drop the slot for good: SELECT pg_drop_replication_slot('" + slot.slot + "');"),
+          slot.active
+            ? ok("slot-active", "the hub reads it")
+            : fail(
+                "slot-active",
+                "nobody reads it; WAL piles up",
+                `start the hub, or drop the slot for good: SELECT pg_drop_replication_slot('${slot.slot}');`,
+              ),
           slot.walStatus === "reserved" || slot.walStatus === "extended"
             ? ok("slot-wal-status", slot.walStatus)
-            : fail("slot-wal-status", `${slot.walStatus ?? "unknown"}`, "raise max_slot_wal_keep_size; a lost slot is replaced by the hub, which then compares all rows"),
+            : fail(
+                "slot-wal-status",
+                `${slot.walStatus ?? "unknown"}`,
+                "raise max_slot_wal_keep_size; a lost slot is replaced by the hub, which then compares all rows",
+              ),
         ]),
     ...facts.slots
       .filter((other) => other.slot !== slotName && !other.active)
-      .map((other) => warn("other-slots", `slot ${other.slot} of somebody else is not read and holds ${sizeText(other.retainedBytes)}`, `find its owner, or SELECT pg_drop_replication_slot('${other.slot}');`)),
+      .map((other) =>
+        warn(
+          "other-slots",
+          `slot ${other.slot} of somebody else is not read and holds ${sizeText(other.retainedBytes)}`,
+          `find its owner, or SELECT pg_drop_replication_slot('${other.slot}');`,
+        ),
+      ),
   ]
 }
 
 const readFacts = (pg: PostgresPool) =>
   Effect.gen(function* () {
-    const [server] = yield* pg.query<{ version: number; used: number; replicate: boolean; super: boolean; schema: boolean; present: boolean; viewed: boolean }>(
+    const [server] = yield* pg.query<{
+      version: number
+      used: number
+      replicate: boolean
+      super: boolean
+      schema: boolean
+      present: boolean
+      viewed: boolean
+    }>(
       `SELECT current_setting('server_version_num')::int AS version, (SELECT count(*)::int FROM pg_replication_slots) AS used,
               r.rolreplication OR r.rolsuper AS replicate, r.rolsuper AS super, has_database_privilege(current_database(), 'CREATE') AS schema,
               to_regclass('schoolbus.migrations') IS NOT NULL AS present, to_regclass('schoolbus.slot_health') IS NOT NULL AS viewed
@@ -117,7 +159,10 @@ const readFacts = (pg: PostgresPool) =>
 
 const reached = async (input: Input): Promise<ReadonlyArray<Finding>> => {
   try {
-    return [{ id: "pg-reachable", status: "ok", message: "Postgres answers" }, ...findings(await withPostgres(input, readFacts), input.textOr("slot", slotName(input.text("database-url"))))]
+    return [
+      { id: "pg-reachable", status: "ok", message: "Postgres answers" },
+      ...findings(await withPostgres(input, readFacts), input.textOr("slot", slotName(input.text("database-url")))),
+    ]
   } catch (cause) {
     if (!(cause instanceof CommandFailed)) throw cause
     return [{ id: "pg-reachable", status: "fail", message: cause.message, fix: cause.hint }]
@@ -130,7 +175,13 @@ export const run = async (input: Input, io: Io): Promise<number> => {
   if (input.flag("json")) io.out(`${JSON.stringify({ schemaVersion: 1, asOf: new Date().toISOString(), healthy: !failed, checks })}\n`)
   else {
     const word = { ok: green(io.look, "ok"), warn: yellow(io.look, "warning"), fail: red(io.look, "failed") }
-    io.out(table(io.look, ["Check", "Status", "Message"].map((title) => ({ title })), checks.map((check) => [check.id, word[check.status], check.message])))
+    io.out(
+      table(
+        io.look,
+        ["Check", "Status", "Message"].map((title) => ({ title })),
+        checks.map((check) => [check.id, word[check.status], check.message]),
+      ),
+    )
     for (const check of checks) if (check.fix !== undefined) io.out(`Fix ${check.id}: ${check.fix}\n`)
   }
   return failed ? EXIT.failed : EXIT.ok

@@ -20,7 +20,10 @@ export const lookOf = (env: Environment, isTTY: boolean): Look => {
   const forced = env["FORCE_COLOR"]
   const locale = env["LC_ALL"] || env["LC_CTYPE"] || env["LANG"] || ""
   return {
-    color: forced !== undefined && forced !== "" && forced !== "0" ? true : isTTY && (env["NO_COLOR"] ?? "") === "" && env["TERM"] !== "dumb" && forced !== "0",
+    color:
+      forced !== undefined && forced !== "" && forced !== "0"
+        ? true
+        : isTTY && (env["NO_COLOR"] ?? "") === "" && env["TERM"] !== "dumb" && forced !== "0",
     unicode: /utf-?8/i.test(locale),
   }
 }

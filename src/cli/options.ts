@@ -72,7 +72,10 @@ const convert = (option: OptionSpec, text: string, source: string): Value => {
     case "text":
       return text
     case "list":
-      return text.split(",").map((part) => part.trim()).filter((part) => part !== "")
+      return text
+        .split(",")
+        .map((part) => part.trim())
+        .filter((part) => part !== "")
     case "flag": {
       const word = text.trim().toLowerCase()
       if (!TRUE.has(word) && !FALSE.has(word)) throw usage(`${source} must be true or false`)
@@ -94,7 +97,12 @@ const readSecret = (path: string, source: string): string => {
   try {
     text = readFileSync(path, "utf8")
   } catch (cause) {
-    throw new CommandFailed(EXIT.config, "secret_file", `${source}: cannot read ${path} (${(cause as NodeJS.ErrnoException).code ?? "error"})`, "check the path and who may read it")
+    throw new CommandFailed(
+      EXIT.config,
+      "secret_file",
+      `${source}: cannot read ${path} (${(cause as NodeJS.ErrnoException).code ?? "error"})`,
+      "check the path and who may read it",
+    )
   }
   const line = text.split(/\r?\n/, 1)[0]?.trim() ?? ""
   if (line === "") throw new CommandFailed(EXIT.config, "secret_file", `${source}: ${path} is empty`, "write the secret into its first line")
@@ -129,7 +137,8 @@ export const nearest = (word: string, known: ReadonlyArray<string>): string | nu
     let row = Array.from({ length: b.length + 1 }, (_, i) => i)
     for (let i = 1; i <= a.length; i++) {
       const next = [i]
-      for (let j = 1; j <= b.length; j++) next.push(Math.min((row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1, (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1)))
+      for (let j = 1; j <= b.length; j++)
+        next.push(Math.min((row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1, (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1)))
       row = next
     }
     return row[b.length] ?? 0
@@ -144,7 +153,10 @@ const rawFlags = (command: CommandSpec, argv: ReadonlyArray<string>) => {
     options[option.name] = { type: option.kind === "flag" ? "boolean" : "string" }
     if (option.secret === true) options[`${option.name}-file`] = { type: "string" }
   }
-  const unknown = argv.find((arg, i) => arg.startsWith("--") && arg !== "--" && !argv.slice(0, i).includes("--") && options[arg.slice(2).split("=", 1)[0] ?? ""] === undefined)
+  const unknown = argv.find(
+    (arg, i) =>
+      arg.startsWith("--") && arg !== "--" && !argv.slice(0, i).includes("--") && options[arg.slice(2).split("=", 1)[0] ?? ""] === undefined,
+  )
   if (unknown !== undefined) {
     const flag = unknown.split("=", 1)[0] ?? unknown
     const near = nearest(flag.slice(2), Object.keys(options))

@@ -25,13 +25,15 @@ const existing = (session: Session, school: string) =>
       `SELECT name, revoked_at IS NOT NULL AS revoked FROM schoolbus.schools WHERE id = $1 FOR UPDATE`,
       [school],
     )
-    if (row === undefined) return yield* Effect.fail(new CommandFailed(EXIT.failed, "no_school", `no school ${school} is enrolled`, "schoolbus schools list"))
+    if (row === undefined)
+      return yield* Effect.fail(new CommandFailed(EXIT.failed, "no_school", `no school ${school} is enrolled`, "schoolbus schools list"))
     return row
   })
 
 const idOf = (input: Input): string => {
   const id = input.args["id"] ?? ""
-  if (id === "" || id.trim() !== id || id.length > 200 || clean(id) !== id) throw usage("a school's id is 1 to 200 characters, without blanks around it or control characters")
+  if (id === "" || id.trim() !== id || id.length > 200 || clean(id) !== id)
+    throw usage("a school's id is 1 to 200 characters, without blanks around it or control characters")
   return id
 }
 
@@ -39,7 +41,9 @@ const printKey = (io: Io, input: Input, school: string, key: { readonly text: st
   if (input.flag("json")) io.out(`${JSON.stringify({ id: school, key: key.text })}\n`)
   else {
     io.out(`${key.text}\n`)
-    io.err(`This is the key of school ${school}. It is shown once and kept nowhere.\nAt the school: schoolbus school --hub URL --key-file FILE --data-dir DIR\n`)
+    io.err(
+      `This is the key of school ${school}. It is shown once and kept nowhere.\nAt the school: schoolbus school --hub URL --key-file FILE --data-dir DIR\n`,
+    )
   }
   return EXIT.ok
 }
@@ -55,7 +59,12 @@ export const add = async (input: Input, io: Io): Promise<number> => {
           const added = yield* session.execute(`INSERT INTO schoolbus.schools (id, name) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`, [id, name])
           if (added === 0) {
             return yield* Effect.fail(
-              new CommandFailed(EXIT.failed, "school_exists", `school ${id} is enrolled already`, `for a new key: schoolbus schools rotate-key ${id}`),
+              new CommandFailed(
+                EXIT.failed,
+                "school_exists",
+                `school ${id} is enrolled already`,
+                `for a new key: schoolbus schools rotate-key ${id}`,
+              ),
             )
           }
           return yield* addKey(session, id)
@@ -99,28 +108,52 @@ export const list = async (input: Input, io: Io): Promise<number> => {
     io.out(
       table(
         io.look,
-        [{ title: "School" }, { title: "Name" }, { title: "State" }, { title: "Keys", right: true }, { title: "To send", right: true }, { title: "Last seen" }],
-        rows.map((row) => [clean(row.id), clean(row.name), row.state, String(row.keys), row.pending === null ? "-" : countText(Number(row.pending)), row.seenAt ?? "never"]),
+        [
+          { title: "School" },
+          { title: "Name" },
+          { title: "State" },
+          { title: "Keys", right: true },
+          { title: "To send", right: true },
+          { title: "Last seen" },
+        ],
+        rows.map((row) => [
+          clean(row.id),
+          clean(row.name),
+          row.state,
+          String(row.keys),
+          row.pending === null ? "-" : countText(Number(row.pending)),
+          row.seenAt ?? "never",
+        ]),
       ),
     )
   }
   return EXIT.ok
 }
 
-const change = (sql: string, done: string) => async (input: Input, io: Io): Promise<number> => {
-  const id = idOf(input)
-  await withPostgres(input, (pg) =>
-    pg.tx((session) =>
-      Effect.gen(function* () {
-        const { revoked } = yield* existing(session, id)
-        if (revoked) return yield* Effect.fail(new CommandFailed(EXIT.failed, "revoked", `school ${id} was revoked`, "schoolbus schools rotate-key gives it a new key and lets it in again"))
-        yield* session.execute(sql, [id])
-      }),
-    ),
-  )
-  io.out(input.flag("json") ? `${JSON.stringify({ id, done })}\n` : `School ${clean(id)} is ${done}.\n`)
-  return EXIT.ok
-}
+const change =
+  (sql: string, done: string) =>
+  async (input: Input, io: Io): Promise<number> => {
+    const id = idOf(input)
+    await withPostgres(input, (pg) =>
+      pg.tx((session) =>
+        Effect.gen(function* () {
+          const { revoked } = yield* existing(session, id)
+          if (revoked)
+            return yield* Effect.fail(
+              new CommandFailed(
+                EXIT.failed,
+                "revoked",
+                `school ${id} was revoked`,
+                "schoolbus schools rotate-key gives it a new key and lets it in again",
+              ),
+            )
+          yield* session.execute(sql, [id])
+        }),
+      ),
+    )
+    io.out(input.flag("json") ? `${JSON.stringify({ id, done })}\n` : `School ${clean(id)} is ${done}.\n`)
+    return EXIT.ok
+  }
 
 export const pause = change(`UPDATE schoolbus.schools SET paused = true WHERE id = $1`, "paused")
 export const resume = change(`UPDATE schoolbus.schools SET paused = false WHERE id = $1`, "resumed")

@@ -27,7 +27,15 @@ export const run = async (input: Input, io: Io): Promise<number> => {
   io.out(
     table(
       io.look,
-      [{ title: "Slot" }, { title: "Active" }, { title: "WAL" }, { title: "Held back", right: true }, { title: "Behind", right: true }, { title: "Room left", right: true }, { title: "Time left", right: true }],
+      [
+        { title: "Slot" },
+        { title: "Active" },
+        { title: "WAL" },
+        { title: "Held back", right: true },
+        { title: "Behind", right: true },
+        { title: "Room left", right: true },
+        { title: "Time left", right: true },
+      ],
       items.map((slot) => [
         clean(slot.slot),
         slot.active ? green(io.look, "yes") : red(io.look, "no"),
@@ -40,7 +48,9 @@ export const run = async (input: Input, io: Io): Promise<number> => {
     ),
   )
   if (items.some((slot) => slot.maxSlotWalKeepSize === "-1")) {
-    io.err("max_slot_wal_keep_size is -1: a slot that nobody reads can fill the disk. ALTER SYSTEM SET max_slot_wal_keep_size = '4GB'; SELECT pg_reload_conf();\n")
+    io.err(
+      "max_slot_wal_keep_size is -1: a slot that nobody reads can fill the disk. ALTER SYSTEM SET max_slot_wal_keep_size = '4GB'; SELECT pg_reload_conf();\n",
+    )
   }
   return EXIT.ok
 }

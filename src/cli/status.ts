@@ -9,7 +9,8 @@ import { bold, clean, countText, dim, type Look, red, sizeText, stateText, table
 
 const WATCH_MS = 2_000
 
-const since = (snapshot: Snapshot, time: string | null): string => (time === null ? "never" : `${ago((Date.parse(snapshot.asOf) - Date.parse(time)) / 1000)} ago`)
+const since = (snapshot: Snapshot, time: string | null): string =>
+  time === null ? "never" : `${ago((Date.parse(snapshot.asOf) - Date.parse(time)) / 1000)} ago`
 
 const alarm = (look: Look, n: number): string => (n === 0 ? "0" : yellow(look, countText(n)))
 
@@ -18,13 +19,22 @@ const tableLines = (look: Look, tables: ReadonlyArray<TableStatus>): string =>
     ? ""
     : `\n${table(
         look,
-        [{ title: "Table" }, { title: "Pending", right: true }, { title: "Failed", right: true }, { title: "Synced", right: true }, { title: "Conflicts", right: true }],
+        [
+          { title: "Table" },
+          { title: "Pending", right: true },
+          { title: "Failed", right: true },
+          { title: "Synced", right: true },
+          { title: "Conflicts", right: true },
+        ],
         tables.map((t) => [clean(t.table), countText(t.pending), alarm(look, t.failed), countText(t.synced), alarm(look, t.conflicts)]),
       )}`
 
 const progressLines = (snapshot: Snapshot): string =>
   snapshot.progress
-    .map((p) => `${p.table === null ? "Receiving" : `First copy of ${clean(p.table)}`}: ${countText(p.rows)} of ${countText(p.total)} rows${p.total === 0 ? "" : ` (${Math.floor((100 * p.rows) / p.total)} %)`}\n`)
+    .map(
+      (p) =>
+        `${p.table === null ? "Receiving" : `First copy of ${clean(p.table)}`}: ${countText(p.rows)} of ${countText(p.total)} rows${p.total === 0 ? "" : ` (${Math.floor((100 * p.rows) / p.total)} %)`}\n`,
+    )
     .join("")
 
 const hubLines = (look: Look, hub: HubSnapshot): string => {
@@ -69,7 +79,9 @@ const schoolLines = (look: Look, school: SchoolSnapshot): string =>
     `Link: ${school.link.state}, last contact ${since(school, school.link.lastContactAt)}, last complete sync ${since(school, school.link.lastSyncAt)}\n`,
     `To send: ${countText(school.totals.pending)} changes${school.sending.oldestPendingAt === null ? "" : `, the oldest from ${since(school, school.sending.oldestPendingAt)}`}\n`,
     school.devices.total === 0 ? "" : `Terminals: ${school.devices.approved} approved, ${school.devices.waiting} waiting for approval\n`,
-    ...school.workers.filter((w) => w.failed > 0).map((w) => `Worker ${clean(w.module)}: ${alarm(look, w.failed)} events failed${w.error === null ? "" : ` (${clean(w.error)})`}\n`),
+    ...school.workers
+      .filter((w) => w.failed > 0)
+      .map((w) => `Worker ${clean(w.module)}: ${alarm(look, w.failed)} events failed${w.error === null ? "" : ` (${clean(w.error)})`}\n`),
     tableLines(look, school.tables),
   ].join("")
 

@@ -20,7 +20,11 @@ export const readyChecks = (snapshot: Snapshot): ReadonlyArray<ReadyCheck> => {
     ? [
         check("feed", true, "feed.db answers"),
         check("postgres", snapshot.postgres, snapshot.postgres ? "Postgres answers" : snapshot.reason),
-        check("stream", snapshot.stream.state === "streaming", snapshot.stream.detail === "" ? snapshot.stream.state : `${snapshot.stream.state}: ${snapshot.stream.detail}`),
+        check(
+          "stream",
+          snapshot.stream.state === "streaming",
+          snapshot.stream.detail === "" ? snapshot.stream.state : `${snapshot.stream.state}: ${snapshot.stream.detail}`,
+        ),
         check(
           "first-copy",
           snapshot.progress.length === 0,
@@ -56,7 +60,12 @@ export const healthRoutes: Effect.Effect<AnyElysia, never, Status> = Effect.map(
       answer(
         request,
         Status.use((status) => status.snapshot()).pipe(
-          Effect.map((snapshot) => new Response(metricsOf(snapshot), { headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8", "cache-control": "no-store" } })),
+          Effect.map(
+            (snapshot) =>
+              new Response(metricsOf(snapshot), {
+                headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8", "cache-control": "no-store" },
+              }),
+          ),
         ),
       ),
     )

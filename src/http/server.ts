@@ -25,10 +25,13 @@ export const problem = (
   extra: Readonly<Record<string, unknown>> = {},
   headers: Readonly<Record<string, string>> = {},
 ): Response =>
-  new Response(JSON.stringify({ type: `urn:schoolbus:problem:${code}`, title, status, code, ...(detail === undefined ? {} : { detail }), ...extra }), {
-    status,
-    headers: { "content-type": "application/problem+json", "cache-control": "no-store", "x-content-type-options": "nosniff", ...headers },
-  })
+  new Response(
+    JSON.stringify({ type: `urn:schoolbus:problem:${code}`, title, status, code, ...(detail === undefined ? {} : { detail }), ...extra }),
+    {
+      status,
+      headers: { "content-type": "application/problem+json", "cache-control": "no-store", "x-content-type-options": "nosniff", ...headers },
+    },
+  )
 
 /** A refusal that a route decides on, on its way through an Effect to its status. */
 export class Refusal extends Data.TaggedError("Refusal")<{
@@ -92,7 +95,10 @@ const foreign = (request: Request): string | null => {
   if (host !== null && !isLoopback(hostName(host))) return "the Host header names another machine; use http://127.0.0.1"
   if (request.method === "GET" || request.method === "HEAD") return null
   const origin = request.headers.get("origin")
-  if (origin !== null && (host === null || !/^https?:\/\//i.test(origin) || origin.replace(/^https?:\/\//i, "").toLowerCase() !== host.toLowerCase())) {
+  if (
+    origin !== null &&
+    (host === null || !/^https?:\/\//i.test(origin) || origin.replace(/^https?:\/\//i, "").toLowerCase() !== host.toLowerCase())
+  ) {
     return "a page of another origin may not write here"
   }
   return request.headers.get("sec-fetch-site") === "cross-site" ? "a page of another site may not write here" : null
@@ -110,9 +116,16 @@ export const refuseUnauthorised = (auth: Auth, request: Request): Response | nul
       const shown = bearerOf(request)
       return shown !== null && sameSecret(shown, auth.token)
         ? null
-        : problem(401, "unauthorized", "Operator token needed", "send Authorization: Bearer with the token of SCHOOLBUS_ADMIN_TOKEN", {}, {
-            "www-authenticate": 'Bearer realm="schoolbus"',
-          })
+        : problem(
+            401,
+            "unauthorized",
+            "Operator token needed",
+            "send Authorization: Bearer with the token of SCHOOLBUS_ADMIN_TOKEN",
+            {},
+            {
+              "www-authenticate": 'Bearer realm="schoolbus"',
+            },
+          )
     }
     case "closed":
       return problem(
@@ -125,7 +138,8 @@ export const refuseUnauthorised = (auth: Auth, request: Request): Response | nul
 }
 
 const refuseLarge = (request: Request): Response | null =>
-  accessOf(request.method, new URL(request.url).pathname) === "operator" && Number(request.headers.get("content-length") ?? 0) > MAX_OPERATOR_BODY_BYTES
+  accessOf(request.method, new URL(request.url).pathname) === "operator" &&
+  Number(request.headers.get("content-length") ?? 0) > MAX_OPERATOR_BODY_BYTES
     ? problem(413, "too_large", "Body too large", `operator routes take at most ${MAX_OPERATOR_BODY_BYTES} bytes`)
     : null
 
@@ -142,7 +156,13 @@ const issuesOf = (all: ReadonlyArray<unknown>): ReadonlyArray<Issue> =>
   all.map((issue) => {
     const { path, message } = issue as { path?: unknown; message?: unknown }
     const steps = Array.isArray(path) ? path.map(String) : String(path ?? "").split(".")
-    return { pointer: steps.filter((step) => step !== "" && step !== "root").map((step) => `/${step}`).join(""), message: String(message ?? "invalid") }
+    return {
+      pointer: steps
+        .filter((step) => step !== "" && step !== "root")
+        .map((step) => `/${step}`)
+        .join(""),
+      message: String(message ?? "invalid"),
+    }
   })
 
 const internal = (requestId: string): Response =>
@@ -180,7 +200,9 @@ export const answering =
     if (answer !== null) return answer
     const requestId = crypto.randomUUID()
     if (!Cause.hasInterruptsOnly(exit.cause)) {
-      await Effect.runPromise(Effect.logError("request failed", exit.cause).pipe(Effect.annotateLogs({ requestId, path: new URL(request.url).pathname })))
+      await Effect.runPromise(
+        Effect.logError("request failed", exit.cause).pipe(Effect.annotateLogs({ requestId, path: new URL(request.url).pathname })),
+      )
     }
     return internal(requestId)
   }
@@ -212,7 +234,9 @@ export const makeApp = (options: AppOptions): AnyElysia => {
       const requestId = crypto.randomUUID()
       // A response that does not fit its schema carries the whole response: not for the log either.
       const cause = code === "VALIDATION" ? new Error(`the response does not fit its schema: ${JSON.stringify(issuesOf(error.all))}`) : error
-      Effect.runFork(Effect.logError("request failed", Cause.die(cause)).pipe(Effect.annotateLogs({ requestId, path: new URL(request.url).pathname })))
+      Effect.runFork(
+        Effect.logError("request failed", Cause.die(cause)).pipe(Effect.annotateLogs({ requestId, path: new URL(request.url).pathname })),
+      )
       return internal(requestId)
     })
   return options.plugins.reduce((whole, plugin) => whole.use(plugin), app)

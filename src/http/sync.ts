@@ -94,7 +94,11 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Conf
       }
       return snapshot
     })
-  const trigger = (request: SyncRequest) => Effect.map(SyncNow.use((service) => service.trigger(request)), resultOf)
+  const trigger = (request: SyncRequest) =>
+    Effect.map(
+      SyncNow.use((service) => service.trigger(request)),
+      resultOf,
+    )
   const ofSchool = { query: z.object({ school: School.optional() }) }
 
   return new Elysia({ name: "sync" })
@@ -112,18 +116,22 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Conf
       ofSchool,
     )
     .get("/api/sync/network-status", ({ request, query }) => answer(request, Effect.map(snapshotOf(query.school), networkOf)), ofSchool)
-    .post(
-      "/api/sync/trigger",
-      ({ request, body }) => answer(request, trigger({ direction: "both", tables: [], ...body, by: "api" })),
-      { body: TriggerBody },
-    )
-    .post("/api/sync/sync", ({ request, body }) => answer(request, trigger({ direction: "both", tables: [], ...body, by: "api" })), { body: TriggerBody })
+    .post("/api/sync/trigger", ({ request, body }) => answer(request, trigger({ direction: "both", tables: [], ...body, by: "api" })), {
+      body: TriggerBody,
+    })
+    .post("/api/sync/sync", ({ request, body }) => answer(request, trigger({ direction: "both", tables: [], ...body, by: "api" })), {
+      body: TriggerBody,
+    })
     .post("/api/sync/all", ({ request }) => answer(request, trigger({ direction: "both", tables: [], by: "api" })))
-    .get("/api/sync/logs", ({ request, query: { school, limit, cursor } }) =>
-      answer(
-        request,
-        Runs.use((runs) => runs.list({ limit, ...(school === undefined ? {} : { school }), ...(cursor === undefined ? {} : { cursor }) })),
-      ), { query: RunFilter })
+    .get(
+      "/api/sync/logs",
+      ({ request, query: { school, limit, cursor } }) =>
+        answer(
+          request,
+          Runs.use((runs) => runs.list({ limit, ...(school === undefined ? {} : { school }), ...(cursor === undefined ? {} : { cursor }) })),
+        ),
+      { query: RunFilter },
+    )
     .get(
       "/api/sync/conflicts",
       ({ request, query: { resolved, table, school, limit, cursor } }) =>
@@ -141,8 +149,15 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Conf
         ),
       { query: ConflictFilter },
     )
-    .get("/api/sync/conflicts/:id", ({ request, params }) =>
-      answer(request, Conflicts.use((conflicts) => conflicts.show(params.id)).pipe(Effect.catchTag("ConflictRefused", (refused) => Effect.fail(refuseConflict(refused))))),
+    .get(
+      "/api/sync/conflicts/:id",
+      ({ request, params }) =>
+        answer(
+          request,
+          Conflicts.use((conflicts) => conflicts.show(params.id)).pipe(
+            Effect.catchTag("ConflictRefused", (refused) => Effect.fail(refuseConflict(refused))),
+          ),
+        ),
       { params: z.object({ id: z.uuid() }) },
     )
     .post(
@@ -151,7 +166,9 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Conf
         const { by, ...keep } = body
         return answer(
           request,
-          Conflicts.use((conflicts) => conflicts.resolve(params.id, keep, by)).pipe(Effect.catchTag("ConflictRefused", (refused) => Effect.fail(refuseConflict(refused)))),
+          Conflicts.use((conflicts) => conflicts.resolve(params.id, keep, by)).pipe(
+            Effect.catchTag("ConflictRefused", (refused) => Effect.fail(refuseConflict(refused))),
+          ),
         )
       },
       { params: z.object({ id: z.uuid() }), body: ResolveBody },
@@ -159,7 +176,8 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Conf
     .get("/api/database/status", ({ request }) => answer(request, Effect.map(snapshotOf(undefined), databaseOf)))
     .post(
       "/api/database/status",
-      ({ request, body }) => answer(request, trigger({ direction: DIRECTIONS[body?.direction ?? "BIDIRECTIONAL"], tables: body?.tables ?? [], by: "api" })),
+      ({ request, body }) =>
+        answer(request, trigger({ direction: DIRECTIONS[body?.direction ?? "BIDIRECTIONAL"], tables: body?.tables ?? [], by: "api" })),
       { body: DatabaseBody },
     )
     .get("/api/events", ({ request }) => events(request))

@@ -99,9 +99,7 @@ const SAMPLE_HOURS = 1
 export const recordHealth = (pg: PostgresPool, rows: ReadonlyArray<SchoolHealthRow>): Effect.Effect<void, PostgresError> =>
   pg.tx((session) =>
     Effect.gen(function* () {
-      yield* session.execute(
-        `INSERT INTO schoolbus.wal_samples (at, lsn) VALUES (now(), pg_current_wal_lsn()) ON CONFLICT (at) DO NOTHING`,
-      )
+      yield* session.execute(`INSERT INTO schoolbus.wal_samples (at, lsn) VALUES (now(), pg_current_wal_lsn()) ON CONFLICT (at) DO NOTHING`)
       yield* session.execute(`DELETE FROM schoolbus.wal_samples WHERE at < now() - interval '${SAMPLE_HOURS} hour'`)
       if (rows.length === 0) return
       yield* session.execute(

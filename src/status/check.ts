@@ -55,11 +55,18 @@ type Bounded = keyof typeof DEFAULT_BOUNDS
 const graded = (value: number, bounds: { readonly warning: number; readonly critical: number }): Level =>
   value >= bounds.critical ? "CRITICAL" : value >= bounds.warning ? "WARNING" : "OK"
 
-const bytes = (n: number): string => (n >= GIB ? `${(n / GIB).toFixed(1)}GiB` : n >= 1024 ** 2 ? `${(n / 1024 ** 2).toFixed(1)}MiB` : `${Math.round(n / 1024)}KiB`)
+const bytes = (n: number): string =>
+  n >= GIB ? `${(n / GIB).toFixed(1)}GiB` : n >= 1024 ** 2 ? `${(n / 1024 ** 2).toFixed(1)}MiB` : `${Math.round(n / 1024)}KiB`
 
 /** `"3 h"`, `"12 min"`, `"40 s"`. */
 export const ago = (seconds: number): string =>
-  seconds >= 2 * 86400 ? `${Math.floor(seconds / 86400)} d` : seconds >= HOUR_S ? `${Math.floor(seconds / HOUR_S)} h` : seconds >= 60 ? `${Math.floor(seconds / 60)} min` : `${Math.max(0, Math.floor(seconds))} s`
+  seconds >= 2 * 86400
+    ? `${Math.floor(seconds / 86400)} d`
+    : seconds >= HOUR_S
+      ? `${Math.floor(seconds / HOUR_S)} h`
+      : seconds >= 60
+        ? `${Math.floor(seconds / 60)} min`
+        : `${Math.max(0, Math.floor(seconds))} s`
 
 interface Found {
   readonly items: Array<CheckItem>
@@ -68,7 +75,8 @@ interface Found {
 
 type BoundsOf = (id: Bounded) => { readonly warning: number; readonly critical: number }
 
-const secondsSince = (asOf: string, time: string | null): number | null => (time === null ? null : Math.max(0, (Date.parse(asOf) - Date.parse(time)) / 1000))
+const secondsSince = (asOf: string, time: string | null): number | null =>
+  time === null ? null : Math.max(0, (Date.parse(asOf) - Date.parse(time)) / 1000)
 
 const oldest = (asOf: string, times: ReadonlyArray<string | null>): number => Math.max(0, ...times.flatMap((time) => secondsSince(asOf, time) ?? []))
 
@@ -80,7 +88,8 @@ const checkHub = (hub: HubSnapshot, boundsOf: BoundsOf, { items, perf }: Found):
   push("stream", state === "streaming" ? "OK" : state === "down" ? "CRITICAL" : "WARNING", `stream ${state}${detail === "" ? "" : `: ${detail}`}`)
 
   const slot = hub.slot
-  if (slot === null) push("slots", hub.postgres ? "CRITICAL" : "UNKNOWN", hub.postgres ? "the hub's slot does not exist" : "slot unknown while Postgres is away")
+  if (slot === null)
+    push("slots", hub.postgres ? "CRITICAL" : "UNKNOWN", hub.postgres ? "the hub's slot does not exist" : "slot unknown while Postgres is away")
   else {
     const bounds = boundsOf("slots")
     const held = slot.retainedBytes ?? 0
@@ -95,17 +104,26 @@ const checkHub = (hub: HubSnapshot, boundsOf: BoundsOf, { items, perf }: Found):
   const active = hub.schools.filter((school) => school.state !== "new" && school.state !== "paused")
   const bounds = boundsOf("nodes")
   const names = (schools: ReadonlyArray<{ readonly school: string }>) =>
-    schools.length > 5 ? `${schools.slice(0, 5).map((s) => s.school).join(", ")}, …` : schools.map((s) => s.school).join(", ")
+    schools.length > 5
+      ? `${schools
+          .slice(0, 5)
+          .map((s) => s.school)
+          .join(", ")}, …`
+      : schools.map((s) => s.school).join(", ")
   if (hub.schools.length === 0) push("nodes", "UNKNOWN", "no school is enrolled")
   else if (stuck.length > 0) push("nodes", "CRITICAL", `${stuck.length} of ${hub.schools.length} schools need help: ${names(stuck)}`)
   else if (active.length === 0) push("nodes", "UNKNOWN", "no school has completed its first copy")
   else if (offline.length === active.length) push("nodes", "CRITICAL", `no school is connected: ${names(offline)} offline`)
-  else if (offline.length > 0) push("nodes", graded(offline.length, bounds), `${offline.length} of ${hub.schools.length} schools offline: ${names(offline)}`)
+  else if (offline.length > 0)
+    push("nodes", graded(offline.length, bounds), `${offline.length} of ${hub.schools.length} schools offline: ${names(offline)}`)
   else push("nodes", "OK", `${active.length} of ${hub.schools.length} schools in contact`)
   perf.push({ label: "nodes_offline", value: offline.length, ...bounds })
 
   // Schools that are away are counted above; their backlog is no second alarm.
-  const waiting = oldest(hub.asOf, hub.schools.filter((school) => school.state !== "offline" && school.state !== "paused").map((school) => school.oldestPendingAt))
+  const waiting = oldest(
+    hub.asOf,
+    hub.schools.filter((school) => school.state !== "offline" && school.state !== "paused").map((school) => school.oldestPendingAt),
+  )
   push("lag", graded(waiting, boundsOf("lag")), waiting === 0 ? "nothing waits in connected schools" : `oldest change waits ${ago(waiting)}`)
   perf.push({ label: "oldest_pending", value: Math.round(waiting), unit: "s", ...boundsOf("lag") })
   checkConflicts(hub, boundsOf, { items, perf })
@@ -114,7 +132,11 @@ const checkHub = (hub: HubSnapshot, boundsOf: BoundsOf, { items, perf }: Found):
 const checkConflicts = (snapshot: Snapshot, boundsOf: BoundsOf, { items, perf }: Found): void => {
   const { conflicts, failed } = snapshot.totals
   const n = conflicts + failed
-  items.push({ id: "conflicts", level: graded(n, boundsOf("conflicts")), message: n === 0 ? "no open conflicts" : `${conflicts} conflicts open, ${failed} rows not synced` })
+  items.push({
+    id: "conflicts",
+    level: graded(n, boundsOf("conflicts")),
+    message: n === 0 ? "no open conflicts" : `${conflicts} conflicts open, ${failed} rows not synced`,
+  })
   perf.push({ label: "open_conflicts", value: conflicts, ...boundsOf("conflicts") }, { label: "failed", value: failed })
 }
 
@@ -125,21 +147,30 @@ const checkSchool = (school: SchoolSnapshot, boundsOf: BoundsOf, { items, perf }
   if (school.state === "stuck") push("link", "CRITICAL", school.reason || "needs help")
   else if (school.state === "paused") push("link", "WARNING", school.reason || "paused")
   else if (silent === null) push("link", "UNKNOWN", `has never reached the hub${school.link.detail === "" ? "" : `: ${school.link.detail}`}`)
-  else if (school.link.state !== "online") push("link", silent >= bounds.critical ? "CRITICAL" : "WARNING", `offline, last contact ${ago(silent)} ago`)
+  else if (school.link.state !== "online")
+    push("link", silent >= bounds.critical ? "CRITICAL" : "WARNING", `offline, last contact ${ago(silent)} ago`)
   else if (school.state === "new") push("link", "WARNING", "first copy not complete")
   else push("link", graded(silent, bounds), `in contact, ${ago(silent)} ago`)
   if (silent !== null) perf.push({ label: "last_contact", value: Math.round(silent), unit: "s", ...bounds })
 
   const waiting = secondsSince(school.asOf, school.sending.oldestPendingAt) ?? 0
-  push("lag", graded(waiting, boundsOf("lag")), school.totals.pending === 0 ? "nothing waits" : `${school.totals.pending} changes wait, the oldest ${ago(waiting)}`)
-  perf.push({ label: "pending", value: school.totals.pending }, { label: "oldest_pending", value: Math.round(waiting), unit: "s", ...boundsOf("lag") })
+  push(
+    "lag",
+    graded(waiting, boundsOf("lag")),
+    school.totals.pending === 0 ? "nothing waits" : `${school.totals.pending} changes wait, the oldest ${ago(waiting)}`,
+  )
+  perf.push(
+    { label: "pending", value: school.totals.pending },
+    { label: "oldest_pending", value: Math.round(waiting), unit: "s", ...boundsOf("lag") },
+  )
   checkConflicts(school, boundsOf, { items, perf })
   if (school.devices.waiting > 0) push("devices", "WARNING", `${school.devices.waiting} terminal(s) wait for approval`)
   else push("devices", "OK", `${school.devices.approved} terminal(s)`)
 }
 
 const RANK: ReadonlyArray<Level> = ["OK", "UNKNOWN", "WARNING", "CRITICAL"]
-const worst = (items: ReadonlyArray<CheckItem>): Level => items.reduce<Level>((w, item) => (RANK.indexOf(item.level) > RANK.indexOf(w) ? item.level : w), "OK")
+const worst = (items: ReadonlyArray<CheckItem>): Level =>
+  items.reduce<Level>((w, item) => (RANK.indexOf(item.level) > RANK.indexOf(w) ? item.level : w), "OK")
 
 const bound = (n: number | undefined): string => (n === undefined || !Number.isFinite(n) ? "" : String(n))
 const perfText = (p: Perf): string => `${p.label}=${p.value}${p.unit ?? ""};${bound(p.warning)};${bound(p.critical)};0`
@@ -160,7 +191,10 @@ export const checkOf = (snapshot: Snapshot, only?: CheckId, given: Bounds = {}):
   const items = only === undefined ? found.items : found.items.filter((item) => item.id === only)
   const perf = only === undefined ? found.perf : found.perf.filter((p) => PERF_OF[only].includes(p.label))
   if (items.length === 0) {
-    const line = nagiosLine("UNKNOWN", `a ${snapshot.role} has no check "${only ?? ""}"; it has ${[...new Set(found.items.map((item) => item.id))].join(", ")}`)
+    const line = nagiosLine(
+      "UNKNOWN",
+      `a ${snapshot.role} has no check "${only ?? ""}"; it has ${[...new Set(found.items.map((item) => item.id))].join(", ")}`,
+    )
     return { level: "UNKNOWN", line, items }
   }
   const level = worst(items)

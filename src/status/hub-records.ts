@@ -14,7 +14,9 @@ const COLUMNS = `id::text AS id, school, table_name AS "table", row_key AS key, 
 /** A cursor that is not ours starts from the beginning; its text never reaches a cast that could fail. */
 const positionOf = (cursor: string | undefined): readonly [at: string | null, id: string | null] => {
   const [at, id] = decodeCursor(cursor, 2) ?? []
-  return at !== undefined && id !== undefined && /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/.test(at) && !Number.isNaN(Date.parse(at)) ? [at, id] : [null, null]
+  return at !== undefined && id !== undefined && /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/.test(at) && !Number.isNaN(Date.parse(at))
+    ? [at, id]
+    : [null, null]
 }
 
 export const hubConflicts: Layer.Layer<Conflicts, never, Postgres | Tables> = Layer.effect(
@@ -38,7 +40,9 @@ export const hubConflicts: Layer.Layer<Conflicts, never, Postgres | Tables> = La
     }
     const show = (id: string) =>
       Effect.flatMap(pg.query<ConflictRecord>(`SELECT ${COLUMNS} FROM schoolbus.conflicts WHERE id = $1::uuid`, [id]), ([row]) =>
-        row === undefined ? Effect.fail(new ConflictRefused({ code: "not_found", message: `no conflict ${id}; see: schoolbus conflicts list` })) : Effect.succeed(row),
+        row === undefined
+          ? Effect.fail(new ConflictRefused({ code: "not_found", message: `no conflict ${id}; see: schoolbus conflicts list` }))
+          : Effect.succeed(row),
       )
     return Conflicts.of({
       list,

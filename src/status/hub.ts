@@ -96,7 +96,14 @@ const make = Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
     if (now - known.at < POSTGRES_EVERY_MS) return known
     const { loading } = yield* facts.get
-    const asked = yield* Effect.all([readSlots(pg), readOpenWork(pg), readEstimates(pg, loading.map((one) => one.table))]).pipe(Effect.timeoutOption(POSTGRES_TIMEOUT_MS), Effect.option)
+    const asked = yield* Effect.all([
+      readSlots(pg),
+      readOpenWork(pg),
+      readEstimates(
+        pg,
+        loading.map((one) => one.table),
+      ),
+    ]).pipe(Effect.timeoutOption(POSTGRES_TIMEOUT_MS), Effect.option)
     const answer = asked._tag === "Some" && asked.value._tag === "Some" ? asked.value.value : null
     known = answer === null ? { ...known, at: now, ok: false } : { at: now, ok: true, slots: answer[0], open: answer[1], estimates: answer[2] }
     return known
@@ -122,7 +129,11 @@ const make = Effect.gen(function* () {
         : yield* db.read((tx) =>
             tx.all<{ incarnation: string; waiting: string }>(LAG_SQL, [
               JSON.stringify(
-                late.map((reader) => ({ incarnation: reader.incarnation, school: reader.school, seq: reader.epoch === state.epoch ? reader.seq : 0 })),
+                late.map((reader) => ({
+                  incarnation: reader.incarnation,
+                  school: reader.school,
+                  seq: reader.epoch === state.epoch ? reader.seq : 0,
+                })),
               ),
             ]),
           )
@@ -169,7 +180,10 @@ const make = Effect.gen(function* () {
         pending: said?.pending ?? reader?.pending ?? 0,
         oldestPendingAt: timeOf(said?.oldestPendingAt ?? null),
         // The school also knows of rows that it cannot show; the hub may know of newer refusals.
-          failed: Math.max(mine.reduce((n, work) => n + work.failed, 0), said?.failed ?? 0),
+        failed: Math.max(
+          mine.reduce((n, work) => n + work.failed, 0),
+          said?.failed ?? 0,
+        ),
         conflicts: mine.reduce((n, work) => n + work.conflicts, 0),
         devices: said?.devices ?? 0,
       }

@@ -110,14 +110,27 @@ export interface HubOwnFacts {
 
 /** The hub's own state: what is wrong here first, then the sum of its schools. A school that is away is not the hub's fault. */
 export const judgeHub = (facts: HubOwnFacts): Judged => {
-  if (!facts.postgres) return { state: "offline", reason: facts.streamDetail || "Postgres does not answer; check that it runs and that --database-url is right" }
-  if (facts.walStatus === "lost") return { state: "stuck", reason: facts.streamDetail || "the slot is lost: Postgres removed WAL that it needed; restart the hub, it compares and goes on" }
+  if (!facts.postgres)
+    return { state: "offline", reason: facts.streamDetail || "Postgres does not answer; check that it runs and that --database-url is right" }
+  if (facts.walStatus === "lost")
+    return {
+      state: "stuck",
+      reason: facts.streamDetail || "the slot is lost: Postgres removed WAL that it needed; restart the hub, it compares and goes on",
+    }
   if (facts.stream === "down") return { state: "stuck", reason: facts.streamDetail || "the replication stream is down; see the log" }
   if (facts.stream === "standby") return { state: "paused", reason: facts.streamDetail || "standby: another hub holds the slot" }
   if (facts.stream === "starting") return { state: "new", reason: facts.streamDetail || "starting" }
   if (facts.loading > 0) return { state: "catching_up", reason: "the first copy of Postgres into the feed is under way" }
   const has = (state: State) => facts.schools.includes(state)
-  const state: State = has("stuck") ? "stuck" : has("catching_up") ? "catching_up" : has("syncing") ? "syncing" : has("pending") ? "pending" : "up_to_date"
+  const state: State = has("stuck")
+    ? "stuck"
+    : has("catching_up")
+      ? "catching_up"
+      : has("syncing")
+        ? "syncing"
+        : has("pending")
+          ? "pending"
+          : "up_to_date"
   return { state, reason: state === "stuck" ? `${facts.schools.filter((s) => s === "stuck").length} school(s) need help` : facts.streamDetail }
 }
 
@@ -164,7 +177,13 @@ export const hubSentence = (s: Omit<Sentence, "progress">, schools: ReadonlyArra
     const n = schools.filter((other) => other === state).length
     return n === 0 ? [] : [`${n} ${word}`]
   }
-  const fleet = [count(schools.length, "school", "schools"), ...of("offline", "offline"), ...of("stuck", "stuck"), ...of("paused", "paused"), ...of("new", "new")].join(", ")
+  const fleet = [
+    count(schools.length, "school", "schools"),
+    ...of("offline", "offline"),
+    ...of("stuck", "stuck"),
+    ...of("paused", "paused"),
+    ...of("new", "new"),
+  ].join(", ")
   const parts = [
     ...(s.reason === "" ? [] : [s.reason]),
     schools.length === 0 ? "no school is enrolled (schoolbus schools add)" : fleet,

@@ -37,17 +37,45 @@ const hubFamilies = (hub: HubSnapshot): ReadonlyArray<string> => {
     family("slot_lag_seconds", "Age of the unconfirmed WAL.", ofSlot(slot?.lagSeconds ?? null)),
     family("slot_safe_wal_size_bytes", "WAL that may still be written before the slot is lost.", ofSlot(slot?.safeWalBytes ?? null)),
     family("slot_inactive_since_timestamp_seconds", "Since when nobody holds the slot.", ofSlot(seconds(slot?.inactiveSince ?? null))),
-    family("slot_wal_status", "Whether the slot's WAL is still there.", slot === null ? [] : oneOf(labels, "wal_status", WAL_STATUSES, slot.walStatus)),
-    family("node_state", "State of each school.", hub.schools.flatMap((school) => oneOf<State>({ node: school.school }, "state", STATES, school.state))),
-    family("node_last_seen_timestamp_seconds", "Last contact with each school.", perSchool((school) => seconds(school.lastSeenAt))),
+    family(
+      "slot_wal_status",
+      "Whether the slot's WAL is still there.",
+      slot === null ? [] : oneOf(labels, "wal_status", WAL_STATUSES, slot.walStatus),
+    ),
+    family(
+      "node_state",
+      "State of each school.",
+      hub.schools.flatMap((school) => oneOf<State>({ node: school.school }, "state", STATES, school.state)),
+    ),
+    family(
+      "node_last_seen_timestamp_seconds",
+      "Last contact with each school.",
+      perSchool((school) => seconds(school.lastSeenAt)),
+    ),
     family("sync_pending_changes", "Changes that wait, by direction.", [
       ...perSchool((school) => school.lagRows, { direction: "down" }),
       ...perSchool((school) => school.pending, { direction: "up" }),
     ]),
-    family("sync_oldest_pending_timestamp_seconds", "Time of the oldest change that waits.", perSchool((school) => seconds(school.oldestPendingAt), { direction: "up" })),
-    family("conflicts_open", "Conflicts that wait for a person.", perSchool((school) => school.conflicts)),
-    family("quarantined_changes", "Changes that could not be written, and rows that could not be shown.", perSchool((school) => school.failed)),
-    family("snapshot_progress_ratio", "First copy of each table into the feed.", hub.progress.flatMap((p) => some({ table: p.table ?? "" }, p.total === 0 ? null : p.rows / p.total))),
+    family(
+      "sync_oldest_pending_timestamp_seconds",
+      "Time of the oldest change that waits.",
+      perSchool((school) => seconds(school.oldestPendingAt), { direction: "up" }),
+    ),
+    family(
+      "conflicts_open",
+      "Conflicts that wait for a person.",
+      perSchool((school) => school.conflicts),
+    ),
+    family(
+      "quarantined_changes",
+      "Changes that could not be written, and rows that could not be shown.",
+      perSchool((school) => school.failed),
+    ),
+    family(
+      "snapshot_progress_ratio",
+      "First copy of each table into the feed.",
+      hub.progress.flatMap((p) => some({ table: p.table ?? "" }, p.total === 0 ? null : p.rows / p.total)),
+    ),
   ]
 }
 
@@ -59,16 +87,32 @@ const schoolFamilies = (school: SchoolSnapshot): ReadonlyArray<string> => {
     family("node_last_seen_timestamp_seconds", "Last contact with the hub.", some(node, seconds(school.link.lastContactAt))),
     family("sync_last_success_timestamp_seconds", "Last complete sync.", some(node, seconds(school.link.lastSyncAt))),
     family("sync_pending_changes", "Changes that wait, by direction.", [[{ ...node, direction: "up" }, school.totals.pending]]),
-    family("sync_oldest_pending_timestamp_seconds", "Time of the oldest change that waits.", some({ ...node, direction: "up" }, seconds(school.sending.oldestPendingAt))),
-    family("table_pending_changes", "Changes that wait, by table.", school.tables.map((table) => [{ table: table.table }, table.pending] as const)),
+    family(
+      "sync_oldest_pending_timestamp_seconds",
+      "Time of the oldest change that waits.",
+      some({ ...node, direction: "up" }, seconds(school.sending.oldestPendingAt)),
+    ),
+    family(
+      "table_pending_changes",
+      "Changes that wait, by table.",
+      school.tables.map((table) => [{ table: table.table }, table.pending] as const),
+    ),
     family("conflicts_open", "Conflicts that wait for a person.", [[node, school.totals.conflicts]]),
     family("quarantined_changes", "Changes that could not be written, and rows that could not be shown.", [[node, school.totals.failed]]),
-    family("snapshot_progress_ratio", "The cut under way.", school.progress.flatMap((p) => some(node, p.total === 0 ? null : p.rows / p.total))),
+    family(
+      "snapshot_progress_ratio",
+      "The cut under way.",
+      school.progress.flatMap((p) => some(node, p.total === 0 ? null : p.rows / p.total)),
+    ),
     family("devices", "Terminals, by whether a person has approved them.", [
       [{ state: "approved" }, school.devices.approved],
       [{ state: "waiting" }, school.devices.waiting],
     ]),
-    family("worker_failed_events", "Events that a worker module could not handle.", school.workers.map((worker) => [{ module: worker.module }, worker.failed] as const)),
+    family(
+      "worker_failed_events",
+      "Events that a worker module could not handle.",
+      school.workers.map((worker) => [{ module: worker.module }, worker.failed] as const),
+    ),
   ]
 }
 

@@ -53,11 +53,14 @@ export class ConflictRefused extends Data.TaggedError("ConflictRefused")<{
   readonly message: string
 }> {}
 
-export class Conflicts extends Context.Service<Conflicts, {
-  readonly list: (query: ConflictQuery) => Effect.Effect<Page<ConflictRecord>, LibsqlError | PostgresError>
-  readonly show: (id: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
-  readonly resolve: (id: string, keep: Keep, by: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
-}>()("schoolbus/status/Conflicts") {}
+export class Conflicts extends Context.Service<
+  Conflicts,
+  {
+    readonly list: (query: ConflictQuery) => Effect.Effect<Page<ConflictRecord>, LibsqlError | PostgresError>
+    readonly show: (id: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
+    readonly resolve: (id: string, keep: Keep, by: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
+  }
+>()("schoolbus/status/Conflicts") {}
 
 /** One sync run of a school; at the hub: one batch that a school pushed. */
 export interface RunRecord {
@@ -72,10 +75,17 @@ export interface RunRecord {
   readonly error: string | null
 }
 
-export class Runs extends Context.Service<Runs, {
-  /** Newest first. */
-  readonly list: (query: { readonly school?: string; readonly limit: number; readonly cursor?: string }) => Effect.Effect<Page<RunRecord>, LibsqlError | PostgresError>
-}>()("schoolbus/status/Runs") {}
+export class Runs extends Context.Service<
+  Runs,
+  {
+    /** Newest first. */
+    readonly list: (query: {
+      readonly school?: string
+      readonly limit: number
+      readonly cursor?: string
+    }) => Effect.Effect<Page<RunRecord>, LibsqlError | PostgresError>
+  }
+>()("schoolbus/status/Runs") {}
 
 /** Cursors are opaque to callers: they name the last item of a page. */
 export const encodeCursor = (parts: ReadonlyArray<string>): string => Buffer.from(JSON.stringify(parts)).toString("base64url")

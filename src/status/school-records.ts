@@ -9,11 +9,18 @@ const COLUMNS = `id, school, table_name AS "table", row_key AS key, column_name 
   at, decided_by AS decidedBy, decided_at AS decidedAt`
 
 const hasTable = (tx: Tx) =>
-  Effect.map(tx.all<{ n: number }>("SELECT count(*) AS n FROM sqlite_schema WHERE type = 'table' AND name = 'schoolbus_conflicts'"), ([row]) => row?.n === 1)
+  Effect.map(
+    tx.all<{ n: number }>("SELECT count(*) AS n FROM sqlite_schema WHERE type = 'table' AND name = 'schoolbus_conflicts'"),
+    ([row]) => row?.n === 1,
+  )
 
 /** `"2026-01-01 08:00:00.123456+00"`, as Postgres prints it and the file keeps it -> RFC 3339, as the hub answers it. */
 const isoOf = (text: string): string => text.replace(" ", "T").replace(/\+00(:?00)?$/, "Z")
-const withTimes = (row: ConflictRecord): ConflictRecord => ({ ...row, at: isoOf(row.at), decidedAt: row.decidedAt === null ? null : isoOf(row.decidedAt) })
+const withTimes = (row: ConflictRecord): ConflictRecord => ({
+  ...row,
+  at: isoOf(row.at),
+  decidedAt: row.decidedAt === null ? null : isoOf(row.decidedAt),
+})
 
 const notFound = (id: string) => new ConflictRefused({ code: "not_found", message: `no conflict ${id} here; see: schoolbus conflicts list` })
 
@@ -45,7 +52,12 @@ export const schoolConflicts: Layer.Layer<Conflicts, never, Libsql> = Layer.effe
       )
     const resolve = (id: string) =>
       Effect.flatMap(show(id), () =>
-        Effect.fail(new ConflictRefused({ code: "not_here", message: `conflicts are decided at head office: schoolbus conflicts resolve ${id} --url <the hub>` })),
+        Effect.fail(
+          new ConflictRefused({
+            code: "not_here",
+            message: `conflicts are decided at head office: schoolbus conflicts resolve ${id} --url <the hub>`,
+          }),
+        ),
       )
     return Conflicts.of({ list, show, resolve })
   }),

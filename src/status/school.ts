@@ -64,8 +64,13 @@ const readFacts = (tx: Tx) =>
     const quarantine = yield* open("schoolbus_quarantine")
     const [staged] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_stage) AS n")
     const devicesTable = manifestOf(state?.manifest ?? null)?.tables.find((table) => table.name === "schoolbus.devices")?.local ?? ""
-    const devices = yield* when(devicesTable, tx.all<{ status: string; n: number }>(`SELECT status, count(*) AS n FROM ${ident(devicesTable)} GROUP BY status`))
-    const workers = yield* tx.all<{ module: string; failed: number; error: string | null }>("SELECT module, failed, error FROM schoolbus_worker ORDER BY module")
+    const devices = yield* when(
+      devicesTable,
+      tx.all<{ status: string; n: number }>(`SELECT status, count(*) AS n FROM ${ident(devicesTable)} GROUP BY status`),
+    )
+    const workers = yield* tx.all<{ module: string; failed: number; error: string | null }>(
+      "SELECT module, failed, error FROM schoolbus_worker ORDER BY module",
+    )
     const [sequence] = yield* tx.all<{ seq: number }>("SELECT seq FROM sqlite_sequence WHERE name = 'changes'")
     return { newest: sequence?.seq ?? 0, state, pending, work, behind, conflicts, quarantine, staged: staged?.n === 1, devices, workers }
   })
@@ -116,7 +121,13 @@ const make = Effect.gen(function* () {
     const tables = all.map((table): TableStatus => {
       const waits = pending.get(table.name) ?? 0
       const failed = (quarantine.get(table.name) ?? 0) + (behindByTable.get(table.name)?.failed ?? 0)
-      return { table: table.name, pending: waits, failed, synced: Math.max(0, (rows.get(table.name) ?? 0) - waits - failed), conflicts: conflicts.get(table.name) ?? 0 }
+      return {
+        table: table.name,
+        pending: waits,
+        failed,
+        synced: Math.max(0, (rows.get(table.name) ?? 0) - waits - failed),
+        conflicts: conflicts.get(table.name) ?? 0,
+      }
     })
     const sum = (counted: ReadonlyArray<PerTable>) => counted.reduce((n, row) => n + row.n, 0)
     const behind = sum(read.behind)
@@ -159,7 +170,12 @@ const make = Effect.gen(function* () {
       name: manifest?.school.name ?? null,
       incarnation: read.state?.incarnation ?? "",
       link: { state: own.link, detail: own.linkDetail, lastContactAt: timeOf(lastContactAt), lastSyncAt: timeOf(own.lastSyncAt) },
-      sending: { pending: totals.pending, oldestPendingAt: timeOf(oldestPendingAt), batches: read.work?.batches ?? 0, lastBatch: read.state?.last_batch ?? 0 },
+      sending: {
+        pending: totals.pending,
+        oldestPendingAt: timeOf(oldestPendingAt),
+        batches: read.work?.batches ?? 0,
+        lastBatch: read.state?.last_batch ?? 0,
+      },
       receiving: { epoch: read.state?.epoch ?? "", seq: String(read.state?.seq ?? 0), behind, applying: applying || progress !== null },
       devices: {
         total: read.devices.reduce((n, row) => n + row.n, 0),

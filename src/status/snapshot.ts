@@ -121,10 +121,13 @@ export interface HubSnapshot extends Base {
 export type Snapshot = HubSnapshot | SchoolSnapshot
 
 /** Builds the snapshot of this node; a database that does not answer is part of the answer where it can be. */
-export class Status extends Context.Service<Status, {
-  /** At the hub, a school's id narrows schools, tables and totals to it. */
-  readonly snapshot: (school?: string) => Effect.Effect<Snapshot, LibsqlError>
-}>()("schoolbus/status/Status") {}
+export class Status extends Context.Service<
+  Status,
+  {
+    /** At the hub, a school's id narrows schools, tables and totals to it. */
+    readonly snapshot: (school?: string) => Effect.Effect<Snapshot, LibsqlError>
+  }
+>()("schoolbus/status/Status") {}
 
 export const sumOf = (tables: ReadonlyArray<Counts>): Counts =>
   tables.reduce<Counts>(

@@ -24,7 +24,10 @@ export interface SyncResult {
   readonly schools: ReadonlyArray<string>
 }
 
-export class SyncNow extends Context.Service<SyncNow, {
-  /** Returns when the sync has been started, not when it is finished. */
-  readonly trigger: (request: SyncRequest) => Effect.Effect<SyncResult>
-}>()("schoolbus/status/SyncNow") {}
+export class SyncNow extends Context.Service<
+  SyncNow,
+  {
+    /** Returns when the sync has been started, not when it is finished. */
+    readonly trigger: (request: SyncRequest) => Effect.Effect<SyncResult>
+  }
+>()("schoolbus/status/SyncNow") {}

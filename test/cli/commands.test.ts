@@ -24,7 +24,10 @@ interface Ran {
 /** A real process, with nothing in its environment but what is given. */
 const run = (args: ReadonlyArray<string>, env: Record<string, string> = {}): Promise<Ran> =>
   new Promise((done) => {
-    const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), "src/main.ts", ...args], { cwd: root, env: { PATH: process.env["PATH"], ...env } })
+    const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), "src/main.ts", ...args], {
+      cwd: root,
+      env: { PATH: process.env["PATH"], ...env },
+    })
     let out = ""
     let err = ""
     child.stdout.on("data", (data) => (out += String(data)))
@@ -135,7 +138,11 @@ describe("against a node", () => {
 
   it.each<[Snapshot, number, string]>([
     [aHub(), 0, "SCHOOLBUS OK - "],
-    [aHub({ schools: [aSchoolView("north"), aSchoolView("south", { state: "offline" })] }), 1, "SCHOOLBUS WARNING - 1 of 2 schools offline: south | "],
+    [
+      aHub({ schools: [aSchoolView("north"), aSchoolView("south", { state: "offline" })] }),
+      1,
+      "SCHOOLBUS WARNING - 1 of 2 schools offline: south | ",
+    ],
     [aHub({ postgres: false, state: "offline", slot: null }), 2, "SCHOOLBUS CRITICAL - Postgres does not answer"],
     [aHub({ schools: [] }), 3, "SCHOOLBUS UNKNOWN - no school is enrolled"],
   ])("check answers one line and its code", async (state, code, line) => {
@@ -149,7 +156,11 @@ describe("against a node", () => {
 
   it("syncs, and says to come again when nothing was started", async () => {
     asked = []
-    expect(await run(["sync", "--url", url, "--direction", "up", "--tables", "marks,attendance"])).toEqual({ code: 0, out: "sync started\n", err: "" })
+    expect(await run(["sync", "--url", url, "--direction", "up", "--tables", "marks,attendance"])).toEqual({
+      code: 0,
+      out: "sync started\n",
+      err: "",
+    })
     expect((await run(["sync", "--url", url, "--school", "gone"])).code).toBe(75)
     expect((await run(["sync", "--url", url, "--direction", "sideways"])).code).toBe(64)
     expect(asked).toMatchObject([{ direction: "up", tables: ["marks", "attendance"], by: "api" }, { school: "gone" }])
@@ -175,7 +186,13 @@ describe("against a node", () => {
   })
 
   it("tells a sign-in page from a node", async () => {
-    const page = await serve({ port: 0, hostname: "127.0.0.1", idleSeconds: 30, maxBodyBytes: 1000, fetch: () => new Response("<html>Welcome to the hotel</html>") })
+    const page = await serve({
+      port: 0,
+      hostname: "127.0.0.1",
+      idleSeconds: 30,
+      maxBodyBytes: 1000,
+      fetch: () => new Response("<html>Welcome to the hotel</html>"),
+    })
     try {
       const ran = await run(["status", "--url", `http://127.0.0.1:${page.port}`])
       expect([ran.code, ran.err.includes("not as a schoolbus node")]).toEqual([69, true])

@@ -2,7 +2,7 @@ import { mkdtempSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { describe, expect, it } from "vitest"
-import { CommandFailed, type CommandSpec, type Environment, nearest, parseInput } from "../../src/cli/options.ts"
+import { type CommandFailed, type CommandSpec, type Environment, nearest, parseInput } from "../../src/cli/options.ts"
 
 const command: CommandSpec = {
   name: "try it",
@@ -37,11 +37,22 @@ describe("a command line", () => {
   it("takes flag before environment before default", () => {
     const env = { SCHOOLBUS_KEY: "from-env", SCHOOLBUS_PORT: "1", SCHOOLBUS_TABLES: "a, b,,c", SCHOOLBUS_ADOPT: "yes" }
     const fromEnv = parse(["north"], env)
-    expect([fromEnv?.text("key"), fromEnv?.number("port"), fromEnv?.list("tables"), fromEnv?.flag("adopt")]).toEqual(["from-env", 1, ["a", "b", "c"], true])
+    expect([fromEnv?.text("key"), fromEnv?.number("port"), fromEnv?.list("tables"), fromEnv?.flag("adopt")]).toEqual([
+      "from-env",
+      1,
+      ["a", "b", "c"],
+      true,
+    ])
     const fromFlags = parse(["--key=from-flag", "north", "--port", "2"], env)
     expect([fromFlags?.text("key"), fromFlags?.number("port"), fromFlags?.args]).toEqual(["from-flag", 2, { id: "north" }])
     const plain = parse(["north", "extra", "--key", "k"])
-    expect([plain?.number("port"), plain?.numberOr("timeout", null), plain?.flag("adopt"), plain?.origin("port"), plain?.args["other"]]).toEqual([4480, null, false, "default", "extra"])
+    expect([plain?.number("port"), plain?.numberOr("timeout", null), plain?.flag("adopt"), plain?.origin("port"), plain?.args["other"]]).toEqual([
+      4480,
+      null,
+      false,
+      "default",
+      "extra",
+    ])
   })
 
   it("reads a secret from a file, without the line's end", () => {

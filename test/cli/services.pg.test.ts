@@ -66,7 +66,10 @@ let db: Database
 const config = join(folder, "schoolbus.config.ts")
 beforeAll(async () => {
   db = await createDatabase()
-  await query(db.url, "CREATE TABLE pupils (id int PRIMARY KEY, school_id text, name text); INSERT INTO pupils SELECT i, 'north', 'p' || i FROM generate_series(1, 25) i; CREATE TABLE keyless (x int)")
+  await query(
+    db.url,
+    "CREATE TABLE pupils (id int PRIMARY KEY, school_id text, name text); INSERT INTO pupils SELECT i, 'north', 'p' || i FROM generate_series(1, 25) i; CREATE TABLE keyless (x int)",
+  )
   writeFileSync(config, `export default { tables: { pupils: { audience: { column: "school_id" } } } }`)
 })
 afterAll(async () => {
@@ -90,7 +93,8 @@ describe("schools", () => {
 
   it("keep two keys at most, and none after revoke", async () => {
     await run(["schools", "add", "east", "--database-url", db.url])
-    const active = async () => (await query(db.url, "SELECT count(*)::int AS n FROM schoolbus.school_keys WHERE school = 'east' AND revoked_at IS NULL"))[0]?.["n"]
+    const active = async () =>
+      (await query(db.url, "SELECT count(*)::int AS n FROM schoolbus.school_keys WHERE school = 'east' AND revoked_at IS NULL"))[0]?.["n"]
     for (const keys of [2, 2]) {
       expect((await run(["schools", "rotate-key", "east", "--database-url", db.url])).code).toBe(0)
       expect(await active()).toBe(keys)
@@ -117,11 +121,25 @@ describe("schools", () => {
 })
 
 describe("services", () => {
-  const hubArgs = (data: string, port = "0", more: ReadonlyArray<string> = []) => ["hub", "--config", config, "--database-url", db.url, "--data-dir", join(folder, data), "--port", port, ...more]
+  const hubArgs = (data: string, port = "0", more: ReadonlyArray<string> = []) => [
+    "hub",
+    "--config",
+    config,
+    "--database-url",
+    db.url,
+    "--data-dir",
+    join(folder, data),
+    "--port",
+    port,
+    ...more,
+  ]
 
   it("refuse a config that Postgres contradicts, every problem at once", async () => {
     const bad = join(folder, "bad.config.ts")
-    writeFileSync(bad, `export default { tables: { keyless: { audience: "all" }, nowhere: { audience: "all" }, pupils: { audience: { column: "skool" } } } }`)
+    writeFileSync(
+      bad,
+      `export default { tables: { keyless: { audience: "all" }, nowhere: { audience: "all" }, pupils: { audience: { column: "skool" } } } }`,
+    )
     const ran = await run(["hub", "--config", bad, "--database-url", db.url, "--data-dir", join(folder, "bad"), "--port", "0"])
     expect(ran.code).toBe(78)
     for (const word of ["keyless", "nowhere", "skool"]) expect(ran.err).toContain(word)
@@ -141,8 +159,15 @@ describe("services", () => {
     const [, schoolUrl = ""] = await school.says(/school node listens on (http:\S+)/)
     const snapshot = async <S>(url: string): Promise<S> => JSON.parse((await run(["status", "--json", "--url", url])).out) as S
     await expect.poll(async () => (await snapshot<SchoolSnapshot>(schoolUrl)).state, { timeout: 20_000 }).toBe("up_to_date")
-    expect(await snapshot<SchoolSnapshot>(schoolUrl)).toMatchObject({ role: "school", school: "north", name: "North Primary", totals: { pending: 0, synced: 25 } })
-    await expect.poll(async () => (await snapshot<HubSnapshot>(hubUrl)).schools.find((s) => s.school === "north"), { timeout: 10_000 }).toMatchObject({ state: "up_to_date", connected: true })
+    expect(await snapshot<SchoolSnapshot>(schoolUrl)).toMatchObject({
+      role: "school",
+      school: "north",
+      name: "North Primary",
+      totals: { pending: 0, synced: 25 },
+    })
+    await expect
+      .poll(async () => (await snapshot<HubSnapshot>(hubUrl)).schools.find((s) => s.school === "north"), { timeout: 10_000 })
+      .toMatchObject({ state: "up_to_date", connected: true })
     const seen = await snapshot<HubSnapshot>(hubUrl)
     expect(seen.schools.map((s) => s.school)).toEqual(["north", "west"])
     expect(seen.slot).toMatchObject({ active: true })
@@ -170,7 +195,8 @@ describe("services", () => {
     const url = `http://127.0.0.1:${port}`
     expect((await fetch(`${url}/health`)).status).toBe(200)
     expect((await fetch(`${url}/api/sync/manifest`)).status).toBe(401)
-    for (const path of ["/ready", "/metrics", "/api/sync/status", "/api/slots", "/api/events"]) expect([path, (await fetch(url + path)).status]).toEqual([path, 403])
+    for (const path of ["/ready", "/metrics", "/api/sync/status", "/api/slots", "/api/events"])
+      expect([path, (await fetch(url + path)).status]).toEqual([path, 403])
     expect((await run(["status", "--url", url])).code).toBe(77)
     hub.child.kill("SIGTERM")
     expect((await hub.ended).code).toBe(0)

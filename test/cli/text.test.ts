@@ -9,10 +9,14 @@ const plain = { color: false, unicode: false }
 describe("tables", () => {
   it("line up by what a terminal shows, not by characters", () => {
     expect(["abc", "日本", "é", "e\u0301", "👩‍👩‍👧", "\u001B[31mred\u001B[0m", "مدرسة"].map(widthOf)).toEqual([3, 4, 1, 1, 2, 3, 5])
-    const text = table(plain, [{ title: "Name" }, { title: "N", right: true }], [
-      ["日本", "5"],
-      ["north", "1,204"],
-    ])
+    const text = table(
+      plain,
+      [{ title: "Name" }, { title: "N", right: true }],
+      [
+        ["日本", "5"],
+        ["north", "1,204"],
+      ],
+    )
     expect(text).toBe("Name       N\n日本       5\nnorth  1,204\n")
   })
 
@@ -42,7 +46,13 @@ describe("colour", () => {
 
 describe("status for people", () => {
   it("shows the hub's schools, what is on the way, and the slot", () => {
-    const text = statusText(plain, aHub({ summary: "Up to date: 2 schools", schools: [aSchoolView("north", { lagRows: 1204 }), aSchoolView("south", { state: "offline", lastSeenAt: null })] }))
+    const text = statusText(
+      plain,
+      aHub({
+        summary: "Up to date: 2 schools",
+        schools: [aSchoolView("north", { lagRows: 1204 }), aSchoolView("south", { state: "offline", lastSeenAt: null })],
+      }),
+    )
     expect(text).toContain("Hub  ok Up to date  as of 2026-11-24 10:00:00 UTC\n2 schools\n")
     expect(text).toMatch(/north\s+School north\s+ok Up to date\s+10 s ago\s+1,204\s+0/)
     expect(text).toMatch(/south .* never/)
@@ -50,7 +60,10 @@ describe("status for people", () => {
   })
 
   it("shows a school's first copy as progress", () => {
-    const text = statusText(plain, aSchool({ state: "new", summary: "Not complete yet: 10 of 40 rows received", progress: [{ table: null, rows: 10, total: 40 }] }))
+    const text = statusText(
+      plain,
+      aSchool({ state: "new", summary: "Not complete yet: 10 of 40 rows received", progress: [{ table: null, rows: 10, total: 40 }] }),
+    )
     expect(text).toContain("Receiving: 10 of 40 rows (25 %)")
     expect(text).toContain("public.students        0       0      12          0")
   })

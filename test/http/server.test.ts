@@ -21,7 +21,9 @@ const services = (snapshot: Snapshot) =>
   Layer.mergeAll(
     Layer.succeed(Status, {
       snapshot: (school?: string) =>
-        Effect.succeed(snapshot.role === "hub" ? { ...snapshot, schools: snapshot.schools.filter((s) => school === undefined || s.school === school) } : snapshot),
+        Effect.succeed(
+          snapshot.role === "hub" ? { ...snapshot, schools: snapshot.schools.filter((s) => school === undefined || s.school === school) } : snapshot,
+        ),
     }),
     Layer.succeed(SyncNow, {
       trigger: (request: SyncRequest) => {
@@ -52,8 +54,13 @@ const appOf = async (auth: Auth, snapshot: Snapshot = aHub()) => {
   return makeApp({ plugins: [linkRoutes(), health, sync], auth })
 }
 
-const call = (app: { handle: (request: Request) => Promise<Response> }, method: string, path: string, headers: Record<string, string> = {}, body?: string) =>
-  app.handle(new Request(`http://node.local${path}`, { method, headers, ...(body === undefined ? {} : { body }) }))
+const call = (
+  app: { handle: (request: Request) => Promise<Response> },
+  method: string,
+  path: string,
+  headers: Record<string, string> = {},
+  body?: string,
+) => app.handle(new Request(`http://node.local${path}`, { method, headers, ...(body === undefined ? {} : { body }) }))
 
 const bearer = { authorization: `Bearer ${TOKEN}` }
 
@@ -87,14 +94,35 @@ describe("who may call", () => {
           expect([path, (await call(app, method, path)).status]).toEqual([path, 200])
           continue
         }
-        const spellings = [path, `${path}/`, `${path}//`, path.replace("/api/", "/api//"), path.toUpperCase(), `${path}%2f`, `${path}?x=/health`, `/health/..${path}`, `/./${path.slice(1)}`, path.replace("s", "%73"), `/${path}`]
+        const spellings = [
+          path,
+          `${path}/`,
+          `${path}//`,
+          path.replace("/api/", "/api//"),
+          path.toUpperCase(),
+          `${path}%2f`,
+          `${path}?x=/health`,
+          `/health/..${path}`,
+          `/./${path.slice(1)}`,
+          path.replace("s", "%73"),
+          `/${path}`,
+        ]
         for (const spelling of spellings) {
           const answer = await call(app, method, spelling)
           expect([auth.mode, method, spelling, answer.status]).toEqual([auth.mode, method, spelling, status])
           expect(answer.headers.get("content-type")).toBe("application/problem+json")
         }
       }
-      for (const spelling of ["/health/", "//health", "/Health", "/health%2f", "/api/sync/push/", "/api/sync//push", "/API/sync/push", "/api/sync/pus%68"]) {
+      for (const spelling of [
+        "/health/",
+        "//health",
+        "/Health",
+        "/health%2f",
+        "/api/sync/push/",
+        "/api/sync//push",
+        "/API/sync/push",
+        "/api/sync/pus%68",
+      ]) {
         expect([spelling, (await call(app, spelling.includes("sync") ? "POST" : "GET", spelling)).status]).toEqual([spelling, status])
       }
       for (const method of ["PUT", "DELETE", "PATCH", "OPTIONS"]) expect((await call(app, method, "/api/sync/push")).status).toBe(status)
@@ -105,7 +133,14 @@ describe("who may call", () => {
     const app = await appOf({ mode: "token", token: TOKEN })
     expect((await call(app, "GET", "/api/sync/status", bearer)).status).toBe(200)
     expect((await call(app, "GET", "/metrics", { authorization: `bearer  ${TOKEN}` })).status).toBe(200)
-    for (const authorization of [`Bearer ${TOKEN}x`, `Bearer ${TOKEN.slice(1)}`, "Bearer ", TOKEN, `Basic ${btoa(`x:${TOKEN}`)}`, `Bearer ${TOKEN} ${TOKEN}`]) {
+    for (const authorization of [
+      `Bearer ${TOKEN}x`,
+      `Bearer ${TOKEN.slice(1)}`,
+      "Bearer ",
+      TOKEN,
+      `Basic ${btoa(`x:${TOKEN}`)}`,
+      `Bearer ${TOKEN} ${TOKEN}`,
+    ]) {
       const answer = await call(app, "GET", "/api/sync/status", { authorization })
       expect([authorization, answer.status]).toEqual([authorization, 401])
       expect(answer.headers.get("www-authenticate")).toContain("Bearer")
@@ -144,7 +179,10 @@ describe("who may call", () => {
 describe("errors become statuses", () => {
   const broken = () => {
     const answer = answering(Effect.runSync(Effect.context<never>()))
-    const failing = <E>(error: E) => ({ request }: { request: Request }) => answer(request, Effect.fail(error))
+    const failing =
+      <E>(error: E) =>
+      ({ request }: { request: Request }) =>
+        answer(request, Effect.fail(error))
     return makeApp({
       auth: { mode: "local" },
       plugins: [
@@ -154,8 +192,34 @@ describe("errors become statuses", () => {
           })
           .get("/dies", ({ request }) => answer(request, Effect.die(new Error("secret-internal-text"))))
           .get("/refuses", failing(new Refusal({ status: 409, code: "busy", title: "Busy", extra: { expected: 4 } })))
-          .get("/pg-down", failing(new PostgresError({ sqlstate: "", message: "secret-internal-text", detail: "", constraint: "", table: "", column: "", sql: "SELECT 1" })))
-          .get("/pg-wrong", failing(new PostgresError({ sqlstate: "42601", message: "secret-internal-text", detail: "", constraint: "", table: "", column: "", sql: "SELECT 1" })))
+          .get(
+            "/pg-down",
+            failing(
+              new PostgresError({
+                sqlstate: "",
+                message: "secret-internal-text",
+                detail: "",
+                constraint: "",
+                table: "",
+                column: "",
+                sql: "SELECT 1",
+              }),
+            ),
+          )
+          .get(
+            "/pg-wrong",
+            failing(
+              new PostgresError({
+                sqlstate: "42601",
+                message: "secret-internal-text",
+                detail: "",
+                constraint: "",
+                table: "",
+                column: "",
+                sql: "SELECT 1",
+              }),
+            ),
+          )
           .get("/full", failing(new LibsqlError({ file: "/secret-internal-text", code: "SQLITE_FULL", message: "secret-internal-text", sql: "" })))
           .post("/typed", ({ body }) => body, { body: z.strictObject({ password: z.number(), n: z.number() }) })
           .get("/lies", () => ({ password: "secret-internal-text" }) as never, { response: z.strictObject({ ok: z.boolean() }) }),
@@ -202,7 +266,11 @@ describe("the operator's API", () => {
 
   it("answers the snapshot, for one school when asked", async () => {
     const app = await appOf({ mode: "local" })
-    expect(await (await call(app, "GET", "/api/sync/status")).json()).toMatchObject({ schemaVersion: 1, role: "hub", schools: [{ school: "north" }, { school: "south" }] })
+    expect(await (await call(app, "GET", "/api/sync/status")).json()).toMatchObject({
+      schemaVersion: 1,
+      role: "hub",
+      schools: [{ school: "north" }, { school: "south" }],
+    })
     expect((await (await call(app, "GET", "/api/sync/status?school=south")).json()).schools).toHaveLength(1)
     expect((await call(app, "GET", "/api/sync/status?school=nowhere")).status).toBe(404)
   })
@@ -214,8 +282,15 @@ describe("the operator's API", () => {
     expect((await call(down, "GET", "/ready")).status).toBe(503)
     expect((await call(down, "GET", "/health")).status).toBe(200)
     expect(await (await call(down, "GET", "/api/sync/health")).json()).toMatchObject({ status: "critical", healthy: false })
-    expect(await (await call(down, "GET", "/api/database/status")).json()).toMatchObject({ isOnline: false, localDbConnected: true, remoteDbConnected: false })
-    const offline = await appOf({ mode: "local" }, aSchool({ state: "offline", link: { state: "offline", detail: "no route", lastContactAt: null, lastSyncAt: null } }))
+    expect(await (await call(down, "GET", "/api/database/status")).json()).toMatchObject({
+      isOnline: false,
+      localDbConnected: true,
+      remoteDbConnected: false,
+    })
+    const offline = await appOf(
+      { mode: "local" },
+      aSchool({ state: "offline", link: { state: "offline", detail: "no route", lastContactAt: null, lastSyncAt: null } }),
+    )
     expect((await call(offline, "GET", "/ready")).status).toBe(200)
     expect(await (await call(offline, "GET", "/api/sync/network-status")).json()).toMatchObject({ online: false, detail: "no route" })
   })
@@ -223,7 +298,9 @@ describe("the operator's API", () => {
   it("passes on what is to be synced", async () => {
     const app = await appOf({ mode: "local" })
     triggered.length = 0
-    expect(await (await call(app, "POST", "/api/sync/trigger", json, '{"direction":"up","tables":["marks"],"school":"north"}')).json()).toMatchObject({ success: true, run: 7 })
+    expect(await (await call(app, "POST", "/api/sync/trigger", json, '{"direction":"up","tables":["marks"],"school":"north"}')).json()).toMatchObject(
+      { success: true, run: 7 },
+    )
     expect((await call(app, "POST", "/api/sync/sync")).status).toBe(200)
     expect((await call(app, "POST", "/api/database/status", json, '{"direction":"FROM_SERVER"}')).status).toBe(200)
     expect((await call(app, "POST", "/api/sync/trigger", json, '{"direction":"sideways"}')).status).toBe(422)
@@ -250,7 +327,7 @@ describe("the operator's API", () => {
     const stop = new AbortController()
     const answer = await app.handle(new Request("http://node.local/api/events", { signal: stop.signal }))
     expect(answer.headers.get("content-type")).toBe("text/event-stream")
-    const reader = answer.body!.pipeThrough(new TextDecoderStream()).getReader()
+    const reader = (answer.body ?? new ReadableStream<Uint8Array<ArrayBuffer>>()).pipeThrough(new TextDecoderStream()).getReader()
     let text = ""
     while (!text.includes("data: ")) text += (await reader.read()).value ?? ""
     expect(text).toContain('"role":"hub"')

@@ -4,7 +4,12 @@ import { metricsOf } from "../../src/status/metrics.ts"
 import type { HubSnapshot, SchoolSnapshot } from "../../src/status/snapshot.ts"
 import { aHub, aSchool, aSchoolView, aSlot } from "./sample.ts"
 
-const away = aSchoolView("south", { state: "offline", connected: false, lastSeenAt: "2026-11-20T10:00:00.000Z", oldestPendingAt: "2026-11-20T10:00:00.000Z" })
+const away = aSchoolView("south", {
+  state: "offline",
+  connected: false,
+  lastSeenAt: "2026-11-20T10:00:00.000Z",
+  oldestPendingAt: "2026-11-20T10:00:00.000Z",
+})
 
 describe("check", () => {
   it.each<[string, Partial<HubSnapshot>, string]>([
@@ -42,7 +47,14 @@ describe("check", () => {
     ["stuck", { state: "stuck", reason: "cloned" }, "CRITICAL"],
     ["paused", { state: "paused" }, "WARNING"],
     ["first copy not complete", { state: "new" }, "WARNING"],
-    ["old changes", { totals: { pending: 4, failed: 0, synced: 1, conflicts: 0 }, sending: { pending: 4, oldestPendingAt: "2026-11-22T10:00:00.000Z", batches: 1, lastBatch: 1 } }, "CRITICAL"],
+    [
+      "old changes",
+      {
+        totals: { pending: 4, failed: 0, synced: 1, conflicts: 0 },
+        sending: { pending: 4, oldestPendingAt: "2026-11-22T10:00:00.000Z", batches: 1, lastBatch: 1 },
+      },
+      "CRITICAL",
+    ],
     ["a terminal waits for a person", { devices: { total: 2, approved: 1, waiting: 1 } }, "WARNING"],
   ])("in a school: %s", (_, part, level) => {
     expect(checkOf(aSchool(part)).level).toBe(level)
@@ -57,7 +69,9 @@ describe("check", () => {
   })
 
   it("lets no name break the line", () => {
-    expect(nagiosLine("CRITICAL", "a | b\nc\t d", [{ label: "x", value: 1, warning: 2, critical: Number.POSITIVE_INFINITY }])).toBe("SCHOOLBUS CRITICAL - a / b c d | x=1;2;;0")
+    expect(nagiosLine("CRITICAL", "a | b\nc\t d", [{ label: "x", value: 1, warning: 2, critical: Number.POSITIVE_INFINITY }])).toBe(
+      "SCHOOLBUS CRITICAL - a / b c d | x=1;2;;0",
+    )
     expect(exitOf).toEqual({ OK: 0, WARNING: 1, CRITICAL: 2, UNKNOWN: 3 })
   })
 })

@@ -1,7 +1,29 @@
 import { describe, expect, it } from "vitest"
-import { CATCH_UP_ROWS, hubSentence, type HubOwnFacts, judgeHub, judgeSchool, judgeSeen, OFFLINE_AFTER_MS, schoolSentence, type SchoolOwnFacts, type SchoolSeenFacts, STUCK_AFTER_MS } from "../../src/status/judge.ts"
+import {
+  CATCH_UP_ROWS,
+  hubSentence,
+  type HubOwnFacts,
+  judgeHub,
+  judgeSchool,
+  judgeSeen,
+  OFFLINE_AFTER_MS,
+  schoolSentence,
+  type SchoolOwnFacts,
+  type SchoolSeenFacts,
+  STUCK_AFTER_MS,
+} from "../../src/status/judge.ts"
 
-const calm: SchoolOwnFacts = { link: "online", linkDetail: "", stop: null, paused: false, hasCut: true, comingRows: 0, pending: 0, sending: 0, standingMs: 0 }
+const calm: SchoolOwnFacts = {
+  link: "online",
+  linkDetail: "",
+  stop: null,
+  paused: false,
+  hasCut: true,
+  comingRows: 0,
+  pending: 0,
+  sending: 0,
+  standingMs: 0,
+}
 
 describe("a school judges itself", () => {
   it.each<[string, Partial<SchoolOwnFacts>, string]>([
@@ -31,7 +53,13 @@ describe("a school judges itself", () => {
 })
 
 const seen: SchoolSeenFacts = { now: 1_000_000, paused: false, hasCut: true, connected: true, seenAt: 999_000, lagRows: 0, stalledMs: 0, said: null }
-const said = (part: Partial<NonNullable<SchoolSeenFacts["said"]>>) => ({ state: "up_to_date", reason: null, pending: 0, oldestPendingAt: null, ...part })
+const said = (part: Partial<NonNullable<SchoolSeenFacts["said"]>>) => ({
+  state: "up_to_date",
+  reason: null,
+  pending: 0,
+  oldestPendingAt: null,
+  ...part,
+})
 
 describe("the hub judges a school", () => {
   it.each<[string, Partial<SchoolSeenFacts>, string]>([
@@ -54,7 +82,14 @@ describe("the hub judges a school", () => {
   })
 })
 
-const hub: HubOwnFacts = { postgres: true, stream: "streaming", streamDetail: "", walStatus: "reserved", loading: 0, schools: ["up_to_date", "offline", "paused", "new"] }
+const hub: HubOwnFacts = {
+  postgres: true,
+  stream: "streaming",
+  streamDetail: "",
+  walStatus: "reserved",
+  loading: 0,
+  schools: ["up_to_date", "offline", "paused", "new"],
+}
 
 describe("the hub judges itself", () => {
   it.each<[string, Partial<HubOwnFacts>, string]>([
@@ -81,6 +116,8 @@ describe("one sentence", () => {
     )
     expect(schoolSentence({ ...none, state: "catching_up", progress: { rows: 10, total: 5000 } })).toBe("Catching up: 10 of 5,000 rows received")
     expect(hubSentence({ ...none, state: "up_to_date" }, [])).toContain("no school is enrolled")
-    expect(hubSentence({ ...none, state: "up_to_date", failed: 1 }, ["up_to_date", "offline"])).toBe("Up to date: 2 schools, 1 offline; 1 change is quarantined")
+    expect(hubSentence({ ...none, state: "up_to_date", failed: 1 }, ["up_to_date", "offline"])).toBe(
+      "Up to date: 2 schools, 1 offline; 1 change is quarantined",
+    )
   })
 })
