@@ -89,14 +89,13 @@ const exchange = (server: URL, wires: Set<Socket>, method: "GET" | "POST", path:
       const content = bytes.subarray(end + 4)
       // Letter by letter, as firmware looks for them: another case is not found.
       const length = /^Content-Length: *(\d+)/m.exec(head)?.[1]
-      const date = Date.parse(/^Date: *(.*)/m.exec(head)?.[1] ?? "")
-      if (length === undefined ? !isEnd : content.length < Number(length)) return isEnd ? finish(null) : undefined
+      const isWhole = length === undefined ? isEnd : content.length >= Number(length)
+      if (!isWhole && !isEnd) return
       // Only this status line counts as success; nothing else does. Without text/plain the clock is not taken.
-      if (!/^HTTP\/1\.[01] 200 /.test(head)) return finish(null)
-      finish({
-        body: content.subarray(0, length === undefined ? content.length : Number(length)).toString("utf8"),
-        date: head.includes("text/plain") && !Number.isNaN(date) ? date : null,
-      })
+      const isAccepted = isWhole && /^HTTP\/1\.[01] 200 /.test(head)
+      const date = head.includes("text/plain") ? Date.parse(/^Date: *(.*)/m.exec(head)?.[1] ?? "") : Number.NaN
+      const body = content.subarray(0, length === undefined ? content.length : Number(length)).toString("utf8")
+      finish(isAccepted ? { body, date: Number.isNaN(date) ? null : date } : null)
     }
     socket.on("data", (chunk) => {
       chunks.push(typeof chunk === "string" ? Buffer.from(chunk) : chunk)

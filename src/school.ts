@@ -324,7 +324,7 @@ const school = (options: SchoolOptions) =>
     const deliver = yield* Deliver
     const run = yield* Session
     yield* deliver.resume
-    const streams = yield* Effect.promise(() => subscribedTables(options.workers))
+    const streams = yield* subscribedTables(options.workers)
     yield* guardTriggers(streams)
     const plugins = [yield* healthRoutes, yield* syncRoutes, yield* deviceRoutes]
     const app = makeApp({ plugins, auth: authFor(options) })

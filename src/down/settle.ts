@@ -1,268 +1,306 @@
 /**
  * The end of a shield. A ledger row settles its batch: its changes are no longer pending, values that wait for a person
- * become holds, and every row that was kept behind for them is released. A decided record ends its hold the same way.
+ * become holds, and every row that it touched is released: what came for it, or was kept behind, is shown for every column
+ * on which nothing else waits. What a local value was before is recorded.
  */
 import * as Effect from "effect/Effect"
-import { readText, readWire, safely, sameRaw } from "../libsql/cells.ts"
-import { ident, type LibsqlError, type Tx } from "../libsql/client.ts"
-import type { Change, Exception } from "../model/change.ts"
-import { localKeyOf, parseLocalKey } from "../model/key.ts"
-import type { Table } from "../model/table.ts"
-import { type Cell, isRefused, type Wire, wireToCell } from "../model/value.ts"
-import { release, type RowState, type Waiting } from "./behind.ts"
-import type { Delivery } from "./deliver.ts"
-import { deleteRows, type Put, showRows } from "./show.ts"
+import { safely } from "../libsql/cells.ts"
+import type { LibsqlError } from "../libsql/client.ts"
+import type { Exception } from "../model/change.ts"
+import { parseLocalKey } from "../model/key.ts"
+import type { Cell } from "../model/value.ts"
+import { type PendingChange, release, type RowState, type Waiting, waitingColumns } from "./behind.ts"
+import { type Delivery, idOf, type Item, type Row, rowOf, type Target } from "./delivery.ts"
+import { beginHolds, type Hold, holdsOf } from "./hold.ts"
+import { type Current, readRows, type Refused, showRows, updateRows } from "./show.ts"
 
-/** Rows to be released, by `tbl key`; the value is the newest batch that touched the row, for the record. */
+/** Rows to be released, by `tbl key`; `batch` is the newest that touched the row, for the record. */
 export type Touched = Map<string, { readonly tbl: number; readonly key: string; readonly batch: number | null }>
 
-const touch = (touched: Touched, tbl: number, key: string, batch: number | null): void => void touched.set(`${tbl} ${key}`, { tbl, key, batch })
+interface Kept {
+  readonly tbl: number
+  readonly key: string
+  readonly row: RowState
+  readonly error: string | null
+}
 
-export const keyCellsOf = (table: Table, values: ReadonlyArray<Wire>): ReadonlyArray<Cell> =>
-  table.key.map((name, i) => wireToCell(table.columns.find((column) => column.name === name)?.kind ?? "text", values[i] ?? null))
+const stateOf = ({ columns, values }: Item): RowState => (values === null ? null : rowOf(columns, values))
+const now = (delivery: Delivery): bigint => BigInt(Math.trunc(delivery.now))
 
-export const keepBehind = (delivery: Delivery, tbl: number, key: string, row: RowState, error: string | null): Effect.Effect<void, LibsqlError> =>
+const keep = (delivery: Delivery, rows: ReadonlyArray<Kept>): Effect.Effect<void, LibsqlError> =>
   Effect.asVoid(
-    delivery.tx.run(
+    delivery.tx.many(
       `INSERT INTO schoolbus_behind (tbl, key, row, error, at) VALUES (?, ?, ?, ?, ?)
        ON CONFLICT (tbl, key) DO UPDATE SET row = excluded.row, error = excluded.error, at = excluded.at`,
-      [tbl, key, row === null ? null : JSON.stringify(row), error, delivery.now],
+      rows.map(({ tbl, key, row, error }) => [BigInt(tbl), key, row === null ? null : JSON.stringify(row), error, now(delivery)]),
     ),
   )
 
-const tableOf = (delivery: Delivery, tbl: number): Table | undefined => [...delivery.tables.values()].find((entry) => entry.tbl === tbl)?.table
+/** Keeps rows as they came, whole. */
+export const keepBehind = (delivery: Delivery, items: ReadonlyArray<Item>): Effect.Effect<void, LibsqlError> =>
+  keep(
+    delivery,
+    items.map((item) => ({ tbl: item.target.tbl, key: item.key, row: stateOf(item), error: null })),
+  )
 
-interface ChangeRow {
-  readonly id: number
-  readonly tbl: number
-  readonly key: string
-  readonly new_key: string | null
+export const keepRefused = (delivery: Delivery, refused: ReadonlyArray<Refused>): Effect.Effect<void, LibsqlError> =>
+  keep(
+    delivery,
+    refused.map(({ item, error }) => ({ tbl: item.target.tbl, key: item.key, row: stateOf(item), error })),
+  )
+
+export const forgetBehind = (delivery: Delivery, items: ReadonlyArray<Pick<Item, "target" | "key">>): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    if (items.length === 0) return
+    const [any] = yield* delivery.tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_behind) AS n")
+    if (any?.n !== 1) return
+    yield* delivery.tx.many(
+      "DELETE FROM schoolbus_behind WHERE tbl = ? AND key = ?",
+      items.map(({ target, key }) => [BigInt(target.tbl), key]),
+    )
+  })
+
+const exceptionsOf = (text: unknown): ReadonlyArray<Exception> => {
+  try {
+    const list: unknown = JSON.parse(String(text))
+    return Array.isArray(list) ? (list as ReadonlyArray<Exception>) : []
+  } catch {
+    return []
+  }
 }
 
-/** Settles the batches of this file whose ledger rows came; answers their numbers. */
-export const settleBatches = (
-  delivery: Delivery,
-  ledger: ReadonlyArray<Readonly<Record<string, Wire>>>,
-  touched: Touched,
-): Effect.Effect<ReadonlyArray<number>, LibsqlError> =>
+/**
+ * Settles the batches of this file whose ledger rows came; answers their numbers. A ledger row that was seen before, or
+ * whose hash is not that of the bytes here (another copy of this file sent them), settles nothing.
+ */
+export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, touched: Touched): Effect.Effect<ReadonlyArray<number>, LibsqlError> =>
   Effect.gen(function* () {
     const { tx } = delivery
+    const ours = ledger.filter((row) => row["incarnation"] === delivery.incarnation)
+    if (ours.length === 0) return []
+    const waiting = new Map(
+      (yield* tx.all<{ number: number; hash: string }>(
+        "SELECT number, hash FROM schoolbus_batch WHERE settled_at IS NULL AND number IN (SELECT value FROM json_each(?))",
+        [JSON.stringify(ours.map((row) => Number(row["batch"])))],
+      )).map(({ number, hash }) => [number, hash]),
+    )
     const settled: Array<number> = []
-    for (const row of ledger) {
-      if (row["incarnation"] !== delivery.incarnation) continue
+    for (const row of ours.toSorted((a, b) => Number(a["batch"]) - Number(b["batch"]))) {
       const batch = Number(row["batch"])
-      const rows = (yield* tx.values(`SELECT id, tbl, ${safely("key")}, ${safely("new_key")} FROM changes WHERE batch = ?`, [batch])).map(
-        ([id, tbl, key, newKey]): ChangeRow => ({
-          id: Number(id),
-          tbl: Number(tbl),
-          key: readText(key ?? null),
-          new_key: newKey == null ? null : readText(newKey),
-        }),
+      if (!waiting.has(batch) || waiting.get(batch) !== row["hash"]) continue
+      waiting.delete(batch)
+      const changes = yield* tx.all<{ id: number; tbl: number; key: string; new_key: string | null }>(
+        "SELECT id, tbl, key, new_key FROM changes WHERE batch = ?",
+        [batch],
       )
-      const exceptions = JSON.parse(String(row["exceptions"] ?? "[]")) as ReadonlyArray<Exception>
-      const changeById = new Map(rows.map((change) => [change.id, change]))
-      for (const exception of exceptions) {
+      const exceptions = exceptionsOf(row["exceptions"])
+      const changeById = new Map(changes.map((change) => [change.id, change]))
+      const holds = exceptions.flatMap((exception): ReadonlyArray<Hold> => {
+        const { hold, record, columns } = exception
         const change = changeById.get(exception.id)
-        if (exception.hold !== true || exception.record === undefined || change === undefined) continue
-        for (const column of exception.columns ?? [""]) {
-          yield* tx.run("INSERT OR IGNORE INTO schoolbus_hold (tbl, key, col, record, at) VALUES (?, ?, ?, ?, ?)", [
-            change.tbl,
-            change.new_key ?? change.key,
-            column,
-            exception.record,
-            delivery.now,
-          ])
-        }
-      }
-      for (const change of rows) {
-        touch(touched, change.tbl, change.key, batch)
-        if (change.new_key !== null) touch(touched, change.tbl, change.new_key, batch)
+        if (hold !== true || record === undefined || change === undefined) return []
+        const keys = change.new_key === null ? [change.key] : [change.key, change.new_key]
+        return keys.flatMap((key) => (columns ?? [""]).map((col) => ({ tbl: change.tbl, key, col, record })))
+      })
+      yield* beginHolds(delivery, holds)
+      for (const { tbl, key, new_key } of changes) {
+        touched.set(idOf(tbl, key), { tbl, key, batch })
+        if (new_key !== null) touched.set(idOf(tbl, new_key), { tbl, key: new_key, batch })
       }
       yield* tx.run("DELETE FROM changes WHERE batch = ?", [batch])
       yield* tx.run("UPDATE schoolbus_batch SET settled_at = ?, exceptions = ? WHERE number = ?", [delivery.now, JSON.stringify(exceptions), batch])
       settled.push(batch)
     }
-    if (settled.length > 0) yield* endDecidedHolds(delivery, touched)
     return settled
   })
 
-/** A record may have been decided before its ledger row came down: then the hold ends at once. */
-const endDecidedHolds = (delivery: Delivery, touched: Touched): Effect.Effect<void, LibsqlError> =>
-  Effect.gen(function* () {
-    for (const name of ["schoolbus.conflicts", "schoolbus.quarantine"]) {
-      const table = delivery.tables.get(name)?.table
-      if (table === undefined) continue
-      const rows = yield* delivery.tx.all<{ record: string }>(
-        `SELECT DISTINCT h.record FROM schoolbus_hold h JOIN ${ident(table.local)} r ON r.id = h.record WHERE r.status <> 'open'`,
-      )
-      yield* endHolds(
-        delivery,
-        rows.map((row) => row.record),
-        touched,
-      )
-    }
-  })
-
-/** Ends the holds of decided records. A discarded change that has nothing behind it is taken back by its own base. */
-export const endHolds = (delivery: Delivery, records: ReadonlyArray<string>, touched: Touched): Effect.Effect<void, LibsqlError> =>
+/** Pending changes of rows of one table, by local key. */
+const pendingOf = (
+  delivery: Delivery,
+  { table, tbl }: Target,
+  keys: ReadonlyArray<string>,
+): Effect.Effect<ReadonlyMap<string, Array<PendingChange>>, LibsqlError> =>
   Effect.gen(function* () {
     const { tx } = delivery
-    for (const record of records) {
-      const held = yield* tx.all<{ tbl: number; key: string }>("DELETE FROM schoolbus_hold WHERE record = ? RETURNING tbl, key", [record])
-      for (const { tbl, key } of held) {
-        touch(touched, tbl, key, null)
-        const discarded = yield* discardedChange(delivery, record)
-        if (discarded === null) continue
-        const [behind] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_behind WHERE tbl = ? AND key = ?) AS n", [tbl, key])
-        const table = tableOf(delivery, tbl)
-        if (behind?.n === 1 || table === undefined) continue
-        const current = yield* currentRow(tx, table, key)
-        const base = Object.fromEntries(Object.entries(discarded.base).flatMap(([name, value]) => (isRefused(value) ? [] : [[name, value] as const])))
-        const before: RowState =
-          discarded.op === "insert" ? null : discarded.op === "delete" ? base : current === null ? null : { ...current.row, ...base }
-        yield* keepBehind(delivery, tbl, key, before, null)
-      }
+    const pending = new Map<string, Array<PendingChange>>()
+    const [any] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM changes WHERE batch IS NOT NULL) AS n")
+    if (any?.n !== 1) return pending
+    const json = JSON.stringify(keys)
+    const add = (key: string, change: PendingChange) => {
+      const before = pending.get(key)
+      if (before === undefined) pending.set(key, [change])
+      else before.push(change)
     }
+    const rows = yield* tx.values(
+      `SELECT j.value, c.op, c.new_key IS NOT NULL${table.columns.map((_, i) => `, ${safely(`c.v${i}`)}`).join("")} FROM json_each(?1) j
+        CROSS JOIN changes c ON c.tbl = ?2 AND c.key = j.value AND c.batch IS NOT NULL ORDER BY c.id`,
+      [json, tbl],
+    )
+    for (const [key, op, isKeyChange, ...old] of rows) add(String(key), { op: String(op), isKeyChange: isKeyChange === 1n, old })
+    const arrived = yield* tx.values(
+      "SELECT DISTINCT j.value FROM json_each(?1) j CROSS JOIN changes c ON c.tbl = ?2 AND c.new_key = j.value AND c.new_key IS NOT NULL AND c.batch IS NOT NULL",
+      [json, tbl],
+    )
+    for (const [key] of arrived) add(String(key), { op: "U", isKeyChange: true, old: [] })
+    return pending
   })
 
-const discardedChange = (delivery: Delivery, record: string): Effect.Effect<Change | null, LibsqlError> =>
-  Effect.gen(function* () {
-    const table = delivery.tables.get("schoolbus.quarantine")?.table
-    if (table === undefined) return null
-    const [row] = yield* delivery.tx.all<{ change: string }>(`SELECT change FROM ${ident(table.local)} WHERE id = ? AND status = 'discarded'`, [
-      record,
-    ])
-    if (row === undefined) return null
-    try {
-      return JSON.parse(row.change) as Change
-    } catch {
-      return null
-    }
-  })
-
-interface Current {
-  readonly raw: ReadonlyArray<Cell>
-  readonly row: Readonly<Record<string, Wire>>
+interface Behind {
+  readonly tbl: number
+  readonly key: string
+  readonly state: RowState
+  readonly keyCells: ReadonlyArray<Cell>
+  /** It stands in schoolbus_behind. */
+  readonly isStored: boolean
 }
 
-const whereKey = (table: Table): string => table.key.map((name) => `${ident(name)} = ?`).join(" AND ")
-
-const currentRow = (tx: Tx, table: Table, key: string): Effect.Effect<Current | null, LibsqlError> =>
+/** What waits for the touched rows: what this cut brought, else what was kept, else what a discarded change had replaced. */
+const waitingRows = (
+  delivery: Delivery,
+  touched: Touched,
+  fresh: ReadonlyMap<string, Item>,
+  restore: ReadonlyMap<string, RowState>,
+): Effect.Effect<ReadonlyArray<Behind>, LibsqlError> =>
   Effect.gen(function* () {
-    const cells = parseLocalKey(key)
-    if (cells === null) return null
-    const [raw] = yield* tx.values(
-      `SELECT ${table.columns.map((column) => safely(ident(column.name))).join(", ")} FROM ${ident(table.local)} WHERE ${whereKey(table)}`,
-      cells,
+    const stored = new Map(
+      (yield* delivery.tx.all<{ tbl: number; key: string; row: string | null }>(
+        "SELECT b.tbl, b.key, b.row FROM json_each(?) j CROSS JOIN schoolbus_behind b ON b.tbl = j.value ->> 0 AND b.key = j.value ->> 1",
+        [JSON.stringify([...touched.values()].map(({ tbl, key }) => [tbl, key]))],
+      )).map(({ tbl, key, row }) => [idOf(tbl, key), row === null ? null : (JSON.parse(row) as Row)] as const),
     )
-    if (raw === undefined) return null
-    const row: Record<string, Wire> = {}
-    table.columns.forEach((column, i) => {
-      const wire = readWire(column.kind, raw[i] ?? null)
-      // A value that no wire form has can only be the school's own: it never equals the hub's.
-      row[column.name] = isRefused(wire) ? `\0${wire.hex}` : wire
+    return [...touched].flatMap(([id, { tbl, key }]): ReadonlyArray<Behind> => {
+      const item = fresh.get(id)
+      const keyCells = item?.keyCells ?? parseLocalKey(key)
+      const isStored = stored.has(id)
+      const state = item !== undefined ? stateOf(item) : isStored ? stored.get(id) : restore.get(id)
+      return state === undefined || keyCells === null ? [] : [{ tbl, key, state, keyCells, isStored }]
     })
-    return { raw, row }
   })
 
-/** Columns of a row that pending changes of the school still wait on. */
-const pendingColumns = (delivery: Delivery, table: Table, tbl: number, key: string, current: Current | null): Effect.Effect<Waiting, LibsqlError> =>
+/** Shows what waits for the touched rows, as far as nothing else waits on them. */
+export const releaseRows = (
+  delivery: Delivery,
+  touched: Touched,
+  fresh: ReadonlyMap<string, Item>,
+  restore: ReadonlyMap<string, RowState>,
+): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    const rows = yield* delivery.tx.values(
-      `SELECT op, ${safely("new_key")}, ${table.columns.map((_, i) => safely(`v${i}`)).join(", ")} FROM changes
-        WHERE tbl = ?1 AND (key = ?2 AND batch IS NOT NULL OR new_key = ?2) AND op <> 'R' ORDER BY id`,
-      [tbl, key],
+    if (touched.size === 0) return
+    const { tx } = delivery
+    const all = yield* waitingRows(delivery, touched, fresh, restore)
+    const byTbl = Map.groupBy(all, (behind) => behind.tbl)
+    const held = yield* holdsOf(
+      delivery,
+      all.map(({ tbl, key }) => [tbl, key]),
     )
-    const columns = new Set<string>()
-    for (let i = 0; i < rows.length; i++) {
-      const [op, newKey, ...old] = rows[i] as ReadonlyArray<Cell>
-      if (op !== "U" || newKey !== null || current === null) return "all"
-      const next = rows[i + 1]
-      const after = next === undefined ? current.raw : next.slice(2)
-      table.columns.forEach((column, c) => {
-        if (!sameRaw(old[c] ?? null, after[c] ?? null)) columns.add(column.name)
+    const nothing: Waiting = new Set()
+    const kept: Array<Kept> = []
+    const forgotten: Array<{ readonly target: Target; readonly key: string }> = []
+    const whole: Array<Item> = []
+    const partial: Array<Item> = []
+    const replaced = new Map<Item, { readonly id: string; readonly was: Row }>()
+    for (const [tbl, rows] of byTbl) {
+      const target = delivery.byTbl.get(tbl)
+      if (target === undefined) continue
+      const names = target.table.columns.map((column) => column.name)
+      const pending = yield* pendingOf(
+        delivery,
+        target,
+        rows.map((row) => row.key),
+      )
+      const current = yield* readRows(
+        tx,
+        target,
+        rows.map((row) => row.keyCells),
+      )
+      rows.forEach(({ key, state, keyCells, isStored }, i) => {
+        const id = idOf(tbl, key)
+        const row: Current | undefined = current[i]
+        const outcome = release({
+          behind: state,
+          current: row?.row ?? null,
+          pending: waitingColumns(pending.get(key) ?? [], row?.raw ?? null, names),
+          held: held.get(id) ?? nothing,
+        })
+        const itemOf = (shown: RowState): Item => ({
+          target,
+          key,
+          keyCells,
+          columns: shown === null ? [] : Object.keys(shown),
+          values: shown === null ? null : Object.values(shown),
+        })
+        const show = (shown: RowState, was: Row, into: Array<Item>) => {
+          const item = itemOf(shown)
+          into.push(item)
+          replaced.set(item, { id, was })
+        }
+        switch (outcome.kind) {
+          case "insert":
+            whole.push(itemOf(outcome.row))
+            break
+          case "delete":
+            show(null, outcome.was, whole)
+            break
+          case "update":
+            // A whole row may take part in a swap of unique values; the others change only what they name.
+            if (outcome.forget && names.every((name) => name in (state as Row))) show(state, outcome.was, whole)
+            else show(outcome.set, outcome.was, partial)
+            break
+        }
+        if (outcome.kind === "keep" || (outcome.kind === "update" && !outcome.forget)) kept.push({ tbl, key, row: state, error: null })
+        else if (isStored) forgotten.push({ target, key })
       })
     }
-    return columns
-  })
-
-/** Shows what waited behind the rows, as far as nothing else waits on them. */
-export const releaseKeys = (delivery: Delivery, touched: Touched): Effect.Effect<void, LibsqlError> =>
-  Effect.gen(function* () {
-    const { tx } = delivery
-    if (touched.size === 0) return
-    const waiting = yield* tx.all<{ tbl: number; key: string; row: string | null }>(
-      `SELECT tbl, key, row FROM schoolbus_behind WHERE (tbl, key) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))`,
-      [JSON.stringify([...touched.values()].map(({ tbl, key }) => [tbl, key]))],
+    yield* keep(delivery, kept)
+    yield* forgetBehind(delivery, forgotten)
+    const refused = [...(yield* updateRows(tx, partial)), ...(yield* showRows(tx, whole))]
+    const isRefused = new Set(refused.map(({ item }) => item))
+    yield* tx.many(
+      "INSERT INTO schoolbus_replaced (tbl, key, was, batch, at) VALUES (?, ?, ?, ?, ?)",
+      [...replaced].flatMap(([item, { id, was }]) => {
+        const batch = touched.get(id)?.batch ?? null
+        return isRefused.has(item)
+          ? []
+          : [[BigInt(item.target.tbl), item.key, JSON.stringify(was), batch === null ? null : BigInt(batch), now(delivery)]]
+      }),
     )
-    const puts: Array<Put> = []
-    for (const { tbl, key, row } of waiting) {
-      const table = tableOf(delivery, tbl)
-      const cells = parseLocalKey(key)
-      if (table === undefined || cells === null) continue
-      const current = yield* currentRow(tx, table, key)
-      const holds = yield* tx.all<{ col: string }>("SELECT col FROM schoolbus_hold WHERE tbl = ? AND key = ?", [tbl, key])
-      const held: Waiting = holds.some(({ col }) => col === "") ? "all" : new Set(holds.map(({ col }) => col))
-      const behind = row === null ? null : (JSON.parse(row) as Record<string, Wire>)
-      const outcome = release({ behind, current: current?.row ?? null, pending: yield* pendingColumns(delivery, table, tbl, key, current), held })
-      const forget = () => tx.run("DELETE FROM schoolbus_behind WHERE tbl = ? AND key = ?", [tbl, key])
-      const record = (was: Readonly<Record<string, Wire>>) =>
-        tx.run("INSERT INTO schoolbus_replaced (tbl, key, was, batch, at) VALUES (?, ?, ?, ?, ?)", [
-          tbl,
-          key,
-          JSON.stringify(was),
-          touched.get(`${tbl} ${key}`)?.batch ?? null,
-          delivery.now,
-        ])
-      switch (outcome.kind) {
-        case "keep":
-          break
-        case "forget":
-          yield* forget()
-          break
-        case "delete":
-          yield* record(outcome.was)
-          yield* deleteRows(tx, table, [cells])
-          yield* forget()
-          break
-        case "insert":
-          puts.push({ table, tbl, key, keyCells: cells, row: outcome.row })
-          yield* forget()
-          break
-        case "update":
-          yield* record(outcome.was)
-          // The whole row is written again: what an UPSERT names must satisfy NOT NULL.
-          puts.push({ table, tbl, key, keyCells: cells, row: { ...current?.row, ...outcome.set } })
-          if (outcome.forget) yield* forget()
-          break
-      }
-    }
-    for (const { put, error } of yield* showRows(tx, puts)) yield* keepBehind(delivery, put.tbl, put.key, put.row, error)
+    // What was to be shown of it stays whole behind, with the reason.
+    const stateById = new Map(all.map((behind) => [idOf(behind.tbl, behind.key), behind.state]))
+    yield* keep(
+      delivery,
+      refused.map(({ item, error }) => ({ tbl: item.target.tbl, key: item.key, row: stateById.get(idOf(item.target.tbl, item.key)) ?? null, error })),
+    )
   })
 
-/** Rows behind without a pending change or hold of their own are tried again until none moves. */
+/** Rows that could not be applied, and on which nothing of the school waits, are tried again until none moves. */
 export const retryBehind = (delivery: Delivery): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     const { tx } = delivery
-    let before = -1
-    for (;;) {
-      const rows = yield* tx.all<{ tbl: number; key: string; row: string | null }>(
-        `SELECT tbl, key, row FROM schoolbus_behind b
-          WHERE NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.key = b.key AND c.batch IS NOT NULL)
-            AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.new_key = b.key)
+    for (let before = Number.POSITIVE_INFINITY; ; ) {
+      const rows = yield* tx.all<{ tbl: number; key: string; row: string | null; error: string }>(
+        `SELECT tbl, key, row, error FROM schoolbus_behind b WHERE error IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.key = b.key AND c.batch IS NOT NULL)
+            AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.new_key = b.key AND c.new_key IS NOT NULL)
             AND NOT EXISTS (SELECT 1 FROM schoolbus_hold h WHERE h.tbl = b.tbl AND h.key = b.key)`,
       )
-      if (rows.length === 0 || rows.length === before) return
+      if (rows.length === 0 || rows.length >= before) return
       before = rows.length
-      const puts: Array<Put> = []
-      for (const { tbl, key, row } of rows) {
-        const table = tableOf(delivery, tbl)
-        const cells = parseLocalKey(key)
-        if (table === undefined || cells === null) continue
-        yield* tx.run("DELETE FROM schoolbus_behind WHERE tbl = ? AND key = ?", [tbl, key])
-        if (row === null) yield* deleteRows(tx, table, [cells])
-        else puts.push({ table, tbl, key: localKeyOf(cells), keyCells: cells, row: JSON.parse(row) as Record<string, Wire> })
-      }
-      for (const { put, error } of yield* showRows(tx, puts)) yield* keepBehind(delivery, put.tbl, put.key, put.row, error)
+      const items = rows.flatMap(({ tbl, key, row }): ReadonlyArray<Item> => {
+        const target = delivery.byTbl.get(tbl)
+        const keyCells = parseLocalKey(key)
+        if (target === undefined || keyCells === null) return []
+        const state = row === null ? null : (JSON.parse(row) as Row)
+        return [{ target, key, keyCells, columns: state === null ? [] : Object.keys(state), values: state === null ? null : Object.values(state) }]
+      })
+      const refused = new Map((yield* showRows(tx, items)).map((one) => [idOf(one.item.target.tbl, one.item.key), one.error]))
+      yield* forgetBehind(
+        delivery,
+        items.filter((item) => !refused.has(idOf(item.target.tbl, item.key))),
+      )
+      const changed = rows.filter(({ tbl, key, error }) => (refused.get(idOf(tbl, key)) ?? error) !== error)
+      yield* tx.many(
+        "UPDATE schoolbus_behind SET error = ? WHERE tbl = ? AND key = ?",
+        changed.map(({ tbl, key }) => [refused.get(idOf(tbl, key)) ?? null, BigInt(tbl), key]),
+      )
     }
   })

@@ -1,82 +1,195 @@
-/** Writing pulled rows into the school's tables, in bulk; what a constraint refuses is told, never thrown. */
+/** Writing pulled rows into the school's tables, in bulk; what a constraint or a changed table refuses is told, never thrown. */
 import * as Effect from "effect/Effect"
-import { ident, type LibsqlError, type Tx } from "../libsql/client.ts"
+import { readWire, safely } from "../libsql/cells.ts"
+import { ident, type LibsqlError, type RowFailure, type Tx } from "../libsql/client.ts"
 import type { Table } from "../model/table.ts"
-import { type Cell, type Wire, wireToCell } from "../model/value.ts"
-
-export interface Put {
-  readonly table: Table
-  readonly tbl: number
-  readonly key: string
-  readonly keyCells: ReadonlyArray<Cell>
-  readonly row: Readonly<Record<string, Wire>>
-}
+import { bytesToHex, type Cell, isRefused, type Wire, wireToCell } from "../model/value.ts"
+import type { Item, Row, Target } from "./delivery.ts"
 
 export interface Refused {
-  readonly put: Put
+  readonly item: Item
+  readonly code: string
   readonly error: string
 }
 
+/** Keys of one lookup statement. */
+const KEYS_AT_ONCE = 2_000
+/** After so many rounds of a swap that does not come out, the rest waits behind. */
+const SWAP_ROUNDS = 8
+
+/** OR ABORT: a table that a program made may say `ON CONFLICT REPLACE`, which would delete another row. */
 const upsertSql = (table: Table, columns: ReadonlyArray<string>): string => {
   const set = columns.filter((name) => !table.key.includes(name)).map((name) => `${ident(name)} = excluded.${ident(name)}`)
-  return `INSERT INTO ${ident(table.local)} (${columns.map(ident).join(", ")}) VALUES (${columns.map(() => "?").join(", ")})
+  return `INSERT OR ABORT INTO ${ident(table.local)} (${columns.map(ident).join(", ")}) VALUES (${columns.map(() => "?").join(", ")})
     ON CONFLICT (${table.key.map(ident).join(", ")}) DO ${set.length === 0 ? "NOTHING" : `UPDATE SET ${set.join(", ")}`}`
 }
 
-const deleteSql = (table: Table): string => `DELETE FROM ${ident(table.local)} WHERE ${table.key.map((name) => `${ident(name)} = ?`).join(" AND ")}`
+const whereKey = (table: Table): string => table.key.map((name) => `${ident(name)} = ?`).join(" AND ")
+const deleteSql = (table: Table): string => `DELETE FROM ${ident(table.local)} WHERE ${whereKey(table)}`
+const updateSql = (table: Table, columns: ReadonlyArray<string>): string =>
+  `UPDATE OR ABORT ${ident(table.local)} SET ${columns.map((name) => `${ident(name)} = ?`).join(", ")} WHERE ${whereKey(table)}`
 
-export const deleteRows = (tx: Tx, table: Table, keys: ReadonlyArray<ReadonlyArray<Cell>>): Effect.Effect<void, LibsqlError> =>
-  Effect.asVoid(tx.many(deleteSql(table), keys))
+/** A statement that does not fit the file (a program dropped the table or a column) refuses its rows, not the cut. */
+const attempt = (tx: Tx, sql: string, rows: ReadonlyArray<ReadonlyArray<Cell>>): Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError> =>
+  tx
+    .many(sql, rows)
+    .pipe(
+      Effect.catch((error) =>
+        error.code === "SQLITE_ERROR"
+          ? Effect.succeed(rows.map((_, index) => ({ index, code: error.code, message: error.message })))
+          : Effect.fail(error),
+      ),
+    )
 
-/** Groups by table and column list, so that each group is one prepared statement. */
-const groupPuts = (puts: ReadonlyArray<Put>): ReadonlyArray<{ readonly table: Table; readonly columns: ReadonlyArray<string>; readonly puts: ReadonlyArray<Put> }> => {
-  const groups = new Map<string, { table: Table; columns: ReadonlyArray<string>; puts: Array<Put> }>()
-  for (const put of puts) {
-    const columns = Object.keys(put.row)
-    const id = `${put.table.name}\0${columns.join("\0")}`
+const grouped = <A>(all: ReadonlyArray<A>, by: (one: A) => string): ReadonlyArray<ReadonlyArray<A>> => {
+  const groups = new Map<string, Array<A>>()
+  for (const one of all) {
+    const id = by(one)
     const group = groups.get(id)
-    if (group === undefined) groups.set(id, { table: put.table, columns, puts: [put] })
-    else group.puts.push(put)
+    if (group === undefined) groups.set(id, [one])
+    else group.push(one)
   }
   return [...groups.values()]
 }
 
-const upsert = (tx: Tx, puts: ReadonlyArray<Put>): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
+/** One prepared statement for all items of a table that have the same columns. */
+const writeAll = (
+  tx: Tx,
+  items: ReadonlyArray<Item>,
+  sql: (table: Table, columns: ReadonlyArray<string>) => string,
+  cells: (item: Item) => ReadonlyArray<Cell>,
+): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
   Effect.gen(function* () {
     const refused: Array<Refused> = []
-    for (const group of groupPuts(puts)) {
-      const kinds = group.columns.map((name) => group.table.columns.find((column) => column.name === name)?.kind ?? "text")
-      const failures = yield* tx.many(
-        upsertSql(group.table, group.columns),
-        group.puts.map((put) => group.columns.map((name, i) => wireToCell(kinds[i] ?? "text", put.row[name] ?? null))),
-      )
-      for (const failure of failures) refused.push({ put: group.puts[failure.index] as Put, error: failure.message })
+    for (const group of grouped(items, (item) => `${item.target.tbl}\0${item.columns.join("\0")}`)) {
+      const first = group[0] as Item
+      const failures = yield* attempt(tx, sql(first.target.table, first.columns), group.map(cells))
+      for (const { index, code, message } of failures) refused.push({ item: group[index] as Item, code, error: message })
     }
     return refused
   })
 
-/**
- * Shows the rows. Unique values may move between rows of one cut in any order: what is refused at first is tried after the
- * rest, then together with its old versions out of the way. What is refused even then is returned.
- */
-export const showRows = (tx: Tx, puts: ReadonlyArray<Put>): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
+const valueCells = ({ target, columns, values }: Item): ReadonlyArray<Cell> =>
+  columns.map((name, i) => wireToCell(target.kinds.get(name) ?? "text", values?.[i] ?? null))
+
+const removeAll = (tx: Tx, items: ReadonlyArray<Item>) => writeAll(tx, items, deleteSql, (item) => item.keyCells)
+const upsertAll = (tx: Tx, items: ReadonlyArray<Item>) => writeAll(tx, items, upsertSql, valueCells)
+
+/** Sets the named columns of rows that exist; the others are not touched. */
+export const updateRows = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
+  writeAll(tx, items, updateSql, (item) => [...valueCells(item), ...item.keyCells])
+
+export interface Current {
+  /** As `safely` reads them, in column order: same value, same bytes. */
+  readonly raw: ReadonlyArray<Cell>
+  readonly row: Row
+}
+
+const keyJson = (cells: ReadonlyArray<Cell>): string =>
+  `[${cells.map((cell) => (typeof cell === "bigint" ? String(cell) : JSON.stringify(cell instanceof Uint8Array ? bytesToHex(cell) : cell))).join(",")}]`
+
+/** The rows as they stand, in the order of the keys; undefined = none. */
+export const readRows = (
+  tx: Tx,
+  { table, keyKinds }: Target,
+  keys: ReadonlyArray<ReadonlyArray<Cell>>,
+): Effect.Effect<ReadonlyArray<Current | undefined>, LibsqlError> =>
   Effect.gen(function* () {
-    let refused = yield* upsert(tx, puts)
-    if (refused.length === 0) return []
-    refused = yield* upsert(tx, refused.map((r) => r.put))
-    const hopeless: Array<Refused> = []
-    while (refused.length > 0) {
+    const found: Array<Current | undefined> = keys.map(() => undefined)
+    const on = table.key
+      .map((name, i) => `t.${ident(name)} = ${keyKinds[i] === "bytea" ? `unhex(j.value ->> ${i})` : `j.value ->> ${i}`}`)
+      .join(" AND ")
+    const sql = `SELECT j.key, ${table.columns.map((column) => safely(`t.${ident(column.name)}`)).join(", ")}
+      FROM json_each(?) j CROSS JOIN ${ident(table.local)} t ON ${on}`
+    for (let from = 0; from < keys.length; from += KEYS_AT_ONCE) {
+      const rows = yield* tx
+        .values(sql, [
+          `[${keys
+            .slice(from, from + KEYS_AT_ONCE)
+            .map(keyJson)
+            .join(",")}]`,
+        ])
+        .pipe(Effect.catch((error) => (error.code === "SQLITE_ERROR" ? Effect.succeed([]) : Effect.fail(error))))
+      for (const [index, ...raw] of rows) {
+        const row: Record<string, Wire> = {}
+        table.columns.forEach((column, i) => {
+          const wire = readWire(column.kind, raw[i] ?? null)
+          // A value that has no wire form can only be the school's own: it never equals the hub's.
+          row[column.name] = isRefused(wire) ? `\0${wire.hex}` : wire
+        })
+        found[from + Number(index)] = { raw, row }
+      }
+    }
+    return found
+  })
+
+/** Items that name only some columns, completed with what the row holds: what an INSERT leaves out it would empty. */
+const complete = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyArray<Item>, LibsqlError> =>
+  Effect.gen(function* () {
+    const isWhole = (item: Item) => item.columns.length >= item.target.table.columns.length
+    if (items.every(isWhole)) return items
+    const whole = items.filter(isWhole)
+    for (const group of grouped(
+      items.filter((item) => !isWhole(item)),
+      (item) => String(item.target.tbl),
+    )) {
+      const target = (group[0] as Item).target
+      const current = yield* readRows(
+        tx,
+        target,
+        group.map((item) => item.keyCells),
+      )
+      group.forEach((item, i) => {
+        const row = current[i]?.row
+        const rest =
+          row === undefined ? [] : Object.entries(row).filter(([name, value]) => !item.columns.includes(name) && !String(value).startsWith("\0"))
+        whole.push({
+          ...item,
+          columns: [...item.columns, ...rest.map(([name]) => name)],
+          values: [...(item.values ?? []), ...rest.map(([, value]) => value)],
+        })
+      })
+    }
+    return whole
+  })
+
+const isUnique = ({ code }: Refused): boolean => code === "SQLITE_CONSTRAINT_UNIQUE" || code === "SQLITE_CONSTRAINT_PRIMARYKEY"
+
+/**
+ * Shows the rows and removes the deleted ones. Unique values may move between rows in any order: what is refused at first
+ * is tried after the rest, then together with its old versions out of the way. What is refused even then is returned.
+ */
+export const showRows = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
+  Effect.gen(function* () {
+    const gone = items.filter((item) => item.values === null)
+    const hopeless = [...(yield* removeAll(tx, gone))]
+    const puts = yield* complete(
+      tx,
+      items.filter((item) => item.values !== null),
+    )
+    const once = (some: ReadonlyArray<Item>) =>
+      Effect.map(upsertAll(tx, some), (refused) => {
+        hopeless.push(...refused.filter((r) => !isUnique(r)))
+        return refused.filter(isUnique).map((r) => r.item)
+      })
+    let colliding = yield* once(puts)
+    if (colliding.length > 0) colliding = yield* once(colliding)
+    for (let round = 0; colliding.length > 0; round++) {
       yield* tx.run("SAVEPOINT swap")
-      for (const { put } of refused) yield* deleteRows(tx, put.table, [put.keyCells])
-      const still = yield* upsert(tx, refused.map((r) => r.put))
-      if (still.length > 0) yield* tx.run("ROLLBACK TO swap")
+      const stuck = yield* removeAll(tx, colliding)
+      const refused = stuck.length > 0 ? stuck : yield* upsertAll(tx, colliding)
+      if (refused.length > 0) yield* tx.run("ROLLBACK TO swap")
       yield* tx.run("RELEASE swap")
-      if (still.length === 0) break
-      hopeless.push(...still)
-      const lost = new Set(still.map((r) => r.put))
-      refused = refused.filter((r) => !lost.has(r.put))
+      if (refused.length === 0) break
+      hopeless.push(...refused)
+      const out = new Set(refused.map((r) => r.item))
+      const rest = colliding.filter((item) => !out.has(item))
+      if (round === SWAP_ROUNDS) {
+        hopeless.push(...rest.map((item) => ({ item, code: "SQLITE_CONSTRAINT_UNIQUE", error: "waits for another row's unique value" })))
+        break
+      }
       // With those out, the others may do without a swap.
-      refused = yield* upsert(tx, refused.map((r) => r.put))
+      colliding = rest.length === 0 ? [] : yield* once(rest)
     }
     return hopeless
   })

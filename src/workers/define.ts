@@ -1,27 +1,50 @@
-/** What a worker module exports: `export default worker({ on: { punches: ["insert"] }, async handle(batch, ctx) { … } })`. */
+/**
+ * What a worker module is. A file of the `workers/` folder beside the config, with a default export:
+ *
+ *     export default worker({
+ *       on: { punches: ["insert"] },
+ *       async handle(events, ctx) { for (const { row } of events) await ctx.append("punches.txt", `${row?.pin} ${row?.at}`) },
+ *     })
+ *
+ * It runs in a Web Worker of its own, on Bun and on Deno. Every event comes at least once: after a failure or a restart some
+ * come again. `worker` only adds types; a plain object does as well.
+ */
 
+export type WorkerOp = "insert" | "update" | "delete"
+/** Whole numbers beyond 2^53 come as bigint. */
+export type WorkerValue = null | number | bigint | string | Uint8Array
+export type WorkerRow = Readonly<Record<string, WorkerValue>>
+
+/** One write, by a program of the school or from head office. */
 export interface WorkerEvent {
-  /** Rising; an event is delivered again with the same id until a batch with it has been handled. */
+  /** Rising; the same event has the same id when it comes again. */
   readonly id: number
-  /** Name in the school's file: `"punches"`. */
+  /** As the school's file calls it: `"students"`. */
   readonly table: string
-  readonly op: "insert" | "update" | "delete"
-  /** Local key: `'b2f…'` */
-  readonly key: string
-  /** The row as it stands now; null when it is gone. */
-  readonly row: Readonly<Record<string, unknown>> | null
+  readonly op: WorkerOp
+  readonly key: ReadonlyArray<WorkerValue>
+  /** The row as it stands now, which may be newer than the event; null = it is gone. */
+  readonly row: WorkerRow | null
 }
 
 export interface WorkerContext {
+  /** The module's name: its file name without the ending. */
+  readonly module: string
+  /** One line into the node's log. */
   readonly log: (line: string) => void
-  /** Appends a line to a file in the node's data folder. */
+  /** Adds a line to a file in the module's own output folder, `<data dir>/workers/<module>/`. */
   readonly append: (file: string, line: string) => Promise<void>
+  /** A row of any synced table by its key; null = there is none. */
+  readonly row: (table: string, key: WorkerValue | ReadonlyArray<WorkerValue>) => Promise<WorkerRow | null>
 }
 
 export interface WorkerModule {
-  readonly on: Readonly<Record<string, ReadonlyArray<"insert" | "update" | "delete">>>
-  readonly handle: (batch: ReadonlyArray<WorkerEvent>, ctx: WorkerContext) => Promise<void> | void
+  /** Tables and what to hear of them. */
+  readonly on: Readonly<Record<string, ReadonlyArray<WorkerOp>>>
+  /** Done when it returns. When it throws, or takes longer than `timeoutSeconds`, the events come again, one by one. */
+  readonly handle: (events: ReadonlyArray<WorkerEvent>, ctx: WorkerContext) => void | Promise<void>
+  /** Default 30. */
+  readonly timeoutSeconds?: number
 }
 
-/** Only adds types. */
 export const worker = (module: WorkerModule): WorkerModule => module

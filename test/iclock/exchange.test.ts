@@ -1,4 +1,5 @@
 import * as Effect from "effect/Effect"
+import fc from "fast-check"
 import { afterEach, describe, expect, it } from "vitest"
 import { attendance, type Node, openNode, parseReply, students } from "./node.ts"
 
@@ -394,4 +395,18 @@ it("a write of a program is never failed by our triggers, whatever its conflict 
     }
   }
   expect(node.rows("SELECT count(*) FROM students")).toEqual([[10n]])
+})
+
+it("noise on the port is answered or dropped, never acknowledged, and the next terminal is served", async () => {
+  await open()
+  await node.approve(SN)
+  for (const noise of fc.sample(fc.uint8Array({ minLength: 1, maxLength: 300 }), { numRuns: 40, seed: 7 })) {
+    expect((await node.send(noise, true)).toString("latin1")).not.toContain("OK")
+  }
+  for (const noise of fc.sample(fc.string({ unit: "binary", maxLength: 60 }), { numRuns: 40, seed: 7 })) {
+    const reply = await node.send(`POST /iclock/${noise}?SN=${SN} HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello`, true)
+    expect(reply.toString("latin1")).not.toContain("OK")
+  }
+  expect((await node.get(`/iclock/getrequest?SN=${SN}`)).body).toBe("OK")
+  expect(node.rows("SELECT count(*) FROM punches")).toEqual([[0n]])
 })

@@ -1,0 +1,95 @@
+/**
+ * One part of a cut inside its transaction: capture is off, open writes are frozen first, so that no pulled value is taken
+ * for a local edit. Rows with pending or held edits stay as they are and what came for them waits behind.
+ *
+ *     freeze ─> settle ledger rows ─> records ─> end holds ─> shield ─> rows ─> release ─> retry what could not be applied
+ */
+import * as Effect from "effect/Effect"
+import { hasOpen } from "../libsql/changes.ts"
+import type { LibsqlError, Tx } from "../libsql/client.ts"
+import { freezeOpen } from "../libsql/freeze.ts"
+import { type Delivery, idOf, type Item, type Part } from "./delivery.ts"
+import { endHolds } from "./hold.ts"
+import { forgetBehind, keepBehind, keepRefused, releaseRows, retryBehind, settleBatches, type Touched } from "./settle.ts"
+import { showRows } from "./show.ts"
+
+/** Up to so many shielded rows are read whole; of more, the part's own are looked up. */
+const SHIELD_READ = 1_000
+
+/** Runs a body with capture off. The flag is never seen outside: it is taken back before the commit. */
+export const delivering = <A, E>(delivery: Delivery, body: Effect.Effect<A, E>): Effect.Effect<A, E | LibsqlError> =>
+  Effect.gen(function* () {
+    const { tx, manifest, now } = delivery
+    yield* tx.run("UPDATE schoolbus_deliver SET active = 1")
+    if (yield* hasOpen(tx)) yield* freezeOpen(tx, manifest, now)
+    const value = yield* body
+    yield* tx.run("UPDATE schoolbus_deliver SET active = 0")
+    return value
+  })
+
+interface Shield {
+  readonly pending: ReadonlySet<string>
+  readonly held: ReadonlySet<string>
+}
+
+const PENDING = `SELECT tbl, key FROM changes WHERE batch IS NOT NULL UNION SELECT tbl, new_key FROM changes WHERE new_key IS NOT NULL AND batch IS NOT NULL`
+const HELD = "SELECT DISTINCT tbl, key FROM schoolbus_hold"
+const isPending = `EXISTS (SELECT 1 FROM changes c WHERE c.batch IS NOT NULL AND c.tbl = j.value ->> 0 AND c.key = j.value ->> 1)
+  OR EXISTS (SELECT 1 FROM changes c WHERE c.new_key IS NOT NULL AND c.tbl = j.value ->> 0 AND c.new_key = j.value ->> 1)`
+const isHeld = "EXISTS (SELECT 1 FROM schoolbus_hold h WHERE h.tbl = j.value ->> 0 AND h.key = j.value ->> 1)"
+
+/** Ids (`tbl key`) of rows that a pending change or a held value keeps; at least all of them that are among the items. */
+const shieldOf = (tx: Tx, items: ReadonlyMap<string, Item>): Effect.Effect<Shield, LibsqlError> =>
+  Effect.gen(function* () {
+    const among = function* (all: string, one: string) {
+      const some = yield* tx.all<{ tbl: number; key: string }>(`SELECT tbl, key FROM (${all}) LIMIT ${SHIELD_READ + 1}`)
+      if (some.length <= SHIELD_READ) return new Set(some.map(({ tbl, key }) => idOf(tbl, key)))
+      const keys = JSON.stringify([...items.values()].map((item) => [item.target.tbl, item.key]))
+      const found = yield* tx.all<{ tbl: number; key: string }>(
+        `SELECT j.value ->> 0 AS tbl, j.value ->> 1 AS key FROM json_each(?) j WHERE ${one}`,
+        [keys],
+      )
+      return new Set(found.map(({ tbl, key }) => idOf(tbl, key)))
+    }
+    return { pending: yield* Effect.gen(() => among(PENDING, isPending)), held: yield* Effect.gen(() => among(HELD, isHeld)) }
+  })
+
+/** Writes a part; answers the batches that it settled. `met`: its keys are noted for the sweep of a full cut. */
+export const applyPart = (
+  delivery: Delivery,
+  part: Pick<Part, "items" | "ledger">,
+  met: boolean,
+): Effect.Effect<ReadonlyArray<number>, LibsqlError> =>
+  Effect.gen(function* () {
+    const { tx } = delivery
+    const touched: Touched = new Map()
+    const settled = yield* settleBatches(delivery, part.ledger, touched)
+    if (met) {
+      const keys = [...part.items.values()].filter((item) => item.values !== null).map((item) => [item.target.tbl, item.key])
+      yield* tx.run("INSERT OR IGNORE INTO schoolbus_met (tbl, key) SELECT value ->> 0, value ->> 1 FROM json_each(?)", [JSON.stringify(keys)])
+    }
+    const items = [...part.items].filter(([, { target }]) => !target.isRecord)
+    const records = [...part.items.values()].filter(({ target }) => target.isRecord)
+    yield* keepRefused(delivery, yield* showRows(tx, records))
+    // Rows under a hold are released at once: only what is held of them waits.
+    const ended = yield* endHolds(delivery)
+    for (const { tbl, key } of ended.rows) if (!touched.has(idOf(tbl, key))) touched.set(idOf(tbl, key), { tbl, key, batch: null })
+    const shield = yield* shieldOf(tx, part.items)
+    const fresh = new Map<string, Item>()
+    const kept: Array<Item> = []
+    const free: Array<Item> = []
+    for (const [id, item] of items) {
+      if (!touched.has(id) && shield.pending.has(id)) kept.push(item)
+      else if (touched.has(id) || shield.held.has(id)) {
+        fresh.set(id, item)
+        if (!touched.has(id)) touched.set(id, { tbl: item.target.tbl, key: item.key, batch: null })
+      } else free.push(item)
+    }
+    yield* keepBehind(delivery, kept)
+    yield* forgetBehind(delivery, free)
+    free.sort((a, b) => (a.target !== b.target ? 0 : a.key < b.key ? -1 : 1))
+    yield* keepRefused(delivery, yield* showRows(tx, free))
+    yield* releaseRows(delivery, touched, fresh, ended.restore)
+    yield* retryBehind(delivery)
+    return settled
+  })

@@ -1,0 +1,103 @@
+/** What one delivering transaction works with: the tables as the applied manifest says, and the rows that came for them. */
+import * as Effect from "effect/Effect"
+import type { LibsqlError, Tx } from "../libsql/client.ts"
+import type { Line } from "../link/protocol.ts"
+import { localKeyOf } from "../model/key.ts"
+import type { Manifest, Table } from "../model/table.ts"
+import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
+
+export type RowsLine = Extract<Line, readonly ["rows", ...ReadonlyArray<unknown>]>
+
+/** A table and the number it has in this file. */
+export interface Target {
+  readonly table: Table
+  readonly tbl: number
+  readonly kinds: ReadonlyMap<string, Kind>
+  readonly keyKinds: ReadonlyArray<Kind>
+  /** Holds the records that a person decides: conflicts and quarantined changes. */
+  readonly isRecord: boolean
+}
+
+export interface Targets {
+  readonly manifest: Manifest
+  readonly byName: ReadonlyMap<string, Target>
+  readonly byTbl: ReadonlyMap<number, Target>
+}
+
+export interface Delivery extends Targets {
+  readonly tx: Tx
+  readonly incarnation: string
+  /** ms since 1970 */
+  readonly now: number
+}
+
+/** A row as it came: `values` in the order of `columns`, null = deleted at head office. */
+export interface Item {
+  readonly target: Target
+  /** Local key. */
+  readonly key: string
+  readonly keyCells: ReadonlyArray<Cell>
+  readonly columns: ReadonlyArray<string>
+  readonly values: ReadonlyArray<Wire> | null
+}
+
+export type Row = Readonly<Record<string, Wire>>
+
+export const LEDGER = "schoolbus.ledger"
+export const CONFLICTS = "schoolbus.conflicts"
+export const QUARANTINE = "schoolbus.quarantine"
+
+export const idOf = (tbl: number, key: string): string => `${tbl} ${key}`
+
+export const readTargets = (tx: Tx, manifest: Manifest): Effect.Effect<Targets, LibsqlError> =>
+  Effect.gen(function* () {
+    const ids = new Map((yield* tx.all<{ id: number; name: string }>("SELECT id, name FROM schoolbus_tables")).map((row) => [row.name, row.id]))
+    const targets = manifest.tables.flatMap((table): ReadonlyArray<Target> => {
+      const tbl = ids.get(table.name)
+      if (tbl === undefined) return []
+      const kinds = new Map(table.columns.map((column) => [column.name, column.kind]))
+      const isRecord = table.name === CONFLICTS || table.name === QUARANTINE
+      return [{ table, tbl, kinds, keyKinds: table.key.map((name) => kinds.get(name) ?? "text"), isRecord }]
+    })
+    return { manifest, byName: new Map(targets.map((t) => [t.table.name, t])), byTbl: new Map(targets.map((t) => [t.tbl, t])) }
+  })
+
+export const itemOf = (target: Target, keyValues: ReadonlyArray<Wire>, columns: ReadonlyArray<string>, values: ReadonlyArray<Wire> | null): Item => {
+  const keyCells = target.keyKinds.map((kind, i) => wireToCell(kind, keyValues[i] ?? null))
+  return { target, key: localKeyOf(keyCells), keyCells, columns, values }
+}
+
+export const rowOf = (columns: ReadonlyArray<string>, values: ReadonlyArray<Wire>): Row =>
+  Object.fromEntries(columns.map((name, i) => [name, values[i] ?? null]))
+
+/** Lines made ready: the newest state of each row, by `tbl key`, and the ledger rows apart. */
+export interface Part {
+  readonly items: ReadonlyMap<string, Item>
+  readonly ledger: ReadonlyArray<Row>
+  /** Rows in the lines, those that a later one replaced included. */
+  readonly rows: number
+}
+
+/** A later line for the same row replaces an earlier one. Rows of tables that the manifest does not name are counted and passed over. */
+export const partOf = (targets: Targets, lines: ReadonlyArray<RowsLine>): Part => {
+  const items = new Map<string, Item>()
+  const ledger: Array<Row> = []
+  let rows = 0
+  for (const [, , , name, columns, lineRows] of lines) {
+    rows += lineRows.length
+    if (name === LEDGER) {
+      for (const [, values] of lineRows) if (values !== null) ledger.push(rowOf(columns, values))
+      continue
+    }
+    const target = targets.byName.get(name)
+    if (target === undefined) continue
+    const known = columns.flatMap((column, i) => (target.kinds.has(column) ? [i] : []))
+    const names = known.length === columns.length ? columns : known.map((i) => columns[i] as string)
+    for (const [keyValues, values] of lineRows) {
+      const picked = values === null || known.length === columns.length ? values : known.map((i) => values[i] ?? null)
+      const item = itemOf(target, keyValues, names, picked)
+      items.set(idOf(target.tbl, item.key), item)
+    }
+  }
+  return { items, ledger, rows }
+}

@@ -1,0 +1,105 @@
+/**
+ * Values that wait for a person. A hold begins with the ledger row that names its record, and ends when that record is
+ * no longer open: then the row is released. A change that was discarded and has nothing behind it is taken back by its base.
+ */
+import * as Effect from "effect/Effect"
+import { ident, type LibsqlError } from "../libsql/client.ts"
+import type { Change } from "../model/change.ts"
+import { localKey } from "../model/key.ts"
+import type { Table } from "../model/table.ts"
+import { isRefused, type Refused, type Wire } from "../model/value.ts"
+import type { RowState, Waiting } from "./behind.ts"
+import { CONFLICTS, type Delivery, idOf, QUARANTINE } from "./delivery.ts"
+
+export interface Hold {
+  readonly tbl: number
+  readonly key: string
+  /** "" = the whole row. */
+  readonly col: string
+  readonly record: string
+}
+
+export interface EndedHolds {
+  readonly rows: ReadonlyArray<{ readonly tbl: number; readonly key: string }>
+  /** By `tbl key`: what a row was before the change that was discarded. */
+  readonly restore: ReadonlyMap<string, RowState>
+}
+
+const none: EndedHolds = { rows: [], restore: new Map() }
+
+export const beginHolds = (delivery: Delivery, holds: ReadonlyArray<Hold>): Effect.Effect<void, LibsqlError> =>
+  Effect.asVoid(
+    delivery.tx.many(
+      "INSERT OR IGNORE INTO schoolbus_hold (tbl, key, col, record, at) VALUES (?, ?, ?, ?, ?)",
+      holds.map(({ tbl, key, col, record }) => [BigInt(tbl), key, col, record, BigInt(Math.trunc(delivery.now))]),
+    ),
+  )
+
+/** Ends every hold whose record is decided or gone. Records are rows of the cut that begins the hold, so they are there. */
+export const endHolds = (delivery: Delivery): Effect.Effect<EndedHolds, LibsqlError> =>
+  Effect.gen(function* () {
+    const { tx } = delivery
+    const records = [CONFLICTS, QUARANTINE].map((name) => delivery.byName.get(name)?.table)
+    const [any] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_hold) AS n")
+    if (any?.n !== 1 || records.includes(undefined)) return none
+    const open = (table: Table | undefined) => `EXISTS (SELECT 1 FROM ${ident(table?.local ?? "")} r WHERE r."id" = h.record AND r."status" = 'open')`
+    const rows = yield* tx.all<{ tbl: number; key: string; record: string }>(
+      `DELETE FROM schoolbus_hold AS h WHERE NOT ${open(records[0])} AND NOT ${open(records[1])} RETURNING tbl, key, record`,
+    )
+    if (rows.length === 0) return none
+    const discarded = yield* tx.all<{ change: string }>(
+      `SELECT "change" FROM ${ident(records[1]?.local ?? "")} WHERE "id" IN (SELECT value FROM json_each(?)) AND "status" = 'discarded' ORDER BY "change_id" DESC`,
+      [JSON.stringify([...new Set(rows.map((row) => row.record))])],
+    )
+    const restore = new Map<string, RowState>()
+    // Newest first: of several discarded changes of one row the oldest base remains.
+    for (const { change } of discarded) undo(delivery, change, restore)
+    return { rows, restore }
+  })
+
+const undo = (delivery: Delivery, text: string, restore: Map<string, RowState>): void => {
+  const change = parse(text)
+  const target = change === null ? undefined : delivery.byName.get(change.table)
+  if (change === null || target === undefined) return
+  const at = (key: ReadonlyArray<Wire>) => idOf(target.tbl, localKey(target.table, key))
+  const base = Object.entries(change.base).flatMap(([name, value]) => (isValue(value) ? [[name, value] as const] : []))
+  if (change.op === "insert") restore.set(at(change.key), null)
+  else if (change.newKey !== undefined) {
+    restore.set(at(change.newKey), null)
+    restore.set(at(change.key), Object.fromEntries(base))
+  } else {
+    const changed = change.op === "delete" ? base : base.filter(([name]) => name in change.mine)
+    restore.set(at(change.key), { ...restore.get(at(change.key)), ...Object.fromEntries(changed) })
+  }
+}
+
+const isValue = (value: Wire | Refused): value is Wire => !isRefused(value)
+
+/** A quarantined change as the record keeps it; null when it was not even readable. */
+const parse = (text: string): Change | null => {
+  try {
+    const change: unknown = JSON.parse(text)
+    return typeof change === "object" && change !== null && "op" in change ? (change as Change) : null
+  } catch {
+    return null
+  }
+}
+
+/** What of each row a person's decision still holds, by `tbl key`. */
+export const holdsOf = (
+  delivery: Delivery,
+  keys: ReadonlyArray<readonly [tbl: number, key: string]>,
+): Effect.Effect<ReadonlyMap<string, Waiting>, LibsqlError> =>
+  Effect.gen(function* () {
+    const rows = yield* delivery.tx.all<{ tbl: number; key: string; col: string }>(
+      "SELECT h.tbl, h.key, h.col FROM json_each(?) j CROSS JOIN schoolbus_hold h ON h.tbl = j.value ->> 0 AND h.key = j.value ->> 1",
+      [JSON.stringify(keys)],
+    )
+    const holds = new Map<string, Waiting>()
+    for (const { tbl, key, col } of rows) {
+      const id = idOf(tbl, key)
+      const before = holds.get(id)
+      holds.set(id, col === "" || before === "all" ? "all" : new Set([...(before ?? []), col]))
+    }
+    return holds
+  })

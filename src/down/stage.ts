@@ -1,0 +1,131 @@
+/**
+ * The lines of a cut that is longer than one page, durable in the order in which they came. A line leaves in the
+ * transaction that applies it. What is staged is always the beginning of what was received.
+ */
+import * as Effect from "effect/Effect"
+import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
+import type { Header, Staged } from "../link/protocol.ts"
+import type { Table } from "../model/table.ts"
+import { CONFLICTS, LEDGER, QUARANTINE, type RowsLine } from "./delivery.ts"
+
+/** Rows of our own tables that one transaction removes. */
+const REMOVE_ROWS = 20_000
+const REMOVE_LINES = 200
+const READ_LINES = 16
+
+export const stageLines = (tx: Tx, header: Header, lines: ReadonlyArray<RowsLine>): Effect.Effect<void, LibsqlError> =>
+  Effect.asVoid(
+    tx.many("INSERT INTO schoolbus_stage (cls, seq, tbl, line) VALUES (?, ?, ?, ?)", [
+      [null, null, null, JSON.stringify(header)],
+      ...lines.map((line) => [BigInt(line[1]), BigInt(line[2]), line[3], JSON.stringify(line)]),
+    ]),
+  )
+
+/** The headers of the first and the newest page; null = nothing is staged. */
+export const stagedHeaders = (tx: Tx): Effect.Effect<{ readonly first: Header; readonly newest: Header } | null, LibsqlError> =>
+  Effect.map(
+    tx.all<{ line: string }>(
+      `SELECT line FROM (SELECT line, n FROM schoolbus_stage WHERE tbl IS NULL ORDER BY n LIMIT 1)
+       UNION ALL SELECT line FROM (SELECT line, n FROM schoolbus_stage WHERE tbl IS NULL ORDER BY n DESC LIMIT 1)`,
+    ),
+    ([first, newest]) =>
+      first === undefined || newest === undefined ? null : { first: JSON.parse(first.line) as Header, newest: JSON.parse(newest.line) as Header },
+  )
+
+/** Where a pull goes on: the newest page's head, and of each class the last seq that is here. */
+export const stagedPosition = (tx: Tx): Effect.Effect<Staged | null, LibsqlError> =>
+  Effect.gen(function* () {
+    const headers = yield* stagedHeaders(tx)
+    if (headers === null) return null
+    const classes = yield* tx.all<{ cls: number; seq: number }>("SELECT cls, max(seq) AS seq FROM schoolbus_stage WHERE cls IS NOT NULL GROUP BY cls")
+    return {
+      head: headers.newest.head,
+      headCut: headers.newest.headCut,
+      after: Object.fromEntries(classes.map(({ cls, seq }) => [String(cls), seq])),
+    }
+  })
+
+/** Throws the staging away, newest line first: a kill in between leaves a beginning. */
+export const discardStage = (db: LibsqlFile): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    while (
+      (yield* db.write((tx) =>
+        tx.run("DELETE FROM schoolbus_stage WHERE n IN (SELECT n FROM schoolbus_stage ORDER BY n DESC LIMIT ?)", [REMOVE_LINES]),
+      )) === REMOVE_LINES
+    );
+  })
+
+/** Empties the list of met keys; only while no sweep needs it. */
+export const discardMet = (db: LibsqlFile): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const remove = (tx: Tx) => tx.run("DELETE FROM schoolbus_met WHERE (tbl, key) IN (SELECT tbl, key FROM schoolbus_met LIMIT ?)", [REMOVE_ROWS])
+    const [any] = yield* db.read((tx) => tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_met) AS n"))
+    if (any?.n === 1) while ((yield* db.write(remove)) === REMOVE_ROWS);
+  })
+
+/**
+ * Tables in the order in which their lines are applied: by class, within it parents before the tables that refer to them
+ * (a cycle keeps its given order), records last. All lines of a table go in the order they came, so the newest state wins.
+ */
+export const applyOrder = (tables: ReadonlyArray<Table>, classOf: Readonly<Record<Table["priority"], number>>): ReadonlyArray<string> => {
+  const byName = new Map(tables.map((table) => [table.name, table]))
+  const order = new Set<Table>()
+  const visit = (table: Table, path: ReadonlySet<string>): void => {
+    if (order.has(table) || path.has(table.name)) return
+    for (const reference of table.references) {
+      const parent = byName.get(reference.table)
+      if (parent !== undefined) visit(parent, new Set([...path, table.name]))
+    }
+    order.add(table)
+  }
+  for (const table of tables) visit(table, new Set())
+  const last = [QUARANTINE, CONFLICTS, LEDGER]
+  const ranked = [...order].filter((table) => !last.includes(table.name)).toSorted((a, b) => classOf[b.priority] - classOf[a.priority])
+  return [...ranked.map((table) => table.name), QUARANTINE, CONFLICTS]
+}
+
+export interface Chunk {
+  readonly numbers: ReadonlyArray<number>
+  readonly lines: ReadonlyArray<RowsLine>
+}
+
+/** The next lines to apply, up to about so many rows and characters; of at least one line. */
+export const nextLines = (tx: Tx, order: ReadonlyArray<string>, rows: number, characters: number): Effect.Effect<Chunk, LibsqlError> =>
+  Effect.gen(function* () {
+    const numbers: Array<number> = []
+    const lines: Array<RowsLine> = []
+    let left = rows
+    let room = characters
+    for (const name of order) {
+      for (let after = -1; left > 0 && room > 0; ) {
+        const some = yield* tx.all<{ n: number; line: string }>(
+          `SELECT n, line FROM schoolbus_stage WHERE tbl = ? AND n > ? ORDER BY n LIMIT ${READ_LINES}`,
+          [name, after],
+        )
+        for (const { n, line } of some) {
+          if (left <= 0 || room <= 0) break
+          const parsed = JSON.parse(line) as RowsLine
+          numbers.push(n)
+          lines.push(parsed)
+          left -= parsed[5].length
+          room -= line.length
+          after = n
+        }
+        if (some.length < READ_LINES) break
+      }
+    }
+    return { numbers, lines }
+  })
+
+export const removeLines = (tx: Tx, numbers: ReadonlyArray<number>): Effect.Effect<void, LibsqlError> =>
+  Effect.asVoid(
+    tx.many(
+      "DELETE FROM schoolbus_stage WHERE n = ?",
+      numbers.map((n) => [BigInt(n)]),
+    ),
+  )
+
+export const ledgerLines = (tx: Tx): Effect.Effect<ReadonlyArray<RowsLine>, LibsqlError> =>
+  Effect.map(tx.all<{ line: string }>("SELECT line FROM schoolbus_stage WHERE tbl = ? ORDER BY n", [LEDGER]), (rows) =>
+    rows.map(({ line }) => JSON.parse(line) as RowsLine),
+  )

@@ -1,0 +1,103 @@
+import { describe, expect, it } from "vitest"
+import { type AttendancePunch, type AttendanceRule, attendanceRow, concerns } from "../../src/iclock/attendance.ts"
+import type { Column, Table } from "../../src/model/table.ts"
+import type { Cell } from "../../src/model/value.ts"
+import { column, table } from "../support/school-file.ts"
+import { students, timestamptzType } from "./node.ts"
+
+const must = { notNull: true }
+const key = column("id", "text", { type: "uuid", notNull: true })
+const pupil = column("student_id", "text", { type: "uuid", notNull: true })
+const at = column("punched_at", "text", { type: timestamptzType, notNull: true })
+const person = new Map<string, Cell>([
+  ["id", "p1"],
+  ["school_id", "s1"],
+  ["class_id", "5b"],
+  ["status", "enrolled"],
+  ["created_at", "2020-01-01 00:00:00+00"],
+])
+const punch: AttendancePunch = {
+  rowId: "11111111-1111-8111-8111-111111111111",
+  at: Date.parse("2026-03-02T23:30:05Z"),
+  status: "0",
+  serial: "SIM1",
+  deviceId: 3,
+  zone: "Africa/Nairobi",
+  school: "s1",
+}
+const rule = (columns: ReadonlyArray<Column>, more: Partial<Table> = {}, names: Partial<AttendanceRule["rule"]> = {}): AttendanceRule => ({
+  table: table("attendance", columns, more),
+  rule: { table: "public.attendance", person: "student_id", at: "punched_at", ...names },
+  people: students,
+  idColumn: "id",
+  groupColumn: "class_id",
+})
+const made = (config: AttendanceRule): unknown => {
+  const result = attendanceRow(config, person, punch)
+  return "fault" in result ? result.fault : Object.fromEntries(result.row)
+}
+
+describe("the moment, as the column's type prints it", () => {
+  it.each([
+    [timestamptzType, "2026-03-02 23:30:05+00"],
+    ["timestamp(3) with time zone", "2026-03-02 23:30:05+00"],
+    ["timestamp without time zone", "2026-03-02 23:30:05"],
+    // Days and times of day are the school's.
+    ["date", "2026-03-03"],
+    ["time without time zone", "02:30:05"],
+    ["text", "2026-03-02 23:30:05+00"],
+  ])("%s", (type, text) => expect(made(rule([key, pupil, column("punched_at", "text", { type, ...must })]))).toMatchObject({ punched_at: text }))
+})
+
+it("what the rule does not name comes from the school, the person's row and the moment", () => {
+  const config = rule(
+    [
+      key,
+      column("school_id", "int", { type: "integer", ...must }),
+      pupil,
+      at,
+      column("class_id"),
+      column("status", "text", must),
+      column("method", "text", { ...must, default: "card" }),
+      column("created_at", "text", { type: timestamptzType, ...must }),
+      column("note"),
+      column("code", "int"),
+      column("terminal"),
+      column("day", "text", { type: "date", generated: true, ...must }),
+    ],
+    { audience: { column: "school_id" } },
+    { status: "code", device: "terminal" },
+  )
+  expect(attendanceRow(config, person, { ...punch, school: "12" })).toEqual({
+    row: new Map<string, Cell>([
+      ["id", punch.rowId],
+      ["school_id", 12n],
+      ["student_id", "p1"],
+      ["punched_at", "2026-03-02 23:30:05+00"],
+      ["class_id", "5b"],
+      ["status", "present"],
+      ["created_at", "2026-03-02 23:30:05+00"],
+      ["code", 0n],
+      ["terminal", "SIM1"],
+    ]),
+  })
+})
+
+it("a composite key of person and day needs no id", () => {
+  const config = rule([pupil, column("punched_at", "text", { type: "date", ...must })], { key: ["student_id", "punched_at"] })
+  expect(made(config)).toEqual({ student_id: "p1", punched_at: "2026-03-03" })
+})
+
+it.each([
+  ["a key that only Postgres can give", [column("id", "bigint", { type: "bigint", ...must }), pupil, at], /the key id is bigint/],
+  ["a column that nobody knows", [key, pupil, at, column("teacher", "text", must)], /attendance\.teacher \(text\) cannot be filled/],
+  ["a moment in a number", [key, pupil, column("punched_at", "bigint", { type: "bigint", ...must })], /attendance\.punched_at \(bigint\)/],
+  ["a school in a column of another kind", [key, pupil, at, column("school_id", "int", { type: "integer", ...must })], /attendance\.school_id/],
+] as const)("%s is a fault in words", (_, columns, fault) => expect(made(rule(columns))).toMatch(fault))
+
+it("a table about pupils is not about a teacher who punches", () => {
+  const references = [{ columns: ["student_id"], table: "public.students", to: ["id"] }]
+  expect(concerns(rule([key, pupil, at], { references }))).toBe(true)
+  expect(concerns({ ...rule([key, pupil, at], { references }), people: table("teachers", []) })).toBe(false)
+  expect(concerns({ ...rule([key, pupil, at]), people: table("teachers", []) })).toBe(true)
+})
