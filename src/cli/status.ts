@@ -14,8 +14,12 @@ const since = (snapshot: Snapshot, time: string | null): string =>
 
 const alarm = (look: Look, n: number): string => (n === 0 ? "0" : yellow(look, countText(n)))
 
-const tableLines = (look: Look, tables: ReadonlyArray<TableStatus>): string =>
-  tables.length === 0
+/** Tables of terminals stand here only where there are any. */
+const isWorthShowing = (t: TableStatus): boolean => !t.table.startsWith("schoolbus.") || t.pending + t.failed + t.synced + t.conflicts > 0
+
+const tableLines = (look: Look, all: ReadonlyArray<TableStatus>): string => {
+  const tables = all.filter(isWorthShowing)
+  return tables.length === 0
     ? ""
     : `\n${table(
         look,
@@ -28,6 +32,7 @@ const tableLines = (look: Look, tables: ReadonlyArray<TableStatus>): string =>
         ],
         tables.map((t) => [clean(t.table), countText(t.pending), alarm(look, t.failed), countText(t.synced), alarm(look, t.conflicts)]),
       )}`
+}
 
 const progressLines = (snapshot: Snapshot): string =>
   snapshot.progress

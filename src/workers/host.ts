@@ -26,9 +26,9 @@ const LOAD_TIMEOUT_SECONDS = 30
 const POLL_MS = 500
 const TRIM_MS = 60_000
 
-/** How long a module waits after a failure: from 0.2 s to 30 s, jittered; a minute of work starts the waits anew. */
+/** How long a module waits after a failure: from 0.1 s to 30 s, jittered; a minute of work starts the waits anew. */
 const HEALTHY_MS = 60_000
-const backoff = Schedule.min([Schedule.exponential("200 millis"), Schedule.spaced("30 seconds")]).pipe(Schedule.jittered)
+const backoff = Schedule.min([Schedule.exponential("100 millis"), Schedule.spaced("30 seconds")]).pipe(Schedule.jittered)
 
 /** The module threw, hung, died, or is no worker module; `error` says which. */
 export class WorkerFailed extends Data.TaggedError("WorkerFailed")<{ readonly module: string; readonly error: string }> {}
@@ -45,6 +45,9 @@ const moduleFiles = (folder: string): Effect.Effect<ReadonlyArray<ModuleFile>> =
       .map(({ name }) => ({ name: basename(name, extname(name)), url: pathToFileURL(resolve(folder, name)).href }))
       .sort((a, b) => (a.name < b.name ? -1 : 1)),
   ).pipe(Effect.catch((error) => Effect.as(Effect.logWarning(`worker modules of ${folder} cannot be read: ${String(error.cause ?? error)}`), [])))
+
+/** Bun puts the source around the place into the message. */
+const sentenceOf = (message: string): string => (/^(?:\w*error: .*)$/im.exec(message)?.[0] ?? message).slice(0, 500)
 
 interface Running {
   readonly on: ReadonlyMap<string, ReadonlySet<WorkerOp>>
@@ -88,7 +91,7 @@ const start = (file: ModuleFile, outDir: string): Effect.Effect<Running, WorkerF
     worker.onerror = (event) => {
       // Deno ends the process for a worker's error that nobody claims.
       event.preventDefault()
-      Effect.runFork(Deferred.fail(died, fail(`its worker died: ${event.message}`)))
+      Effect.runFork(Deferred.fail(died, fail(`its worker died: ${sentenceOf(event.message)}`)))
     }
     const call = (message: ToWorker, timeoutSeconds: number): Effect.Effect<FromWorker, WorkerFailed> =>
       Effect.gen(function* () {

@@ -9,7 +9,7 @@ import * as Scope from "effect/Scope"
 import { type Device, Devices } from "../../src/iclock/devices.ts"
 import { installRoster, Roster } from "../../src/iclock/fill.ts"
 import { listenIclock } from "../../src/iclock/front.ts"
-import { Libsql, openFile } from "../../src/libsql/client.ts"
+import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
 import type { Column, DeviceRules, Manifest, Table } from "../../src/model/table.ts"
 import { kindOf } from "../../src/model/value.ts"
 import { column, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
@@ -111,6 +111,14 @@ export const sendTo = (port: number, bytes: string | Uint8Array, end = false): P
     else socket.write(bytes)
   })
 
+/** The device services and the terminals' port of one school file, in the caller's scope. */
+export const serveFile = async (file: LibsqlFile, scope: Scope.Scope) => {
+  const layer = Roster.layer.pipe(Layer.provideMerge(Devices.layer), Layer.provideMerge(Layer.succeed(Libsql, file)))
+  const context = await Effect.runPromise(Scope.provide(Layer.build(layer), scope))
+  const { port } = await Effect.runPromise(Scope.provide(Effect.provideContext(listenIclock({ port: 0, host: "127.0.0.1" }), context), scope))
+  return { devices: Context.get(context, Devices), roster: Context.get(context, Roster), port }
+}
+
 export interface NodeOptions {
   readonly tables?: ReadonlyArray<Table>
   readonly devices?: DeviceRules
@@ -131,12 +139,8 @@ export const openNode = async (options: NodeOptions = {}): Promise<Node> => {
     await school.write((tx) => Effect.andThen(tx.run("UPDATE schoolbus_state SET school = 's1'"), installRoster(tx, manifest)))
   }
   const scope = Scope.makeUnsafe()
-  const layer = Roster.layer.pipe(Layer.provideMerge(Devices.layer), Layer.provideMerge(Layer.succeed(Libsql, school.file)))
-  const context = await Effect.runPromise(Scope.provide(Layer.build(layer), scope))
-  const { port } = await Effect.runPromise(Scope.provide(Effect.provideContext(listenIclock({ port: 0, host: "127.0.0.1" }), context), scope))
+  const { devices, roster, port } = await serveFile(school.file, scope)
   const run = <A, E>(effect: Effect.Effect<A, E>) => Effect.runPromise(effect)
-  const devices = Context.get(context, Devices)
-  const roster = Context.get(context, Roster)
   const own = await run(Scope.provide(openFile(school.path), scope))
   const program: Node["program"] = (sql, args) => run(own.write((tx) => Effect.asVoid(tx.run(sql, args))))
   const send = (bytes: string | Uint8Array, end?: boolean) => sendTo(port, bytes, end)
