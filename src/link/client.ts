@@ -8,7 +8,7 @@ import type { z } from "zod"
 import type { Verdicts as VerdictsType } from "../model/change.ts"
 import type { Cursor } from "../model/cursor.ts"
 import type { Manifest } from "../model/table.ts"
-import { BodyFault, compress, readAll, readChunks, splitLines, unpress } from "./body.ts"
+import { ACCEPT_ENCODING, BodyFault, compress, readAll, readChunks, splitLines, unpress } from "./body.ts"
 import { openLine } from "./frame.ts"
 import {
   type Header, type Heartbeat, type Hello, type Line, MAX_LINE_BYTES, MAX_PART_BYTES, MAX_PARTS, MAX_WAIT_SECONDS, Pulse, sliceOf, type Staged, type Trailer, Verdicts, Welcome,
@@ -87,7 +87,7 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
           // Bun undoes zstd by itself and fails on some flushed streams; bodies are told by their first bytes instead.
           ...({ decompress: false } as RequestInit),
           signal: AbortSignal.any([signal, AbortSignal.timeout(silenceMs)]),
-          headers: { authorization: `Bearer ${options.key}`, "accept-encoding": "zstd, gzip", ...headers },
+          headers: { authorization: `Bearer ${options.key}`, "accept-encoding": ACCEPT_ENCODING, ...headers },
           ...(body === null ? {} : { body }),
         })
         if (response.status >= 200 && response.status < 300) return response
