@@ -23,11 +23,15 @@ interface Running {
   readonly says: (pattern: RegExp) => Promise<RegExpMatchArray>
 }
 
+/** Services that a failed test left behind. */
+const alive = new Set<ChildProcess>()
+
 const begin = (args: ReadonlyArray<string>, env: Record<string, string> = {}): Running => {
   const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), "src/main.ts", ...args], {
     cwd: root,
     env: { PATH: process.env["PATH"], ...env },
   })
+  alive.add(child)
   let out = ""
   let err = ""
   const looks = new Set<() => void>()
@@ -42,7 +46,12 @@ const begin = (args: ReadonlyArray<string>, env: Record<string, string> = {}): R
     err += String(data)
     look()
   })
-  const ended = new Promise<Ran>((done) => child.on("close", (code) => done({ code, out, err })))
+  const ended = new Promise<Ran>((done) =>
+    child.on("close", (code) => {
+      alive.delete(child)
+      done({ code, out, err })
+    }),
+  )
   return {
     child,
     ended,
@@ -79,6 +88,7 @@ beforeAll(async () => {
   writeFileSync(config, `export default { tables: { pupils: { audience: { column: "school_id" } } } }`)
 })
 afterAll(async () => {
+  for (const child of alive) child.kill("SIGKILL")
   await db?.drop()
   rmSync(folder, { recursive: true, force: true })
 })
