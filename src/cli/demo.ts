@@ -14,7 +14,8 @@ export const run = (input: Input, _io: Io): Promise<number> => {
   )
   // Ctrl-C reaches the demo by itself; this process waits until it has cleaned up.
   const ignore = () => undefined
-  const forward = () => void child.kill("SIGTERM")
+  // By its id: Deno reports a child that was ended with `child.kill` as killed, whatever code it ended with.
+  const forward = () => void (child.pid === undefined || process.kill(child.pid, "SIGTERM"))
   process.on("SIGINT", ignore).on("SIGTERM", forward)
   return new Promise((done, failed) => {
     child.once("error", failed)

@@ -23,11 +23,15 @@ interface Running {
   readonly says: (pattern: RegExp) => Promise<RegExpMatchArray>
 }
 
+/** Services that a failed test left behind. */
+const alive = new Set<ChildProcess>()
+
 const begin = (args: ReadonlyArray<string>, env: Record<string, string> = {}): Running => {
   const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), "src/main.ts", ...args], {
     cwd: root,
     env: { PATH: process.env["PATH"], ...env },
   })
+  alive.add(child)
   let out = ""
   let err = ""
   const looks = new Set<() => void>()
@@ -42,7 +46,12 @@ const begin = (args: ReadonlyArray<string>, env: Record<string, string> = {}): R
     err += String(data)
     look()
   })
-  const ended = new Promise<Ran>((done) => child.on("close", (code) => done({ code, out, err })))
+  const ended = new Promise<Ran>((done) =>
+    child.on("close", (code) => {
+      alive.delete(child)
+      done({ code, out, err })
+    }),
+  )
   return {
     child,
     ended,
@@ -62,6 +71,12 @@ const begin = (args: ReadonlyArray<string>, env: Record<string, string> = {}): R
 }
 const run = (args: ReadonlyArray<string>, env: Record<string, string> = {}): Promise<Ran> => begin(args, env).ended
 
+/** By its id: Deno reports a child that was ended with `child.kill` as killed, whatever code it ended with. */
+const terminate = async (service: Running): Promise<number | null> => {
+  process.kill(service.child.pid ?? 0, "SIGTERM")
+  return (await service.ended).code
+}
+
 let db: Database
 const config = join(folder, "schoolbus.config.ts")
 beforeAll(async () => {
@@ -73,6 +88,7 @@ beforeAll(async () => {
   writeFileSync(config, `export default { tables: { pupils: { audience: { column: "school_id" } } } }`)
 })
 afterAll(async () => {
+  for (const child of alive) child.kill("SIGKILL")
   await db?.drop()
   rmSync(folder, { recursive: true, force: true })
 })
@@ -184,10 +200,8 @@ describe("services", () => {
     expect((await run(["slots", "--database-url", db.url])).out).toMatch(/yes\s+reserved/)
     expect((await fetch(`${hubUrl}/metrics`).then((r) => r.text())).includes('schoolbus_node_state{node="north",state="up_to_date"} 1')).toBe(true)
 
-    school.child.kill("SIGTERM")
-    expect((await school.ended).code).toBe(0)
-    hub.child.kill("SIGTERM")
-    expect((await hub.ended).code).toBe(0)
+    expect(await terminate(school)).toBe(0)
+    expect(await terminate(hub)).toBe(0)
   }, 90_000)
 
   it("listening to others without a token serve the link and /health, nothing else", async () => {
@@ -199,7 +213,6 @@ describe("services", () => {
     for (const path of ["/ready", "/metrics", "/api/sync/status", "/api/slots", "/api/events"])
       expect([path, (await fetch(url + path)).status]).toEqual([path, 403])
     expect((await run(["status", "--url", url])).code).toBe(77)
-    hub.child.kill("SIGTERM")
-    expect((await hub.ended).code).toBe(0)
+    expect(await terminate(hub)).toBe(0)
   })
 })
