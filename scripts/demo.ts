@@ -71,7 +71,8 @@ const end = (name: string, signal: "SIGTERM" | "SIGKILL"): Promise<number | null
     const child = children.get(name)
     if (child === undefined || child.exitCode !== null || child.signalCode !== null) return done(child?.exitCode ?? null)
     child.once("exit", (code) => done(code))
-    child.kill(signal)
+    // Deno calls a child that child.kill ended killed, whatever its own exit code was.
+    process.kill(child.pid ?? 0, signal)
   })
 
 const run = (args: ReadonlyArray<string>): Promise<{ readonly code: number; readonly out: string }> =>

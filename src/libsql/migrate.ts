@@ -1,5 +1,7 @@
 /** Applies `sql/feed` or `sql/school` in order, each file in one transaction. A file newer than this program is refused. */
 import { readdir, readFile } from "node:fs/promises"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile } from "./client.ts"
@@ -15,9 +17,9 @@ export interface MigrationFile {
 /** The numbered files of one folder under `sql/`, in order. */
 export const migrationFiles = (folder: "hub" | "feed" | "school"): Effect.Effect<ReadonlyArray<MigrationFile>> =>
   Effect.promise(async () => {
-    const root = new URL(`../../sql/${folder}/`, import.meta.url)
+    const root = fileURLToPath(new URL(`../../sql/${folder}/`, import.meta.url).href)
     const names = (await readdir(root)).filter((name) => /^\d{4}_.*\.sql$/.test(name)).sort()
-    return Promise.all(names.map(async (name) => ({ number: Number(name.slice(0, 4)), name, sql: await readFile(new URL(name, root), "utf8") })))
+    return Promise.all(names.map(async (name) => ({ number: Number(name.slice(0, 4)), name, sql: await readFile(join(root, name), "utf8") })))
   })
 
 export const migrateFile = (file: LibsqlFile, folder: "feed" | "school"): Effect.Effect<void, LibsqlError | MigrationRefused> =>

@@ -1,6 +1,8 @@
 /** Applies `sql/hub` in order, each file in one transaction, under one advisory lock. A database newer than this program is refused. */
 import { createHash } from "node:crypto"
 import { readdir, readFile } from "node:fs/promises"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type { PostgresError, PostgresPool } from "./client.ts"
@@ -11,11 +13,11 @@ export class HubMigrationRefused extends Data.TaggedError("HubMigrationRefused")
 const LOCK = "8316291890241241459"
 
 const hubFiles = Effect.promise(async () => {
-  const root = new URL("../../sql/hub/", import.meta.url)
+  const root = fileURLToPath(new URL("../../sql/hub/", import.meta.url).href)
   const names = (await readdir(root)).filter((name) => /^\d{4}_.*\.sql$/.test(name)).sort()
   return Promise.all(
     names.map(async (name) => {
-      const sql = await readFile(new URL(name, root), "utf8")
+      const sql = await readFile(join(root, name), "utf8")
       return { number: Number(name.slice(0, 4)), name, sql, sha256: createHash("sha256").update(sql).digest("hex") }
     }),
   )
