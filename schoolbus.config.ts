@@ -1,20 +1,32 @@
+/**
+ * The rules of the example school (sql/example): which tables are synced, which rows a school sees, who wins when both sides
+ * wrote the same thing. Copy it, put your own tables in, and start the hub with `--config`.
+ */
 import { defineConfig } from "./src/config.ts"
 
-/** The example school of `sql/example`: who sees which rows, which way they travel, who wins. */
+/** Rows whose school_id is the school's id. */
+const own = { column: "school_id" } as const
+
 export default defineConfig({
   tables: {
-    schools: { audience: "all", direction: "down", priority: "critical" },
+    // Written at head office, read everywhere.
+    schools: { audience: "all", direction: "down", priority: "high" },
     academic_years: { audience: "all", direction: "down", priority: "high" },
     subjects: { audience: "all", direction: "down", priority: "high" },
-    announcements: { audience: "all", direction: "down", priority: "low" },
-    users: { audience: { column: "school_id" }, priority: "critical", strategy: "vps_wins", columns: { password_hash: "newest_wins", last_login: "school_wins" } },
-    classes: { audience: { column: "school_id" }, priority: "high", strategy: "vps_wins" },
-    students: { audience: { column: "school_id" }, priority: "high", strategy: "vps_wins", columns: { phone: "newest_wins", full_name: "manual" } },
-    enrolments: { audience: { column: "school_id" }, priority: "medium", strategy: "vps_wins" },
-    marks: { audience: { column: "school_id" }, priority: "medium", strategy: "newest_wins" },
-    attendance: { audience: { column: "school_id" }, priority: "high", strategy: "school_wins" },
-    payments: { audience: { column: "school_id" }, priority: "medium", strategy: "vps_wins" },
-    audit_logs: { audience: { column: "school_id" }, priority: "background", strategy: "school_wins" },
+
+    // Administration: head office has the last word; a password belongs to whoever changed it last.
+    users: { audience: own, priority: "high", strategy: "vps_wins", columns: { password_hash: "newest_wins", last_login: "newest_wins" } },
+    classes: { audience: own, priority: "high", strategy: "vps_wins" },
+    students: { audience: own, priority: "high", strategy: "vps_wins", columns: { phone: "newest_wins", medical_notes: "manual" } },
+    enrolments: { audience: own, priority: "high", strategy: "vps_wins" },
+
+    // The school sees who is there; head office counts the money; the last correction of a mark is the right one.
+    attendance: { audience: own, priority: "critical", strategy: "school_wins" },
+    payments: { audience: own, priority: "high", strategy: "vps_wins" },
+    marks: { audience: own, priority: "medium", strategy: "newest_wins" },
+
+    announcements: { audience: own, priority: "low", strategy: "vps_wins" },
+    audit_logs: { audience: own, direction: "up", priority: "background", strategy: "school_wins" },
   },
   devices: {
     people: { students: { id: "id", name: "full_name", card: "rfid_card_id", active: "is_active", group: "class_id" } },

@@ -18,12 +18,13 @@ import { syncRoutes } from "./http/sync.ts"
 import { Devices } from "./iclock/devices.ts"
 import { installRoster, Roster } from "./iclock/fill.ts"
 import { listenIclock } from "./iclock/front.ts"
-import { hasOpen, pendingByTable } from "./libsql/changes.ts"
+import { pendingByTable } from "./libsql/changes.ts"
 import { Libsql } from "./libsql/client.ts"
+import { newLife } from "./libsql/life.ts"
 import { lockFile } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
 import { missingTriggers, installTables } from "./libsql/schema.ts"
-import { type Identity, LinkDown, type LinkRefused, makeLink } from "./link/client.ts"
+import { type Identity, LinkDown, LinkRefused, makeLink } from "./link/client.ts"
 import { PROTOCOL } from "./link/protocol.ts"
 import type { Manifest } from "./model/table.ts"
 import { serve } from "./runtime.ts"
@@ -47,6 +48,8 @@ export interface SchoolOptions {
   readonly host: string
   readonly adminToken: string | null
   readonly adopt: boolean
+  /** Once, for a file that was copied or put back: it starts a new life under a new name. */
+  readonly newLife?: boolean
   /** Folder of worker modules; null = none. */
   readonly workers: string | null
 }
@@ -62,7 +65,9 @@ const SYNC_CRON = "* * * * *"
 const TRIM_CRON = "17 3 * * *"
 
 /** Codes after which calling again at once makes no sense: a person must act. */
-const STOPS = new Set(["unauthorized", "cloned", "restored", "wrong_cluster", "schema_ahead", "protocol", "batch_differs"])
+const STOPS = new Set(["unauthorized", "cloned", "restored", "wrong_school", "wrong_cluster", "schema_ahead", "protocol", "batch_differs", "batch_lost"])
+/** Those that stand in the file, so that the status tells them before the hub is asked again. */
+const KEPT_STOPS = new Set(["cloned", "restored", "wrong_school", "wrong_cluster", "schema_ahead", "batch_lost"])
 
 interface StateRow {
   readonly incarnation: string
@@ -152,19 +157,29 @@ const hello = (link: ReturnType<typeof makeLink>) =>
       version: VERSION,
     })
     const now = yield* Clock.currentTimeMillis
-    if ((state.cluster !== null && state.cluster !== welcome.cluster) || (state.school !== null && state.school !== welcome.school.id)) {
-      yield* db.write((tx) => tx.run("UPDATE schoolbus_state SET stop = 'wrong_cluster'"))
-      return yield* new LinkDown({ message: stopReason("wrong_cluster") })
+    // A hub that has not seen Postgres yet does not know which one it is.
+    const isOther = welcome.cluster !== "" && state.cluster !== null && state.cluster !== welcome.cluster
+    if (isOther || (state.school !== null && state.school !== welcome.school.id)) {
+      const code = isOther ? "wrong_cluster" : "wrong_school"
+      const other = `the key belongs to school ${welcome.school.id}, this file to ${state.school}; start the node with the right key, or with another --data-dir`
+      return yield* new LinkRefused({ status: 409, code, message: isOther ? stopReason(code) : other, expected: null })
     }
     // The token is durable before it is used for the first time.
     yield* db.write((tx) =>
-      tx.run("UPDATE schoolbus_state SET token = ?, school = ?, cluster = ?, clock_offset = ?, contact_at = ?, stop = NULL", [
+      tx.run("UPDATE schoolbus_state SET token = ?, school = ?, cluster = coalesce(nullif(?, ''), cluster), clock_offset = ?, contact_at = ?, stop = NULL", [
         welcome.token, welcome.school.id, welcome.cluster, Math.round(welcome.clock - (clock + now) / 2), now,
       ]),
     )
-    // A hub that was put back knows fewer batches than it has answered.
-    yield* sendAgainFrom(db, welcome.lastBatch + 1)
     return { welcome, identity: { incarnation: state.incarnation, token: welcome.token } satisfies Identity }
+  })
+
+const knowsMore = (lastBatch: number) =>
+  Effect.gen(function* () {
+    const db = yield* Libsql
+    const [row] = yield* db.read((tx) =>
+      tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_batch WHERE number > ? AND (answered_at IS NOT NULL OR settled_at IS NOT NULL)) AS n", [lastBatch]),
+    )
+    return row?.n === 1
   })
 
 /** One session with the hub, from hello to the failure that ends it. */
@@ -177,16 +192,22 @@ const session = (options: SchoolOptions, link: ReturnType<typeof makeLink>, stre
     const install: PullOptions = { streams, adopt: options.adopt, alsoInstall: installRoster }
     const { welcome, identity } = yield* hello(link)
     const state = yield* readState
-    const touch = Effect.flatMap(Clock.currentTimeMillis, (now) => facts.set({ link: "online", linkDetail: "", lastContactAt: now, paused: false }))
+    let pushFault = ""
+    const touch = Effect.flatMap(Clock.currentTimeMillis, (now) => facts.set({ link: "online", linkDetail: pushFault, lastContactAt: now, paused: false }))
     yield* touch
     if (state.manifest === null || (JSON.parse(state.manifest) as Manifest).version !== welcome.manifest) yield* refreshManifest(link, identity, install)
     if (welcome.paused) yield* facts.set({ paused: true })
+    // A hub that was put back knows fewer batches than it has answered: they go up again before anything is pulled.
+    if (yield* knowsMore(welcome.lastBatch)) {
+      yield* sendAgainFrom(db, welcome.lastBatch + 1)
+      yield* pushAll(db, link, identity)
+    }
 
     let received = 0
     const pull = Effect.gen(function* () {
       const pulled = yield* pullOnce(link, identity, install, WAIT_SECONDS)
       yield* touch
-      if (pulled.kind === "nothing") return
+      if (pulled.kind === "nothing") return yield* pulled.asked ? wake.open : Effect.void
       received += pulled.delivered.rows
       counts.down += pulled.delivered.rows
       const now = yield* Clock.currentTimeMillis
@@ -198,14 +219,13 @@ const session = (options: SchoolOptions, link: ReturnType<typeof makeLink>, stre
     })
     const push = Effect.gen(function* () {
       const [waiting] = yield* db.read((tx) =>
-        Effect.gen(function* () {
-          const open = yield* hasOpen(tx)
-          const [row] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_batch WHERE answered_at IS NULL AND settled_at IS NULL) AS n")
-          return [open || row?.n === 1]
-        }),
+        tx.all<{ n: number }>(
+          `SELECT EXISTS (SELECT 1 FROM changes WHERE batch IS NULL) OR EXISTS (SELECT 1 FROM schoolbus_batch WHERE answered_at IS NULL AND settled_at IS NULL) AS n`,
+        ),
       )
-      if (waiting !== true) return
+      if (waiting?.n !== 1) return
       const { changes, conflicts } = yield* pushAll(db, link, identity)
+      pushFault = ""
       counts.up += changes
       counts.conflicts += conflicts
       const now = yield* Clock.currentTimeMillis
@@ -237,12 +257,23 @@ const session = (options: SchoolOptions, link: ReturnType<typeof makeLink>, stre
       if (pulse.paused) yield* facts.set({ paused: true })
       if (pulse.sync) yield* wake.open
     })
-    const pushSoon = Effect.gen(function* () {
-      yield* push
-      yield* Effect.race(Effect.sleep(OPEN_POLL_MS), wake.await)
-      yield* wake.close
-    })
-    return yield* Effect.all([Effect.forever(pull), Effect.forever(pushSoon), Effect.repeat(beat, Schedule.spaced(HEARTBEAT_MS))], {
+    // A hub that cannot write to Postgres now still has rows for us: only what waits to go up waits.
+    let pushWait = yield* Schedule.toStepWithSleep(backoff)
+    const pushSoon = push.pipe(
+      Effect.andThen(Effect.flatMap(Schedule.toStepWithSleep(backoff), (fresh) => Effect.sync(() => void (pushWait = fresh)))),
+      Effect.andThen(Effect.race(Effect.sleep(OPEN_POLL_MS), wake.await)),
+      Effect.catchTag("LinkDown", (error) =>
+        Effect.gen(function* () {
+          pushFault = `changes wait here: ${error.message}`
+          yield* facts.set({ linkDetail: pushFault })
+          yield* Effect.logInfo(`push: ${error.message}`)
+          yield* Effect.race(Effect.andThen(Effect.sleep(error.retryAfterMs ?? 0), Effect.orDie(pushWait(undefined))), wake.await)
+        }),
+      ),
+      Effect.andThen(wake.close),
+    )
+    const beatAnyway = Effect.catchTag(beat, "LinkDown", (error) => Effect.logDebug(`heartbeat: ${error.message}`))
+    return yield* Effect.all([Effect.forever(pull), Effect.forever(pushSoon), Effect.repeat(beatAnyway, Schedule.spaced(HEARTBEAT_MS))], {
       concurrency: "unbounded",
       discard: true,
     })
@@ -257,14 +288,12 @@ const sessions = (options: SchoolOptions, streams: ReadonlyArray<string>) =>
     const link = makeLink(options)
     const refused = (error: LinkRefused) =>
       Effect.gen(function* () {
-        if (error.code === "paused") {
-          yield* facts.set({ link: "online", linkDetail: "", paused: true })
-          return
-        }
+        if (error.code === "hello") return
+        if (error.code === "paused") return yield* facts.set({ link: "online", linkDetail: "", paused: true })
         const isStop = STOPS.has(error.code)
         const detail = error.code === "unauthorized" ? `${stopReason("unauthorized")} (${error.message})` : error.message
         yield* facts.set({ link: isStop ? "stopped" : "offline", linkDetail: detail })
-        if (isStop && ["cloned", "restored", "wrong_cluster", "schema_ahead"].includes(error.code)) {
+        if (KEPT_STOPS.has(error.code)) {
           yield* db.write((tx) => tx.run("UPDATE schoolbus_state SET stop = ?", [error.code]))
         }
         yield* Effect.logWarning(`hub refuses (${error.code}): ${detail}`)
@@ -289,7 +318,8 @@ const sessions = (options: SchoolOptions, streams: ReadonlyArray<string>) =>
       const { linkDetail } = yield* facts.get
       if (linkDetail !== "") counts.error ??= linkDetail
       if (Duration.toMillis(took) >= HEALTHY_MS) step = yield* Schedule.toStepWithSleep(backoff)
-      yield* Effect.race(Effect.orDie(step(undefined)), Effect.andThen(wake.await, wake.close))
+      yield* Effect.race(Effect.orDie(step(undefined)), wake.await)
+      yield* wake.close
     }
   })
 
@@ -350,7 +380,7 @@ const layers = (options: SchoolOptions) => {
       yield* db.write((tx) =>
         Effect.andThen(
           tx.run("INSERT INTO schoolbus_state (id, incarnation) SELECT 1, ? WHERE NOT EXISTS (SELECT 1 FROM schoolbus_state)", [crypto.randomUUID()]),
-          tx.run("UPDATE schoolbus_deliver SET active = 0"),
+          Effect.andThen(tx.run("UPDATE schoolbus_deliver SET active = 0"), options.newLife === true ? newLife(tx, crypto.randomUUID()) : Effect.void),
         ),
       )
       return db

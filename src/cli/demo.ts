@@ -6,7 +6,7 @@ import type { Io } from "./io.ts"
 import { EXIT, type Input } from "./options.ts"
 
 export const run = (input: Input, _io: Io): Promise<number> => {
-  const script = fileURLToPath(new URL("../../scripts/demo.ts", import.meta.url))
+  const script = fileURLToPath(new URL("../../scripts/demo.ts", import.meta.url).href)
   const child = spawn(
     process.execPath,
     [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), script, ...(input.flag("check") ? ["--check"] : [])],

@@ -25,6 +25,7 @@ export const school = async (input: Input, _io: Io): Promise<number> => {
     iclockPort: input.numberOr("iclock-port", null),
     adminToken: input.textOr("admin-token", null),
     adopt: input.flag("adopt"),
+    newLife: input.flag("new-life"),
     workers: input.textOr("workers", null),
   })
 }

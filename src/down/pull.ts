@@ -21,7 +21,8 @@ export const refreshManifest = (link: Link, identity: Identity, options: PullOpt
   })
 
 export type Pulled =
-  | { readonly kind: "nothing" }
+  /** `asked`: head office wants a sync now. */
+  | { readonly kind: "nothing"; readonly asked: boolean }
   /** The line broke inside the page; what had arrived is staged. */
   | { readonly kind: "part"; readonly delivered: Delivered; readonly left: number }
   | { readonly kind: "page"; readonly delivered: Delivered; readonly left: number }
@@ -36,7 +37,7 @@ export const pullOnce = (
   Effect.gen(function* () {
     const deliver = yield* Deliver
     const page = yield* link.pull(identity, yield* deliver.cursor, yield* deliver.staged, wait)
-    if (page === null) return { kind: "nothing" }
+    if (typeof page === "string") return { kind: "nothing", asked: page === "asked" }
     const attempt = deliver.page(page.header, page.lines, page.trailer)
     const delivered = yield* attempt.pipe(
       Effect.catchTag("DeliverRefused", (error) =>

@@ -187,7 +187,7 @@ const answerLines = (request: Request, pieces: AsyncIterator<string> | Iterator<
 }
 
 const nothingNew = (isAsked: boolean): Response =>
-  new Response(null, { status: 204, headers: { "cache-control": "no-store", ...(isAsked ? { [SYNC_HEADER]: "1" } : {}) } })
+  new Response(null, { status: 204, headers: { "cache-control": "no-store", [SYNC_HEADER]: isAsked ? "1" : "0" } })
 
 const pull = (request: Request) =>
   Effect.gen(function* () {

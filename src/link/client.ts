@@ -11,28 +11,47 @@ import type { Manifest } from "../model/table.ts"
 import { ACCEPT_ENCODING, BodyFault, compress, readAll, readChunks, splitLines, unpress } from "./body.ts"
 import { openLine } from "./frame.ts"
 import {
-  type Header, type Heartbeat, type Hello, type Line, MAX_LINE_BYTES, MAX_PART_BYTES, MAX_PARTS, MAX_WAIT_SECONDS, Pulse, sliceOf, type Staged, type Trailer, Verdicts, Welcome,
+  type Header, type Heartbeat, type Hello, IDLE_MS, type Line, MAX_LINE_BYTES, MAX_PART_BYTES, MAX_PARTS, MAX_WAIT_SECONDS, PartsMissing, Pulse, sliceOf, type Staged,
+  SYNC_HEADER, type Trailer, Verdicts, Welcome,
 } from "./protocol.ts"
 
-/** Half-open connections are found by this much silence. */
-const SILENCE_MS = 45_000
 const MAX_JSON_BYTES = 16 * 1024 * 1024
 /** A page is about 1 MiB of rows; one row may be large. */
 const MAX_PAGE_BYTES = 256 * 1024 * 1024
-/** First part of a push, compressed; parts grow to about this many seconds of the measured rate. */
+/** A part of a push, compressed: at first this much, then about as much as goes out in this many seconds. */
 const FIRST_PART_BYTES = 64 * 1024
+const LEAST_PART_BYTES = 16 * 1024
 const PART_SECONDS = 15
+/** Uncompressed, so that very regular rows stay below the hub's limits. */
+const MAX_SLICE_BYTES = 8 * 1024 * 1024
+/** A part that has gone out is answered when it is on the hub's disk, the last one when Postgres has committed. */
+const PUSH_ANSWER_MS = 240_000
+/** Rounds of sending what the hub says is missing, before the batch is started anew another time. */
+const MAX_ROUNDS = 3
 
-/** The hub was not reached, or what answered was not a hub; try again later. */
-export class LinkDown extends Data.TaggedError("LinkDown")<{ readonly message: string }> {}
+/** The hub was not reached, is busy, or what answered was no hub; try again after a while, at least `retryAfterMs`. */
+export class LinkDown extends Data.TaggedError("LinkDown")<{ readonly message: string; readonly retryAfterMs?: number }> {}
 /** The hub answered no; `code` as in the protocol. */
-export class LinkRefused extends Data.TaggedError("LinkRefused")<{ readonly status: number; readonly code: string; readonly message: string; readonly expected: number | null; readonly retryAfterMs: number }> {}
+export class LinkRefused extends Data.TaggedError("LinkRefused")<{
+  readonly status: number
+  readonly code: string
+  /** What is wrong and what mends it. */
+  readonly message: string
+  readonly expected: number | null
+}> {}
 
 export type LinkError = LinkDown | LinkRefused
 
 export interface Identity {
   readonly incarnation: string
   readonly token: string
+}
+
+export interface OutgoingBatch {
+  readonly number: number
+  /** SHA-256 of the bytes, hex. */
+  readonly hash: string
+  readonly bytes: Uint8Array
 }
 
 export interface PulledPage {
@@ -46,79 +65,105 @@ export interface PulledPage {
 export interface Link {
   readonly hello: (hello: Hello) => Effect.Effect<Welcome, LinkError>
   readonly manifest: (identity: Identity) => Effect.Effect<Manifest, LinkError>
-  /** null: nothing new within `wait` seconds. */
-  readonly pull: (identity: Identity, cursor: Cursor, staged: Staged | null, wait: number) => Effect.Effect<PulledPage | null, LinkError>
-  readonly push: (identity: Identity, batch: { readonly number: number; readonly hash: string; readonly bytes: Uint8Array }) => Effect.Effect<VerdictsType, LinkError>
+  /** `nothing` new within `wait` seconds; `asked`: somebody at head office wants this school to sync now. */
+  readonly pull: (identity: Identity, cursor: Cursor, staged: Staged | null, wait: number) => Effect.Effect<PulledPage | "nothing" | "asked", LinkError>
+  readonly push: (identity: Identity, batch: OutgoingBatch) => Effect.Effect<VerdictsType, LinkError>
   readonly heartbeat: (identity: Identity, heartbeat: Heartbeat) => Effect.Effect<Pulse, LinkError>
 }
 
-const down = (cause: unknown): LinkDown => new LinkDown({ message: cause instanceof Error ? cause.message : String(cause) })
+/** A certificate is refused for its own fault or for this machine's clock; the difference is for a person to see. */
+const sentenceOf = (cause: unknown): string => {
+  const error = cause as { readonly message?: string; readonly code?: string; readonly cause?: { readonly message?: string; readonly code?: string } }
+  const text = [error.code, error.message ?? String(cause), error.cause?.code, error.cause?.message].filter((part) => part !== undefined && part !== "").join(": ")
+  if (!/cert|tls|ssl|self.signed|issuer/i.test(text)) return text
+  return `the hub's certificate is not accepted (${text}). Check this machine's date and time (it says ${new Date().toISOString()}), then the certificate and the address in --hub`
+}
 
-const isType = (response: Response, type: string): boolean => (response.headers.get("content-type") ?? "").split(";")[0]?.trim().toLowerCase() === type
+const down = (cause: unknown): LinkDown => (cause instanceof LinkDown ? cause : new LinkDown({ message: sentenceOf(cause) }))
+
+const typeOf = (response: Response): string => (response.headers.get("content-type") ?? "").split(";")[0]?.trim().toLowerCase() ?? ""
+
+const expectType = (response: Response, type: string): void => {
+  if (typeOf(response) === type) return
+  void response.body?.cancel().catch(() => undefined)
+  throw new LinkDown({ message: `something that is not a hub answered (${typeOf(response) || "no content type"}); is there a login page on this network, or another address in --hub?` })
+}
 
 const refusalOf = async (response: Response): Promise<LinkError> => {
-  if (!isType(response, "application/problem+json")) {
-    await response.body?.cancel().catch(() => undefined)
-    return new LinkDown({ message: `something that is not a hub answered with status ${response.status}` })
+  if (response.status >= 300 && response.status < 400) {
+    void response.body?.cancel().catch(() => undefined)
+    return new LinkDown({ message: "the answer was a redirect, which a hub never sends; is there a login page on this network, or http instead of https in --hub?" })
   }
-  const bytes = await readAll(response.body, { maxBytes: 64 * 1024, idleMs: SILENCE_MS })
-  const problem = JSON.parse(new TextDecoder().decode(bytes)) as { code?: string; title?: string; detail?: string; expected?: number }
-  return new LinkRefused({
-    status: response.status,
-    code: problem.code ?? "unknown",
-    message: [problem.title, problem.detail].filter((part) => part !== undefined).join(": "),
-    expected: problem.expected ?? null,
-    retryAfterMs: Number(response.headers.get("retry-after") ?? 0) * 1000,
-  })
+  expectType(response, "application/problem+json")
+  const bytes = await readAll(response.body, { maxBytes: 64 * 1024, idleMs: IDLE_MS })
+  const problem = JSON.parse(new TextDecoder().decode(bytes)) as { type?: unknown; code?: unknown; title?: unknown; detail?: unknown; expected?: unknown }
+  if (typeof problem.code !== "string" || problem.type !== `urn:schoolbus:problem:${problem.code}`) return new LinkDown({ message: "something that is not a hub refused the request" })
+  const message = [problem.title, problem.detail].filter((part) => typeof part === "string").join(": ")
+  return response.status >= 500 || response.status === 429
+    ? new LinkDown({ message, retryAfterMs: Number(response.headers.get("retry-after") ?? 0) * 1000 || 0 })
+    : new LinkRefused({ status: response.status, code: problem.code, message, expected: typeof problem.expected === "number" ? problem.expected : null })
 }
 
 export const makeLink = (options: { readonly hub: string; readonly key: string }): Link => {
   const base = new URL(options.hub)
-  const partBytes = { next: FIRST_PART_BYTES }
+  let partBytes = FIRST_PART_BYTES
+  /** Into how many parts the batch under way was cut, so that a second attempt goes on with the first one's. */
+  const cuts = new Map<string, number>()
 
-  const request = (method: "GET" | "POST", path: string, query: Readonly<Record<string, string>>, body: BodyInit | null, headers: Readonly<Record<string, string>>, silenceMs: number) =>
+  /** The head of the answer within `headMs`; its body is watched by whoever reads it. */
+  const request = (method: "GET" | "POST", path: string, query: Readonly<Record<string, string>>, body: BodyInit | null, headers: Readonly<Record<string, string>>, headMs: number) =>
     Effect.tryPromise({
       try: async (signal) => {
         const url = new URL(path, base)
         for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value)
-        const response = await fetch(url, {
-          method,
-          redirect: "manual",
-          // Bun undoes zstd by itself and fails on some flushed streams; bodies are told by their first bytes instead.
-          ...({ decompress: false } as RequestInit),
-          signal: AbortSignal.any([signal, AbortSignal.timeout(silenceMs)]),
-          headers: { authorization: `Bearer ${options.key}`, "accept-encoding": ACCEPT_ENCODING, ...headers },
-          ...(body === null ? {} : { body }),
-        })
-        if (response.status >= 200 && response.status < 300) return response
-        throw await refusalOf(response)
+        const silence = new AbortController()
+        const timer = setTimeout(() => silence.abort(new LinkDown({ message: `no answer for ${Math.round(headMs / 1000)} s` })), headMs)
+        try {
+          const response = await fetch(url, {
+            method,
+            redirect: "manual",
+            // Bun undoes zstd by itself and fails on some flushed streams; bodies are told by their first bytes instead.
+            ...({ decompress: false } as RequestInit),
+            signal: AbortSignal.any([signal, silence.signal]),
+            headers: { authorization: `Bearer ${options.key}`, "accept-encoding": ACCEPT_ENCODING, ...headers },
+            ...(body === null ? {} : { body }),
+          })
+          if (response.status >= 200 && response.status < 300) return response
+          throw await refusalOf(response)
+        } finally {
+          clearTimeout(timer)
+        }
       },
-      catch: (cause): LinkError => (cause instanceof LinkRefused || cause instanceof LinkDown ? cause : down(cause)),
+      catch: (cause): LinkError => (cause instanceof LinkRefused ? cause : down(cause)),
     })
 
-  const json = <S extends z.ZodType>(schema: S, response: Response): Effect.Effect<z.infer<S>, LinkDown> =>
+  const json = <A>(parse: (value: unknown) => A, response: Response): Effect.Effect<A, LinkDown> =>
     Effect.tryPromise({
       try: async () => {
-        if (!isType(response, "application/json")) throw new Error("something that is not a hub answered")
-        const bytes = await readAll(response.body, { maxBytes: MAX_JSON_BYTES, idleMs: SILENCE_MS })
-        return schema.parse(JSON.parse(new TextDecoder().decode(bytes)))
+        expectType(response, "application/json")
+        const chunks = unpress(readChunks(response.body, { maxBytes: MAX_JSON_BYTES, idleMs: IDLE_MS }))
+        const pieces: Array<Uint8Array> = []
+        for await (const piece of chunks) pieces.push(piece)
+        return parse(JSON.parse(new TextDecoder().decode(Buffer.concat(pieces))))
       },
       catch: down,
     })
 
   const who = ({ incarnation, token }: Identity) => ({ incarnation, token })
-  const post = <S extends z.ZodType>(schema: S, path: string, query: Readonly<Record<string, string>>, value: unknown) =>
-    Effect.flatMap(request("POST", path, query, JSON.stringify(value), { "content-type": "application/json" }, SILENCE_MS), (response) => json(schema, response))
+  const post = <S extends z.ZodType>(schema: S, path: string, value: unknown) =>
+    Effect.flatMap(request("POST", path, {}, JSON.stringify(value), { "content-type": "application/json" }, IDLE_MS), (response) =>
+      json((body) => schema.parse(body), response),
+    )
 
   const readPage = async (response: Response): Promise<PulledPage> => {
-    if (!isType(response, "application/x-ndjson")) throw new Error("something that is not a hub answered")
+    expectType(response, "application/x-ndjson")
     let header: Header | null = null
     let trailer: Trailer | null = null
     let bytes = 0
     const lines: Array<PulledPage["lines"][number]> = []
     try {
       const counted = async function* () {
-        for await (const chunk of readChunks(response.body, { maxBytes: MAX_PAGE_BYTES, idleMs: SILENCE_MS })) {
+        for await (const chunk of readChunks(response.body, { maxBytes: MAX_PAGE_BYTES, idleMs: IDLE_MS })) {
           bytes += chunk.length
           yield chunk
         }
@@ -143,57 +188,61 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
     return { header, lines, trailer, bytes }
   }
 
-  const sendPart = (identity: Identity, batch: { readonly number: number; readonly hash: string; readonly size: number }, part: number, parts: number, bytes: Uint8Array) =>
+  /** One slice, compressed by itself; what it took decides the size of the next ones. */
+  const sendPart = (identity: Identity, batch: OutgoingBatch, part: number, parts: number) =>
     Effect.gen(function* () {
+      const size = batch.bytes.length
+      const body = part === 0 ? new Uint8Array() : yield* Effect.promise(() => compress(batch.bytes.subarray(...sliceOf(size, part, parts))))
+      const query = { ...who(identity), batch: String(batch.number), hash: batch.hash, size: String(size), part: String(part), parts: String(parts) }
       const started = performance.now()
-      const query = { ...who(identity), batch: String(batch.number), hash: batch.hash, size: String(batch.size), part: String(part), parts: String(parts) }
-      // A part may need its time on a slow line; the hub's own deadline is longer.
-      const response = yield* request("POST", "/api/sync/push", query, bytes as BodyInit, { "content-type": "application/octet-stream" }, 240_000)
-      const rate = bytes.length / Math.max(0.05, (performance.now() - started) / 1000)
-      partBytes.next = Math.round(Math.min(MAX_PART_BYTES, Math.max(FIRST_PART_BYTES, rate * PART_SECONDS)))
-      return response
+      const response = yield* request("POST", "/api/sync/push", query, body as BodyInit, { "content-type": "application/octet-stream" }, PUSH_ANSWER_MS)
+      if (part > 0 && response.status === 202) {
+        const seconds = Math.max(0.05, (performance.now() - started) / 1000)
+        partBytes = Math.round(Math.min(MAX_PART_BYTES / 2, Math.max(LEAST_PART_BYTES, (body.length / seconds) * PART_SECONDS)))
+      }
+      return response.status === 202 ? yield* json((value) => PartsMissing.parse(value), response) : yield* json((value) => Verdicts.parse(value), response)
     })
 
+  /** What the hub has of a batch it keeps, also over restarts of either side: only the rest is sent. */
+  const push = (identity: Identity, batch: OutgoingBatch): Effect.Effect<VerdictsType, LinkError> =>
+    Effect.gen(function* () {
+      const pressed = (yield* Effect.promise(() => compress(batch.bytes))).length
+      const wanted = Math.max(Math.ceil(pressed / partBytes), Math.ceil(batch.bytes.length / MAX_SLICE_BYTES))
+      const cut = cuts.get(batch.hash)
+      const parts = cut ?? Math.min(MAX_PARTS, Math.max(1, wanted))
+      cuts.clear()
+      cuts.set(batch.hash, parts)
+      let answer = yield* sendPart(identity, batch, parts === 1 ? 1 : 0, parts)
+      for (let round = 0; "missing" in answer && round < MAX_ROUNDS; round++) {
+        for (const part of answer.missing) {
+          answer = yield* sendPart(identity, batch, part, parts)
+          if (!("missing" in answer)) return answer as VerdictsType
+        }
+      }
+      if (!("missing" in answer)) return answer as VerdictsType
+      return yield* new LinkDown({ message: "the hub does not keep the parts of the batch; sending it again" })
+    }).pipe(Effect.tapErrorTag("LinkRefused", () => Effect.sync(() => cuts.clear())))
+
   return {
-    hello: (hello) => post(Welcome, "/api/sync/hello", {}, hello),
-    heartbeat: (identity, heartbeat) => post(Pulse, "/api/sync/heartbeat", { token: identity.token }, heartbeat),
+    hello: (hello) => post(Welcome, "/api/sync/hello", hello),
+    heartbeat: (_, heartbeat) => post(Pulse, "/api/sync/heartbeat", heartbeat),
     manifest: (identity) =>
-      Effect.flatMap(request("GET", "/api/sync/manifest", who(identity), null, {}, SILENCE_MS), (response) =>
-        Effect.tryPromise({
-          try: async () => {
-            if (!isType(response, "application/json")) throw new Error("something that is not a hub answered")
-            return JSON.parse(new TextDecoder().decode(await readAll(response.body, { maxBytes: MAX_JSON_BYTES, idleMs: SILENCE_MS }))) as Manifest
-          },
-          catch: down,
-        }),
-      ),
+      Effect.flatMap(request("GET", "/api/sync/manifest", who(identity), null, {}, IDLE_MS), (response) => json((body) => body as Manifest, response)),
     pull: (identity, cursor, staged, wait) =>
       Effect.gen(function* () {
         const query = {
           ...who(identity), epoch: cursor.epoch, seq: String(cursor.seq), cut: cursor.cut, wait: String(Math.min(wait, MAX_WAIT_SECONDS)),
           ...(staged === null ? {} : { staged: JSON.stringify(staged) }),
         }
-        const response = yield* request("GET", "/api/sync/pull", query, null, {}, wait * 1000 + 240_000)
+        const response = yield* request("GET", "/api/sync/pull", query, null, {}, wait * 1000 + IDLE_MS)
         if (response.status === 204) {
           yield* Effect.promise(async () => void (await response.body?.cancel().catch(() => undefined)))
-          return null
+          const asked = response.headers.get(SYNC_HEADER)
+          if (asked === null) return yield* new LinkDown({ message: "something that is not a hub answered; is there a login page on this network?" })
+          return asked === "1" ? "asked" : "nothing"
         }
         return yield* Effect.tryPromise({ try: () => readPage(response), catch: down })
       }),
-    push: (identity, batch) =>
-      Effect.gen(function* () {
-        const size = batch.bytes.length
-        const parts = Math.min(MAX_PARTS, Math.max(1, Math.ceil(size / partBytes.next)))
-        const send = (part: number) =>
-          Effect.gen(function* () {
-            const [start, end] = sliceOf(size, part, parts)
-            const pressed = yield* Effect.promise(async () => compress(batch.bytes.subarray(start, end)))
-            return yield* sendPart(identity, { ...batch, size }, part, parts, pressed)
-          })
-        for (let part = 1; part < parts; part++) yield* send(part)
-        const response = yield* send(parts)
-        if (response.status === 202) return yield* new LinkDown({ message: "the hub has lost parts of the batch; sending it again" })
-        return yield* json(Verdicts, response)
-      }),
+    push,
   }
 }

@@ -36,7 +36,7 @@ export const MAX_WAIT_SECONDS = 25
 export const IDLE_MS = 45_000
 /** A body that takes longer in all is not waited for. */
 export const MAX_BODY_MS = 10 * 60_000
-/** On a long poll's answer: somebody asked this school to sync now. */
+/** On every 204 of a pull; "1": somebody asked this school to sync now. What answers without it is no hub. */
 export const SYNC_HEADER = "schoolbus-sync"
 /** One body of a push, compressed. A batch larger than this goes in numbered parts. */
 export const MAX_PART_BYTES = 4 * 1024 * 1024

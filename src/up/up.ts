@@ -6,7 +6,7 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile } from "../libsql/client.ts"
 import { freeze } from "../libsql/freeze.ts"
-import type { Identity, Link, LinkError } from "../link/client.ts"
+import { type Identity, type Link, type LinkError, LinkRefused } from "../link/client.ts"
 import type { Manifest } from "../model/table.ts"
 
 const manifestOf = (text: string | null): Manifest | null => (text === null ? null : (JSON.parse(text) as Manifest))
@@ -29,8 +29,21 @@ export const freezeAll = (file: LibsqlFile): Effect.Effect<number, LibsqlError> 
     }
   })
 
+/** Head office was put back to a state so old that the way from there is not kept here any more. */
+const lost = (expected: number): LinkRefused =>
+  new LinkRefused({
+    status: 409,
+    code: "batch_lost",
+    message: `head office asks for batch ${expected}, which is no longer kept here; give this file a new life: start the node once with --new-life`,
+    expected,
+  })
+
 /** Sends every batch that has no answer yet; the number of changes sent and of conflicts decided. */
-export const pushAll = (file: LibsqlFile, link: Link, identity: Identity): Effect.Effect<{ readonly changes: number; readonly conflicts: number }, LibsqlError | LinkError> =>
+export const pushAll = (
+  file: LibsqlFile,
+  link: Link,
+  identity: Identity,
+): Effect.Effect<{ readonly changes: number; readonly conflicts: number }, LibsqlError | LinkError> =>
   Effect.gen(function* () {
     let changes = 0
     let conflicts = 0
@@ -45,14 +58,17 @@ export const pushAll = (file: LibsqlFile, link: Link, identity: Identity): Effec
       const verdicts = yield* link.push(identity, batch).pipe(
         Effect.map((answer) => ({ answer, expected: null as number | null })),
         Effect.catchTag("LinkRefused", (error) =>
-          error.code === "batch_gap" && error.expected !== null && error.expected !== batch.number
+          error.code === "batch_gap" && error.expected !== null && error.expected < batch.number
             ? Effect.succeed({ answer: null, expected: error.expected })
             : Effect.fail(error),
         ),
       )
       if (verdicts.answer === null) {
         // The hub's ledger ends earlier than ours: what it has lost is sent again from the kept bytes.
-        yield* sendAgainFrom(file, verdicts.expected ?? batch.number)
+        const expected = verdicts.expected ?? batch.number
+        const [kept] = yield* file.read((tx) => tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_batch WHERE number = ?) AS n", [expected]))
+        if (kept?.n !== 1) return yield* lost(expected)
+        yield* sendAgainFrom(file, expected)
         continue
       }
       changes += batch.changes
@@ -60,7 +76,11 @@ export const pushAll = (file: LibsqlFile, link: Link, identity: Identity): Effec
       const now = yield* Clock.currentTimeMillis
       const { exceptions } = verdicts.answer
       yield* file.write((tx) =>
-        tx.run("UPDATE schoolbus_batch SET answered_at = ?, exceptions = coalesce(exceptions, ?) WHERE number = ?", [now, JSON.stringify(exceptions), batch.number]),
+        tx.run("UPDATE schoolbus_batch SET answered_at = ?, exceptions = coalesce(exceptions, ?) WHERE number = ?", [
+          now,
+          JSON.stringify(exceptions),
+          batch.number,
+        ]),
       )
     }
   })

@@ -1,0 +1,17 @@
+/**
+ * A new life for a school's file: what mends a file that was copied or put back from a backup. Nothing that a program wrote is
+ * given up: writes without a verdict go up again under the new name, and everything of head office is fetched anew.
+ */
+import * as Effect from "effect/Effect"
+import type { LibsqlError, Tx } from "./client.ts"
+
+export const newLife = (tx: Tx, incarnation: string): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    yield* tx.run("UPDATE changes SET batch = NULL WHERE batch IS NOT NULL")
+    yield* tx.run("DELETE FROM schoolbus_batch")
+    yield* tx.run("DELETE FROM schoolbus_stage")
+    yield* tx.run(
+      `UPDATE schoolbus_state SET incarnation = ?, token = '', epoch = '', seq = 0, cut = '0', last_batch = 0, applying = NULL, cluster = NULL, stop = NULL`,
+      [incarnation],
+    )
+  })
