@@ -107,7 +107,9 @@ export const findServer = (): ServerBinaries => {
 /** initdb refuses to run as root: then everything belongs to `postgres` (made by the package) or `nobody`. */
 const unprivileged = (): { readonly uid: number; readonly gid: number } | undefined => {
   if (process.getuid?.() !== 0) return undefined
-  const users = readFileSync("/etc/passwd", "utf8").split("\n").map((line) => line.split(":"))
+  const users = readFileSync("/etc/passwd", "utf8")
+    .split("\n")
+    .map((line) => line.split(":"))
   const user = users.find((fields) => fields[0] === "postgres") ?? users.find((fields) => fields[0] === "nobody")
   if (user === undefined) throw new Error("running as root and neither user `postgres` nor `nobody` exists; add one: useradd --system postgres")
   return { uid: Number(user[2]), gid: Number(user[3]) }
@@ -187,7 +189,12 @@ export const startCluster = async (options: ClusterOptions = {}): Promise<Cluste
     full_page_writes: options.fsync === false ? "off" : "on",
     ...options.settings,
   }
-  writeFileSync(join(data, "postgresql.auto.conf"), Object.entries(settings).map(([name, value]) => `${name} = ${value}\n`).join(""))
+  writeFileSync(
+    join(data, "postgresql.auto.conf"),
+    Object.entries(settings)
+      .map(([name, value]) => `${name} = ${value}\n`)
+      .join(""),
+  )
 
   let server: ChildProcess | undefined
   let exited = true

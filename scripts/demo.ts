@@ -63,7 +63,8 @@ const output: Array<string> = []
 const start = (name: string, args: ReadonlyArray<string>): void => {
   const [file, list] = command(args)
   const child = spawn(file, list, { cwd: root, stdio: ["ignore", "pipe", "pipe"] })
-  for (const stream of [child.stdout, child.stderr]) stream.on("data", (bytes: Uint8Array) => output.push(`[${name}] ${new TextDecoder().decode(bytes)}`))
+  for (const stream of [child.stdout, child.stderr])
+    stream.on("data", (bytes: Uint8Array) => output.push(`[${name}] ${new TextDecoder().decode(bytes)}`))
   children.set(name, child)
 }
 
@@ -148,7 +149,19 @@ const makeSchool = async (id: string, name: string): Promise<School> => {
     line,
     iclock,
     url: `http://127.0.0.1:${port}`,
-    args: ["school", "--hub", `http://127.0.0.1:${line.port}`, "--key", key, "--data-dir", dir, "--port", String(port), "--iclock-port", String(iclock)],
+    args: [
+      "school",
+      "--hub",
+      `http://127.0.0.1:${line.port}`,
+      "--key",
+      key,
+      "--data-dir",
+      dir,
+      "--port",
+      String(port),
+      "--iclock-port",
+      String(iclock),
+    ],
     rows: async (text) => {
       program ??= createClient({ url: `file:${join(dir, "school.db")}`, timeout: 5000 } as never)
       return (await program.execute(text)).rows as never
@@ -167,19 +180,32 @@ cleanups.push(() => terminal.stop())
 const n = async (rows: Promise<ReadonlyArray<Record<string, unknown>>>): Promise<number> => Number(Object.values((await rows)[0] ?? {})[0] ?? -1)
 const one = async (rows: Promise<ReadonlyArray<Record<string, unknown>>>): Promise<string> => String(Object.values((await rows)[0] ?? {})[0] ?? "")
 /** Ids of the seed are made from names; see sql/example/0002_seed.sql. */
-const idOf = (name: string): string => createHash("md5").update(name).digest("hex").replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-")
+const idOf = (name: string): string =>
+  createHash("md5")
+    .update(name)
+    .digest("hex")
+    .replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-")
 const pupil = (i: number): string => idOf(`north${i}`)
 const office = async (text: string): Promise<string> => one(sql.unsafe(text) as never)
 
 const scenario = async (): Promise<void> => {
   const amina = idOf("Amina of the demo")
-  await fact("each school has its own 40 pupils", async () => (await n(north.rows("SELECT count(*) FROM students"))) === 40 && (await n(south.rows("SELECT count(*) FROM students"))) === 40)
+  await fact(
+    "each school has its own 40 pupils",
+    async () => (await n(north.rows("SELECT count(*) FROM students"))) === 40 && (await n(south.rows("SELECT count(*) FROM students"))) === 40,
+  )
   await fact("and its own announcement", async () => (await n(south.rows("SELECT count(*) FROM announcements"))) === 1)
 
   await sql`INSERT INTO students (id, school_id, class_id, admission_no, full_name, rfid_card_id) VALUES (${amina}, 'north', ${idOf("north1")}, 'D-1', 'Amina of the demo', '5551')`
-  await fact("a pupil entered at head office appears in her school", async () => (await n(north.rows(`SELECT count(*) FROM students WHERE id = '${amina}'`))) === 1)
+  await fact(
+    "a pupil entered at head office appears in her school",
+    async () => (await n(north.rows(`SELECT count(*) FROM students WHERE id = '${amina}'`))) === 1,
+  )
   await fact("and not in the other", async () => (await n(south.rows(`SELECT count(*) FROM students WHERE id = '${amina}'`))) === 0)
-  await fact("the terminal is approved", async () => (await run(["devices", "approve", "SIM0000001", "--url", north.url, "--zone", "Africa/Nairobi"])).code === 0)
+  await fact(
+    "the terminal is approved",
+    async () => (await run(["devices", "approve", "SIM0000001", "--url", north.url, "--zone", "Africa/Nairobi"])).code === 0,
+  )
   const onTerminal = () => terminal.users().find((user) => user.name === "Amina of the demo")
   await fact("she is on the terminal, with the 30 others who have a card", async () => terminal.users().length === 31 && onTerminal() !== undefined)
 
@@ -190,13 +216,18 @@ const scenario = async (): Promise<void> => {
   await north.rows(`UPDATE marks SET score = '99.50' WHERE student_id = '${pupil(1)}' AND subject_id = '${idOf("MAT")}'`)
   await north.rows(`UPDATE payments SET note = 'from the school' WHERE student_id = '${pupil(1)}'`)
   await north.rows(`UPDATE students SET medical_notes = 'asthma (school)' WHERE id = '${pupil(3)}'`)
-  await north.rows(`INSERT INTO audit_logs (id, school_id, actor, action, at) VALUES ('50000000-0000-4000-8000-000000000001', 'north', 'grace', 'offline work', '2026-11-24 05:00:00+00')`)
+  await north.rows(
+    `INSERT INTO audit_logs (id, school_id, actor, action, at) VALUES ('50000000-0000-4000-8000-000000000001', 'north', 'grace', 'offline work', '2026-11-24 05:00:00+00')`,
+  )
   await sql`UPDATE payments SET note = 'from head office' WHERE student_id = ${pupil(1)}`
   await sql`UPDATE students SET medical_notes = 'none (office)' WHERE id = ${pupil(3)}`
   await sql`UPDATE students SET school_id = 'south', class_id = null, admission_no = 'T-5' WHERE id = ${pupil(5)}`
   await sql`DELETE FROM enrolments WHERE student_id = ${pupil(7)}`
   await fact("the other school goes on meanwhile", async () => (await n(south.rows(`SELECT count(*) FROM students WHERE id = '${pupil(5)}'`))) === 1)
-  await fact("the school's status says that it is offline", async () => (JSON.parse((await run(["status", "--url", north.url, "--json"])).out) as { state: string }).state === "offline")
+  await fact(
+    "the school's status says that it is offline",
+    async () => (JSON.parse((await run(["status", "--url", north.url, "--json"])).out) as { state: string }).state === "offline",
+  )
 
   say("  ..    the hub and the school are killed, then the line is back")
   await Promise.all([end("hub", "SIGKILL"), end("north", "SIGKILL")])
@@ -204,22 +235,51 @@ const scenario = async (): Promise<void> => {
   start("hub", hubArgs)
   start("north", north.args)
 
-  await fact("the punch is at head office, once, with the pupil it belongs to", async () => (await office(`SELECT string_agg(person_id, ',') FROM schoolbus.punches`)) === amina)
-  await fact("and made one attendance row there", async () => (await office(`SELECT string_agg(student_id::text, ',') FROM attendance WHERE punched_at IS NOT NULL`)) === amina)
-  await fact("the teacher's mark arrived", async () => (await office(`SELECT score::text FROM marks WHERE student_id = '${pupil(1)}' AND subject_id = '${idOf("MAT")}'`)) === "99.50")
-  await fact("the payment's note is head office's (vps_wins), also in the school", async () =>
-    (await office(`SELECT note FROM payments WHERE student_id = '${pupil(1)}'`)) === "from head office" && (await one(north.rows(`SELECT note FROM payments WHERE student_id = '${pupil(1)}'`))) === "from head office")
-  await fact("the medical note that both changed waits for a person (manual), both sides kept", async () =>
-    (await office(`SELECT medical_notes FROM students WHERE id = '${pupil(3)}'`)) === "none (office)" &&
-    (await one(north.rows(`SELECT medical_notes FROM students WHERE id = '${pupil(3)}'`))) === "asthma (school)" &&
-    (await office(`SELECT count(*) FROM schoolbus.conflicts WHERE status = 'open'`)) === "1")
+  await fact(
+    "the punch is at head office, once, with the pupil it belongs to",
+    async () => (await office(`SELECT string_agg(person_id, ',') FROM schoolbus.punches`)) === amina,
+  )
+  await fact(
+    "and made one attendance row there",
+    async () => (await office(`SELECT string_agg(student_id::text, ',') FROM attendance WHERE punched_at IS NOT NULL`)) === amina,
+  )
+  await fact(
+    "the teacher's mark arrived",
+    async () => (await office(`SELECT score::text FROM marks WHERE student_id = '${pupil(1)}' AND subject_id = '${idOf("MAT")}'`)) === "99.50",
+  )
+  await fact(
+    "the payment's note is head office's (vps_wins), also in the school",
+    async () =>
+      (await office(`SELECT note FROM payments WHERE student_id = '${pupil(1)}'`)) === "from head office" &&
+      (await one(north.rows(`SELECT note FROM payments WHERE student_id = '${pupil(1)}'`))) === "from head office",
+  )
+  await fact(
+    "the medical note that both changed waits for a person (manual), both sides kept",
+    async () =>
+      (await office(`SELECT medical_notes FROM students WHERE id = '${pupil(3)}'`)) === "none (office)" &&
+      (await one(north.rows(`SELECT medical_notes FROM students WHERE id = '${pupil(3)}'`))) === "asthma (school)" &&
+      (await office(`SELECT count(*) FROM schoolbus.conflicts WHERE status = 'open'`)) === "1",
+  )
   const open = await office(`SELECT id::text FROM schoolbus.conflicts WHERE status = 'open'`)
-  await fact("a person decides for the school, by the command line", async () => (await run(["conflicts", "resolve", open, "--keep", "school", "--url", `http://127.0.0.1:${hubPort}`])).code === 0)
-  await fact("and both sides have the school's note", async () =>
-    (await office(`SELECT medical_notes FROM students WHERE id = '${pupil(3)}'`)) === "asthma (school)" && (await n(north.rows("SELECT count(*) FROM schoolbus_hold"))) === 0)
-  await fact("the pupil who changed school is gone here", async () => (await n(north.rows(`SELECT count(*) FROM students WHERE id = '${pupil(5)}'`))) === 0)
+  await fact(
+    "a person decides for the school, by the command line",
+    async () => (await run(["conflicts", "resolve", open, "--keep", "school", "--url", `http://127.0.0.1:${hubPort}`])).code === 0,
+  )
+  await fact(
+    "and both sides have the school's note",
+    async () =>
+      (await office(`SELECT medical_notes FROM students WHERE id = '${pupil(3)}'`)) === "asthma (school)" &&
+      (await n(north.rows("SELECT count(*) FROM schoolbus_hold"))) === 0,
+  )
+  await fact(
+    "the pupil who changed school is gone here",
+    async () => (await n(north.rows(`SELECT count(*) FROM students WHERE id = '${pupil(5)}'`))) === 0,
+  )
   await fact("and from the terminal", async () => terminal.users().length === 30)
-  await fact("the deleted enrolment is gone", async () => (await n(north.rows(`SELECT count(*) FROM enrolments WHERE student_id = '${pupil(7)}'`))) === 0)
+  await fact(
+    "the deleted enrolment is gone",
+    async () => (await n(north.rows(`SELECT count(*) FROM enrolments WHERE student_id = '${pupil(7)}'`))) === 0,
+  )
   await fact("the school's log row arrived, once", async () => (await office(`SELECT count(*) FROM audit_logs WHERE actor = 'grace'`)) === "1")
 
   const shared = new Set(["schools", "academic_years", "subjects"])
@@ -227,14 +287,20 @@ const scenario = async (): Promise<void> => {
   for (const school of [north, south]) {
     await fact(`${school.id}: every table holds the same keys as head office, and nothing waits`, async () => {
       for (const table of tables) {
-        const there = (await sql.unsafe(`SELECT id::text FROM ${table} ${shared.has(table) ? "" : `WHERE school_id = '${school.id}'`} ORDER BY id::text COLLATE "C"`)).map((row) => String(row["id"]))
+        const there = (
+          await sql.unsafe(
+            `SELECT id::text FROM ${table} ${shared.has(table) ? "" : `WHERE school_id = '${school.id}'`} ORDER BY id::text COLLATE "C"`,
+          )
+        ).map((row) => String(row["id"]))
         const here = (await school.rows(`SELECT id FROM ${table} ORDER BY id`)).map((row) => String(row["id"]))
         if (JSON.stringify(there) !== JSON.stringify(here)) return false
       }
       return (await n(school.rows("SELECT (SELECT count(*) FROM changes) + (SELECT count(*) FROM schoolbus_behind)"))) === 0
     })
   }
-  await fact("services end with 0 on SIGTERM", async () => (await Promise.all(["north", "south", "hub"].map((name) => end(name, "SIGTERM")))).every((code) => code === 0))
+  await fact("services end with 0 on SIGTERM", async () =>
+    (await Promise.all(["north", "south", "hub"].map((name) => end(name, "SIGTERM")))).every((code) => code === 0),
+  )
 }
 
 if (check) {
@@ -245,7 +311,10 @@ if (check) {
   await stopAll()
   process.exit(failures === 0 ? 0 : 1)
 } else {
-  await fact("each school has its pupils", async () => (await n(north.rows("SELECT count(*) FROM students"))) === 40 && (await n(south.rows("SELECT count(*) FROM students"))) === 40)
+  await fact(
+    "each school has its pupils",
+    async () => (await n(north.rows("SELECT count(*) FROM students"))) === 40 && (await n(south.rows("SELECT count(*) FROM students"))) === 40,
+  )
   await run(["devices", "approve", "SIM0000001", "--url", north.url, "--zone", "Africa/Nairobi"])
   say(`
 Head office   psql ${url}

@@ -15,7 +15,9 @@ const say = (line: string): void => void process.stderr.write(`${line}\n`)
 const osRelease = (): Readonly<Record<string, string>> => {
   if (!existsSync("/etc/os-release")) return {}
   const lines = readFileSync("/etc/os-release", "utf8").split("\n")
-  return Object.fromEntries(lines.flatMap((line) => (line.includes("=") ? [[line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1).replaceAll('"', "")]] : [])))
+  return Object.fromEntries(
+    lines.flatMap((line) => (line.includes("=") ? [[line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1).replaceAll('"', "")]] : [])),
+  )
 }
 
 type System = "debian" | "fedora" | "alpine" | "macos" | "other"
@@ -78,7 +80,11 @@ if (ready() === undefined && system() === "debian" && process.getuid?.() === 0) 
 const server = ready()
 if (server === undefined) {
   const other = findServers()[0]
-  say(other === undefined ? "No Postgres server (14 or newer) was found." : `Postgres ${other.major} in ${other.bin} has no wal2json (looked in ${other.pkglibdir}).`)
+  say(
+    other === undefined
+      ? "No Postgres server (14 or newer) was found."
+      : `Postgres ${other.major} in ${other.bin} has no wal2json (looked in ${other.pkglibdir}).`,
+  )
   say("Run these commands, then try again:\n")
   for (const command of commands(system(), other)) say(`  ${command}`)
   process.exit(1)

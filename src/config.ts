@@ -44,7 +44,13 @@ const ConfigFile = z.strictObject({
     .strictObject({
       people: z.record(z.string(), PeopleRule),
       attendance: z
-        .strictObject({ table: z.string(), person: z.string(), at: z.string(), status: z.string().exactOptional(), device: z.string().exactOptional() })
+        .strictObject({
+          table: z.string(),
+          person: z.string(),
+          at: z.string(),
+          status: z.string().exactOptional(),
+          device: z.string().exactOptional(),
+        })
         .exactOptional(),
     })
     .exactOptional(),

@@ -65,7 +65,10 @@ const streamLoop = (options: { readonly url: string; readonly pg: PostgresPool; 
       })
     const once = runSource({
       ...options,
-      onStreaming: Effect.andThen(facts.set({ stream: "streaming", streamDetail: "", postgres: true, loading: [] }), Effect.logInfo(`streaming from slot ${slotName(options.url)}`)),
+      onStreaming: Effect.andThen(
+        facts.set({ stream: "streaming", streamDetail: "", postgres: true, loading: [] }),
+        Effect.logInfo(`streaming from slot ${slotName(options.url)}`),
+      ),
       onLoading,
     })
     const attempt = once.pipe(
@@ -80,7 +83,12 @@ const streamLoop = (options: { readonly url: string; readonly pg: PostgresPool; 
       Effect.catchTag("SlotBusy", () => Effect.sleep(STANDBY_MS)),
     )
     // A stream that ran for a while starts its waits anew; one that fails at once waits longer each time.
-    yield* Effect.forever(attempt.pipe(Effect.retry(backoff), Effect.catchCause((cause) => Effect.andThen(Effect.logError("stream", cause), Effect.sleep("1 second")))))
+    yield* Effect.forever(
+      attempt.pipe(
+        Effect.retry(backoff),
+        Effect.catchCause((cause) => Effect.andThen(Effect.logError("stream", cause), Effect.sleep("1 second"))),
+      ),
+    )
   })
 
 /** Runs until it is interrupted; its layers close in reverse. */
@@ -93,7 +101,13 @@ const hub = (options: HubOptions, config: Config) =>
     const app = makeApp({ plugins, auth: authFor(options) })
     yield* Effect.acquireRelease(
       Effect.tryPromise(() =>
-        serve({ port: options.port, hostname: options.host, idleSeconds: IDLE_SECONDS, maxBodyBytes: MAX_BODY_BYTES, fetch: (request) => app.handle(request) }),
+        serve({
+          port: options.port,
+          hostname: options.host,
+          idleSeconds: IDLE_SECONDS,
+          maxBodyBytes: MAX_BODY_BYTES,
+          fetch: (request) => app.handle(request),
+        }),
       ),
       (server) => Effect.promise(() => server.stop()),
     ).pipe(Effect.tap((server) => Effect.logInfo(`hub listens on http://${options.host}:${server.port}`)))
@@ -137,9 +151,7 @@ export const runHub = async (options: HubOptions): Promise<number> => {
     yield* Effect.promise(() => mkdir(options.dataDir, { recursive: true }))
     yield* lockFile(join(options.dataDir, "feed.db"))
     // A config that Postgres contradicts is refused before anything runs; a Postgres that is away is waited for.
-    yield* Effect.scoped(
-      Effect.flatMap(openPool(options.databaseUrl, { name: "check", max: 1 }), (pg) => prepare(pg, config)),
-    ).pipe(
+    yield* Effect.scoped(Effect.flatMap(openPool(options.databaseUrl, { name: "check", max: 1 }), (pg) => prepare(pg, config))).pipe(
       Effect.catchTag("PostgresError", (error) =>
         error.sqlstate === "42501" || error.sqlstate === "3D000" || error.sqlstate.startsWith("28")
           ? Effect.fail(error)

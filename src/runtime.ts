@@ -52,11 +52,13 @@ const normalised = (request: Request): Request => {
   return new Request(`http://node.local${path}${url.search}`, request)
 }
 
-const handing = (options: ServeOptions) => (request: Request, address: string): Response | Promise<Response> => {
-  const inner = normalised(request)
-  addresses.set(inner, address)
-  return options.fetch(inner)
-}
+const handing =
+  (options: ServeOptions) =>
+  (request: Request, address: string): Response | Promise<Response> => {
+    const inner = normalised(request)
+    addresses.set(inner, address)
+    return options.fetch(inner)
+  }
 
 /** Listens; rejects when the port is taken. Port 0 takes a free one. */
 export const serve = async (options: ServeOptions): Promise<Served> => {

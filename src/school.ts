@@ -65,7 +65,17 @@ const SYNC_CRON = "* * * * *"
 const TRIM_CRON = "17 3 * * *"
 
 /** Codes after which calling again at once makes no sense: a person must act. */
-const STOPS = new Set(["unauthorized", "cloned", "restored", "wrong_school", "wrong_cluster", "schema_ahead", "protocol", "batch_differs", "batch_lost"])
+const STOPS = new Set([
+  "unauthorized",
+  "cloned",
+  "restored",
+  "wrong_school",
+  "wrong_cluster",
+  "schema_ahead",
+  "protocol",
+  "batch_differs",
+  "batch_lost",
+])
 /** Those that stand in the file, so that the status tells them before the hub is asked again. */
 const KEPT_STOPS = new Set(["cloned", "restored", "wrong_school", "wrong_cluster", "schema_ahead", "batch_lost"])
 
@@ -82,12 +92,15 @@ interface StateRow {
 }
 
 /** Counts of the sync run under way, and the way to ask for one now. */
-class Session extends Context.Service<Session, {
-  readonly counts: { up: number; down: number; conflicts: number; error: string | null; startedAt: number }
-  readonly wake: Latch.Latch
-  /** Writes the run down and starts the next; null when nothing happened and nobody asked. */
-  readonly closeRun: (trigger: string, always: boolean) => Effect.Effect<number | null>
-}>()("schoolbus/Session") {
+class Session extends Context.Service<
+  Session,
+  {
+    readonly counts: { up: number; down: number; conflicts: number; error: string | null; startedAt: number }
+    readonly wake: Latch.Latch
+    /** Writes the run down and starts the next; null when nothing happened and nobody asked. */
+    readonly closeRun: (trigger: string, always: boolean) => Effect.Effect<number | null>
+  }
+>()("schoolbus/Session") {
   static readonly layer = Layer.effect(
     Session,
     Effect.gen(function* () {
@@ -100,9 +113,10 @@ class Session extends Context.Service<Session, {
           Object.assign(counts, { up: 0, down: 0, conflicts: 0, error: null, startedAt: now })
           if (!always && up + down === 0 && error === null) return null
           const [row] = yield* db.write((tx) =>
-            tx.all<{ id: number }>("INSERT INTO schoolbus_run (trigger, started_at, ended_at, up, down, conflicts, error) VALUES (?,?,?,?,?,?,?) RETURNING id", [
-              trigger, startedAt, now, up, down, conflicts, error,
-            ]),
+            tx.all<{ id: number }>(
+              "INSERT INTO schoolbus_run (trigger, started_at, ended_at, up, down, conflicts, error) VALUES (?,?,?,?,?,?,?) RETURNING id",
+              [trigger, startedAt, now, up, down, conflicts, error],
+            ),
           )
           return row?.id ?? null
         }).pipe(Effect.catch((error) => Effect.as(Effect.logWarning(`the run could not be written: ${error.message}`), null)))
@@ -135,7 +149,9 @@ const syncNow = Layer.effect(
 
 const readState = Effect.gen(function* () {
   const db = yield* Libsql
-  const [row] = yield* db.read((tx) => tx.all<StateRow>("SELECT incarnation, school, cluster, token, epoch, seq, cut, manifest, last_batch FROM schoolbus_state"))
+  const [row] = yield* db.read((tx) =>
+    tx.all<StateRow>("SELECT incarnation, school, cluster, token, epoch, seq, cut, manifest, last_batch FROM schoolbus_state"),
+  )
   return row as StateRow
 })
 
@@ -166,9 +182,10 @@ const hello = (link: ReturnType<typeof makeLink>) =>
     }
     // The token is durable before it is used for the first time.
     yield* db.write((tx) =>
-      tx.run("UPDATE schoolbus_state SET token = ?, school = ?, cluster = coalesce(nullif(?, ''), cluster), clock_offset = ?, contact_at = ?, stop = NULL", [
-        welcome.token, welcome.school.id, welcome.cluster, Math.round(welcome.clock - (clock + now) / 2), now,
-      ]),
+      tx.run(
+        "UPDATE schoolbus_state SET token = ?, school = ?, cluster = coalesce(nullif(?, ''), cluster), clock_offset = ?, contact_at = ?, stop = NULL",
+        [welcome.token, welcome.school.id, welcome.cluster, Math.round(welcome.clock - (clock + now) / 2), now],
+      ),
     )
     return { welcome, identity: { incarnation: state.incarnation, token: welcome.token } satisfies Identity }
   })
@@ -177,7 +194,10 @@ const knowsMore = (lastBatch: number) =>
   Effect.gen(function* () {
     const db = yield* Libsql
     const [row] = yield* db.read((tx) =>
-      tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_batch WHERE number > ? AND (answered_at IS NOT NULL OR settled_at IS NOT NULL)) AS n", [lastBatch]),
+      tx.all<{ n: number }>(
+        "SELECT EXISTS (SELECT 1 FROM schoolbus_batch WHERE number > ? AND (answered_at IS NOT NULL OR settled_at IS NOT NULL)) AS n",
+        [lastBatch],
+      ),
     )
     return row?.n === 1
   })
@@ -193,9 +213,12 @@ const session = (options: SchoolOptions, link: ReturnType<typeof makeLink>, stre
     const { welcome, identity } = yield* hello(link)
     const state = yield* readState
     let pushFault = ""
-    const touch = Effect.flatMap(Clock.currentTimeMillis, (now) => facts.set({ link: "online", linkDetail: pushFault, lastContactAt: now, paused: false }))
+    const touch = Effect.flatMap(Clock.currentTimeMillis, (now) =>
+      facts.set({ link: "online", linkDetail: pushFault, lastContactAt: now, paused: false }),
+    )
     yield* touch
-    if (state.manifest === null || (JSON.parse(state.manifest) as Manifest).version !== welcome.manifest) yield* refreshManifest(link, identity, install)
+    if (state.manifest === null || (JSON.parse(state.manifest) as Manifest).version !== welcome.manifest)
+      yield* refreshManifest(link, identity, install)
     if (welcome.paused) yield* facts.set({ paused: true })
     // A hub that was put back knows fewer batches than it has answered: they go up again before anything is pulled.
     if (yield* knowsMore(welcome.lastBatch)) {
@@ -304,7 +327,8 @@ const sessions = (options: SchoolOptions, streams: ReadonlyArray<string>) =>
         Effect.catchTag("LinkRefused", refused),
         Effect.catchTags({
           LinkDown: (error) => Effect.andThen(facts.set({ link: "offline", linkDetail: error.message }), Effect.logInfo(`offline: ${error.message}`)),
-          LibsqlError: (error) => Effect.andThen(facts.set({ linkDetail: `${error.code}: ${error.message}` }), Effect.logWarning(`the school's file: ${error.message}`)),
+          LibsqlError: (error) =>
+            Effect.andThen(facts.set({ linkDetail: `${error.code}: ${error.message}` }), Effect.logWarning(`the school's file: ${error.message}`)),
           TableRefused: (error) => Effect.andThen(facts.set({ link: "stopped", linkDetail: error.message }), Effect.logError(error.message)),
           DeliverRefused: (error) => Effect.andThen(facts.set({ link: "offline", linkDetail: error.message }), Effect.logWarning(error.message)),
         }),
@@ -342,7 +366,10 @@ const cron = (pattern: string, job: Effect.Effect<unknown>) =>
     (running) => Effect.sync(() => running.stop()),
   )
 
-const listen = (options: { readonly port: number; readonly host: string; readonly maxBodyBytes: number }, fetch: (request: Request) => Response | Promise<Response>) =>
+const listen = (
+  options: { readonly port: number; readonly host: string; readonly maxBodyBytes: number },
+  fetch: (request: Request) => Response | Promise<Response>,
+) =>
   Effect.acquireRelease(
     Effect.tryPromise(() => serve({ port: options.port, hostname: options.host, idleSeconds: 250, maxBodyBytes: options.maxBodyBytes, fetch })),
     (server) => Effect.promise(() => server.stop()),
@@ -365,7 +392,10 @@ const school = (options: SchoolOptions) =>
       yield* Effect.logInfo(`terminals may call http://${options.host}:${terminals.port}/iclock/`)
     }
     yield* cron(SYNC_CRON, Effect.andThen(run.closeRun("schedule", false), run.wake.open))
-    yield* cron(TRIM_CRON, Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.ignoreCause(trim(db, now), { log: "Warn" })))
+    yield* cron(
+      TRIM_CRON,
+      Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.ignoreCause(trim(db, now), { log: "Warn" })),
+    )
     yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(guardTriggers(streams), { log: "Warn" }), Schedule.spaced("10 seconds")))
     if (options.workers !== null) yield* startWorkers({ folder: options.workers, outDir: options.dataDir })
     return yield* sessions(options, streams)
@@ -380,14 +410,19 @@ const layers = (options: SchoolOptions) => {
       yield* db.write((tx) =>
         Effect.andThen(
           tx.run("INSERT INTO schoolbus_state (id, incarnation) SELECT 1, ? WHERE NOT EXISTS (SELECT 1 FROM schoolbus_state)", [crypto.randomUUID()]),
-          Effect.andThen(tx.run("UPDATE schoolbus_deliver SET active = 0"), options.newLife === true ? newLife(tx, crypto.randomUUID()) : Effect.void),
+          Effect.andThen(
+            tx.run("UPDATE schoolbus_deliver SET active = 0"),
+            options.newLife === true ? newLife(tx, crypto.randomUUID()) : Effect.void,
+          ),
         ),
       )
       return db
     }),
   ).pipe(Layer.provide(Libsql.layer(join(options.dataDir, "school.db"))))
   const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer).pipe(Layer.provideMerge(file))
-  return Layer.mergeAll(Deliver.layer, Roster.layer.pipe(Layer.provideMerge(Devices.layer)), schoolStatus, schoolConflicts, schoolRuns, syncNow).pipe(Layer.provideMerge(base))
+  return Layer.mergeAll(Deliver.layer, Roster.layer.pipe(Layer.provideMerge(Devices.layer)), schoolStatus, schoolConflicts, schoolRuns, syncNow).pipe(
+    Layer.provideMerge(base),
+  )
 }
 
 /** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the file, 78 when the file is newer than this program. */

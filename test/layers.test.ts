@@ -43,13 +43,15 @@ const files = readdirSync(src, { recursive: true, encoding: "utf8" }).filter((fi
 const textOf = (file: string): string => readFileSync(join(src, file), "utf8")
 
 const importsOf = (file: string): ReadonlyArray<Import> =>
-  [...textOf(file).matchAll(/(?:^|\n)\s*(?:import|export)\s[^"'`;]*?from\s+"([^"]+)"|(?:^|[^.\w])import\(\s*"([^"]+)"|(?:^|\n)import\s+"([^"]+)"|new URL\(\s*"(\.[^"]+\.ts)"/g)].map(
-    (match) => {
-      const specifier = match[1] ?? match[2] ?? match[3] ?? match[4] ?? ""
-      const own = specifier.startsWith(".")
-      return { from: file, own, to: own ? relative(src, resolve(src, dirname(file), specifier)) : specifier }
-    },
-  )
+  [
+    ...textOf(file).matchAll(
+      /(?:^|\n)\s*(?:import|export)\s[^"'`;]*?from\s+"([^"]+)"|(?:^|[^.\w])import\(\s*"([^"]+)"|(?:^|\n)import\s+"([^"]+)"|new URL\(\s*"(\.[^"]+\.ts)"/g,
+    ),
+  ].map((match) => {
+    const specifier = match[1] ?? match[2] ?? match[3] ?? match[4] ?? ""
+    const own = specifier.startsWith(".")
+    return { from: file, own, to: own ? relative(src, resolve(src, dirname(file), specifier)) : specifier }
+  })
 
 const imports = files.flatMap(importsOf)
 const partOf = (file: string): string => file.split("/")[0] ?? file
@@ -74,7 +76,9 @@ test("src reaches outside itself only for its version, and for the demo, which i
 })
 
 test("only runtime.ts knows the globals of a runtime", () => {
-  const wrong = files.filter((file) => file !== "runtime.ts" && /\b(Bun|Deno)\.\w|from "bun(:\w+)?"|\bglobalThis as\b.*\b(Bun|Deno)\b/.test(textOf(file)))
+  const wrong = files.filter(
+    (file) => file !== "runtime.ts" && /\b(Bun|Deno)\.\w|from "bun(:\w+)?"|\bglobalThis as\b.*\b(Bun|Deno)\b/.test(textOf(file)),
+  )
   expect(wrong).toEqual([])
 })
 

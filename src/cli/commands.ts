@@ -63,7 +63,11 @@ export const COMMANDS: ReadonlyArray<Command> = [
       HOST,
       ADMIN_TOKEN,
       { name: "adopt", kind: "flag", help: "take over tables with rows that stand in school.db already" },
-      { name: "new-life", kind: "flag", help: "once, for a file that was copied or put back from a backup: it starts anew and sends what has no verdict again" },
+      {
+        name: "new-life",
+        kind: "flag",
+        help: "once, for a file that was copied or put back from a backup: it starts anew and sends what has no verdict again",
+      },
       { name: "workers", kind: "text", help: "folder of worker modules" },
     ],
     examples: [

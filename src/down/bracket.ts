@@ -31,7 +31,12 @@ export const parseSnapshot = (text: string): Snapshot => {
   return {
     xmin: BigInt(xmin ?? ""),
     xmax: BigInt(xmax ?? ""),
-    running: new Set((running ?? "").split(",").filter((part) => part !== "").map(BigInt)),
+    running: new Set(
+      (running ?? "")
+        .split(",")
+        .filter((part) => part !== "")
+        .map(BigInt),
+    ),
   }
 }
 

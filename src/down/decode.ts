@@ -19,7 +19,14 @@ export type Event<T extends DecodeTable> =
   | { readonly kind: "begin"; readonly xid: number; readonly at: string }
   | { readonly kind: "commit" }
   /** `oldKey`: the key before an update that changed it. `isInsert`: the key did not exist before. */
-  | { readonly kind: "put"; readonly table: T; readonly key: string; readonly tokens: Tokens; readonly oldKey: string | null; readonly isInsert: boolean }
+  | {
+      readonly kind: "put"
+      readonly table: T
+      readonly key: string
+      readonly tokens: Tokens
+      readonly oldKey: string | null
+      readonly isInsert: boolean
+    }
   | { readonly kind: "delete"; readonly table: T; readonly key: string }
   | { readonly kind: "truncate"; readonly table: T }
   /** A table that is not synced, or a message of another kind. */

@@ -47,7 +47,15 @@ export interface DownOptions {
 
 /** Marks are decoded like rows but stand in no table of the feed. */
 const MARKS = "schoolbus.marks"
-const marksTable = { id: 0, name: MARKS, columns: [{ name: "id", kind: "text" as const, toastable: true }, { name: "at", kind: "text" as const, toastable: false }], key: [0] }
+const marksTable = {
+  id: 0,
+  name: MARKS,
+  columns: [
+    { name: "id", kind: "text" as const, toastable: true },
+    { name: "at", kind: "text" as const, toastable: false },
+  ],
+  key: [0],
+}
 type Decoded = FeedTable | typeof marksTable
 const isMark = (table: Decoded): table is typeof marksTable => table.id === 0
 
@@ -75,14 +83,18 @@ const lastCommit = (messages: ReadonlyArray<WalMessage>): number => {
 }
 
 /** Runs until the stream stops or the catalog no longer fits. */
-export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped | ShapeChanged | LibsqlError | PostgresError | BracketLate, Feed | Scope.Scope> =>
+export const runDown = (
+  options: DownOptions,
+): Effect.Effect<never, WalStopped | ShapeChanged | LibsqlError | PostgresError | BracketLate, Feed | Scope.Scope> =>
   Effect.gen(function* () {
     const feed = yield* Feed
     const { pg, wal } = options
     const brackets = new Brackets()
     const decode = makeDecoder<Decoded>([...options.tables, marksTable])
     const comparing = new Set<number>()
-    const floats = new Map(options.tables.map((table) => [table.id, table.columns.flatMap((c, i) => (c.kind === "float" || c.kind === "numeric" ? [i] : []))]))
+    const floats = new Map(
+      options.tables.map((table) => [table.id, table.columns.flatMap((c, i) => (c.kind === "float" || c.kind === "numeric" ? [i] : []))]),
+    )
     const first = yield* feed.state
     let durable = first.position.lsn
     let idle: Lsn = 0n
@@ -95,7 +107,8 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
     const writeRows = Effect.fnUntraced(function* (appender: Appender, pending: Map<string, Pending>) {
       if (pending.size === 0) return
       const incomplete = [...pending.values()].filter((row) => row.tokens?.includes(undefined) === true)
-      const present = incomplete.length === 0 ? new Map<string, string>() : yield* appender.bodies(incomplete.map((row) => [row.table.id, row.key] as const))
+      const present =
+        incomplete.length === 0 ? new Map<string, string>() : yield* appender.bodies(incomplete.map((row) => [row.table.id, row.key] as const))
       const unknown: Array<readonly [number, string, string]> = []
       const rows: Array<Append> = []
       for (const [id, row] of pending) {
@@ -120,7 +133,9 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
       }
       yield* appender.rows(rows)
       if (unknown.length > 0) {
-        yield* appender.tx.run(`INSERT OR IGNORE INTO reread (tbl, key, why) SELECT value->>0, value->>1, value->>2 FROM json_each(?)`, [JSON.stringify(unknown)])
+        yield* appender.tx.run(`INSERT OR IGNORE INTO reread (tbl, key, why) SELECT value->>0, value->>1, value->>2 FROM json_each(?)`, [
+          JSON.stringify(unknown),
+        ])
       }
       const met = [...pending.values()].filter((row) => comparing.has(row.table.id))
       if (met.length > 0) {
@@ -163,7 +178,12 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
     })
 
     /** Takes messages that end with a commit, or a piece of one large txn, into the open append. */
-    const takeIn = Effect.fnUntraced(function* (appender: Appender, pending: Map<string, Pending>, closed: Array<Bracket>, messages: ReadonlyArray<WalMessage>) {
+    const takeIn = Effect.fnUntraced(function* (
+      appender: Appender,
+      pending: Map<string, Pending>,
+      closed: Array<Bracket>,
+      messages: ReadonlyArray<WalMessage>,
+    ) {
       let position: Position | null = null
       let touchedTxn = false
       for (const message of messages) {
@@ -231,7 +251,14 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
               brackets.noteTxn(xid)
             }
             brackets.note(event.table, event.key, xid)
-            pending.set(rowKey(event.table.id, event.key), { table: event.table, key: event.key, tokens: null, at: micros, isInsert: false, ifDifferent: false })
+            pending.set(rowKey(event.table.id, event.key), {
+              table: event.table,
+              key: event.key,
+              tokens: null,
+              at: micros,
+              isInsert: false,
+              ifDifferent: false,
+            })
             break
           case "truncate":
             if (isMark(event.table)) break
@@ -242,9 +269,15 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
             yield* appender.truncate(event.table, micros)
             break
           case "shape":
-            return yield* new ShapeChanged({ table: event.table.name, message: `a row of ${event.table.name} does not have the expected columns (${event.detail})` })
+            return yield* new ShapeChanged({
+              table: event.table.name,
+              message: `a row of ${event.table.name} does not have the expected columns (${event.detail})`,
+            })
           case "unreadable":
-            return yield* new ShapeChanged({ table: "", message: `the stream sent something that is not a wal2json message: ${event.text.slice(0, 200)}` })
+            return yield* new ShapeChanged({
+              table: "",
+              message: `the stream sent something that is not a wal2json message: ${event.text.slice(0, 200)}`,
+            })
         }
         if (pending.size >= CHUNK) {
           yield* writeRows(appender, pending)
@@ -312,10 +345,12 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
     /** Reads whole tables, chunk by chunk, each chunk in the feed before the next is read. */
     const copy = Effect.gen(function* () {
       for (const table of options.tables.filter((t) => options.reread.has(t.id))) {
-        const [row] = yield* feed.append((appender) => appender.tx.all<{ after: string | null; n: number }>(
-          "SELECT after, (SELECT count(*) FROM entry WHERE tbl = tables.id AND body IS NOT NULL) AS n FROM tables WHERE id = ?",
-          [table.id],
-        ))
+        const [row] = yield* feed.append((appender) =>
+          appender.tx.all<{ after: string | null; n: number }>(
+            "SELECT after, (SELECT count(*) FROM entry WHERE tbl = tables.id AND body IS NOT NULL) AS n FROM tables WHERE id = ?",
+            [table.id],
+          ),
+        )
         let after = table.loading ? (row?.after ?? null) : null
         if (!table.loading) {
           comparing.add(table.id)

@@ -127,21 +127,30 @@ export class Feed extends Context.Service<
     /** One transaction: everything the body appends, with the position that the slot may be told afterwards. */
     readonly append: <A, E>(body: (appender: Appender) => Effect.Effect<A, E>) => Effect.Effect<A, E | LibsqlError>
     /** Makes the feed's tables those of the catalog; answers them with their ids and which need to be read again. */
-    readonly install: (tables: ReadonlyArray<Table>, toastable: ReadonlyMap<string, ReadonlySet<string>>, devices: DeviceRules | undefined) => Effect.Effect<
-      { readonly tables: ReadonlyArray<FeedTable>; readonly reread: ReadonlySet<number> },
-      LibsqlError
-    >
+    readonly install: (
+      tables: ReadonlyArray<Table>,
+      toastable: ReadonlyMap<string, ReadonlySet<string>>,
+      devices: DeviceRules | undefined,
+    ) => Effect.Effect<{ readonly tables: ReadonlyArray<FeedTable>; readonly reread: ReadonlySet<number> }, LibsqlError>
     readonly tables: Effect.Effect<ReadonlyArray<FeedTable>>
     /** Keys to be read again outside the stream, at most `limit`. */
-    readonly waitingRereads: (limit: number) => Effect.Effect<ReadonlyArray<{ readonly tbl: number; readonly key: string; readonly why: string }>, LibsqlError>
+    readonly waitingRereads: (
+      limit: number,
+    ) => Effect.Effect<ReadonlyArray<{ readonly tbl: number; readonly key: string; readonly why: string }>, LibsqlError>
     readonly newEpoch: Effect.Effect<void, LibsqlError>
     readonly setLife: (life: string, systemId: string, timeline: number) => Effect.Effect<void, LibsqlError>
     readonly ready: Effect.Effect<boolean>
     readonly key: (id: string) => Effect.Effect<SchoolKey | null>
-    readonly schools: Effect.Effect<ReadonlyArray<{ readonly id: string; readonly name: string; readonly paused: boolean; readonly revoked: boolean }>>
+    readonly schools: Effect.Effect<
+      ReadonlyArray<{ readonly id: string; readonly name: string; readonly paused: boolean; readonly revoked: boolean }>
+    >
     readonly manifest: (school: string) => Effect.Effect<Manifest>
     readonly cluster: Effect.Effect<string>
-    readonly page: (request: { readonly school: string; readonly cursor: Cursor; readonly staged: Staged | null }) => Effect.Effect<FeedPage, LibsqlError>
+    readonly page: (request: {
+      readonly school: string
+      readonly cursor: Cursor
+      readonly staged: Staged | null
+    }) => Effect.Effect<FeedPage, LibsqlError>
     readonly changed: (school: string, seq: number) => Effect.Effect<void>
     readonly reader: {
       readonly get: (incarnation: string) => Effect.Effect<Reader | null, LibsqlError>
@@ -185,7 +194,8 @@ export class Feed extends Context.Service<
 
       // Audience numbers, interned. A number that a rolled back append made is forgotten again.
       const numberOf = new Map<string, number>()
-      for (const row of yield* db.read((tx) => tx.all<{ no: number; value: string }>("SELECT no, value FROM audience WHERE no > 0"))) numberOf.set(row.value, row.no)
+      for (const row of yield* db.read((tx) => tx.all<{ no: number; value: string }>("SELECT no, value FROM audience WHERE no > 0")))
+        numberOf.set(row.value, row.no)
 
       // Keys and schools as the feed holds them.
       let keys = new Map<string, { readonly school: string; readonly hash: string; readonly revoked: boolean }>()
@@ -235,8 +245,20 @@ export class Feed extends Context.Service<
              secret_last = excluded.secret_last, shown = excluded.shown, epoch = excluded.epoch, seq = excluded.seq, cut = excluded.cut,
              batch = excluded.batch, pending = excluded.pending, seen_at = excluded.seen_at, status = excluded.status, closed = excluded.closed`,
           [
-            reader.incarnation, reader.school, reader.token, reader.secret, reader.secret_last, reader.shown, reader.epoch, reader.seq,
-            reader.cut, reader.batch, reader.pending, reader.seen_at, reader.status, reader.closed,
+            reader.incarnation,
+            reader.school,
+            reader.token,
+            reader.secret,
+            reader.secret_last,
+            reader.shown,
+            reader.epoch,
+            reader.seq,
+            reader.cut,
+            reader.batch,
+            reader.pending,
+            reader.seen_at,
+            reader.status,
+            reader.closed,
           ],
         )
       for (const row of yield* db.read((tx) => tx.all<Reader>("SELECT * FROM reader"))) readers.set(row.incarnation, row)
@@ -304,10 +326,7 @@ export class Feed extends Context.Service<
                     )
                     for (const { audience } of holders) touch(audience)
                   }
-                  yield* tx.many(
-                    `UPDATE entry SET body = NULL, seq = ?, at = ? WHERE tbl = ? AND key = ? AND body IS NOT NULL`,
-                    deletes,
-                  )
+                  yield* tx.many(`UPDATE entry SET body = NULL, seq = ?, at = ? WHERE tbl = ? AND key = ? AND body IS NOT NULL`, deletes)
                   yield* tx.many(
                     `UPDATE entry SET body = NULL, seq = ?, at = ? WHERE tbl = ? AND key = ? AND audience <> ? AND body IS NOT NULL`,
                     moves,
@@ -320,7 +339,9 @@ export class Feed extends Context.Service<
                 const truncate = Effect.fnUntraced(function* (table: FeedTable, at: number) {
                   if (table.hubOnly) hubRowsChanged = true
                   const [count] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM entry WHERE tbl = ? AND body IS NOT NULL", [table.id])
-                  const holders = yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ? AND body IS NOT NULL", [table.id])
+                  const holders = yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ? AND body IS NOT NULL", [
+                    table.id,
+                  ])
                   yield* tx.run(
                     `UPDATE entry SET body = NULL, at = ?1, seq = ?2 + r.n
                        FROM (SELECT audience AS a, key AS k, row_number() OVER () AS n FROM entry WHERE tbl = ?3 AND body IS NOT NULL) r
@@ -349,7 +370,8 @@ export class Feed extends Context.Service<
                     [cls, seq, tableId],
                   )
                   seq += count?.n ?? 0
-                  for (const row of yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ?", [tableId])) touch(row.audience)
+                  for (const row of yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ?", [tableId]))
+                    touch(row.audience)
                 })
                 const loaded = Effect.fnUntraced(function* (table: FeedTable) {
                   if (!loading.delete(table.id)) return
@@ -394,7 +416,9 @@ export class Feed extends Context.Service<
         const installed = yield* append((appender) =>
           Effect.gen(function* () {
             const { tx, renumber } = appender as Appender & { readonly renumber: Renumber }
-            const present = yield* tx.all<{ id: number; name: string; columns: string; class: number; audience: string; status: string }>("SELECT * FROM tables")
+            const present = yield* tx.all<{ id: number; name: string; columns: string; class: number; audience: string; status: string }>(
+              "SELECT * FROM tables",
+            )
             const result: Array<FeedTable> = []
             for (const table of tables) {
               const cls = classOf[table.priority]
@@ -432,7 +456,7 @@ export class Feed extends Context.Service<
                 const [left] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM unmet WHERE tbl = ?) AS n", [id])
                 if (loading || left?.n === 1) reread.add(id)
               }
-                            result.push({
+              result.push({
                 id,
                 name: table.name,
                 table,
@@ -440,7 +464,11 @@ export class Feed extends Context.Service<
                 class: cls,
                 loading,
                 audienceAt: audiencePosition(table.audience, table.columns),
-                columns: table.columns.map((column) => ({ name: column.name, kind: column.kind, toastable: toastable.get(table.name)?.has(column.name) ?? true })),
+                columns: table.columns.map((column) => ({
+                  name: column.name,
+                  kind: column.kind,
+                  toastable: toastable.get(table.name)?.has(column.name) ?? true,
+                })),
                 key: table.key.map((name) => names.indexOf(name)),
               })
             }
@@ -551,7 +579,13 @@ export class Feed extends Context.Service<
                     }
                   }
                   const text = `[${entry.key},${entry.body ?? "null"}]`
-                  if (line !== null && (line.table !== table || line.cls !== cls || ((line.rows.length >= LINE_ROWS || line.bytes >= LINE_BYTES) && line.last !== entry.seq))) flush()
+                  if (
+                    line !== null &&
+                    (line.table !== table ||
+                      line.cls !== cls ||
+                      ((line.rows.length >= LINE_ROWS || line.bytes >= LINE_BYTES) && line.last !== entry.seq))
+                  )
+                    flush()
                   line ??= { cls, table, rows: [], bytes: 0, last: 0 }
                   line.rows.push(text)
                   line.bytes += text.length
@@ -570,13 +604,24 @@ export class Feed extends Context.Service<
               left =
                 staged !== null && cached !== undefined
                   ? Math.max(cached, count)
-                  : ((yield* tx.all<{ n: number }>(
-                      `SELECT count(*) AS n FROM entry WHERE audience IN (?, ?) AND class > 0 AND seq > ?`,
-                      [EVERY_SCHOOL, own, from],
-                    ))[0]?.n ?? count)
+                  : ((yield* tx.all<{ n: number }>(`SELECT count(*) AS n FROM entry WHERE audience IN (?, ?) AND class > 0 AND seq > ?`, [
+                      EVERY_SCHOOL,
+                      own,
+                      from,
+                    ]))[0]?.n ?? count)
               remaining.set(request.school, left - count)
             }
-            const header: Header = { school: request.school, epoch: hub.epoch, from, full, resumed: staged !== null, manifest: hub.manifest, head: hub.seq, headCut, left }
+            const header: Header = {
+              school: request.school,
+              epoch: hub.epoch,
+              from,
+              full,
+              resumed: staged !== null,
+              manifest: hub.manifest,
+              head: hub.seq,
+              headCut,
+              left,
+            }
             const empty = count === 0 && staged === null && !full
             return {
               header,
@@ -589,7 +634,9 @@ export class Feed extends Context.Service<
       })
 
       const prune = Effect.gen(function* () {
-        const live = [...readers.values()].filter((reader) => reader.closed === 0 && reader.epoch === head.epoch && schools.get(reader.school)?.revoked === false)
+        const live = [...readers.values()].filter(
+          (reader) => reader.closed === 0 && reader.epoch === head.epoch && schools.get(reader.school)?.revoked === false,
+        )
         const horizon = live.reduce((least, reader) => Math.min(least, reader.seq), head.seq)
         yield* db.write((tx) =>
           Effect.andThen(
@@ -614,10 +661,13 @@ export class Feed extends Context.Service<
         append,
         install,
         tables: Effect.sync(() => feedTables),
-        waitingRereads: (limit) => db.read((tx) => tx.all<{ tbl: number; key: string; why: string }>("SELECT tbl, key, why FROM reread LIMIT ?", [limit])),
+        waitingRereads: (limit) =>
+          db.read((tx) => tx.all<{ tbl: number; key: string; why: string }>("SELECT tbl, key, why FROM reread LIMIT ?", [limit])),
         newEpoch: Effect.gen(function* () {
           const epoch = randomUUID()
-          yield* db.write((tx) => Effect.andThen(tx.run("UPDATE hub SET epoch = ?", [epoch]), tx.run("DELETE FROM cut WHERE seq <> (SELECT seq FROM hub)")))
+          yield* db.write((tx) =>
+            Effect.andThen(tx.run("UPDATE hub SET epoch = ?", [epoch]), tx.run("DELETE FROM cut WHERE seq <> (SELECT seq FROM hub)")),
+          )
           head = { ...head, epoch }
         }),
         setLife: (life, system, timeline) =>

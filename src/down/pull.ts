@@ -12,7 +12,11 @@ export interface PullOptions extends InstallOptions {
 }
 
 /** Fetches the manifest and makes the file fit it. */
-export const refreshManifest = (link: Link, identity: Identity, options: PullOptions): Effect.Effect<Manifest, LinkError | LibsqlError | TableRefused, Libsql> =>
+export const refreshManifest = (
+  link: Link,
+  identity: Identity,
+  options: PullOptions,
+): Effect.Effect<Manifest, LinkError | LibsqlError | TableRefused, Libsql> =>
   Effect.gen(function* () {
     const db = yield* Libsql
     const manifest = yield* link.manifest(identity)

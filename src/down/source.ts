@@ -69,7 +69,9 @@ const deviceProblems = (config: Config, catalog: Catalog): ReadonlyArray<string>
     const known = columnsOf(table)
     if (known === undefined) return [`${where} names table ${table}, which is not among the synced tables; list it under tables`]
     return columns.flatMap((column) =>
-      column === undefined || known.includes(column) ? [] : [`${where} names column ${column} of table ${table}, which does not exist; columns are ${known.join(", ")}`],
+      column === undefined || known.includes(column)
+        ? []
+        : [`${where} names column ${column} of table ${table}, which does not exist; columns are ${known.join(", ")}`],
     )
   }
   const { devices } = config
@@ -78,7 +80,12 @@ const deviceProblems = (config: Config, catalog: Catalog): ReadonlyArray<string>
     ...Object.entries(devices.people).flatMap(([table, rule]) => check("devices.people", table, Object.values(rule))),
     ...(devices.attendance === undefined
       ? []
-      : check("devices.attendance", devices.attendance.table, [devices.attendance.person, devices.attendance.at, devices.attendance.status, devices.attendance.device])),
+      : check("devices.attendance", devices.attendance.table, [
+          devices.attendance.person,
+          devices.attendance.at,
+          devices.attendance.status,
+          devices.attendance.device,
+        ])),
   ]
 }
 
@@ -121,11 +128,15 @@ export const runSource = (options: SourceOptions): Effect.Effect<never, SourceEr
       const compare = !isFresh && (slot === null || isLost || isAhead || isOtherLife || isOtherCluster)
       if (compare) {
         const reason =
-          slot === null ? "the slot does not exist"
-          : isLost ? "the slot is lost: Postgres removed WAL that it needed"
-          : isOtherCluster ? "Postgres is another cluster or timeline than the feed knows"
-          : isOtherLife ? "Postgres was put back to an older state, or this feed was"
-          : "the slot is ahead of the feed"
+          slot === null
+            ? "the slot does not exist"
+            : isLost
+              ? "the slot is lost: Postgres removed WAL that it needed"
+              : isOtherCluster
+                ? "Postgres is another cluster or timeline than the feed knows"
+                : isOtherLife
+                  ? "Postgres was put back to an older state, or this feed was"
+                  : "the slot is ahead of the feed"
         yield* Effect.logWarning(`${reason}: comparing every table by key; schools receive only what differs`)
       }
       if (isLost) yield* pg.execute("SELECT pg_drop_replication_slot($1)", [name])

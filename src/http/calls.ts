@@ -22,18 +22,21 @@ interface Line {
   readonly waiting: Set<Deferred.Deferred<void>>
 }
 
-export class Calls extends Context.Service<Calls, {
-  /** Counts a request of the school as open while the effect runs. */
-  readonly during: (school: string) => <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-  /** The same for a body that outlives its handler; call the result when it ends. */
-  readonly enter: (school: string) => Effect.Effect<() => void>
-  /** Asks the school to sync now; true: it hears so at once. */
-  readonly ask: (school: string) => Effect.Effect<boolean>
-  /** True once after each `ask`. */
-  readonly take: (school: string) => Effect.Effect<boolean>
-  /** Completes when the school is asked, or was and does not know yet. */
-  readonly asked: (school: string) => Effect.Effect<void>
-}>()("schoolbus/http/Calls") {
+export class Calls extends Context.Service<
+  Calls,
+  {
+    /** Counts a request of the school as open while the effect runs. */
+    readonly during: (school: string) => <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+    /** The same for a body that outlives its handler; call the result when it ends. */
+    readonly enter: (school: string) => Effect.Effect<() => void>
+    /** Asks the school to sync now; true: it hears so at once. */
+    readonly ask: (school: string) => Effect.Effect<boolean>
+    /** True once after each `ask`. */
+    readonly take: (school: string) => Effect.Effect<boolean>
+    /** Completes when the school is asked, or was and does not know yet. */
+    readonly asked: (school: string) => Effect.Effect<void>
+  }
+>()("schoolbus/http/Calls") {
   static readonly layer: Layer.Layer<Calls, never, HubFactStore> = Layer.effect(
     Calls,
     Effect.gen(function* () {
@@ -47,7 +50,10 @@ export class Calls extends Context.Service<Calls, {
       }
       const publish = Effect.gen(function* () {
         const now = clock.currentTimeMillisUnsafe()
-        const connected = [...lines].filter(([, line]) => line.open > 0 || now - line.lastAt < CONNECTED_MS).map(([school]) => school).sort()
+        const connected = [...lines]
+          .filter(([, line]) => line.open > 0 || now - line.lastAt < CONNECTED_MS)
+          .map(([school]) => school)
+          .sort()
         if (connected.join("\0") !== (yield* facts.get).connected.join("\0")) yield* facts.set({ connected })
       })
       yield* Effect.forkScoped(Effect.repeat(publish, Schedule.spaced(LOOK_MS)))
@@ -69,7 +75,12 @@ export class Calls extends Context.Service<Calls, {
 
       return Calls.of({
         enter,
-        during: (school) => (effect) => Effect.acquireUseRelease(enter(school), () => effect, (leave) => Effect.sync(leave)),
+        during: (school) => (effect) =>
+          Effect.acquireUseRelease(
+            enter(school),
+            () => effect,
+            (leave) => Effect.sync(leave),
+          ),
         ask: (school) =>
           Effect.gen(function* () {
             const line = lineOf(school)
@@ -91,7 +102,10 @@ export class Calls extends Context.Service<Calls, {
             if (line.asked) return
             const deferred = yield* Deferred.make<void>()
             line.waiting.add(deferred)
-            yield* Effect.ensuring(Deferred.await(deferred), Effect.sync(() => void line.waiting.delete(deferred)))
+            yield* Effect.ensuring(
+              Deferred.await(deferred),
+              Effect.sync(() => void line.waiting.delete(deferred)),
+            )
           }),
       })
     }),
@@ -109,7 +123,10 @@ export const hubSyncNow: Layer.Layer<SyncNow, never, Calls | Feed> = Layer.effec
         Effect.gen(function* () {
           const known = (yield* feed.schools).filter((school) => !school.revoked && (request.school === undefined || school.id === request.school))
           if (known.length === 0) {
-            const message = request.school === undefined ? "no school is enrolled yet; see: schoolbus schools add" : `no school ${request.school}; see: schoolbus schools list`
+            const message =
+              request.school === undefined
+                ? "no school is enrolled yet; see: schoolbus schools add"
+                : `no school ${request.school}; see: schoolbus schools list`
             return { started: false, message, run: null, schools: [] }
           }
           const reached: Array<string> = []

@@ -39,11 +39,15 @@ const logOnce = (text: string): Effect.Effect<void> =>
   })
 
 const fault = (id: string | null, key: SchoolKey | null, matches: boolean): string | null =>
-  id === null ? "without a readable key"
-  : key === null ? `with the unknown key ${id}`
-  : !matches ? `with a wrong secret for key ${id} of school ${key.school}`
-  : key.revoked ? `with the revoked key ${id} of school ${key.school}`
-  : null
+  id === null
+    ? "without a readable key"
+    : key === null
+      ? `with the unknown key ${id}`
+      : !matches
+        ? `with a wrong secret for key ${id} of school ${key.school}`
+        : key.revoked
+          ? `with the revoked key ${id} of school ${key.school}`
+          : null
 
 /** The school behind the key. While the hub does not hold all keys yet, an unknown one is told to come back. */
 export const authenticate = (request: Request): Effect.Effect<SchoolKey, Answer, Feed> =>
@@ -57,27 +61,61 @@ export const authenticate = (request: Request): Effect.Effect<SchoolKey, Answer,
     if (wrong === null && key !== null) return key
     if (parsed !== null && key === null && !(yield* feed.ready)) return yield* loading
     yield* logOnce(`a request to the link ${wrong} was refused`)
-    return yield* refuse(401, "unauthorized", "Unknown key", "the key is unknown or revoked; head office can make a new one: schoolbus schools rotate-key", {}, {
-      "www-authenticate": 'Bearer realm="schoolbus"',
-    })
+    return yield* refuse(
+      401,
+      "unauthorized",
+      "Unknown key",
+      "the key is unknown or revoked; head office can make a new one: schoolbus schools rotate-key",
+      {},
+      {
+        "www-authenticate": 'Bearer realm="schoolbus"',
+      },
+    )
   })
 
-export const loading: Answer = refuse(503, "loading", "Not ready yet", "the first copy of Postgres into the hub is under way", {}, { "retry-after": "2" })
+export const loading: Answer = refuse(
+  503,
+  "loading",
+  "Not ready yet",
+  "the first copy of Postgres into the hub is under way",
+  {},
+  { "retry-after": "2" },
+)
 
 export const paused: Answer = refuse(403, "paused", "Paused", "head office has paused this school; it goes on with: schoolbus schools resume")
 
-export const tokenState = (reader: Reader): TokenState => ({ number: reader.token, secret: reader.secret, secretLast: reader.secret_last, shown: reader.shown === 1 })
+export const tokenState = (reader: Reader): TokenState => ({
+  number: reader.token,
+  secret: reader.secret,
+  secretLast: reader.secret_last,
+  shown: reader.shown === 1,
+})
 
 /** Only sent by a live file that another copy has overtaken, or by one that was put back. */
 export const refuseCopy = (reader: Reader, isOlder: boolean): Effect.Effect<never, Answer> =>
   Effect.andThen(
     logOnce(`school ${reader.school}: ${isOlder ? "an older copy" : "a second copy"} of file ${reader.incarnation} was refused`),
     isOlder
-      ? refuse(409, "restored", "An older copy of this school's file", "the hub has seen a newer state of this file; give it a new life: start the node once with --new-life")
-      : refuse(409, "cloned", "Two copies of one file", "another copy of this school's file is in contact; stop one of the two, and start the other once with --new-life"),
+      ? refuse(
+          409,
+          "restored",
+          "An older copy of this school's file",
+          "the hub has seen a newer state of this file; give it a new life: start the node once with --new-life",
+        )
+      : refuse(
+          409,
+          "cloned",
+          "Two copies of one file",
+          "another copy of this school's file is in contact; stop one of the two, and start the other once with --new-life",
+        ),
   )
 
-const sayHello: Answer = refuse(409, "hello", "Say hello first", "this hub does not know the file, or was restarted; the node says hello again by itself")
+const sayHello: Answer = refuse(
+  409,
+  "hello",
+  "Say hello first",
+  "this hub does not know the file, or was restarted; the node says hello again by itself",
+)
 
 /** The file behind a request after hello. Its cursor tells a copy that was put back from one that runs beside. */
 export const identify = (

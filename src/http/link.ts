@@ -14,7 +14,19 @@ import { Feed, type FeedPage, type Reader, type SchoolKey } from "../down/feed.t
 import type { LibsqlError } from "../libsql/client.ts"
 import { BodyFault, encodingFor, inflate, pressLines, readAll } from "../link/body.ts"
 import {
-  Heartbeat, Hello, IDLE_MS, MAX_BODY_MS, MAX_PART_BYTES, PROTOCOL, type Pulse, PullQuery, PushQuery, sliceOf, Staged, SYNC_HEADER, type Welcome,
+  Heartbeat,
+  Hello,
+  IDLE_MS,
+  MAX_BODY_MS,
+  MAX_PART_BYTES,
+  PROTOCOL,
+  type Pulse,
+  PullQuery,
+  PushQuery,
+  sliceOf,
+  Staged,
+  SYNC_HEADER,
+  type Welcome,
 } from "../link/protocol.ts"
 import { judgeToken, nextToken, printToken } from "../link/token.ts"
 import type { Cursor } from "../model/cursor.ts"
@@ -78,15 +90,34 @@ const ledgerHead = (key: SchoolKey, incarnation: string) =>
     const pg = yield* Postgres
     const rows = yield* pg.tx((session) =>
       Effect.andThen(
-        session.execute("INSERT INTO schoolbus.incarnations (id, school) VALUES ($1::text::uuid, $2) ON CONFLICT (id) DO NOTHING", [incarnation, key.school]),
-        session.query<{ school: string; last_batch: string }>("SELECT school, last_batch::text AS last_batch FROM schoolbus.incarnations WHERE id = $1::text::uuid", [incarnation]),
+        session.execute("INSERT INTO schoolbus.incarnations (id, school) VALUES ($1::text::uuid, $2) ON CONFLICT (id) DO NOTHING", [
+          incarnation,
+          key.school,
+        ]),
+        session.query<{ school: string; last_batch: string }>(
+          "SELECT school, last_batch::text AS last_batch FROM schoolbus.incarnations WHERE id = $1::text::uuid",
+          [incarnation],
+        ),
       ),
     )
     return { school: rows[0]?.school ?? key.school, lastBatch: Number(rows[0]?.last_batch ?? 0) }
   })
 
 const firstReader = (incarnation: string, school: string): Reader => ({
-  incarnation, school, token: 0, secret: "", secret_last: "", shown: 1, epoch: "", seq: 0, cut: "0", batch: 0, pending: null, seen_at: 0, status: null, closed: 0,
+  incarnation,
+  school,
+  token: 0,
+  secret: "",
+  secret_last: "",
+  shown: 1,
+  epoch: "",
+  seq: 0,
+  cut: "0",
+  batch: 0,
+  pending: null,
+  seen_at: 0,
+  status: null,
+  closed: 0,
 })
 
 const hello = (request: Request, hellos: Semaphore.Semaphore) =>
@@ -96,7 +127,12 @@ const hello = (request: Request, hellos: Semaphore.Semaphore) =>
     const said = yield* readJson(request, Hello)
     if (said.protocol !== PROTOCOL) {
       const older = said.protocol < PROTOCOL ? "the school's" : "the hub's"
-      return yield* refuse(426, "protocol", "Another protocol", `this hub speaks protocol ${PROTOCOL}, the school ${said.protocol}; update ${older} schoolbus`)
+      return yield* refuse(
+        426,
+        "protocol",
+        "Another protocol",
+        `this hub speaks protocol ${PROTOCOL}, the school ${said.protocol}; update ${older} schoolbus`,
+      )
     }
     const known = yield* feed.reader.get(said.incarnation)
     const ledger = yield* ledgerHead(key, said.incarnation).pipe(
@@ -105,7 +141,12 @@ const hello = (request: Request, hellos: Semaphore.Semaphore) =>
       ),
     )
     if (ledger.school !== key.school || (known !== null && known.school !== key.school)) {
-      return yield* refuse(409, "wrong_school", "The file belongs to another school", "start the node with the key of the file's school, or with another --data-dir")
+      return yield* refuse(
+        409,
+        "wrong_school",
+        "The file belongs to another school",
+        "start the node with the key of the file's school, or with another --data-dir",
+      )
     }
     return yield* hellos.withPermit(
       Effect.gen(function* () {
@@ -115,7 +156,14 @@ const hello = (request: Request, hellos: Semaphore.Semaphore) =>
         if (isOlder || judgeToken(tokens, said.token) === "wrong") return yield* refuseCopy(reader, isOlder)
         const next = nextToken(tokens, said.token, randomBytes(16).toString("hex"))
         const now = yield* Clock.currentTimeMillis
-        yield* feed.reader.put({ ...reader, token: next.number, secret: next.secret, secret_last: next.secretLast, shown: next.shown ? 1 : 0, seen_at: now })
+        yield* feed.reader.put({
+          ...reader,
+          token: next.number,
+          secret: next.secret,
+          secret_last: next.secretLast,
+          shown: next.shown ? 1 : 0,
+          seen_at: now,
+        })
         const welcome: Welcome = {
           school: { id: key.school, name: key.name },
           cluster: yield* feed.cluster,
@@ -147,7 +195,10 @@ const parsePull = (request: Request) =>
     const query = yield* parsed(PullQuery, queryOf(request))
     const cursor: Cursor = { epoch: query.epoch, seq: query.seq, cut: query.cut }
     if (query.staged === "") return { query, cursor, staged: null }
-    const json = yield* Effect.try({ try: () => JSON.parse(query.staged) as unknown, catch: () => refuse(422, "invalid", "Invalid input", "staged is not JSON") })
+    const json = yield* Effect.try({
+      try: () => JSON.parse(query.staged) as unknown,
+      catch: () => refuse(422, "invalid", "Invalid input", "staged is not JSON"),
+    })
     return { query, cursor, staged: yield* parsed(Staged, json) }
   })
 
@@ -326,7 +377,14 @@ const collect = (uploads: Uploads, query: PushQuery, bytes: Uint8Array) =>
       yield* inflateSlice(query, query.part, bytes)
       yield* uploads
         .put(query, query.part, bytes)
-        .pipe(Effect.catchTag("UploadsFull", (error) => Effect.andThen(Effect.logError(error.message), refuse(503, "unavailable", "Not stored", "the hub's disk refuses the part", {}, { "retry-after": "30" }))))
+        .pipe(
+          Effect.catchTag("UploadsFull", (error) =>
+            Effect.andThen(
+              Effect.logError(error.message),
+              refuse(503, "unavailable", "Not stored", "the hub's disk refuses the part", {}, { "retry-after": "30" }),
+            ),
+          ),
+        )
     }
     const missing = yield* uploads.missing(query)
     if (missing.length > 0) return { slices: [], missing }
@@ -361,7 +419,8 @@ const push = (request: Request, gates: PushGates) =>
       // Once it is whole it is carried through: a school that hangs up meanwhile finds the answer in the ledger.
       const verdicts = yield* Effect.uninterruptible(gates.applies.withPermit(apply.batch(batch))).pipe(
         Effect.catchTags({
-          BatchGap: (error) => Effect.fail(refuse(409, "batch_gap", "A batch is missing", `batch ${error.expected} comes first`, { expected: error.expected })),
+          BatchGap: (error) =>
+            Effect.fail(refuse(409, "batch_gap", "A batch is missing", `batch ${error.expected} comes first`, { expected: error.expected })),
           BatchDiffers: (error) => Effect.fail(refuse(409, "batch_differs", "Another batch of this number is in the ledger", error.message)),
           NotABatch: (error) => Effect.andThen(drop, notABatch(error.message)),
         }),
@@ -381,7 +440,8 @@ const heartbeat = (request: Request) =>
     const calls = yield* Calls
     const said = yield* readJson(request, Heartbeat)
     const reader = yield* feed.reader.get(said.incarnation)
-    if (reader === null || reader.school !== key.school) return yield* refuse(409, "hello", "Say hello first", "this hub does not know the file; the node says hello again by itself")
+    if (reader === null || reader.school !== key.school)
+      return yield* refuse(409, "hello", "Say hello first", "this hub does not know the file; the node says hello again by itself")
     const { incarnation, ...status } = said
     yield* calls.during(key.school)(feed.reader.seen(incarnation, { pending: said.pending, status: JSON.stringify(status) }))
     const pulse: Pulse = { clock: yield* Clock.currentTimeMillis, sync: yield* calls.take(key.school), paused: key.paused }
@@ -402,7 +462,10 @@ export const linkRoutes = (options: { readonly dataDir: string }): Effect.Effect
       bySchool: new Map(),
     }
     const run = (request: Request, effect: Effect.Effect<Response, Answer | LibsqlError | PostgresError, Services>) =>
-      answer(request, Effect.catchTag(effect, "Answer", ({ respond }) => Effect.sync(respond)))
+      answer(
+        request,
+        Effect.catchTag(effect, "Answer", ({ respond }) => Effect.sync(respond)),
+      )
     const raw = { parse: "none" } as const
     return new Elysia({ name: "link" })
       .post("/api/sync/hello", ({ request }) => run(request, hello(request, hellos)), raw)

@@ -92,14 +92,19 @@ export const openUploads = (root: string, now: () => number = Date.now): Effect.
     return {
       put: (upload, part, bytes) =>
         Effect.gen(function* () {
-          if (total + bytes.length > MAX_UPLOADS_BYTES) return yield* new UploadsFull({ message: `unfinished uploads take ${total} bytes, the limit is ${MAX_UPLOADS_BYTES}` })
+          if (total + bytes.length > MAX_UPLOADS_BYTES)
+            return yield* new UploadsFull({ message: `unfinished uploads take ${total} bytes, the limit is ${MAX_UPLOADS_BYTES}` })
           yield* Effect.tryPromise({
             try: () => write(upload, part, bytes),
-            catch: (cause) => new UploadsFull({ message: `a part cannot be written to ${root}: ${cause instanceof Error ? cause.message : String(cause)}` }),
+            catch: (cause) =>
+              new UploadsFull({ message: `a part cannot be written to ${root}: ${cause instanceof Error ? cause.message : String(cause)}` }),
           })
         }),
       missing: (upload) =>
-        Effect.map(Effect.promise(() => present(upload)), (here) => Array.from({ length: upload.parts }, (_, i) => i + 1).filter((part) => !here.has(part))),
+        Effect.map(
+          Effect.promise(() => present(upload)),
+          (here) => Array.from({ length: upload.parts }, (_, i) => i + 1).filter((part) => !here.has(part)),
+        ),
       parts: (upload) =>
         Effect.promise(() => Promise.all(Array.from({ length: upload.parts }, (_, i) => readFile(join(folderOf(upload), String(i + 1)))))),
       drop: (upload) =>

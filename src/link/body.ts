@@ -3,7 +3,16 @@
  * line broke; and read with caps, so that neither a slow nor a hostile peer costs memory. Receivers look at the first
  * bytes, not at headers: runtimes and proxies undo some encodings by themselves and not others.
  */
-import { constants, createGunzip, createGzip, createZstdCompress, createZstdDecompress, gunzipSync, zstdCompress, zstdDecompressSync } from "node:zlib"
+import {
+  constants,
+  createGunzip,
+  createGzip,
+  createZstdCompress,
+  createZstdDecompress,
+  gunzipSync,
+  zstdCompress,
+  zstdDecompressSync,
+} from "node:zlib"
 import { runtimeName } from "../runtime.ts"
 import { MAX_INFLATE_RATIO } from "./protocol.ts"
 
@@ -21,15 +30,23 @@ export class BodyFault extends Error {}
 
 /** From an Accept-Encoding header; a coding with q=0 is not taken. */
 export const encodingFor = (accept: string | null): Encoding => {
-  const offered = (accept ?? "").split(",").map((part) => part.trim().toLowerCase().split(";").map((piece) => piece.trim()))
+  const offered = (accept ?? "").split(",").map((part) =>
+    part
+      .trim()
+      .toLowerCase()
+      .split(";")
+      .map((piece) => piece.trim()),
+  )
   const takes = (name: string) => offered.some(([coding, ...rest]) => coding === name && !rest.some((piece) => /^q=0(\.0*)?$/.test(piece)))
   return takes("zstd") ? "zstd" : takes("gzip") ? "gzip" : "identity"
 }
 
 const sniff = (first: Uint8Array): Encoding =>
-  first[0] === 0x28 && first[1] === 0xb5 && first[2] === 0x2f && first[3] === 0xfd ? "zstd"
-  : first[0] === 0x1f && first[1] === 0x8b ? "gzip"
-  : "identity"
+  first[0] === 0x28 && first[1] === 0xb5 && first[2] === 0x2f && first[3] === 0xfd
+    ? "zstd"
+    : first[0] === 0x1f && first[1] === 0x8b
+      ? "gzip"
+      : "identity"
 
 const ZSTD = { params: { [constants.ZSTD_c_compressionLevel]: 3, [constants.ZSTD_c_checksumFlag]: 1 } }
 
@@ -72,7 +89,11 @@ const join = (chunks: ReadonlyArray<Uint8Array>): Uint8Array => {
  * Lines -> body. Each piece is flushed, so the receiver can read every line whose bytes have arrived. Pulled on demand: a
  * slow reader holds nothing but the piece under way.
  */
-export const pressLines = (pieces: AsyncIterator<string> | Iterator<string>, encoding: Encoding, onEnd: () => void = () => undefined): ReadableStream<Uint8Array> => {
+export const pressLines = (
+  pieces: AsyncIterator<string> | Iterator<string>,
+  encoding: Encoding,
+  onEnd: () => void = () => undefined,
+): ReadableStream<Uint8Array> => {
   const press = encoding === "zstd" ? createZstdCompress(ZSTD) : encoding === "gzip" ? createGzip({ level: 5 }) : null
   const flushFlag = encoding === "zstd" ? constants.ZSTD_e_flush : constants.Z_SYNC_FLUSH
   let out: Array<Uint8Array> = []
@@ -130,7 +151,10 @@ export const pressLines = (pieces: AsyncIterator<string> | Iterator<string>, enc
 }
 
 /** Chunks as they arrive, each within `idleMs` of the one before; BodyFault else, also when there are more than `maxBytes`. */
-export const readChunks = async function* (body: ReadableStream<Uint8Array> | null, limits: { readonly maxBytes: number; readonly idleMs: number; readonly totalMs?: number }): AsyncGenerator<Uint8Array> {
+export const readChunks = async function* (
+  body: ReadableStream<Uint8Array> | null,
+  limits: { readonly maxBytes: number; readonly idleMs: number; readonly totalMs?: number },
+): AsyncGenerator<Uint8Array> {
   if (body === null) return
   const reader = body.getReader()
   let total = 0
@@ -155,7 +179,10 @@ export const readChunks = async function* (body: ReadableStream<Uint8Array> | nu
   }
 }
 
-export const readAll = async (body: ReadableStream<Uint8Array> | null, limits: { readonly maxBytes: number; readonly idleMs: number; readonly totalMs?: number }): Promise<Uint8Array> => {
+export const readAll = async (
+  body: ReadableStream<Uint8Array> | null,
+  limits: { readonly maxBytes: number; readonly idleMs: number; readonly totalMs?: number },
+): Promise<Uint8Array> => {
   const chunks: Array<Uint8Array> = []
   for await (const chunk of readChunks(body, limits)) chunks.push(chunk)
   return chunks.length === 0 ? new Uint8Array() : join(chunks)

@@ -11,8 +11,23 @@ import type { Manifest } from "../model/table.ts"
 import { ACCEPT_ENCODING, BodyFault, compress, readAll, readChunks, splitLines, unpress } from "./body.ts"
 import { openLine } from "./frame.ts"
 import {
-  type Header, type Heartbeat, type Hello, IDLE_MS, type Line, MAX_LINE_BYTES, MAX_PART_BYTES, MAX_PARTS, MAX_WAIT_SECONDS, PartsMissing, Pulse, sliceOf, type Staged,
-  SYNC_HEADER, type Trailer, Verdicts, Welcome,
+  type Header,
+  type Heartbeat,
+  type Hello,
+  IDLE_MS,
+  type Line,
+  MAX_LINE_BYTES,
+  MAX_PART_BYTES,
+  MAX_PARTS,
+  MAX_WAIT_SECONDS,
+  PartsMissing,
+  Pulse,
+  sliceOf,
+  type Staged,
+  SYNC_HEADER,
+  type Trailer,
+  Verdicts,
+  Welcome,
 } from "./protocol.ts"
 
 const MAX_JSON_BYTES = 16 * 1024 * 1024
@@ -66,7 +81,12 @@ export interface Link {
   readonly hello: (hello: Hello) => Effect.Effect<Welcome, LinkError>
   readonly manifest: (identity: Identity) => Effect.Effect<Manifest, LinkError>
   /** `nothing` new within `wait` seconds; `asked`: somebody at head office wants this school to sync now. */
-  readonly pull: (identity: Identity, cursor: Cursor, staged: Staged | null, wait: number) => Effect.Effect<PulledPage | "nothing" | "asked", LinkError>
+  readonly pull: (
+    identity: Identity,
+    cursor: Cursor,
+    staged: Staged | null,
+    wait: number,
+  ) => Effect.Effect<PulledPage | "nothing" | "asked", LinkError>
   readonly push: (identity: Identity, batch: OutgoingBatch) => Effect.Effect<VerdictsType, LinkError>
   readonly heartbeat: (identity: Identity, heartbeat: Heartbeat) => Effect.Effect<Pulse, LinkError>
 }
@@ -74,7 +94,9 @@ export interface Link {
 /** A certificate is refused for its own fault or for this machine's clock; the difference is for a person to see. */
 const sentenceOf = (cause: unknown): string => {
   const error = cause as { readonly message?: string; readonly code?: string; readonly cause?: { readonly message?: string; readonly code?: string } }
-  const text = [error.code, error.message ?? String(cause), error.cause?.code, error.cause?.message].filter((part) => part !== undefined && part !== "").join(": ")
+  const text = [error.code, error.message ?? String(cause), error.cause?.code, error.cause?.message]
+    .filter((part) => part !== undefined && part !== "")
+    .join(": ")
   if (!/cert|tls|ssl|self.signed|issuer/i.test(text)) return text
   return `the hub's certificate is not accepted (${text}). Check this machine's date and time (it says ${new Date().toISOString()}), then the certificate and the address in --hub`
 }
@@ -86,22 +108,38 @@ const typeOf = (response: Response): string => (response.headers.get("content-ty
 const expectType = (response: Response, type: string): void => {
   if (typeOf(response) === type) return
   void response.body?.cancel().catch(() => undefined)
-  throw new LinkDown({ message: `something that is not a hub answered (${typeOf(response) || "no content type"}); is there a login page on this network, or another address in --hub?` })
+  throw new LinkDown({
+    message: `something that is not a hub answered (${typeOf(response) || "no content type"}); is there a login page on this network, or another address in --hub?`,
+  })
 }
 
 const refusalOf = async (response: Response): Promise<LinkError> => {
   if (response.status >= 300 && response.status < 400) {
     void response.body?.cancel().catch(() => undefined)
-    return new LinkDown({ message: "the answer was a redirect, which a hub never sends; is there a login page on this network, or http instead of https in --hub?" })
+    return new LinkDown({
+      message: "the answer was a redirect, which a hub never sends; is there a login page on this network, or http instead of https in --hub?",
+    })
   }
   expectType(response, "application/problem+json")
   const bytes = await readAll(response.body, { maxBytes: 64 * 1024, idleMs: IDLE_MS })
-  const problem = JSON.parse(new TextDecoder().decode(bytes)) as { type?: unknown; code?: unknown; title?: unknown; detail?: unknown; expected?: unknown }
-  if (typeof problem.code !== "string" || problem.type !== `urn:schoolbus:problem:${problem.code}`) return new LinkDown({ message: "something that is not a hub refused the request" })
+  const problem = JSON.parse(new TextDecoder().decode(bytes)) as {
+    type?: unknown
+    code?: unknown
+    title?: unknown
+    detail?: unknown
+    expected?: unknown
+  }
+  if (typeof problem.code !== "string" || problem.type !== `urn:schoolbus:problem:${problem.code}`)
+    return new LinkDown({ message: "something that is not a hub refused the request" })
   const message = [problem.title, problem.detail].filter((part) => typeof part === "string").join(": ")
   return response.status >= 500 || response.status === 429
     ? new LinkDown({ message, retryAfterMs: Number(response.headers.get("retry-after") ?? 0) * 1000 || 0 })
-    : new LinkRefused({ status: response.status, code: problem.code, message, expected: typeof problem.expected === "number" ? problem.expected : null })
+    : new LinkRefused({
+        status: response.status,
+        code: problem.code,
+        message,
+        expected: typeof problem.expected === "number" ? problem.expected : null,
+      })
 }
 
 export const makeLink = (options: { readonly hub: string; readonly key: string }): Link => {
@@ -111,7 +149,14 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
   const cuts = new Map<string, number>()
 
   /** The head of the answer within `headMs`; its body is watched by whoever reads it. */
-  const request = (method: "GET" | "POST", path: string, query: Readonly<Record<string, string>>, body: BodyInit | null, headers: Readonly<Record<string, string>>, headMs: number) =>
+  const request = (
+    method: "GET" | "POST",
+    path: string,
+    query: Readonly<Record<string, string>>,
+    body: BodyInit | null,
+    headers: Readonly<Record<string, string>>,
+    headMs: number,
+  ) =>
     Effect.tryPromise({
       try: async (signal) => {
         const url = new URL(path, base)
@@ -195,12 +240,21 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
       const body = part === 0 ? new Uint8Array() : yield* Effect.promise(() => compress(batch.bytes.subarray(...sliceOf(size, part, parts))))
       const query = { ...who(identity), batch: String(batch.number), hash: batch.hash, size: String(size), part: String(part), parts: String(parts) }
       const started = performance.now()
-      const response = yield* request("POST", "/api/sync/push", query, body as BodyInit, { "content-type": "application/octet-stream" }, PUSH_ANSWER_MS)
+      const response = yield* request(
+        "POST",
+        "/api/sync/push",
+        query,
+        body as BodyInit,
+        { "content-type": "application/octet-stream" },
+        PUSH_ANSWER_MS,
+      )
       if (part > 0 && response.status === 202) {
         const seconds = Math.max(0.05, (performance.now() - started) / 1000)
         partBytes = Math.round(Math.min(MAX_PART_BYTES / 2, Math.max(LEAST_PART_BYTES, (body.length / seconds) * PART_SECONDS)))
       }
-      return response.status === 202 ? yield* json((value) => PartsMissing.parse(value), response) : yield* json((value) => Verdicts.parse(value), response)
+      return response.status === 202
+        ? yield* json((value) => PartsMissing.parse(value), response)
+        : yield* json((value) => Verdicts.parse(value), response)
     })
 
   /** What the hub has of a batch it keeps, also over restarts of either side: only the rest is sent. */
@@ -227,11 +281,17 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
     hello: (hello) => post(Welcome, "/api/sync/hello", hello),
     heartbeat: (_, heartbeat) => post(Pulse, "/api/sync/heartbeat", heartbeat),
     manifest: (identity) =>
-      Effect.flatMap(request("GET", "/api/sync/manifest", who(identity), null, {}, IDLE_MS), (response) => json((body) => body as Manifest, response)),
+      Effect.flatMap(request("GET", "/api/sync/manifest", who(identity), null, {}, IDLE_MS), (response) =>
+        json((body) => body as Manifest, response),
+      ),
     pull: (identity, cursor, staged, wait) =>
       Effect.gen(function* () {
         const query = {
-          ...who(identity), epoch: cursor.epoch, seq: String(cursor.seq), cut: cursor.cut, wait: String(Math.min(wait, MAX_WAIT_SECONDS)),
+          ...who(identity),
+          epoch: cursor.epoch,
+          seq: String(cursor.seq),
+          cut: cursor.cut,
+          wait: String(Math.min(wait, MAX_WAIT_SECONDS)),
           ...(staged === null ? {} : { staged: JSON.stringify(staged) }),
         }
         const response = yield* request("GET", "/api/sync/pull", query, null, {}, wait * 1000 + IDLE_MS)

@@ -64,7 +64,8 @@ export const decodeBatch = (text: string): { readonly ok: DecodedBatch } | { rea
   }
   if (!Array.isArray(first) || first[0] !== "batch") return { refused: 'the first line is not ["batch", …]' }
   const header = BatchHeaderLine.safeParse(first[1])
-  if (!header.success) return { refused: `the batch header is malformed: ${header.error.issues[0]?.path.join(".")} ${header.error.issues[0]?.message}` }
+  if (!header.success)
+    return { refused: `the batch header is malformed: ${header.error.issues[0]?.path.join(".")} ${header.error.issues[0]?.message}` }
   const changes: Array<Change> = []
   const unreadable: Array<{ id: number; raw: string; reason: string }> = []
   for (const raw of lines.slice(1)) {
@@ -76,7 +77,12 @@ export const decodeBatch = (text: string): { readonly ok: DecodedBatch } | { rea
     }
     const change = ChangeLine.safeParse(json)
     if (change.success) changes.push(change.data as Change)
-    else unreadable.push({ id: Number((json as { id?: unknown } | undefined)?.id ?? -1 - unreadable.length), raw, reason: change.error.issues[0]?.message ?? "not a change" })
+    else
+      unreadable.push({
+        id: Number((json as { id?: unknown } | undefined)?.id ?? -1 - unreadable.length),
+        raw,
+        reason: change.error.issues[0]?.message ?? "not a change",
+      })
   }
   const { incarnation, number, manifest } = header.data
   return { ok: { batch: { incarnation, number, manifest, changes }, header: header.data, unreadable } }

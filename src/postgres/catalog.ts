@@ -5,7 +5,9 @@ import { kindOf, type Wire } from "../model/value.ts"
 import type { PostgresError, Session } from "./client.ts"
 
 /** The rules of one table, as config and the built-in list give them. */
-export type Wanted = Pick<Table, "name" | "audience" | "direction" | "priority" | "strategy" | "columnStrategies" | "system"> & { readonly local?: string }
+export type Wanted = Pick<Table, "name" | "audience" | "direction" | "priority" | "strategy" | "columnStrategies" | "system"> & {
+  readonly local?: string
+}
 
 export interface Catalog {
   readonly tables: ReadonlyArray<Table>
@@ -100,7 +102,8 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         continue
       }
       if (relation.kind !== "r") {
-        const what = relation.kind === "p" ? "a partitioned table" : relation.kind === "v" || relation.kind === "m" ? "a view" : "not an ordinary table"
+        const what =
+          relation.kind === "p" ? "a partitioned table" : relation.kind === "v" || relation.kind === "m" ? "a view" : "not an ordinary table"
         problems.push(`${rule.name} is ${what}; only ordinary tables can be synced`)
         continue
       }
@@ -109,10 +112,14 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         continue
       }
       const mine = columns.filter((column) => column.tbl === rule.name)
-      const unique = indexes.filter((index) => index.tbl === rule.name).map((index) => ({ primary: index.is_primary, cols: JSON.parse(index.cols) as Array<string> }))
+      const unique = indexes
+        .filter((index) => index.tbl === rule.name)
+        .map((index) => ({ primary: index.is_primary, cols: JSON.parse(index.cols) as Array<string> }))
       const key = unique.find((index) => index.primary)?.cols
       if (key === undefined) {
-        problems.push(`table ${rule.name} has no primary key, so its updates and deletes cannot be told apart; add one: ALTER TABLE ${rule.name} ADD PRIMARY KEY (…)`)
+        problems.push(
+          `table ${rule.name} has no primary key, so its updates and deletes cannot be told apart; add one: ALTER TABLE ${rule.name} ADD PRIMARY KEY (…)`,
+        )
         continue
       }
       if (relation.identity !== "d" && relation.identity !== "f") {
@@ -123,11 +130,13 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         problems.push(`audience column ${rule.audience.column} of table ${rule.name} does not exist; columns are ${[...known].join(", ")}`)
       }
       for (const column of Object.keys(rule.columnStrategies)) {
-        if (!known.has(column)) problems.push(`column ${column} of table ${rule.name} has a strategy but does not exist; columns are ${[...known].join(", ")}`)
+        if (!known.has(column))
+          problems.push(`column ${column} of table ${rule.name} has a strategy but does not exist; columns are ${[...known].join(", ")}`)
       }
       for (const column of key) {
         const kind = kindOf(baseName(mine.find((c) => c.name === column)?.oid ?? ""))
-        if (kind === "float") problems.push(`key column ${column} of table ${rule.name} is floating-point, which cannot name a row exactly; use numeric, bigint or uuid`)
+        if (kind === "float")
+          problems.push(`key column ${column} of table ${rule.name} is floating-point, which cannot name a row exactly; use numeric, bigint or uuid`)
       }
       toastable.set(rule.name, new Set(mine.filter((column) => column.toastable).map((column) => column.name)))
       tables.push({
@@ -155,17 +164,21 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
     const byLocal = new Map<string, string>()
     for (const table of tables) {
       const other = byLocal.get(table.local)
-      if (other !== undefined) problems.push(`tables ${other} and ${table.name} would both be called ${table.local} in the school's file; rename one of them`)
+      if (other !== undefined)
+        problems.push(`tables ${other} and ${table.name} would both be called ${table.local} in the school's file; rename one of them`)
       byLocal.set(table.local, table.name)
     }
     return { tables, problems, toastable }
   })
 
 const constantToWire = (kind: ReturnType<typeof kindOf>, text: string): Wire =>
-  kind === "bool" ? text === "true" || text === "t"
-  : kind === "int" || (kind === "float" && Number.isFinite(Number(text))) ? Number(text)
-  : kind === "bytea" ? text.replace(/^\\x/, "")
-  : text
+  kind === "bool"
+    ? text === "true" || text === "t"
+    : kind === "int" || (kind === "float" && Number.isFinite(Number(text)))
+      ? Number(text)
+      : kind === "bytea"
+        ? text.replace(/^\\x/, "")
+        : text
 
 /** Defaults that are constants, evaluated by Postgres itself, by `table NUL column`. */
 const readConstants = (session: Session, columns: ReadonlyArray<ColumnRow>): Effect.Effect<ReadonlyMap<string, string>, PostgresError> =>

@@ -59,22 +59,23 @@ export interface PostgresPool extends Session {
 }
 
 /** Retrying makes sense: the server was away, busy, or chose this transaction as a victim. */
-export const isTransient = (error: PostgresError): boolean =>
-  error.sqlstate === "" || /^(08|40|53|55P03|57P0|57014|25006)/.test(error.sqlstate)
+export const isTransient = (error: PostgresError): boolean => error.sqlstate === "" || /^(08|40|53|55P03|57P0|57014|25006)/.test(error.sqlstate)
 
-const toError = (sql: string) => (cause: unknown): PostgresError => {
-  const e = cause as { code?: string; message?: string; detail?: string; constraint_name?: string; table_name?: string; column_name?: string }
-  const code = typeof e.code === "string" && /^[0-9A-Z]{5}$/.test(e.code) ? e.code : ""
-  return new PostgresError({
-    sqlstate: code,
-    message: e.message ?? String(cause),
-    detail: e.detail ?? "",
-    constraint: e.constraint_name ?? "",
-    table: e.table_name ?? "",
-    column: e.column_name ?? "",
-    sql,
-  })
-}
+const toError =
+  (sql: string) =>
+  (cause: unknown): PostgresError => {
+    const e = cause as { code?: string; message?: string; detail?: string; constraint_name?: string; table_name?: string; column_name?: string }
+    const code = typeof e.code === "string" && /^[0-9A-Z]{5}$/.test(e.code) ? e.code : ""
+    return new PostgresError({
+      sqlstate: code,
+      message: e.message ?? String(cause),
+      detail: e.detail ?? "",
+      constraint: e.constraint_name ?? "",
+      table: e.table_name ?? "",
+      column: e.column_name ?? "",
+      sql,
+    })
+  }
 
 const utf8 = new TextDecoder()
 

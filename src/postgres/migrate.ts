@@ -51,7 +51,11 @@ export const migrateHub = (pg: PostgresPool): Effect.Effect<void, PostgresError 
           const before = applied.find((row) => row.number === file.number)
           if (before === undefined) {
             yield* session.execute(file.sql)
-            yield* session.execute(`INSERT INTO schoolbus.migrations (number, name, sha256) VALUES ($1, $2, $3)`, [file.number, file.name, file.sha256])
+            yield* session.execute(`INSERT INTO schoolbus.migrations (number, name, sha256) VALUES ($1, $2, $3)`, [
+              file.number,
+              file.name,
+              file.sha256,
+            ])
           } else if (before.sha256 !== file.sha256) {
             return yield* new HubMigrationRefused({
               message: `sql/hub/${file.name} differs from what was applied to this database (${before.sha256.slice(0, 12)}). Install the program from its release again; nothing was changed.`,

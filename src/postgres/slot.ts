@@ -61,7 +61,8 @@ const refusalOf = (error: PostgresError): string | null => {
   }
   if (error.sqlstate === "55000") return "wal_level is not logical: run ALTER SYSTEM SET wal_level = logical and restart Postgres"
   if (error.sqlstate === "42501") return "the role may not create replication slots: run ALTER ROLE … REPLICATION"
-  if (error.sqlstate === "53400") return "no replication slot is free: raise max_replication_slots and restart Postgres, or drop a slot that nobody uses"
+  if (error.sqlstate === "53400")
+    return "no replication slot is free: raise max_replication_slots and restart Postgres, or drop a slot that nobody uses"
   return null
 }
 

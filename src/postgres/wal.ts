@@ -19,7 +19,12 @@ const STATUS_INTERVAL_MS = 10_000
 const SILENCE_MS = 120_000
 
 /** `busy`: another consumer holds the slot. */
-export class WalStopped extends Data.TaggedError("WalStopped")<{ readonly slot: string; readonly busy: boolean; readonly sqlstate: string; readonly message: string }> {}
+export class WalStopped extends Data.TaggedError("WalStopped")<{
+  readonly slot: string
+  readonly busy: boolean
+  readonly sqlstate: string
+  readonly message: string
+}> {}
 
 export interface WalMessage {
   /** Of a commit message: the byte after its commit record, so the position up to which the slot may be told. */
@@ -136,7 +141,14 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
         setInterval(() => {
           report()
           if (messages.length === 0 && Date.now() - lastByteAt > SILENCE_MS) {
-            stop(new WalStopped({ slot: options.slot, busy: false, sqlstate: "", message: `no byte from Postgres for ${SILENCE_MS / 1000} s; connecting again` }))
+            stop(
+              new WalStopped({
+                slot: options.slot,
+                busy: false,
+                sqlstate: "",
+                message: `no byte from Postgres for ${SILENCE_MS / 1000} s; connecting again`,
+              }),
+            )
           }
         }, STATUS_INTERVAL_MS),
       ),

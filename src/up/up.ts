@@ -66,7 +66,9 @@ export const pushAll = (
       if (verdicts.answer === null) {
         // The hub's ledger ends earlier than ours: what it has lost is sent again from the kept bytes.
         const expected = verdicts.expected ?? batch.number
-        const [kept] = yield* file.read((tx) => tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_batch WHERE number = ?) AS n", [expected]))
+        const [kept] = yield* file.read((tx) =>
+          tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_batch WHERE number = ?) AS n", [expected]),
+        )
         if (kept?.n !== 1) return yield* lost(expected)
         yield* sendAgainFrom(file, expected)
         continue

@@ -67,7 +67,13 @@ const start = (file: ModuleFile, outDir: string): Effect.Effect<Running, WorkerF
     const died = yield* Deferred.make<never, WorkerFailed>()
     let answer: Deferred.Deferred<FromWorker> = yield* Deferred.make<FromWorker>()
     const readAsked = (table: string, key: Extract<FromWorker, { kind: "ask" }>["key"]) =>
-      db.read((tx) => readRow(tx, localName(table), key.map((value) => (typeof value === "number" && Number.isInteger(value) ? BigInt(value) : value))))
+      db.read((tx) =>
+        readRow(
+          tx,
+          localName(table),
+          key.map((value) => (typeof value === "number" && Number.isInteger(value) ? BigInt(value) : value)),
+        ),
+      )
     worker.onmessage = (event: MessageEvent<FromWorker>) => {
       const message = event.data
       switch (message.kind) {
@@ -120,7 +126,9 @@ export const subscribedTables = (folder: string | null): Effect.Effect<ReadonlyA
     const tables = new Set<string>()
     for (const file of yield* moduleFiles(folder)) {
       const on = yield* Effect.scoped(Effect.map(start(file, folder), (running) => running.on)).pipe(
-        Effect.catchTag("WorkerFailed", (failed) => Effect.as(Effect.logError(`worker module ${failed.module}: ${failed.error}`), new Map<string, ReadonlySet<WorkerOp>>())),
+        Effect.catchTag("WorkerFailed", (failed) =>
+          Effect.as(Effect.logError(`worker module ${failed.module}: ${failed.error}`), new Map<string, ReadonlySet<WorkerOp>>()),
+        ),
       )
       for (const table of on.keys()) tables.add(table)
     }
@@ -215,7 +223,9 @@ const keepRunning = (file: ModuleFile, outDir: string): Effect.Effect<never, nev
       const [took, failed] = yield* Effect.scoped(feedModule(file, outDir, progress)).pipe(
         Effect.as<WorkerFailed | LibsqlError | null>(null),
         Effect.catch((error) => Effect.succeed(error)),
-        Effect.catchCause((cause) => Effect.as(Effect.logError(`worker module ${file.name}`, cause), new WorkerFailed({ module: file.name, error: "internal error" }))),
+        Effect.catchCause((cause) =>
+          Effect.as(Effect.logError(`worker module ${file.name}`, cause), new WorkerFailed({ module: file.name, error: "internal error" })),
+        ),
         Effect.timed,
       )
       if (failed === null || Duration.toMillis(took) > HEALTHY_MS) wait = yield* Schedule.toStepWithSleep(backoff)

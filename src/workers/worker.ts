@@ -17,12 +17,14 @@ const textOf = (cause: unknown): string => (cause instanceof Error ? (cause.stac
 
 /** null: this is a worker module; else what is wrong with it. */
 const faultOf = (value: unknown): string | null => {
-  if (typeof value !== "object" || value === null) return "has no default export; write `export default { on: { punches: [\"insert\"] }, handle(events, ctx) { … } }`"
+  if (typeof value !== "object" || value === null)
+    return 'has no default export; write `export default { on: { punches: ["insert"] }, handle(events, ctx) { … } }`'
   const { on, handle, timeoutSeconds } = value as Partial<Record<keyof WorkerModule, unknown>>
   if (typeof handle !== "function") return "its default export has no function `handle`"
   if (typeof on !== "object" || on === null || Object.keys(on).length === 0) return "its default export has no tables in `on`"
   for (const [table, ops] of Object.entries(on)) {
-    if (!Array.isArray(ops) || ops.length === 0 || !ops.every((op) => OPS.includes(op as string))) return `on.${table} is not a list of ${OPS.join(", ")}`
+    if (!Array.isArray(ops) || ops.length === 0 || !ops.every((op) => OPS.includes(op as string)))
+      return `on.${table} is not a list of ${OPS.join(", ")}`
   }
   const isTime = timeoutSeconds === undefined || (typeof timeoutSeconds === "number" && timeoutSeconds > 0 && timeoutSeconds <= 3600)
   return isTime ? null : "timeoutSeconds is not a number of seconds up to 3600"

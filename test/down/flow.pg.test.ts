@@ -40,10 +40,23 @@ test("each school gets its own rows and shared ones, value for value", async () 
   expect(await a.rows("SELECT id FROM pupils ORDER BY id")).toEqual([{ id: id(1) }, { id: id(2) }])
   expect(await b.rows("SELECT id FROM pupils")).toEqual([{ id: id(3) }])
   expect(await b.rows("SELECT name FROM terms ORDER BY id")).toEqual([{ name: "spring" }, { name: "autumn" }])
-  const [row] = await a.rows(`SELECT points, typeof(points) tp, CAST(big AS TEXT) big, ratio, typeof(ratio) tr, hex(photo) photo, born, seen, mood, tags, extra, active FROM pupils WHERE id = ?`, [id(1)])
+  const [row] = await a.rows(
+    `SELECT points, typeof(points) tp, CAST(big AS TEXT) big, ratio, typeof(ratio) tr, hex(photo) photo, born, seen, mood, tags, extra, active FROM pupils WHERE id = ?`,
+    [id(1)],
+  )
   expect(row).toEqual({
-    points: "1.50", tp: "text", big: "9223372036854775807", ratio: 0.1, tr: "real", photo: "00FF", born: "2015-01-02",
-    seen: "2026-01-01 08:00:00.123456+00", mood: "glad", tags: '{x,"y z"}', extra: '{"k": [1, 2.50]}', active: 1,
+    points: "1.50",
+    tp: "text",
+    big: "9223372036854775807",
+    ratio: 0.1,
+    tr: "real",
+    photo: "00FF",
+    born: "2015-01-02",
+    seen: "2026-01-01 08:00:00.123456+00",
+    mood: "glad",
+    tags: '{x,"y z"}',
+    extra: '{"k": [1, 2.50]}',
+    active: 1,
   })
   const [c] = await b.rows("SELECT ratio, seen, typeof(photo) t, length(photo) n, extra FROM pupils")
   expect(c).toEqual({ ratio: "NaN", seen: "infinity", t: "blob", n: 0, extra: "null" })
@@ -83,7 +96,9 @@ test("a vps_wins loss writes nothing in Postgres and gives way in the school; sc
   await world.settle()
   await a.pull()
   // Not undone before its verdict.
-  expect(await a.rows("SELECT username, phone, points FROM pupils WHERE id = ?", [id(1)])).toEqual([{ username: "from-school", phone: "school", points: "1.50" }])
+  expect(await a.rows("SELECT username, phone, points FROM pupils WHERE id = ?", [id(1)])).toEqual([
+    { username: "from-school", phone: "school", points: "1.50" },
+  ])
   const [before] = await world.sql`SELECT xmin::text FROM pupils WHERE id = ${id(1)}`
   const [verdicts] = await a.push()
   expect(verdicts?.exceptions.map((e) => e.verdict)).toEqual(["conflict"])
@@ -92,7 +107,9 @@ test("a vps_wins loss writes nothing in Postgres and gives way in the school; sc
   expect(before?.xmin).not.toBe(after?.xmin)
   await world.settle()
   await a.pull()
-  expect(await a.rows("SELECT username, phone, points FROM pupils WHERE id = ?", [id(1)])).toEqual([{ username: "from-office", phone: "school", points: "9.00" }])
+  expect(await a.rows("SELECT username, phone, points FROM pupils WHERE id = ?", [id(1)])).toEqual([
+    { username: "from-office", phone: "school", points: "9.00" },
+  ])
   expect(await world.sql`SELECT column_name, base, mine, theirs, kept, winner FROM schoolbus.conflicts ORDER BY column_name`).toEqual([
     { column_name: "phone", base: '"123"', mine: '"school"', theirs: '"office"', kept: '"school"', winner: "school" },
     { column_name: "username", base: '"amina"', mine: '"from-school"', theirs: '"from-office"', kept: '"from-office"', winner: "vps" },
@@ -130,11 +147,18 @@ test("a row of another school is quarantined, nothing is written, the rest goes 
   await a.write("INSERT INTO pupils (id, school_id, name, points, active, born) VALUES (?, 'a', 'Bad', '0', 1, 'not a date')", [id(6)])
   await a.write("INSERT INTO pupils (id, school_id, name, points, active) VALUES (?, 'a', 'Good', '0', 1)", [id(7)])
   const [verdicts] = await a.push()
-  expect(verdicts?.exceptions.map((e) => [e.verdict, e.reason])).toEqual([["quarantined", "not_allowed"], ["quarantined", "type"]])
+  expect(verdicts?.exceptions.map((e) => [e.verdict, e.reason])).toEqual([
+    ["quarantined", "not_allowed"],
+    ["quarantined", "type"],
+  ])
   expect(await world.sql`SELECT name FROM pupils WHERE id IN (${id(5)}, ${id(6)}, ${id(7)})`).toEqual([{ name: "Good" }])
   await world.settle()
   await a.pull()
-  expect(await a.rows("SELECT name FROM pupils WHERE id IN (?, ?, ?) ORDER BY name", [id(5), id(6), id(7)])).toEqual([{ name: "Bad" }, { name: "Good" }, { name: "Spy" }])
+  expect(await a.rows("SELECT name FROM pupils WHERE id IN (?, ?, ?) ORDER BY name", [id(5), id(6), id(7)])).toEqual([
+    { name: "Bad" },
+    { name: "Good" },
+    { name: "Spy" },
+  ])
   await b.pull()
   expect(await b.rows("SELECT name FROM pupils WHERE name IN ('Spy', 'Good', 'Bad')")).toEqual([])
 })
@@ -147,7 +171,10 @@ test("unique values that swap between rows arrive", async () => {
   })
   await world.settle()
   await b.pull()
-  expect(await b.rows("SELECT username FROM pupils WHERE id IN (?, ?) ORDER BY id", [id(2), id(3)])).toEqual([{ username: "chidi" }, { username: "bilal" }])
+  expect(await b.rows("SELECT username FROM pupils WHERE id IN (?, ?) ORDER BY id", [id(2), id(3)])).toEqual([
+    { username: "chidi" },
+    { username: "bilal" },
+  ])
   expect(await b.rows("SELECT count(*) AS n FROM schoolbus_behind")).toEqual([{ n: 0 }])
 })
 
@@ -167,7 +194,10 @@ test("when the slot is dropped, only what differs comes down", async () => {
   const [slot] = await world.sql`SELECT slot_name FROM pg_replication_slots WHERE database = current_database()`
   await world.sql`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = ${slot?.slot_name} AND active`
   for (let dropped = false; !dropped; ) {
-    dropped = await world.sql`SELECT pg_drop_replication_slot(${slot?.slot_name})`.then(() => true, () => false)
+    dropped = await world.sql`SELECT pg_drop_replication_slot(${slot?.slot_name})`.then(
+      () => true,
+      () => false,
+    )
   }
   await world.sql`UPDATE pupils SET phone = 'missed' WHERE id = ${id(3)}`
   await world.sql`DELETE FROM pupils WHERE id = ${id(2)}`

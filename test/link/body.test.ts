@@ -1,6 +1,19 @@
 import { gzipSync, zstdCompressSync } from "node:zlib"
 import { expect, it } from "vitest"
-import { ACCEPT_ENCODING, BodyFault, compress, type Encoding, encodingFor, inflate, INFLATE_FLOOR_BYTES, pressLines, readAll, readChunks, splitLines, unpress } from "../../src/link/body.ts"
+import {
+  ACCEPT_ENCODING,
+  BodyFault,
+  compress,
+  type Encoding,
+  encodingFor,
+  inflate,
+  INFLATE_FLOOR_BYTES,
+  pressLines,
+  readAll,
+  readChunks,
+  splitLines,
+  unpress,
+} from "../../src/link/body.ts"
 
 const lines = Array.from({ length: 40 }, (_, i) => JSON.stringify([i, crypto.randomUUID().repeat(200), "Ünï"]))
 const pieces = () => lines.map((line) => `${line}\n`)[Symbol.iterator]()
@@ -20,7 +33,8 @@ const from = async function* (chunks: Iterable<Uint8Array>, error?: Error) {
   yield* chunks
   if (error !== undefined) throw error
 }
-const chop = (bytes: Uint8Array, size: number) => Array.from({ length: Math.ceil(bytes.length / size) }, (_, i) => bytes.subarray(i * size, (i + 1) * size))
+const chop = (bytes: Uint8Array, size: number) =>
+  Array.from({ length: Math.ceil(bytes.length / size) }, (_, i) => bytes.subarray(i * size, (i + 1) * size))
 
 const readable: ReadonlyArray<Encoding> = ["gzip", "identity", ...(ACCEPT_ENCODING.includes("zstd") ? ["zstd" as const] : [])]
 
@@ -81,7 +95,7 @@ it("refuses a bomb and keeps honest regular data", async () => {
   const bomb = zstdCompressSync(Buffer.alloc(INFLATE_FLOOR_BYTES + 1))
   expect(() => inflate(bomb, 1e9)).toThrow(/more than/)
   expect(() => inflate(gzipSync(Buffer.alloc(2000)), 1000)).toThrow(/more than 1000 bytes/)
-  expect((inflate(zstdCompressSync(Buffer.alloc(INFLATE_FLOOR_BYTES)), 1e9)).length).toBe(INFLATE_FLOOR_BYTES)
+  expect(inflate(zstdCompressSync(Buffer.alloc(INFLATE_FLOOR_BYTES)), 1e9).length).toBe(INFLATE_FLOOR_BYTES)
 })
 
 it("damage in a body is a fault", async () => {
@@ -100,7 +114,13 @@ it("a silent or endless sender is let go", async () => {
 })
 
 it("picks the best coding that the peer takes", () => {
-  for (const [accept, encoding] of [["zstd, gzip", "zstd"], ["gzip, deflate, br", "gzip"], ["GZIP;q=1, zstd;q=0", "gzip"], ["br", "identity"], [null, "identity"]] as const) {
+  for (const [accept, encoding] of [
+    ["zstd, gzip", "zstd"],
+    ["gzip, deflate, br", "gzip"],
+    ["GZIP;q=1, zstd;q=0", "gzip"],
+    ["br", "identity"],
+    [null, "identity"],
+  ] as const) {
     expect(encodingFor(accept)).toBe(encoding)
   }
 })

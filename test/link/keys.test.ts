@@ -26,7 +26,8 @@ it("notices every single mistyped digit", () => {
 })
 
 it("refuses what is no key at all", () => {
-  for (const text of ["", "sb_", "Bearer x", newKey().text.slice(0, -1), `${newKey().text}0`, newKey().text.toUpperCase()]) expect(parseKey(text)).toBeNull()
+  for (const text of ["", "sb_", "Bearer x", newKey().text.slice(0, -1), `${newKey().text}0`, newKey().text.toUpperCase()])
+    expect(parseKey(text)).toBeNull()
 })
 
 it("matches only the secret that belongs to the hash", () => {

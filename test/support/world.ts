@@ -129,7 +129,11 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
     }
     await install()
     const manifestOf = () =>
-      run(file.read((tx) => Effect.map(tx.all<{ manifest: string }>("SELECT manifest FROM schoolbus_state"), ([row]) => JSON.parse(row?.manifest ?? "{}") as Manifest)))
+      run(
+        file.read((tx) =>
+          Effect.map(tx.all<{ manifest: string }>("SELECT manifest FROM schoolbus_state"), ([row]) => JSON.parse(row?.manifest ?? "{}") as Manifest),
+        ),
+      )
     const freezeAll = async (): Promise<void> => {
       const manifest = await manifestOf()
       while ((await run(file.write((tx) => freeze(tx, manifest, Date.now())))).batches > 0);
@@ -137,7 +141,11 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
     const push = async (): Promise<ReadonlyArray<Verdicts>> => {
       await freezeAll()
       const batches = await run(
-        file.read((tx) => tx.all<{ number: number; hash: string; bytes: Uint8Array }>("SELECT number, hash, bytes FROM schoolbus_batch WHERE settled_at IS NULL ORDER BY number")),
+        file.read((tx) =>
+          tx.all<{ number: number; hash: string; bytes: Uint8Array }>(
+            "SELECT number, hash, bytes FROM schoolbus_batch WHERE settled_at IS NULL ORDER BY number",
+          ),
+        ),
       )
       const verdicts: Array<Verdicts> = []
       for (const batch of batches) {

@@ -9,7 +9,13 @@ import { Libsql } from "../../src/libsql/client.ts"
 import { startWorkers, subscribedTables } from "../../src/workers/host.ts"
 import { column, manifestOf, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
 
-const pupils = table("pupils", [column("id", "text", { notNull: true }), column("school_id"), column("name"), column("photo", "bytea"), column("points", "bigint")])
+const pupils = table("pupils", [
+  column("id", "text", { notNull: true }),
+  column("school_id"),
+  column("name"),
+  column("photo", "bytea"),
+  column("points", "bigint"),
+])
 
 const made: Array<() => Promise<void>> = []
 afterEach(async () => {
@@ -53,7 +59,9 @@ const makeHost = async (modules: ReadonlyArray<string>): Promise<Host> => {
     start,
     lines: (module, file) => {
       try {
-        return readFileSync(join(outDir, "workers", module, file), "utf8").trimEnd().split("\n")
+        return readFileSync(join(outDir, "workers", module, file), "utf8")
+          .trimEnd()
+          .split("\n")
       } catch {
         return []
       }

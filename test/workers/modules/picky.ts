@@ -2,7 +2,10 @@
 export default {
   on: { pupils: ["insert"] },
   timeoutSeconds: 0.5,
-  async handle(events: ReadonlyArray<{ readonly row: { readonly name: string } | null }>, ctx: { append: (file: string, line: string) => Promise<void> }) {
+  async handle(
+    events: ReadonlyArray<{ readonly row: { readonly name: string } | null }>,
+    ctx: { append: (file: string, line: string) => Promise<void> },
+  ) {
     for (const { row } of events) {
       const name = row?.name ?? ""
       await ctx.append("shown.txt", name)
