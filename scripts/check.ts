@@ -13,7 +13,7 @@ const biome = (command: string, ...more: ReadonlyArray<string>): ReadonlyArray<s
   command,
   "--config-path=scripts/lint.json",
   ...more,
-  ...["src", "device", "test", "scripts", "workers", "schoolbus.config.ts"],
+  ...["src", "device", "test", "scripts", "schoolbus.config.ts"],
 ]
 
 // Deno from npm stands in where none is installed.

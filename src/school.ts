@@ -283,7 +283,13 @@ const session = (options: SchoolOptions, link: ReturnType<typeof makeLink>, stre
     // A hub that cannot write to Postgres now still has rows for us: only what waits to go up waits.
     let pushWait = yield* Schedule.toStepWithSleep(backoff)
     const pushSoon = push.pipe(
-      Effect.andThen(Effect.flatMap(Schedule.toStepWithSleep(backoff), (fresh) => Effect.sync(() => void (pushWait = fresh)))),
+      Effect.andThen(
+        Effect.flatMap(Schedule.toStepWithSleep(backoff), (fresh) =>
+          Effect.sync(() => {
+            pushWait = fresh
+          }),
+        ),
+      ),
       Effect.andThen(Effect.race(Effect.sleep(OPEN_POLL_MS), wake.await)),
       Effect.catchTag("LinkDown", (error) =>
         Effect.gen(function* () {

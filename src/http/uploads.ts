@@ -64,7 +64,11 @@ export const openUploads = (root: string, now: () => number = Date.now): Effect.
     yield* Effect.forkScoped(
       Effect.repeat(
         Effect.promise(sweep).pipe(
-          Effect.tap((bytes) => Effect.sync(() => void (total = bytes))),
+          Effect.tap((bytes) =>
+            Effect.sync(() => {
+              total = bytes
+            }),
+          ),
           Effect.ignoreCause({ log: "Warn" }),
         ),
         Schedule.spaced(SWEEP_MS),

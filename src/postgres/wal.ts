@@ -173,7 +173,10 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
 
     const take: WalReader["take"] = Effect.callback((give) => {
       const hand = (): void => {
-        if (stopped !== null) return give(Effect.fail(stopped))
+        if (stopped !== null) {
+          give(Effect.fail(stopped))
+          return
+        }
         if (messages.length === 0 && keepalive === null) {
           wake = hand
           return

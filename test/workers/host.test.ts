@@ -35,7 +35,9 @@ const makeHost = async (modules: ReadonlyArray<string>): Promise<Host> => {
   // Beside the originals, so that their imports hold.
   const folder = mkdtempSync(join(import.meta.dirname, ".modules-"))
   const outDir = mkdtempSync(join(tmpdir(), "schoolbus-workers-"))
-  made.push(async () => [folder, outDir].forEach((one) => rmSync(one, { recursive: true, force: true })))
+  made.push(async () => {
+    for (const one of [folder, outDir]) rmSync(one, { recursive: true, force: true })
+  })
   mkdirSync(folder, { recursive: true })
   for (const module of modules) cpSync(join(import.meta.dirname, "modules", `${module}.ts`), join(folder, `${module}.ts`))
   const give = <A, E>(effect: Effect.Effect<A, E, Libsql | Scope.Scope>, scope: Scope.Scope) =>
@@ -66,7 +68,9 @@ const makeHost = async (modules: ReadonlyArray<string>): Promise<Host> => {
         return []
       }
     },
-    insert: (...names) => names.forEach((name) => school.program("INSERT INTO pupils (id, school_id, name) VALUES (?, 's1', ?)", [`p${++n}`, name])),
+    insert: (...names) => {
+      for (const name of names) school.program("INSERT INTO pupils (id, school_id, name) VALUES (?, 's1', ?)", [`p${++n}`, name])
+    },
   }
 }
 
