@@ -2,7 +2,7 @@
  * One part of a cut inside its transaction: capture is off, open writes are frozen first, so that no pulled value is taken
  * for a local edit. Rows with pending or held edits stay as they are and what came for them waits behind.
  *
- *     freeze ─> settle ledger rows ─> records ─> end holds ─> shield ─> rows ─> release ─> retry what could not be applied
+ *     freeze ─> settle ledger rows ─> records ─> end holds ─> shield ─> rows ─> release
  */
 import * as Effect from "effect/Effect"
 import { hasOpen } from "../libsql/changes.ts"
@@ -10,7 +10,7 @@ import type { LibsqlError, Tx } from "../libsql/client.ts"
 import { freezeOpen } from "../libsql/freeze.ts"
 import { type Delivery, idOf, type Item, type Part } from "./delivery.ts"
 import { endHolds } from "./hold.ts"
-import { forgetBehind, keepBehind, keepRefused, releaseRows, retryBehind, settleBatches, type Touched } from "./settle.ts"
+import { forgetBehind, keepBehind, keepRefused, releaseRows, settleBatches, type Touched } from "./settle.ts"
 import { showRows } from "./show.ts"
 
 /** Up to so many shielded rows are read whole; of more, the part's own are looked up. */
@@ -90,6 +90,5 @@ export const applyPart = (
     free.sort((a, b) => (a.target !== b.target ? 0 : a.key < b.key ? -1 : 1))
     yield* keepRefused(delivery, yield* showRows(tx, free))
     yield* releaseRows(delivery, touched, fresh, ended.restore)
-    yield* retryBehind(delivery)
     return settled
   })

@@ -17,7 +17,7 @@ import type { Cursor } from "../model/cursor.ts"
 import { classOf, type Manifest } from "../model/table.ts"
 import { applyPart, delivering } from "./cut.ts"
 import { type Delivery, type Item, type Part, partOf, readTargets, type Row, type RowsLine, type Targets } from "./delivery.ts"
-import { retryBehind } from "./settle.ts"
+import { type BehindPlace, FIRST_PLACE, retryBehind, retrySome } from "./settle.ts"
 import { applyOrder, discardMet, discardStage, ledgerLines, nextLines, removeLines, stagedHeaders, stagedPosition, stageLines } from "./stage.ts"
 import { hasRows, sweep } from "./sweep.ts"
 
@@ -25,18 +25,20 @@ export type { RowsLine } from "./delivery.ts"
 
 /** A page that is likely to need the write lock for longer is applied in chunks. */
 const LOCK_MS = 200
-/** Write lock that one chunk aims at. */
-const CHUNK_MS = LOCK_MS / 2
-const CHUNK_ROWS = { least: 500, first: 2_000, most: 20_000 }
+/** Write lock that one chunk aims at: a program that comes in its middle still looks often enough to get its turn after it. */
+const CHUNK_MS = 70
+const CHUNK_ROWS = { least: 500, first: 1_000, most: 20_000 }
 const CHUNK_CHARACTERS = 2 * 1024 * 1024
 /**
- * After a transaction that a program may have waited for, the lock is left alone for a moment. SQLite's busy handler looks
- * every 25 ms while it has waited less than 128 ms in all.
+ * After a transaction that a program may have waited for, the lock is left alone for longer than SQLite's busy handler then
+ * sleeps: it looks every 25 ms at first, every 50 ms after 128 ms, and every 100 ms in the end.
  */
-const BREATH_MS = 30
-const BREATH_AFTER_MS = 10
+const breathMs = (heldMs: number): number => (heldMs <= 10 ? 0 : heldMs <= 100 ? 30 : heldMs <= 200 ? 60 : 110)
+const CHECKPOINT_AFTER_MS = 40
 /** Changes of the batches that one transaction settles. */
 const SETTLE_CHANGES = 2_000
+/** Rows behind that one transaction tries again, while a longer cut is applied. */
+const RETRY_ROWS = 1_000
 
 /** The page is not for this file as it stands; `reason` says which. Nothing was written. */
 export class DeliverRefused extends Data.TaggedError("DeliverRefused")<{
@@ -142,10 +144,12 @@ export class Deliver extends Context.Service<
           const now = yield* Clock.currentTimeMillis
           const { changes, isMore } = yield* db.write((tx) => Effect.flatMap(open(tx), ({ targets }) => freeze(tx, targets.manifest, now)))
           if (changes === 0 && !isMore) return
-          yield* Effect.sleep(BREATH_MS)
+          yield* Effect.sleep(breathMs((yield* Clock.currentTimeMillis) - now))
         }
       })
 
+      /** Else the next program that commits would have to carry over what we wrote. */
+      const checkpoint = Effect.ignoreCause(db.read((tx) => tx.all("PRAGMA wal_checkpoint(PASSIVE)")))
       let free = 0
       let msPerRow = 0
       /** One write transaction with capture off, not too soon after the one before; answers how long it held the lock, too. */
@@ -163,7 +167,8 @@ export class Deliver extends Context.Service<
           }),
         )
         const ended = yield* Clock.currentTimeMillis
-        if (ended - began > BREATH_AFTER_MS) free = ended + BREATH_MS
+        free = ended + breathMs(ended - began)
+        if (ended - began > CHECKPOINT_AFTER_MS) yield* checkpoint
         return { value, heldMs: ended - began }
       })
 
@@ -171,6 +176,7 @@ export class Deliver extends Context.Service<
         const { value, heldMs } = yield* deliver((delivery) =>
           Effect.gen(function* () {
             const settled = yield* applyPart(delivery, part, false)
+            yield* retryBehind(delivery)
             yield* setCursor(delivery.tx, header)
             return { settled, behind: yield* countBehind(delivery.tx) }
           }),
@@ -232,6 +238,11 @@ export class Deliver extends Context.Service<
           )
         }
         const settled = yield* settleStaged(targets)
+        // Some at a time first; what is left turns in a circle, or waits for something else.
+        for (let place: BehindPlace | null = FIRST_PLACE; place !== null; ) {
+          const from: BehindPlace = place
+          place = (yield* deliver((delivery) => retrySome(delivery, from, RETRY_ROWS))).value.next
+        }
         const { value: behind } = yield* deliver((delivery) =>
           Effect.gen(function* () {
             yield* retryBehind(delivery)

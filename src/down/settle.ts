@@ -272,35 +272,57 @@ export const releaseRows = (
     )
   })
 
-/** Rows that could not be applied, and on which nothing of the school waits, are tried again until none moves. */
-export const retryBehind = (delivery: Delivery): Effect.Effect<void, LibsqlError> =>
+/** A place in the list of rows behind, exclusive. */
+export type BehindPlace = readonly [tbl: number, key: string]
+
+/**
+ * Tries rows again that could not be applied and on which nothing of the school waits: up to `limit` of them after a place.
+ * Answers how many are left of those it tried, and where to go on; null = that were the last.
+ */
+export const retrySome = (
+  delivery: Delivery,
+  after: BehindPlace,
+  limit: number,
+): Effect.Effect<{ readonly left: number; readonly next: BehindPlace | null }, LibsqlError> =>
   Effect.gen(function* () {
     const { tx } = delivery
+    const rows = yield* tx.all<{ tbl: number; key: string; row: string | null; error: string }>(
+      `SELECT tbl, key, row, error FROM schoolbus_behind b WHERE error IS NOT NULL AND (tbl, key) > (?, ?)
+          AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.key = b.key AND c.batch IS NOT NULL)
+          AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.new_key = b.key AND c.new_key IS NOT NULL)
+          AND NOT EXISTS (SELECT 1 FROM schoolbus_hold h WHERE h.tbl = b.tbl AND h.key = b.key)
+        ORDER BY tbl, key LIMIT ?`,
+      [...after, limit],
+    )
+    const items = rows.flatMap(({ tbl, key, row }): ReadonlyArray<Item> => {
+      const target = delivery.byTbl.get(tbl)
+      const keyCells = parseLocalKey(key)
+      if (target === undefined || keyCells === null) return []
+      const state = row === null ? null : (JSON.parse(row) as Row)
+      return [{ target, key, keyCells, columns: state === null ? [] : Object.keys(state), values: state === null ? null : Object.values(state) }]
+    })
+    const refused = new Map((yield* showRows(tx, items)).map((one) => [idOf(one.item.target.tbl, one.item.key), one.error]))
+    yield* forgetBehind(
+      delivery,
+      items.filter((item) => !refused.has(idOf(item.target.tbl, item.key))),
+    )
+    const changed = rows.filter(({ tbl, key, error }) => (refused.get(idOf(tbl, key)) ?? error) !== error)
+    yield* tx.many(
+      "UPDATE schoolbus_behind SET error = ? WHERE tbl = ? AND key = ?",
+      changed.map(({ tbl, key }) => [refused.get(idOf(tbl, key)) ?? null, BigInt(tbl), key]),
+    )
+    const last = rows.at(-1)
+    return { left: rows.length - items.length + refused.size, next: last === undefined || rows.length < limit ? null : [last.tbl, last.key] }
+  })
+
+export const FIRST_PLACE: BehindPlace = [0, ""]
+
+/** Tries all of them together until none moves. */
+export const retryBehind = (delivery: Delivery): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
     for (let before = Number.POSITIVE_INFINITY; ; ) {
-      const rows = yield* tx.all<{ tbl: number; key: string; row: string | null; error: string }>(
-        `SELECT tbl, key, row, error FROM schoolbus_behind b WHERE error IS NOT NULL
-            AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.key = b.key AND c.batch IS NOT NULL)
-            AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.new_key = b.key AND c.new_key IS NOT NULL)
-            AND NOT EXISTS (SELECT 1 FROM schoolbus_hold h WHERE h.tbl = b.tbl AND h.key = b.key)`,
-      )
-      if (rows.length === 0 || rows.length >= before) return
-      before = rows.length
-      const items = rows.flatMap(({ tbl, key, row }): ReadonlyArray<Item> => {
-        const target = delivery.byTbl.get(tbl)
-        const keyCells = parseLocalKey(key)
-        if (target === undefined || keyCells === null) return []
-        const state = row === null ? null : (JSON.parse(row) as Row)
-        return [{ target, key, keyCells, columns: state === null ? [] : Object.keys(state), values: state === null ? null : Object.values(state) }]
-      })
-      const refused = new Map((yield* showRows(tx, items)).map((one) => [idOf(one.item.target.tbl, one.item.key), one.error]))
-      yield* forgetBehind(
-        delivery,
-        items.filter((item) => !refused.has(idOf(item.target.tbl, item.key))),
-      )
-      const changed = rows.filter(({ tbl, key, error }) => (refused.get(idOf(tbl, key)) ?? error) !== error)
-      yield* tx.many(
-        "UPDATE schoolbus_behind SET error = ? WHERE tbl = ? AND key = ?",
-        changed.map(({ tbl, key }) => [refused.get(idOf(tbl, key)) ?? null, BigInt(tbl), key]),
-      )
+      const { left } = yield* retrySome(delivery, FIRST_PLACE, Number.MAX_SAFE_INTEGER)
+      if (left === 0 || left >= before) return
+      before = left
     }
   })

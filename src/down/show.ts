@@ -2,9 +2,10 @@
 import * as Effect from "effect/Effect"
 import { readWire, safely } from "../libsql/cells.ts"
 import { ident, type LibsqlError, type RowFailure, type Tx } from "../libsql/client.ts"
+import { localKeySql } from "../model/key.ts"
 import type { Table } from "../model/table.ts"
-import { bytesToHex, type Cell, isRefused, type Wire, wireToCell } from "../model/value.ts"
-import type { Item, Row, Target } from "./delivery.ts"
+import { bytesToHex, type Cell, isRefused, type Kind, type Wire, wireToCell } from "../model/value.ts"
+import { idOf, type Item, type Row, type Target } from "./delivery.ts"
 
 export interface Refused {
   readonly item: Item
@@ -15,7 +16,7 @@ export interface Refused {
 /** Keys of one lookup statement. */
 const KEYS_AT_ONCE = 2_000
 /** After so many rounds of a swap that does not come out, the rest waits behind. */
-const SWAP_ROUNDS = 8
+const SWAP_ROUNDS = 4
 
 /** OR ABORT: a table that a program made may say `ON CONFLICT REPLACE`, which would delete another row. */
 const upsertSql = (table: Table, columns: ReadonlyArray<string>): string => {
@@ -88,6 +89,10 @@ export interface Current {
 const keyJson = (cells: ReadonlyArray<Cell>): string =>
   `[${cells.map((cell) => (typeof cell === "bigint" ? String(cell) : JSON.stringify(cell instanceof Uint8Array ? bytesToHex(cell) : cell))).join(",")}]`
 
+/** A column equals the i-th value of a row that `keyJson` wrote. */
+const equals = (column: string, kind: Kind | undefined, i: number): string =>
+  `${column} = ${kind === "bytea" ? `unhex(j.value ->> ${i})` : `j.value ->> ${i}`}`
+
 /** The rows as they stand, in the order of the keys; undefined = none. */
 export const readRows = (
   tx: Tx,
@@ -155,6 +160,58 @@ const complete = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyArr
 
 const isUnique = ({ code }: Refused): boolean => code === "SQLITE_CONSTRAINT_UNIQUE" || code === "SQLITE_CONSTRAINT_PRIMARYKEY"
 
+/** For each item, the local keys of other rows that hold a unique value it wants. */
+const holdersOf = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyMap<Item, ReadonlyArray<string>>, LibsqlError> =>
+  Effect.gen(function* () {
+    const holders = new Map<Item, Array<string>>(items.map((item) => [item, []]))
+    for (const group of grouped(items, (item) => String(item.target.tbl))) {
+      const { table, kinds } = (group[0] as Item).target
+      for (const unique of table.unique) {
+        const values = group.map((item) => keyJson(unique.map((name) => valueCells(item)[item.columns.indexOf(name)] ?? null)))
+        const rows = yield* tx.all<{ i: number; key: string }>(
+          `SELECT j.key AS i, ${localKeySql(table, "t.")} AS key FROM json_each(?) j CROSS JOIN ${ident(table.local)} t
+            ON ${unique.map((name, i) => equals(`t.${ident(name)}`, kinds.get(name), i)).join(" AND ")}`,
+          [`[${values.join(",")}]`],
+        )
+        for (const { i, key } of rows) {
+          const item = group[i]
+          if (item !== undefined && item.key !== key) holders.get(item)?.push(key)
+        }
+      }
+    }
+    return holders
+  })
+
+/** Items that can all be written once their old versions are gone: whatever they want is free, or held by one of them. */
+const swappable = (items: ReadonlyArray<Item>, holders: ReadonlyMap<Item, ReadonlyArray<string>>): ReadonlySet<Item> => {
+  const inside = new Map(items.map((item) => [idOf(item.target.tbl, item.key), item]))
+  const waitingFor = new Map<Item, Array<Item>>()
+  const out: Array<Item> = []
+  for (const item of items) {
+    for (const key of holders.get(item) ?? []) {
+      const holder = inside.get(idOf(item.target.tbl, key))
+      if (holder === undefined) out.push(item)
+      else waitingFor.set(holder, [...(waitingFor.get(holder) ?? []), item])
+    }
+  }
+  const rest = new Set(items)
+  for (let item = out.pop(); item !== undefined; item = out.pop()) {
+    if (rest.delete(item)) out.push(...(waitingFor.get(item) ?? []))
+  }
+  return rest
+}
+
+/** Writes the items with their old versions out of the way, all of them or none; answers what was refused. */
+const swap = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
+  Effect.gen(function* () {
+    yield* tx.run("SAVEPOINT swap")
+    const stuck = yield* removeAll(tx, items)
+    const refused = stuck.length > 0 ? stuck : yield* upsertAll(tx, items)
+    if (refused.length > 0) yield* tx.run("ROLLBACK TO swap")
+    yield* tx.run("RELEASE swap")
+    return refused
+  })
+
 /**
  * Shows the rows and removes the deleted ones. Unique values may move between rows in any order: what is refused at first
  * is tried after the rest, then together with its old versions out of the way. What is refused even then is returned.
@@ -167,29 +224,35 @@ export const showRows = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<Read
       tx,
       items.filter((item) => item.values !== null),
     )
-    const once = (some: ReadonlyArray<Item>) =>
-      Effect.map(upsertAll(tx, some), (refused) => {
-        hopeless.push(...refused.filter((r) => !isUnique(r)))
-        return refused.filter(isUnique).map((r) => r.item)
-      })
-    let colliding = yield* once(puts)
-    if (colliding.length > 0) colliding = yield* once(colliding)
+    let colliding: ReadonlyArray<Refused> = yield* upsertAll(tx, puts)
     for (let round = 0; colliding.length > 0; round++) {
-      yield* tx.run("SAVEPOINT swap")
-      const stuck = yield* removeAll(tx, colliding)
-      const refused = stuck.length > 0 ? stuck : yield* upsertAll(tx, colliding)
-      if (refused.length > 0) yield* tx.run("ROLLBACK TO swap")
-      yield* tx.run("RELEASE swap")
+      hopeless.push(...colliding.filter((refused) => !isUnique(refused)))
+      colliding = colliding.filter(isUnique)
+      if (round === 0) {
+        // The rest has moved by now.
+        colliding = yield* upsertAll(
+          tx,
+          colliding.map((refused) => refused.item),
+        )
+        continue
+      }
+      const wanting = colliding.map((refused) => refused.item)
+      const can = swappable(wanting, yield* holdersOf(tx, wanting))
+      hopeless.push(...colliding.filter(({ item }) => !can.has(item)))
+      const refused = can.size === 0 ? [] : yield* swap(tx, [...can])
       if (refused.length === 0) break
+      // A constraint that the manifest does not know, or a value that two of them want.
       hopeless.push(...refused)
-      const out = new Set(refused.map((r) => r.item))
-      const rest = colliding.filter((item) => !out.has(item))
-      if (round === SWAP_ROUNDS) {
-        hopeless.push(...rest.map((item) => ({ item, code: "SQLITE_CONSTRAINT_UNIQUE", error: "waits for another row's unique value" })))
+      const out = new Set(refused.map(({ item }) => item))
+      const rest = colliding.filter(({ item }) => can.has(item) && !out.has(item))
+      if (round >= SWAP_ROUNDS) {
+        hopeless.push(...rest)
         break
       }
-      // With those out, the others may do without a swap.
-      colliding = rest.length === 0 ? [] : yield* once(rest)
+      colliding = yield* upsertAll(
+        tx,
+        rest.map(({ item }) => item),
+      )
     }
     return hopeless
   })
