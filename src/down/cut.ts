@@ -63,7 +63,7 @@ export const applyPart = (
   Effect.gen(function* () {
     const { tx } = delivery
     const touched: Touched = new Map()
-    const settled = yield* settleBatches(delivery, part.ledger, touched)
+    const { batches, lost } = yield* settleBatches(delivery, part.ledger, touched)
     if (met) {
       const keys = [...part.items.values()].filter((item) => item.values !== null).map((item) => [item.target.tbl, item.key])
       yield* tx.run("INSERT OR IGNORE INTO schoolbus_met (tbl, key) SELECT value ->> 0, value ->> 1 FROM json_each(?)", [JSON.stringify(keys)])
@@ -89,6 +89,6 @@ export const applyPart = (
     yield* forgetBehind(delivery, free)
     free.sort((a, b) => (a.target !== b.target ? 0 : a.key < b.key ? -1 : 1))
     yield* keepRefused(delivery, yield* showRows(tx, free))
-    yield* releaseRows(delivery, touched, fresh, ended.restore)
-    return settled
+    yield* releaseRows(delivery, touched, fresh, new Map([...lost.map((id) => [id, null] as const), ...ended.restore]))
+    return batches
   })

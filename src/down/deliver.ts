@@ -277,9 +277,11 @@ export class Deliver extends Context.Service<
         )
         const refusal = refusalOf(state, targets.manifest.version, header)
         if (refusal !== null) return yield* refusal
-        // Staging that the page does not go on from belongs to a cut that will never be complete.
+        // Staging that the page does not go on from belongs to a cut that will never be complete; and a page that goes on
+        // from something that is not here is no cut either: nothing of it is taken, and the next pull begins anew.
         const goesOn = staging !== null && header.resumed && staging.first.epoch === header.epoch && staging.first.from === header.from
         if (staging !== null && !goesOn) yield* discardStage(db)
+        if (header.resumed && !goesOn) return { rows: 0, settled: [], cursor: cursorOf(state), behind: yield* db.read(countBehind), applied: false }
         const isComplete = trailer?.complete === true
         const part = partOf(targets, isComplete && !goesOn ? lines : [])
         if (isComplete && !goesOn && !sweeps && part.rows * msPerRow <= LOCK_MS) {

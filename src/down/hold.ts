@@ -6,7 +6,6 @@ import * as Effect from "effect/Effect"
 import { ident, type LibsqlError } from "../libsql/client.ts"
 import type { Change } from "../model/change.ts"
 import { localKey } from "../model/key.ts"
-import type { Table } from "../model/table.ts"
 import { isRefused, type Refused, type Wire } from "../model/value.ts"
 import type { RowState, Waiting } from "./behind.ts"
 import { CONFLICTS, type Delivery, idOf, QUARANTINE } from "./delivery.ts"
@@ -42,9 +41,12 @@ export const endHolds = (delivery: Delivery): Effect.Effect<EndedHolds, LibsqlEr
     const records = [CONFLICTS, QUARANTINE].map((name) => delivery.byName.get(name)?.table)
     const [any] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_hold) AS n")
     if (any?.n !== 1 || records.includes(undefined)) return none
-    const open = (table: Table | undefined) => `EXISTS (SELECT 1 FROM ${ident(table?.local ?? "")} r WHERE r."id" = h.record AND r."status" = 'open')`
+    const isOpen = (hold: string) =>
+      `(${records.map((table) => `EXISTS (SELECT 1 FROM ${ident(table?.local ?? "")} r WHERE r."id" = ${hold}.record AND r."status" = 'open')`).join(" OR ")})`
+    // Several held changes of one row end together, when the last is decided: only then is it known what the row was.
     const rows = yield* tx.all<{ tbl: number; key: string; record: string }>(
-      `DELETE FROM schoolbus_hold AS h WHERE NOT ${open(records[0])} AND NOT ${open(records[1])} RETURNING tbl, key, record`,
+      `DELETE FROM schoolbus_hold AS h WHERE NOT ${isOpen("h")} AND NOT (h.col = '' AND EXISTS (
+         SELECT 1 FROM schoolbus_hold o WHERE o.tbl = h.tbl AND o.key = h.key AND o.col = '' AND ${isOpen("o")})) RETURNING tbl, key, record`,
     )
     if (rows.length === 0) return none
     const discarded = yield* tx.all<{ change: string }>(

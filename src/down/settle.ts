@@ -69,28 +69,38 @@ const exceptionsOf = (text: unknown): ReadonlyArray<Exception> => {
   }
 }
 
+export interface Settled {
+  readonly batches: ReadonlyArray<number>
+  /**
+   * Ids (`tbl key`) of keys that a losing insert or key change made. Had the hub a row there, it would have come with the
+   * ledger row or before: if nothing waits for them, they do not exist.
+   */
+  readonly lost: ReadonlyArray<string>
+}
+
 /**
- * Settles the batches of this file whose ledger rows came; answers their numbers. A ledger row that was seen before, or
- * whose hash is not that of the bytes here (another copy of this file sent them), settles nothing.
+ * Settles the batches of this file whose ledger rows came. A ledger row that was seen before, or whose hash is not that of
+ * the bytes here (another copy of this file sent them), settles nothing.
  */
-export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, touched: Touched): Effect.Effect<ReadonlyArray<number>, LibsqlError> =>
+export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, touched: Touched): Effect.Effect<Settled, LibsqlError> =>
   Effect.gen(function* () {
     const { tx } = delivery
     const ours = ledger.filter((row) => row["incarnation"] === delivery.incarnation)
-    if (ours.length === 0) return []
+    if (ours.length === 0) return { batches: [], lost: [] }
     const waiting = new Map(
       (yield* tx.all<{ number: number; hash: string }>(
         "SELECT number, hash FROM schoolbus_batch WHERE settled_at IS NULL AND number IN (SELECT value FROM json_each(?))",
         [JSON.stringify(ours.map((row) => Number(row["batch"])))],
       )).map(({ number, hash }) => [number, hash]),
     )
-    const settled: Array<number> = []
+    const batches: Array<number> = []
+    const lost: Array<string> = []
     for (const row of ours.toSorted((a, b) => Number(a["batch"]) - Number(b["batch"]))) {
       const batch = Number(row["batch"])
       if (!waiting.has(batch) || waiting.get(batch) !== row["hash"]) continue
       waiting.delete(batch)
-      const changes = yield* tx.all<{ id: number; tbl: number; key: string; new_key: string | null }>(
-        "SELECT id, tbl, key, new_key FROM changes WHERE batch = ?",
+      const changes = yield* tx.all<{ id: number; tbl: number; op: string; key: string; new_key: string | null }>(
+        "SELECT id, tbl, op, key, new_key FROM changes WHERE batch = ? ORDER BY id",
         [batch],
       )
       const exceptions = exceptionsOf(row["exceptions"])
@@ -103,15 +113,25 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
         return keys.flatMap((key) => (columns ?? [""]).map((col) => ({ tbl: change.tbl, key, col, record })))
       })
       yield* beginHolds(delivery, holds)
+      const losing = new Set(
+        exceptions.filter(({ verdict, hold }) => hold !== true && (verdict === "conflict" || verdict === "superseded")).map(({ id }) => id),
+      )
+      const left = new Set<string>()
+      for (const { id, tbl, op, key, new_key } of changes) {
+        const made = new_key ?? (op === "I" ? key : null)
+        if (made !== null && losing.has(id) && !left.has(idOf(tbl, made))) lost.push(idOf(tbl, made))
+        // A row that stood there before may still stand at the hub.
+        if (op === "D" || new_key !== null) left.add(idOf(tbl, key))
+      }
       for (const { tbl, key, new_key } of changes) {
         touched.set(idOf(tbl, key), { tbl, key, batch })
         if (new_key !== null) touched.set(idOf(tbl, new_key), { tbl, key: new_key, batch })
       }
       yield* tx.run("DELETE FROM changes WHERE batch = ?", [batch])
       yield* tx.run("UPDATE schoolbus_batch SET settled_at = ?, exceptions = ? WHERE number = ?", [delivery.now, JSON.stringify(exceptions), batch])
-      settled.push(batch)
+      batches.push(batch)
     }
-    return settled
+    return { batches, lost }
   })
 
 /** Pending changes of rows of one table, by local key. */
@@ -154,6 +174,10 @@ interface Behind {
   readonly isStored: boolean
 }
 
+/** A kept state that names only some columns is the rest of an earlier discard: it goes over what this one restores. */
+const over = (restored: RowState | undefined, kept: RowState): RowState =>
+  restored === undefined || restored === null || kept === null ? kept : { ...restored, ...kept }
+
 /** What waits for the touched rows: what this cut brought, else what was kept, else what a discarded change had replaced. */
 const waitingRows = (
   delivery: Delivery,
@@ -172,7 +196,7 @@ const waitingRows = (
       const item = fresh.get(id)
       const keyCells = item?.keyCells ?? parseLocalKey(key)
       const isStored = stored.has(id)
-      const state = item !== undefined ? stateOf(item) : isStored ? stored.get(id) : restore.get(id)
+      const state = item !== undefined ? stateOf(item) : isStored ? over(restore.get(id), stored.get(id) ?? null) : restore.get(id)
       return state === undefined || keyCells === null ? [] : [{ tbl, key, state, keyCells, isStored }]
     })
   })

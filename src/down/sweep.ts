@@ -23,8 +23,37 @@ export const hasRows = (tx: Tx, targets: Targets): Effect.Effect<boolean, Libsql
       const rows = yield* orNothing(tx.all<{ n: number }>(`SELECT 1 AS n FROM ${ident(table.local)} LIMIT 1`))
       if (rows.length > 0) return true
     }
-    return false
+    return (yield* tx.all("SELECT 1 FROM schoolbus_behind LIMIT 1")).length > 0
   })
+
+/** `met`: the cut named it. */
+interface Seen {
+  readonly key: string
+  readonly met: number
+}
+
+/** One page of rows after a key, in key order. */
+type Scan = (tx: Tx, after: string | null) => Effect.Effect<ReadonlyArray<Seen>, LibsqlError>
+
+const MET = "EXISTS (SELECT 1 FROM schoolbus_met m WHERE m.tbl = ?1 AND m.key = k) AS met"
+
+const shownRows = ({ table, tbl }: Target): Scan => {
+  const columns = table.key.map((name) => `t.${ident(name)}`).join(", ")
+  return (tx, after) => {
+    // A local key is a list of SQL literals, whatever a program wrote into it.
+    const beyond = after === null ? "" : `WHERE (${columns}) > (${after})`
+    const rows = `SELECT ${localKeySql(table, "t.")} AS k FROM ${ident(table.local)} t ${beyond} ORDER BY ${columns} LIMIT ${SCAN_ROWS}`
+    return orNothing(tx.all(`SELECT k AS key, ${MET} FROM (${rows})`, [tbl]))
+  }
+}
+
+/** A row may wait behind of which the school shows nothing. */
+const rowsBehind =
+  ({ tbl }: Target): Scan =>
+  (tx, after) => {
+    const rows = `SELECT key AS k FROM schoolbus_behind WHERE tbl = ?1 AND row IS NOT NULL AND key > ?2 ORDER BY key LIMIT ${SCAN_ROWS}`
+    return tx.all(`SELECT k AS key, ${MET} FROM (${rows})`, [tbl, after ?? ""])
+  }
 
 /** Rows that the cut did not name, as deletes, page by page to `remove`. */
 export const sweep = <E>(
@@ -34,28 +63,18 @@ export const sweep = <E>(
 ): Effect.Effect<void, E | LibsqlError> =>
   Effect.gen(function* () {
     for (const target of sweptTargets(targets)) {
-      const { table, tbl } = target
-      const key = localKeySql(table, "t.")
-      const columns = table.key.map((name) => `t.${ident(name)}`).join(", ")
-      for (let after: string | null = null; ; ) {
-        // A local key is a list of SQL literals, whatever a program wrote into it.
-        const beyond: string = after === null ? "" : `WHERE (${columns}) > (${after})`
-        const rows: ReadonlyArray<{ key: string; met: number }> = yield* read((tx) =>
-          orNothing(
-            tx.all<{ key: string; met: number }>(
-              `SELECT k AS key, EXISTS (SELECT 1 FROM schoolbus_met m WHERE m.tbl = ? AND m.key = k) AS met
-                 FROM (SELECT ${key} AS k FROM ${ident(table.local)} t ${beyond} ORDER BY ${columns} LIMIT ${SCAN_ROWS})`,
-              [tbl],
-            ),
-          ),
-        )
-        const gone = rows.flatMap((row): ReadonlyArray<readonly [string, Item]> => {
-          const keyCells = row.met === 1 ? null : parseLocalKey(row.key)
-          return keyCells === null ? [] : [[idOf(tbl, row.key), { target, key: row.key, keyCells, columns: [], values: null }]]
-        })
-        if (gone.length > 0) yield* remove(new Map(gone))
-        after = rows.at(-1)?.key ?? null
-        if (rows.length < SCAN_ROWS || after === null) break
+      for (const scan of [shownRows(target), rowsBehind(target)]) {
+        for (let after: string | null = null; ; ) {
+          const from: string | null = after
+          const rows: ReadonlyArray<Seen> = yield* read((tx) => scan(tx, from))
+          const gone = rows.flatMap((row): ReadonlyArray<readonly [string, Item]> => {
+            const keyCells = row.met === 1 ? null : parseLocalKey(row.key)
+            return keyCells === null ? [] : [[idOf(target.tbl, row.key), { target, key: row.key, keyCells, columns: [], values: null }]]
+          })
+          if (gone.length > 0) yield* remove(new Map(gone))
+          after = rows.at(-1)?.key ?? null
+          if (rows.length < SCAN_ROWS) break
+        }
       }
     }
   })
