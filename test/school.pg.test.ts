@@ -1,0 +1,256 @@
+import { type ChildProcess, spawn } from "node:child_process"
+import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import Database from "libsql"
+import { afterAll, afterEach, beforeAll, expect, it } from "vitest"
+import { runtimeName } from "../src/runtime.ts"
+import type { SchoolSnapshot } from "../src/status/snapshot.ts"
+import { type HubLink, openHubLink } from "./support/hub-link.ts"
+import { makeWorld, type World } from "./support/world.ts"
+
+const root = join(import.meta.dirname, "..")
+const folder = mkdtempSync(join(tmpdir(), "schoolbus-nodes-"))
+
+let world: World
+let hub: HubLink
+beforeAll(async () => {
+  world = await makeWorld(
+    `CREATE TABLE pupils (id text PRIMARY KEY, school_id text, name text NOT NULL);
+     INSERT INTO pupils VALUES ('p1', 'a', 'Amina'), ('p2', 'a', 'Bilal'), ('p3', 'b', 'of another school');`,
+    { tables: { pupils: { audience: { column: "school_id" }, strategy: "school_wins" } } },
+    ["a", "b"],
+  )
+  hub = await openHubLink(world)
+})
+afterAll(async () => {
+  await hub?.stop()
+  await world?.stop()
+  rmSync(folder, { recursive: true, force: true })
+})
+
+const alive = new Set<ChildProcess>()
+afterEach(() => {
+  for (const child of alive) child.kill("SIGKILL")
+})
+
+interface Node {
+  readonly dir: string
+  readonly child: ChildProcess
+  readonly code: Promise<number | null>
+  readonly output: () => string
+  readonly status: () => Promise<SchoolSnapshot>
+  readonly post: (path: string) => Promise<Record<string, unknown>>
+}
+
+const until = async <A>(what: string, look: () => A | undefined | false | Promise<A | undefined | false>): Promise<A> => {
+  for (const deadline = Date.now() + 25_000; ; ) {
+    const found = await look()
+    if (found !== undefined && found !== false) return found
+    if (Date.now() > deadline) throw new Error(`waited too long for ${what}`)
+    await new Promise((resolve) => setTimeout(resolve, 25))
+  }
+}
+
+let made = 0
+const newDir = (): string => join(folder, `node${++made}`)
+
+const startNode = async (dir: string, key: string, more: ReadonlyArray<string> = [], url = hub.url): Promise<Node> => {
+  const args = ["src/main.ts", "school", "--hub", url, "--key", key, "--data-dir", dir, "--port", "0", ...more]
+  const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), ...args], { cwd: root })
+  alive.add(child)
+  let output = ""
+  child.stdout.on("data", (data) => (output += String(data)))
+  child.stderr.on("data", (data) => (output += String(data)))
+  const code = new Promise<number | null>((done) =>
+    child.on("close", (status) => {
+      alive.delete(child)
+      done(status)
+    }),
+  )
+  const port = async () => /listens on http:\/\/127\.0\.0\.1:(\d+)/.exec(output)?.[1]
+  const ended = code.then((status) => {
+    throw new Error(`the node ended with ${status}:\n${output}`)
+  })
+  ended.catch(() => undefined)
+  const call = async (path: string, method: string) => {
+    const at = await Promise.race([until("the node to listen", port), ended])
+    return (await fetch(`http://127.0.0.1:${at}/api/sync/${path}`, { method })).json() as Promise<never>
+  }
+  return { dir, child, code, output: () => output, status: () => call("status", "GET"), post: (path) => call(path, "POST") }
+}
+
+/** What a program of the school does, on a connection of its own. */
+const program = (dir: string, sql: string): ReadonlyArray<unknown> => {
+  const db = new Database(join(dir, "school.db"), { timeout: 5000 })
+  try {
+    const statement = db.prepare(sql)
+    return statement.reader ? statement.all() : [statement.run()]
+  } finally {
+    db.close()
+  }
+}
+const names = (dir: string) => (program(dir, "SELECT name FROM pupils ORDER BY id") as ReadonlyArray<{ name: string }>).map((row) => row.name)
+const upToDate = (node: Node) => until("the node to be up to date", async () => (await node.status()).state === "up_to_date")
+const atOffice = async (id: string) => (await world.sql`SELECT name FROM pupils WHERE id = ${id}`)[0]?.["name"] as string | undefined
+const newSchool = async (): Promise<string> => {
+  const id = `s${++made}`
+  await world.sql`INSERT INTO schoolbus.schools (id, name) VALUES (${id}, ${id})`
+  return id
+}
+const stop = async (node: Node): Promise<number | null> => {
+  node.child.kill("SIGTERM")
+  return node.code
+}
+
+it("a new node fetches its rows, sends what programs write, takes what head office writes, and stops with 0", async () => {
+  const key = await hub.key("a")
+  const node = await startNode(newDir(), key.text)
+  await upToDate(node)
+  expect(names(node.dir)).toEqual(["Amina", "Bilal"])
+  program(node.dir, "INSERT INTO pupils (id, school_id, name) VALUES ('p9', 'a', 'Zuri')")
+  program(node.dir, "UPDATE pupils SET name = 'Amina Y.' WHERE id = 'p1'")
+  await until("both writes at head office", async () => (await atOffice("p9")) === "Zuri" && (await atOffice("p1")) === "Amina Y.")
+  await world.sql`UPDATE pupils SET name = 'Bilal O.' WHERE id = 'p2'`
+  await until("the change in the school", () => names(node.dir)[1] === "Bilal O.")
+  await upToDate(node)
+  expect((await node.status()).totals.pending).toBe(0)
+  expect(await stop(node)).toBe(0)
+})
+
+it("a second process on the same file is told so and ends with 69", async () => {
+  const key = await hub.key("a")
+  const node = await startNode(newDir(), key.text)
+  await node.status()
+  const second = await startNode(node.dir, key.text)
+  expect(await second.code).toBe(69)
+  expect(second.output()).toContain("another schoolbus process is running")
+  await stop(node)
+})
+
+it("killed at any time, it goes on where it was and writes nothing twice", async () => {
+  const school = await newSchool()
+  const key = await hub.key(school)
+  const dir = newDir()
+  for (let round = 0; round < 4; round++) {
+    const node = await startNode(dir, key.text)
+    if (round === 0) await upToDate(node)
+    else await node.status()
+    for (let i = 0; i < 20; i++) program(dir, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-${round}-${i}', '${school}', 'n')`)
+    await new Promise((resolve) => setTimeout(resolve, round * 120))
+    node.child.kill("SIGKILL")
+    await node.code
+  }
+  const node = await startNode(dir, key.text)
+  await until("all at head office", async () => Number((await world.sql`SELECT count(*) AS n FROM pupils WHERE school_id = ${school}`)[0]?.["n"]) === 80)
+  await upToDate(node)
+  expect(program(dir, "SELECT count(*) AS n FROM schoolbus_behind")).toEqual([{ n: 0 }])
+  expect((await world.sql`SELECT count(*)::int AS n FROM schoolbus.conflicts WHERE school = ${school}`)[0]?.["n"]).toBe(0)
+  await stop(node)
+})
+
+it("serves status and programs without a hub, says why, and catches up by itself", async () => {
+  const school = await newSchool()
+  const key = await hub.key(school)
+  const dir = newDir()
+  const first = await startNode(dir, key.text)
+  await upToDate(first)
+  await stop(first)
+  const node = await startNode(dir, key.text, [], "http://127.0.0.1:9")
+  const offline = await until("offline", async () => {
+    const status = await node.status()
+    return status.state === "offline" && status
+  })
+  expect(offline.reason).not.toBe("")
+  program(dir, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-off', '${school}', 'written offline')`)
+  expect((await node.status()).totals.pending).toBe(1)
+  expect(await node.post("sync")).toMatchObject({ success: true, run: expect.any(Number) })
+  await stop(node)
+  const back = await startNode(dir, key.text)
+  await until("the write at head office", async () => (await atOffice(`${school}-off`)) === "written offline")
+  await upToDate(back)
+  await stop(back)
+})
+
+it("an unknown key stops the node by name, and a good one lets it go on", async () => {
+  const school = await newSchool()
+  const key = await hub.key(school)
+  const dir = newDir()
+  await world.sql`UPDATE schoolbus.school_keys SET revoked_at = now() WHERE id = ${key.id}`
+  await world.settle()
+  const node = await startNode(dir, key.text)
+  const stopped = await until("the stop", async () => {
+    const status = await node.status()
+    return status.link.state === "stopped" && status
+  })
+  expect(stopped).toMatchObject({ state: "stuck" })
+  expect(stopped.reason).toContain("rotate-key")
+  expect(existsSync(join(dir, "school.db"))).toBe(true)
+  await stop(node)
+  const good = await startNode(dir, (await hub.key(school)).text)
+  await upToDate(good)
+  await stop(good)
+})
+
+it("a copied file is noticed, stops by name, and goes on with a new life; nothing is lost or doubled", async () => {
+  const school = await newSchool()
+  const key = await hub.key(school)
+  const [one, two] = [newDir(), newDir()]
+  const original = await startNode(one, key.text)
+  await upToDate(original)
+  program(one, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-1', '${school}', 'before')`)
+  await until("the write at head office", async () => (await atOffice(`${school}-1`)) === "before")
+  await upToDate(original)
+  await stop(original)
+  cpSync(one, two, { recursive: true })
+  const again = await startNode(one, key.text)
+  await upToDate(again)
+  program(two, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-2', '${school}', 'in the copy')`)
+  const copy = await startNode(two, key.text)
+  const stopped = await until("the stop", async () => {
+    const status = await copy.status()
+    return status.state === "stuck" && status
+  })
+  expect(stopped.reason).toContain("--new-life")
+  expect(await atOffice(`${school}-2`)).toBeUndefined()
+  expect((await again.status()).link.state).toBe("online")
+  await stop(copy)
+  const renewed = await startNode(two, key.text, ["--new-life"])
+  await until("the copy's write at head office", async () => (await atOffice(`${school}-2`)) === "in the copy")
+  await until("the copy's write in the original", () => names(one).includes("in the copy"))
+  await upToDate(renewed)
+  expect(names(two)).toEqual(["before", "in the copy"])
+  await stop(renewed)
+  await stop(again)
+})
+
+it("a key of another school does not open this school's file", async () => {
+  const [school, other] = [await newSchool(), await newSchool()]
+  const dir = newDir()
+  const first = await startNode(dir, (await hub.key(school)).text)
+  await upToDate(first)
+  await stop(first)
+  const node = await startNode(dir, (await hub.key(other)).text)
+  const stopped = await until("the stop", async () => {
+    const status = await node.status()
+    return status.state === "stuck" && status
+  })
+  expect(stopped.reason).toContain("key")
+  await stop(node)
+})
+
+it("worker modules see what comes down and what programs write", async () => {
+  const school = await newSchool()
+  const dir = newDir()
+  const modules = newDir()
+  await world.sql`INSERT INTO pupils VALUES (${`${school}-1`}, ${school}, 'from head office')`
+  cpSync(join(import.meta.dirname, "workers/modules/picky.ts"), join(modules, "picky.ts"))
+  writeFileSync(join(modules, "README.txt"), "not a module")
+  const node = await startNode(dir, (await hub.key(school)).text, ["--workers", modules])
+  await upToDate(node)
+  program(dir, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-2', '${school}', 'from a program')`)
+  const done = join(dir, "workers/picky/done.txt")
+  await until("both lines", () => existsSync(done) && readFileSync(done, "utf8").trimEnd().split("\n").length >= 2)
+  expect(readFileSync(done, "utf8")).toBe("from head office\nfrom a program\n")
+  await stop(node)
+})
