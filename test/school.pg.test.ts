@@ -142,7 +142,10 @@ it("killed at any time, it goes on where it was and writes nothing twice", async
     await node.code
   }
   const node = await startNode(dir, key.text)
-  await until("all at head office", async () => Number((await world.sql`SELECT count(*) AS n FROM pupils WHERE school_id = ${school}`)[0]?.["n"]) === 80)
+  await until(
+    "all at head office",
+    async () => Number((await world.sql`SELECT count(*) AS n FROM pupils WHERE school_id = ${school}`)[0]?.["n"]) === 80,
+  )
   await upToDate(node)
   expect(program(dir, "SELECT count(*) AS n FROM schoolbus_behind")).toEqual([{ n: 0 }])
   expect((await world.sql`SELECT count(*)::int AS n FROM schoolbus.conflicts WHERE school = ${school}`)[0]?.["n"]).toBe(0)

@@ -31,7 +31,15 @@ afterAll(async () => {
 
 const none: Cursor = { epoch: "", seq: 0, cut: "0" }
 const helloOf = (incarnation: string, more: Record<string, unknown> = {}) => ({
-  protocol: PROTOCOL, incarnation, token: "", ...none, lastBatch: 0, manifest: 0, clock: Date.now(), version: "0", ...more,
+  protocol: PROTOCOL,
+  incarnation,
+  token: "",
+  ...none,
+  lastBatch: 0,
+  manifest: 0,
+  clock: Date.now(),
+  version: "0",
+  ...more,
 })
 /** Says hello; what the hub answers. */
 const greet = async (incarnation: string, more: Record<string, unknown> = {}, as = key.text): Promise<Welcome> => {
@@ -43,10 +51,12 @@ const codeOf = async (response: Response): Promise<readonly [number, string]> =>
   expect(response.headers.get("content-type")).toContain("application/problem+json")
   return [response.status, ((await response.json()) as { code: string }).code]
 }
-const query = (values: Record<string, string | number>): string => new URLSearchParams(Object.entries(values).map(([k, v]) => [k, String(v)])).toString()
+const query = (values: Record<string, string | number>): string =>
+  new URLSearchParams(Object.entries(values).map(([k, v]) => [k, String(v)])).toString()
 const pull = (who: { incarnation: string; token: string }, cursor: Cursor = none, more: Record<string, string | number> = {}, init?: RequestInit) =>
   hub.call(key.text, `pull?${query({ ...who, ...cursor, ...more })}`, init)
-const stateOf = async (school: School) => (await school.rows<{ incarnation: string }>("SELECT incarnation FROM schoolbus_state"))[0]?.incarnation ?? ""
+const stateOf = async (school: School) =>
+  (await school.rows<{ incarnation: string }>("SELECT incarnation FROM schoolbus_state"))[0]?.incarnation ?? ""
 
 interface Page {
   readonly header: Header
@@ -84,7 +94,12 @@ it("gives one answer to keys that are missing, malformed, unknown, wrong or revo
   const bodies: Array<string> = []
   for (const text of [null, "x", half.join("-"), other.text, wrongSecret.text, revoked.text]) {
     for (const [method, path] of [
-      ["POST", "hello"], ["GET", "manifest"], ["GET", `pull?${query({ incarnation, token: "", ...none })}`], ["GET", "stream"], ["POST", "push"], ["POST", "heartbeat"],
+      ["POST", "hello"],
+      ["GET", "manifest"],
+      ["GET", `pull?${query({ incarnation, token: "", ...none })}`],
+      ["GET", "stream"],
+      ["POST", "push"],
+      ["POST", "heartbeat"],
     ] as const) {
       const response = await hub.call(text, path, { method, ...(method === "POST" ? { body: JSON.stringify(helloOf(incarnation)) } : {}) })
       expect(response.status).toBe(401)
@@ -143,7 +158,11 @@ it("a key opens no file of another school", async () => {
   const { token } = await greet(incarnation)
   const other = await hub.key("b")
   expect(await codeOf(await hub.post(other.text, "hello", helloOf(incarnation, { token })))).toEqual([409, "wrong_school"])
-  for (const path of [`pull?${query({ incarnation, token, ...none })}`, `manifest?${query({ incarnation, token })}`, `stream?${query({ incarnation, token, ...none })}`]) {
+  for (const path of [
+    `pull?${query({ incarnation, token, ...none })}`,
+    `manifest?${query({ incarnation, token })}`,
+    `stream?${query({ incarnation, token, ...none })}`,
+  ]) {
     expect(await codeOf(await hub.call(other.text, path))).toEqual([409, "hello"])
   }
 })
@@ -159,7 +178,9 @@ it("serves the school's rows as lines, in the coding that was asked for", async 
     expect(page).toMatchObject({ rows: 20, header: { school: "a", full: true, from: 0 }, trailer: { complete: true } })
     expect(page.text).not.toContain("secret of b")
   }
-  const manifest = (await (await hub.call(key.text, `manifest?${query({ incarnation, token })}`)).json()) as { tables: ReadonlyArray<{ name: string }> }
+  const manifest = (await (await hub.call(key.text, `manifest?${query({ incarnation, token })}`)).json()) as {
+    tables: ReadonlyArray<{ name: string }>
+  }
   expect(manifest.tables.map((table) => table.name)).toContain("public.pupils")
 })
 
@@ -209,7 +230,9 @@ it("a stream brings what comes, and ends when its key is revoked", async () => {
   const other = await hub.key("a")
   const incarnation = crypto.randomUUID()
   const { token } = await greet(incarnation, {}, other.text)
-  const response = await fetch(`${hub.url}/api/sync/stream?${query({ incarnation, token, ...none })}`, { headers: { authorization: `Bearer ${other.text}`, "accept-encoding": "identity" } })
+  const response = await fetch(`${hub.url}/api/sync/stream?${query({ incarnation, token, ...none })}`, {
+    headers: { authorization: `Bearer ${other.text}`, "accept-encoding": "identity" },
+  })
   expect(response.status).toBe(200)
   const kinds: Array<string> = []
   let complete = 0
@@ -241,7 +264,18 @@ it("paused means: contact, but no rows either way", async () => {
 it("a heartbeat is kept for the status and brings the wish to sync", async () => {
   const incarnation = crypto.randomUUID()
   await greet(incarnation)
-  const beat = { incarnation, pending: 7, oldestPendingAt: 5, conflicts: 1, behind: 0, quarantined: 0, devices: 2, state: "syncing", reason: null, clock: 1 }
+  const beat = {
+    incarnation,
+    pending: 7,
+    oldestPendingAt: 5,
+    conflicts: 1,
+    behind: 0,
+    quarantined: 0,
+    devices: 2,
+    state: "syncing",
+    reason: null,
+    clock: 1,
+  }
   await world.run(hub.calls.ask("a"))
   expect(await (await hub.post(key.text, "heartbeat", beat)).json()).toMatchObject({ sync: true, paused: false })
   expect(await (await hub.post(key.text, "heartbeat", beat)).json()).toMatchObject({ sync: false })
@@ -268,15 +302,23 @@ const outbox = async (writes: ReadonlyArray<string>) => {
   const { token } = await greet(incarnation)
   const batches = await school.rows<Sent>("SELECT number, hash, bytes FROM schoolbus_batch ORDER BY number")
   const part = (batch: Sent, n: number, parts: number, more: Record<string, string | number> = {}, body?: Uint8Array) =>
-    hub.call(key.text, `push?${query({ incarnation, token, batch: batch.number, hash: batch.hash, size: batch.bytes.length, part: n, parts, ...more })}`, {
-      method: "POST",
-      body: (body ?? (n === 0 ? new Uint8Array() : zstdCompressSync(batch.bytes.subarray(...sliceOf(batch.bytes.length, n, parts))))) as BodyInit,
-    })
+    hub.call(
+      key.text,
+      `push?${query({ incarnation, token, batch: batch.number, hash: batch.hash, size: batch.bytes.length, part: n, parts, ...more })}`,
+      {
+        method: "POST",
+        body: (body ?? (n === 0 ? new Uint8Array() : zstdCompressSync(batch.bytes.subarray(...sliceOf(batch.bytes.length, n, parts))))) as BodyInit,
+      },
+    )
   return { incarnation, token, batches: batches as ReadonlyArray<Sent>, part, get: (n: number) => batches[n - 1] as Sent }
 }
-const pupil = (id: number, name: string) => `INSERT INTO pupils (id, school_id, name) VALUES ('00000000-0000-0000-0000-${String(id).padStart(12, "0")}', 'a', '${name}')`
+const pupil = (id: number, name: string) =>
+  `INSERT INTO pupils (id, school_id, name) VALUES ('00000000-0000-0000-0000-${String(id).padStart(12, "0")}', 'a', '${name}')`
 const known = async (name: string) => (await world.sql`SELECT count(*)::int AS n FROM pupils WHERE name = ${name}`)[0]?.["n"]
-const uploads = () => (existsSync(join(hub.dataDir, "uploads")) ? readdirSync(join(hub.dataDir, "uploads"), { recursive: true, withFileTypes: true }).filter((f) => f.isFile()).length : 0)
+const uploads = () =>
+  existsSync(join(hub.dataDir, "uploads"))
+    ? readdirSync(join(hub.dataDir, "uploads"), { recursive: true, withFileTypes: true }).filter((f) => f.isFile()).length
+    : 0
 
 it("a batch is applied once, however often it comes, and only after the one before", async () => {
   const { part, get, incarnation } = await outbox([pupil(1, "one"), pupil(2, "two")])
@@ -291,7 +333,11 @@ it("a batch is applied once, however often it comes, and only after the one befo
 })
 
 it("parts come in any order, twice, and over restarts; the batch is applied when the last is there", async () => {
-  const { part, get } = await outbox([Array.from({ length: 50 }, (_, i) => pupil(100 + i, `part ${i}`)).join(";").replaceAll(/;INSERT INTO pupils \(id, school_id, name\) VALUES/g, ",")])
+  const { part, get } = await outbox([
+    Array.from({ length: 50 }, (_, i) => pupil(100 + i, `part ${i}`))
+      .join(";")
+      .replaceAll(/;INSERT INTO pupils \(id, school_id, name\) VALUES/g, ","),
+  ])
   const batch = get(1)
   expect(await (await part(batch, 0, 4)).json()).toEqual({ missing: [1, 2, 3, 4] })
   expect(await (await part(batch, 3, 4)).json()).toEqual({ missing: [1, 2, 4] })
@@ -320,14 +366,22 @@ it("what is not the announced batch is refused, forgotten and written nowhere", 
     [Buffer.from("<html>login</html>"), {}],
   ]
   for (const [body, more] of bodies) expect(await codeOf(await part(batch, 1, 1, more, body))).toEqual([422, "not_a_batch"])
-  for (const more of [{ hash: "x" }, { size: 0 }, { size: 1e9 }, { part: 2 }, { batch: 0 }, { parts: 1e6 }]) expect(await codeOf(await part(batch, 1, 1, more))).toEqual([422, "invalid"])
+  for (const more of [{ hash: "x" }, { size: 0 }, { size: 1e9 }, { part: 2 }, { batch: 0 }, { parts: 1e6 }])
+    expect(await codeOf(await part(batch, 1, 1, more))).toEqual([422, "invalid"])
   const text = new TextEncoder().encode("not a batch at all")
   const hash = createHash("sha256").update(text).digest("hex")
   expect(await codeOf(await part({ number: 1, hash, bytes: text }, 1, 1))).toEqual([422, "not_a_batch"])
   await part(batch, 1, 2)
   expect(await codeOf(await part(batch, 2, 2, {}, zstdCompressSync(forged.subarray(...sliceOf(forged.length, 2, 2)))))).toEqual([422, "not_a_batch"])
   expect(uploads()).toBe(0)
-  expect(await codeOf(await hub.call(key.text, `push?${query({ incarnation: crypto.randomUUID(), token, batch: 1, hash: batch.hash, size: 5, part: 1, parts: 1 })}`, { method: "POST", body: "x" }))).toEqual([409, "hello"])
+  expect(
+    await codeOf(
+      await hub.call(key.text, `push?${query({ incarnation: crypto.randomUUID(), token, batch: 1, hash: batch.hash, size: 5, part: 1, parts: 1 })}`, {
+        method: "POST",
+        body: "x",
+      }),
+    ),
+  ).toEqual([409, "hello"])
   expect(await known("three")).toBe(0)
   expect(Number((await world.sql`SELECT last_batch FROM schoolbus.incarnations WHERE id = ${incarnation}`)[0]?.["last_batch"])).toBe(0)
   expect((await part(batch, 1, 1)).status).toBe(200)

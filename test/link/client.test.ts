@@ -26,7 +26,8 @@ const peer = async (answer: (request: IncomingMessage, response: ServerResponse)
 const who: Identity = { incarnation: crypto.randomUUID(), token: "1.aa" }
 const hello = { protocol: 1, incarnation: who.incarnation, token: "", ...noCursor, lastBatch: 0, manifest: 0, clock: 0, version: "0" }
 const header: Header = { school: "a", epoch: "e", from: 0, full: true, resumed: false, manifest: 1, head: 9, headCut: "c", left: 3 } as Header
-const rows = (n: number) => sealLine(JSON.stringify(["rows", 5, n, "public.pupils", ["id", "name"], [[[`p${n}`], [`p${n}`, randomBytes(400).toString("hex")]]]]))
+const rows = (n: number) =>
+  sealLine(JSON.stringify(["rows", 5, n, "public.pupils", ["id", "name"], [[[`p${n}`], [`p${n}`, randomBytes(400).toString("hex")]]]]))
 const page = [sealLine(JSON.stringify(["cut", header])), rows(1), rows(2), rows(3), sealLine(JSON.stringify(["page", { rows: 3, complete: true }]))]
 const NDJSON = { "content-type": "application/x-ndjson" }
 
@@ -54,7 +55,11 @@ it("what is no hub is the line being down, never data and never a verdict", asyn
   ] as ReadonlyArray<readonly [number, Record<string, string>, string]>) {
     const link = await peer((_, response) => response.writeHead(status, headers).end(body))
     const bytes = new TextEncoder().encode("batch")
-    const calls: ReadonlyArray<Effect.Effect<unknown, { _tag: string; message: string }>> = [pull(link), link.hello(hello), link.push(who, { number: 1, hash: "00", bytes })]
+    const calls: ReadonlyArray<Effect.Effect<unknown, { _tag: string; message: string }>> = [
+      pull(link),
+      link.hello(hello),
+      link.push(who, { number: 1, hash: "00", bytes }),
+    ]
     for (const call of calls) expect(await outcome(call)).toMatch(/^LinkDown: /)
   }
 })
@@ -75,7 +80,10 @@ it("tells a refusal of the hub from its being busy", async () => {
 })
 
 it("hears that nothing is new, or that a sync is wanted", async () => {
-  for (const [value, expected] of [["0", "nothing"], ["1", "asked"]] as const) {
+  for (const [value, expected] of [
+    ["0", "nothing"],
+    ["1", "asked"],
+  ] as const) {
     expect(await outcome(pull(await peer((_, response) => response.writeHead(204, { [SYNC_HEADER]: value }).end())))).toBe(expected)
   }
 })

@@ -43,11 +43,20 @@ export const openHubLink = async (world: World): Promise<HubLink> => {
   const context = await Effect.runPromise(Scope.provide(Layer.build(services), scope))
   const plugin = await Effect.runPromise(Scope.provide(Effect.provide(linkRoutes({ dataDir }), context), scope))
   const app = makeApp({ plugins: [plugin], auth: { mode: "closed" } })
-  const server = await serve({ port: 0, hostname: "127.0.0.1", idleSeconds: 60, maxBodyBytes: 16 * 1024 * 1024, fetch: (request) => app.handle(request) })
+  const server = await serve({
+    port: 0,
+    hostname: "127.0.0.1",
+    idleSeconds: 60,
+    maxBodyBytes: 16 * 1024 * 1024,
+    fetch: (request) => app.handle(request),
+  })
   const call: HubLink["call"] = (key, path, init = {}) =>
     Promise.resolve(
       app.handle(
-        new Request(`http://localhost/api/sync/${path}`, { ...init, headers: { ...(key === null ? {} : { authorization: `Bearer ${key}` }), ...(init.headers as Record<string, string>) } }),
+        new Request(`http://localhost/api/sync/${path}`, {
+          ...init,
+          headers: { ...(key === null ? {} : { authorization: `Bearer ${key}` }), ...(init.headers as Record<string, string>) },
+        }),
       ),
     )
   return {
