@@ -99,7 +99,8 @@ const newSchool = async (): Promise<string> => {
   return id
 }
 const stop = async (node: Node): Promise<number | null> => {
-  node.child.kill("SIGTERM")
+  // Deno reports a child that `child.kill` has ended as killed, whatever its exit code.
+  process.kill(node.child.pid ?? 0, "SIGTERM")
   return node.code
 }
 
