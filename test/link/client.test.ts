@@ -10,7 +10,9 @@ import { type Header, sliceOf, SYNC_HEADER } from "../../src/link/protocol.ts"
 import { noCursor } from "../../src/model/cursor.ts"
 
 const ended: Array<() => void> = []
-afterEach(() => ended.splice(0).forEach((end) => end()))
+afterEach(() => {
+  for (const end of ended.splice(0)) end()
+})
 
 /** A peer that answers as the test says, hub or not. */
 const peer = async (answer: (request: IncomingMessage, response: ServerResponse) => void): Promise<Link> => {
