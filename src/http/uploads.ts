@@ -2,7 +2,7 @@
  * Parts of batches that are still coming in, as files: a school behind a thin link gets its batch through however often the
  * line breaks or the hub restarts. One batch per school file at a time; what is not finished in a week is removed.
  */
-import { mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs/promises"
+import { mkdir, open, readdir, readFile, rename, rm, rmdir, stat } from "node:fs/promises"
 import { join } from "node:path"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -41,28 +41,28 @@ export const openUploads = (root: string, now: () => number = Date.now): Effect.
     const present = async (upload: Upload): Promise<ReadonlySet<number>> =>
       new Set((await readdir(folderOf(upload)).catch(() => [])).filter((name) => /^\d+$/.test(name)).map(Number))
 
-    /** Removes what is too old, and says how much is left. */
+    /** Removes what is too old, and says how much is left. A folder counts as well: it may have been made just now. */
     const sweep = async (): Promise<number> => {
       let bytes = 0
       for (const incarnation of await readdir(root).catch(() => [])) {
-        const batches = await readdir(join(root, incarnation)).catch(() => [])
-        let left = batches.length
-        for (const batch of batches) {
-          const folder = join(root, incarnation, batch)
-          const files = await Promise.all((await readdir(folder).catch(() => [])).map((name) => stat(join(folder, name)).catch(() => null)))
-          const newest = Math.max(0, ...files.map((file) => file?.mtimeMs ?? 0))
-          if (now() - newest > MAX_AGE_MS) {
-            await rm(folder, { recursive: true, force: true })
-            left--
-          } else bytes += files.reduce((sum, file) => sum + (file?.size ?? 0), 0)
+        const parent = join(root, incarnation)
+        for (const batch of await readdir(parent).catch(() => [])) {
+          const folder = join(parent, batch)
+          const paths = [folder, ...(await readdir(folder).catch(() => [])).map((name) => join(folder, name))]
+          const [own, ...files] = await Promise.all(paths.map((path) => stat(path).catch(() => null)))
+          const newest = Math.max(...[own, ...files].map((one) => one?.mtimeMs ?? 0))
+          if (now() - newest > MAX_AGE_MS) await rm(folder, { recursive: true, force: true })
+          else bytes += files.reduce((sum, file) => sum + (file?.size ?? 0), 0)
         }
-        if (left === 0) await rm(join(root, incarnation), { recursive: true, force: true })
+        const age = now() - ((await stat(parent).catch(() => null))?.mtimeMs ?? 0)
+        // Refused unless it is empty.
+        if (age > MAX_AGE_MS) await rmdir(parent).catch(() => undefined)
       }
       return bytes
     }
     let total = yield* Effect.promise(sweep)
     yield* Effect.forkScoped(
-      Effect.repeat(
+      Effect.schedule(
         Effect.promise(sweep).pipe(
           Effect.tap((bytes) =>
             Effect.sync(() => {

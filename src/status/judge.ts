@@ -53,11 +53,15 @@ export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
 export const stopReason = (stop: string): string => {
   switch (stop) {
     case "cloned":
-      return "two copies of this school's file are in use; stop one of them"
+      return "two copies of this school's file are in use; stop one of the two, and start the other once with --new-life"
     case "restored":
-      return "this file is an older copy than the hub knows"
+      return "this file is an older copy than the hub knows; start the node once with --new-life"
+    case "wrong_school":
+      return "this file belongs to another school than the key; start the node with the right key, or with another --data-dir"
+    case "batch_lost":
+      return "head office was put back to a state so old that the way from there is not kept here; start the node once with --new-life"
     case "wrong_cluster":
-      return "the hub belongs to another Postgres than the one this file was filled from; check --hub"
+      return "the hub belongs to another Postgres than the one this file was filled from; check --hub, or start the node once with --new-life"
     case "schema_ahead":
       return "head office's tables need a newer schoolbus here; update this program"
     case "unauthorized":

@@ -1,0 +1,136 @@
+import * as Effect from "effect/Effect"
+import { afterEach, expect, it } from "vitest"
+import { type Link, LinkDown, LinkRefused, type OutgoingBatch } from "../../src/link/client.ts"
+import type { Exception, Verdicts } from "../../src/model/change.ts"
+import { KEEP_BYTES, KEEP_DAYS, trim } from "../../src/up/trim.ts"
+import { pushAll } from "../../src/up/up.ts"
+import { column, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
+
+const pupils = table("pupils", [column("id", "text", { notNull: true }), column("school_id"), column("name")])
+const who = { incarnation: "x", token: "1.a" }
+
+const made: Array<SchoolFile> = []
+afterEach(async () => {
+  for (const school of made.splice(0)) await school.close()
+})
+const newSchool = async (): Promise<SchoolFile> => {
+  const school = await openSchoolFile([pupils])
+  made.push(school)
+  return school
+}
+
+/** A hub with a ledger, which takes batches only in order. */
+const hubOf = (exceptions: ReadonlyArray<Exception> = []) => {
+  const ledger: Array<string> = []
+  const sent: Array<number> = []
+  const push = (_: unknown, batch: OutgoingBatch): Effect.Effect<Verdicts, LinkDown | LinkRefused> =>
+    Effect.suspend((): Effect.Effect<Verdicts, LinkDown | LinkRefused> => {
+      sent.push(batch.number)
+      if (hub.isDown) return Effect.fail(new LinkDown({ message: "down" }))
+      const known = ledger[batch.number - 1]
+      if (known === undefined && batch.number > ledger.length + 1) {
+        return Effect.fail(new LinkRefused({ status: 409, code: "batch_gap", message: "gap", expected: ledger.length + 1 }))
+      }
+      expect(known ?? batch.hash).toBe(batch.hash)
+      ledger[batch.number - 1] = batch.hash
+      return hub.losesAnswers
+        ? Effect.fail(new LinkDown({ message: "answer lost" }))
+        : Effect.succeed({ batch: batch.number, hash: batch.hash, changes: 1, exceptions })
+    })
+  const hub = { ledger, sent, isDown: false, losesAnswers: false, link: { push } as unknown as Link }
+  return hub
+}
+const insert = (school: SchoolFile, id: string) => school.program("INSERT INTO pupils (id, school_id, name) VALUES (?, 's1', 'n')", [id])
+const answered = (school: SchoolFile) =>
+  school.read("SELECT number FROM schoolbus_batch WHERE answered_at IS NOT NULL ORDER BY number").map(([n]) => Number(n))
+const push = (school: SchoolFile, hub: ReturnType<typeof hubOf>) => Effect.runPromise(Effect.result(pushAll(school.file, hub.link, who)))
+
+it("what programs wrote goes up in numbered batches, each once", async () => {
+  const school = await newSchool()
+  const hub = hubOf([{ id: 1, verdict: "conflict" }])
+  insert(school, "a")
+  expect(await push(school, hub)).toMatchObject({ success: { changes: 1, conflicts: 1 } })
+  insert(school, "b")
+  await push(school, hub)
+  expect(await push(school, hub)).toMatchObject({ success: { changes: 0 } })
+  expect([hub.sent, answered(school)]).toEqual([
+    [1, 2],
+    [1, 2],
+  ])
+})
+
+it("a batch whose answer was lost goes again unchanged, before anything newer", async () => {
+  const school = await newSchool()
+  const hub = hubOf()
+  hub.losesAnswers = true
+  insert(school, "a")
+  expect(await push(school, hub)).toMatchObject({ failure: { _tag: "LinkDown" } })
+  insert(school, "b")
+  hub.losesAnswers = false
+  await push(school, hub)
+  expect([hub.sent, answered(school)]).toEqual([
+    [1, 1, 2],
+    [1, 2],
+  ])
+})
+
+it("writes wait, frozen, while the hub is away", async () => {
+  const school = await newSchool()
+  const hub = hubOf()
+  hub.isDown = true
+  insert(school, "a")
+  await push(school, hub)
+  insert(school, "b")
+  await push(school, hub)
+  expect(answered(school)).toEqual([])
+  hub.isDown = false
+  await push(school, hub)
+  expect(answered(school)).toEqual([1, 2])
+})
+
+it("a hub that was put back gets what it has lost from the kept bytes", async () => {
+  const school = await newSchool()
+  const hub = hubOf()
+  for (const id of ["a", "b", "c"]) {
+    insert(school, id)
+    await push(school, hub)
+  }
+  const before = [...hub.ledger]
+  await school.write((tx) => tx.run("UPDATE schoolbus_batch SET settled_at = 1"))
+  hub.ledger.length = 1
+  insert(school, "d")
+  await push(school, hub)
+  expect(hub.ledger.slice(0, 3)).toEqual(before)
+  expect(hub.sent.slice(3)).toEqual([4, 2, 3, 4])
+})
+
+it("what is no longer kept is said, not asked for without end", async () => {
+  const school = await newSchool()
+  const hub = hubOf()
+  for (const id of ["a", "b"]) {
+    insert(school, id)
+    await push(school, hub)
+  }
+  await school.write((tx) => tx.run("DELETE FROM schoolbus_batch"))
+  hub.ledger.length = 0
+  insert(school, "c")
+  expect(await push(school, hub)).toMatchObject({ failure: { _tag: "LinkRefused", code: "batch_lost" } })
+  expect(hub.sent).toEqual([1, 2, 3])
+})
+
+const DAY = 86_400_000
+it("settled batches are kept for a restore of head office, others until they are settled", async () => {
+  const school = await newSchool()
+  const now = 100 * DAY
+  const put = (number: number, settled: number | null) =>
+    school.program("INSERT INTO schoolbus_batch (number, hash, bytes, changes, frozen_at, settled_at) VALUES (?, 'h', x'00', 1, 0, ?)", [
+      number,
+      settled,
+    ])
+  put(1, now - (KEEP_DAYS + 1) * DAY)
+  put(2, now - (KEEP_DAYS - 1) * DAY)
+  put(3, null)
+  await Effect.runPromise(trim(school.file, now))
+  expect(school.read("SELECT number FROM schoolbus_batch ORDER BY number")).toEqual([[2n], [3n]])
+  expect(KEEP_BYTES).toBeGreaterThan(64 * 1024 * 1024)
+})
