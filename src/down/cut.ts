@@ -87,7 +87,7 @@ export const applyPart = (
     }
     yield* keepBehind(delivery, kept)
     yield* forgetBehind(delivery, free)
-    free.sort((a, b) => (a.target !== b.target ? 0 : a.key < b.key ? -1 : 1))
+    free.sort((a, b) => (a.target !== b.target ? a.target.tbl - b.target.tbl : a.key < b.key ? -1 : 1))
     yield* keepRefused(delivery, yield* showRows(tx, free))
     yield* releaseRows(delivery, touched, fresh, new Map([...lost.map((id) => [id, null] as const), ...ended.restore]))
     return batches

@@ -82,6 +82,7 @@ export interface Part {
 export const partOf = (targets: Targets, lines: ReadonlyArray<RowsLine>): Part => {
   const items = new Map<string, Item>()
   const ledger: Array<Row> = []
+  const lists = new Map<string, ReadonlyArray<string>>()
   let rows = 0
   for (const [, , , name, columns, lineRows] of lines) {
     rows += lineRows.length
@@ -92,7 +93,9 @@ export const partOf = (targets: Targets, lines: ReadonlyArray<RowsLine>): Part =
     const target = targets.byName.get(name)
     if (target === undefined) continue
     const known = columns.flatMap((column, i) => (target.kinds.has(column) ? [i] : []))
-    const names = known.length === columns.length ? columns : known.map((i) => columns[i] as string)
+    const picks = known.map((i) => columns[i] as string)
+    const names = lists.get(picks.join("\0")) ?? picks
+    lists.set(picks.join("\0"), names)
     for (const [keyValues, values] of lineRows) {
       const picked = values === null || known.length === columns.length ? values : known.map((i) => values[i] ?? null)
       const item = itemOf(target, keyValues, names, picked)

@@ -53,32 +53,55 @@ const grouped = <A>(all: ReadonlyArray<A>, by: (one: A) => string): ReadonlyArra
   return [...groups.values()]
 }
 
+/** Items of one table with the same columns; those of one page share their list of columns. */
+const alike = (items: ReadonlyArray<Item>): ReadonlyArray<ReadonlyArray<Item>> => {
+  const groups = new Map<string, Array<Item>>()
+  let last: Item | undefined
+  let group: Array<Item> = []
+  for (const item of items) {
+    if (last === undefined || item.target !== last.target || item.columns !== last.columns) {
+      const id = `${item.target.tbl}\0${item.columns.join("\0")}`
+      group = groups.get(id) ?? []
+      groups.set(id, group)
+      last = item
+    }
+    group.push(item)
+  }
+  return [...groups.values()]
+}
+
 /** One prepared statement for all items of a table that have the same columns. */
 const writeAll = (
   tx: Tx,
   items: ReadonlyArray<Item>,
   sql: (table: Table, columns: ReadonlyArray<string>) => string,
-  cells: (item: Item) => ReadonlyArray<Cell>,
+  cells: (item: Item, kinds: ReadonlyArray<Kind>) => ReadonlyArray<Cell>,
 ): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
   Effect.gen(function* () {
     const refused: Array<Refused> = []
-    for (const group of grouped(items, (item) => `${item.target.tbl}\0${item.columns.join("\0")}`)) {
-      const first = group[0] as Item
-      const failures = yield* attempt(tx, sql(first.target.table, first.columns), group.map(cells))
+    for (const group of alike(items)) {
+      const { target, columns } = group[0] as Item
+      const kinds = kindsOf(target, columns)
+      const failures = yield* attempt(
+        tx,
+        sql(target.table, columns),
+        group.map((item) => cells(item, kinds)),
+      )
       for (const { index, code, message } of failures) refused.push({ item: group[index] as Item, code, error: message })
     }
     return refused
   })
 
-const valueCells = ({ target, columns, values }: Item): ReadonlyArray<Cell> =>
-  columns.map((name, i) => wireToCell(target.kinds.get(name) ?? "text", values?.[i] ?? null))
+const kindsOf = (target: Target, columns: ReadonlyArray<string>): ReadonlyArray<Kind> => columns.map((name) => target.kinds.get(name) ?? "text")
+const valueCells = ({ values }: Item, kinds: ReadonlyArray<Kind>): ReadonlyArray<Cell> =>
+  kinds.map((kind, i) => wireToCell(kind, values?.[i] ?? null))
 
 const removeAll = (tx: Tx, items: ReadonlyArray<Item>) => writeAll(tx, items, deleteSql, (item) => item.keyCells)
 const upsertAll = (tx: Tx, items: ReadonlyArray<Item>) => writeAll(tx, items, upsertSql, valueCells)
 
 /** Sets the named columns of rows that exist; the others are not touched. */
 export const updateRows = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
-  writeAll(tx, items, updateSql, (item) => [...valueCells(item), ...item.keyCells])
+  writeAll(tx, items, updateSql, (item, kinds) => [...valueCells(item, kinds), ...item.keyCells])
 
 export interface Current {
   /** As `safely` reads them, in column order: same value, same bytes. */
@@ -167,7 +190,9 @@ const holdersOf = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyMa
     for (const group of grouped(items, (item) => String(item.target.tbl))) {
       const { table, kinds } = (group[0] as Item).target
       for (const unique of table.unique) {
-        const values = group.map((item) => keyJson(unique.map((name) => valueCells(item)[item.columns.indexOf(name)] ?? null)))
+        const values = group.map((item) =>
+          keyJson(unique.map((name) => wireToCell(kinds.get(name) ?? "text", item.values?.[item.columns.indexOf(name)] ?? null))),
+        )
         const rows = yield* tx.all<{ i: number; key: string }>(
           `SELECT j.key AS i, ${localKeySql(table, "t.")} AS key FROM json_each(?) j CROSS JOIN ${ident(table.local)} t
             ON ${unique.map((name, i) => equals(`t.${ident(name)}`, kinds.get(name), i)).join(" AND ")}`,

@@ -65,13 +65,41 @@ export interface LibsqlFile {
   readonly read: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
 }
 
+/**
+ * Rows on their way to the worker: all cells in one list, and which of them are INTEGER though they stand there as numbers.
+ * A message of nested lists, or of bigints, takes longer than the statements themselves.
+ */
+export interface Packed {
+  readonly width: number
+  readonly cells: ReadonlyArray<Cell>
+  readonly integers: Uint8Array
+}
+
+const pack = (rows: ReadonlyArray<ReadonlyArray<Cell>>): Packed => {
+  const width = rows[0]?.length ?? 0
+  const cells: Array<Cell> = new Array(width * rows.length)
+  const integers = new Uint8Array(cells.length)
+  let at = 0
+  for (const row of rows) {
+    if (row.length !== width) throw new TypeError(`rows of one statement differ in width: ${row.length} and ${width}`)
+    for (const cell of row) {
+      if (typeof cell === "bigint" && cell >= -9007199254740991n && cell <= 9007199254740991n) {
+        cells[at] = Number(cell)
+        integers[at] = 1
+      } else cells[at] = cell
+      at++
+    }
+  }
+  return { width, cells, integers }
+}
+
 type Command =
   | { readonly op: "open"; readonly path: string; readonly pragmas: ReadonlyArray<string>; readonly timeoutMs: number }
   | { readonly op: "begin"; readonly write: boolean }
   | { readonly op: "end"; readonly commit: boolean }
   | { readonly op: "exec"; readonly sql: string }
   | { readonly op: "run" | "all" | "values"; readonly sql: string; readonly args: ReadonlyArray<Bind> | undefined }
-  | { readonly op: "many"; readonly sql: string; readonly rows: ReadonlyArray<ReadonlyArray<Cell>> }
+  | ({ readonly op: "many"; readonly sql: string } & Packed)
   | { readonly op: "reset" | "close" }
 export type Request = Command & { readonly id: number }
 export type Response =
@@ -132,7 +160,7 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
       values: (sql, args) => send({ op: "values", sql, args }) as Effect.Effect<ReadonlyArray<ReadonlyArray<Cell>>, LibsqlError>,
       run: (sql, args) => send({ op: "run", sql, args }) as Effect.Effect<number, LibsqlError>,
       many: (sql, rows) =>
-        rows.length === 0 ? Effect.succeed([]) : (send({ op: "many", sql, rows }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>),
+        rows.length === 0 ? Effect.succeed([]) : (send({ op: "many", sql, ...pack(rows) }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>),
       exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),
     }
     yield* send({ op: "open", path, pragmas: PRAGMAS, timeoutMs: BUSY_TIMEOUT_MS })

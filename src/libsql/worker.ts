@@ -102,9 +102,15 @@ const answer = (request: Request): unknown => {
     case "many": {
       const statement = prepare(request.sql)
       const failures: Array<{ index: number; code: string; message: string }> = []
-      for (let index = 0; index < request.rows.length; index++) {
+      const { width, cells, integers } = request
+      for (let index = 0; index * width < cells.length; index++) {
+        const row: Array<unknown> = new Array(width)
+        for (let i = 0; i < width; i++) {
+          const cell = cells[index * width + i]
+          row[i] = integers[index * width + i] === 1 ? BigInt(cell as number) : cell
+        }
         try {
-          statement.run(request.rows[index] as Array<unknown>)
+          statement.run(row)
         } catch (error) {
           const { code, message } = failure(error)
           if (!code.startsWith("SQLITE_CONSTRAINT") && code !== "SQLITE_MISMATCH") throw error
