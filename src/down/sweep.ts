@@ -17,13 +17,15 @@ const sweptTargets = (targets: Targets): ReadonlyArray<Target> =>
 const orNothing = <A>(rows: Effect.Effect<ReadonlyArray<A>, LibsqlError>): Effect.Effect<ReadonlyArray<A>, LibsqlError> =>
   Effect.catch(rows, (error) => (error.code === "SQLITE_ERROR" ? Effect.succeed([]) : Effect.fail(error)))
 
+/** Whether a full cut could end anything here. */
 export const hasRows = (tx: Tx, targets: Targets): Effect.Effect<boolean, LibsqlError> =>
   Effect.gen(function* () {
     for (const { table } of sweptTargets(targets)) {
       const rows = yield* orNothing(tx.all<{ n: number }>(`SELECT 1 AS n FROM ${ident(table.local)} LIMIT 1`))
       if (rows.length > 0) return true
     }
-    return (yield* tx.all("SELECT 1 FROM schoolbus_behind LIMIT 1")).length > 0
+    const waiting = yield* tx.all("SELECT 1 FROM schoolbus_behind UNION ALL SELECT 1 FROM schoolbus_hold UNION ALL SELECT 1 FROM changes LIMIT 1")
+    return waiting.length > 0
   })
 
 /** `met`: the cut named it. */
@@ -47,12 +49,17 @@ const shownRows = ({ table, tbl }: Target): Scan => {
   }
 }
 
-/** A row may wait behind of which the school shows nothing. */
-const rowsBehind =
+/** Rows that the school does not show, but of which something waits: a state, a verdict or a decision. */
+const waitingRows =
   ({ tbl }: Target): Scan =>
   (tx, after) => {
-    const rows = `SELECT key AS k FROM schoolbus_behind WHERE tbl = ?1 AND row IS NOT NULL AND key > ?2 ORDER BY key LIMIT ${SCAN_ROWS}`
-    return tx.all(`SELECT k AS key, ${MET} FROM (${rows})`, [tbl, after ?? ""])
+    const rows = [
+      "SELECT key AS k FROM schoolbus_behind WHERE tbl = ?1 AND row IS NOT NULL",
+      "SELECT key FROM schoolbus_hold WHERE tbl = ?1",
+      "SELECT key FROM changes WHERE tbl = ?1",
+      "SELECT new_key FROM changes WHERE tbl = ?1 AND new_key IS NOT NULL",
+    ].join(" UNION ")
+    return tx.all(`SELECT k AS key, ${MET} FROM (SELECT k FROM (${rows}) WHERE k > ?2 ORDER BY k LIMIT ${SCAN_ROWS})`, [tbl, after ?? ""])
   }
 
 /** Rows that the cut did not name, as deletes, page by page to `remove`. */
@@ -63,7 +70,7 @@ export const sweep = <E>(
 ): Effect.Effect<void, E | LibsqlError> =>
   Effect.gen(function* () {
     for (const target of sweptTargets(targets)) {
-      for (const scan of [shownRows(target), rowsBehind(target)]) {
+      for (const scan of [shownRows(target), waitingRows(target)]) {
         for (let after: string | null = null; ; ) {
           const from: string | null = after
           const rows: ReadonlyArray<Seen> = yield* read((tx) => scan(tx, from))
