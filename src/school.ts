@@ -327,6 +327,7 @@ const sessions = (options: SchoolOptions, streams: ReadonlyArray<string>) =>
         }
         yield* Effect.logWarning(`hub refuses (${error.code}): ${detail}`)
       })
+    yield* facts.set({ linkDetail: `connecting to ${options.hub}` })
     let step = yield* Schedule.toStepWithSleep(backoff)
     while (true) {
       const [took, exit] = yield* session(options, link, streams).pipe(

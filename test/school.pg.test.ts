@@ -163,7 +163,7 @@ it("serves status and programs without a hub, says why, and catches up by itself
   const node = await startNode(dir, key.text, [], "http://127.0.0.1:9")
   const offline = await until("offline", async () => {
     const status = await node.status()
-    return status.state === "offline" && status
+    return status.link.state === "offline" && status
   })
   expect(offline.reason).not.toBe("")
   program(dir, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-off', '${school}', 'written offline')`)
