@@ -1,9 +1,11 @@
 #!/bin/sh
 # Runs a script of this project with Bun, also on a machine that has only node and npm: Bun comes from npm for this one
-# run, packages are installed exactly as bun.lock states. Usage: sh scripts/run.sh [--postgres] SCRIPT.ts [ARGUMENT …]
-# --postgres: sees to a Postgres server with wal2json first.
+# run, packages are installed exactly as bun.lock states. Usage:
+#   sh scripts/run.sh [--postgres] [--deno] SCRIPT.ts [ARGUMENT …]
+# --postgres: sees to a Postgres server with wal2json first. --deno: the script runs on Deno.
 set -e
 bun_version=1.4.4
+deno_version=2.9.6
 cd "$(dirname "$0")/.."
 
 older() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" != "$2" ]; }
@@ -25,5 +27,9 @@ fi
 if [ "$1" = --postgres ]; then
   shift
   bun scripts/setup.ts --quiet
+fi
+if [ "$1" = --deno ]; then
+  shift
+  if command -v deno > /dev/null; then exec deno run -A "$@"; else exec bunx "deno@$deno_version" run -A "$@"; fi
 fi
 exec bun "$@"
