@@ -38,7 +38,10 @@ const PeopleRule = z.strictObject({
   group: z.string().exactOptional(),
 })
 
+export type PluginName = "wal2json" | "pgoutput"
+
 const ConfigFile = z.strictObject({
+  plugin: z.enum(["wal2json", "pgoutput"]).default("wal2json"),
   tables: z.record(z.string().min(1), TableRule),
   devices: z
     .strictObject({
@@ -71,6 +74,8 @@ export interface TableRules {
 }
 
 export interface Config {
+  /** The output plugin of the slot. */
+  readonly plugin: PluginName
   readonly tables: ReadonlyArray<TableRules>
   readonly devices?: DeviceRules
 }
@@ -92,8 +97,9 @@ export const parseConfig = (source: string, value: unknown): Config | ConfigRefu
       problems: parsed.error.issues.map((issue) => `${issue.path.map(String).join(".") || "the default export"}: ${issue.message}`),
     })
   }
-  const { tables, devices } = parsed.data
+  const { plugin, tables, devices } = parsed.data
   return {
+    plugin,
     tables: Object.entries(tables).map(([name, rule]) => ({
       name: qualify(name),
       audience: rule.audience,

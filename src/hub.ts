@@ -46,8 +46,6 @@ const sentence = (error: SourceError): string => {
       return `another hub holds slot ${error.slot}: ${error.holder}`
     case "PostgresError":
       return error.sqlstate === "" ? `Postgres does not answer: ${error.message}` : `${error.message} (${error.sqlstate})`
-    case "BracketLate":
-      return `a read of ${error.table} did not come back through the stream; trying again`
     default:
       return error.message
   }

@@ -25,7 +25,7 @@ const FREE = ["runtime.ts", "config.ts", "version.ts"]
 /** Decide and nothing else: plain functions over values, no Effect module but Schema, no clock, no random. */
 const PURE = [
   /^model\//,
-  /^down\/(decode|audience|ack|behind)\.ts$/,
+  /^down\/(decode|pgoutput|audience|ack|behind)\.ts$/,
   /^up\/(resolve|coalesce)\.ts$/,
   /^iclock\/(handshake|cdata|command|roster)\.ts$/,
   /^libsql\/capture\.ts$/,

@@ -4,7 +4,7 @@
  * When the mark arrives in the stream, a row that was read enters the feed unless a transaction that its snapshot could
  * not see has touched the key: then what the stream said is newer.
  */
-import * as Data from "effect/Data"
+import { randomUUID } from "node:crypto"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import { type Kind, textToToken, type Wire, wireToText } from "../model/value.ts"
@@ -13,10 +13,12 @@ import type { FeedTable } from "./feed.ts"
 
 /** Rows of one chunk: about 50 ms of reading, about 2 MB of memory. */
 export const CHUNK_ROWS = 5_000
-/** A bracket whose mark has not come by then is taken again. */
+/** A bracket whose mark has not come by then is taken again, with twice the patience: the stream may be far behind. */
 const MARK_TIMEOUT_MS = 30_000
-/** How often a snapshot is tried that does not yet see what was streamed already. */
+const MARK_TIMEOUT_MAX_MS = 16 * MARK_TIMEOUT_MS
+/** How often a snapshot is tried that does not yet see what was streamed already: soon at first, then every half second. */
 const SNAPSHOT_RETRY_MS = 10
+const SNAPSHOT_RETRY_MAX_MS = 500
 
 /** `pg_current_snapshot()`: transactions below xmin are over, those from xmax on have not begun, `running` were under way. */
 export interface Snapshot {
@@ -79,20 +81,26 @@ export interface Bracket {
   readonly closed: Deferred.Deferred<void>
 }
 
-/** Rows of a bracket that may enter the feed now that its mark has come. */
-export const settledRows = (bracket: Bracket, read: Read): ReadonlyArray<ReadRow> => {
+/** Whether the stream said something about the key that the bracket's snapshot could not see. */
+export const isOvertaken = (bracket: Bracket, read: Read, key: string): boolean => {
   const isNewer = (xid: number): boolean => !isVisible(read.snapshot, xid)
-  if (bracket.truncatedBy.some(isNewer)) return []
-  return read.rows.filter((row) => !(bracket.touched.get(row.key)?.some(isNewer) ?? false))
+  return bracket.truncatedBy.some(isNewer) || (bracket.touched.get(key)?.some(isNewer) ?? false)
 }
 
-export class BracketLate extends Data.TaggedError("BracketLate")<{ readonly table: string }> {}
+/** Rows of a bracket that may enter the feed now that its mark has come. */
+export const settledRows = (bracket: Bracket, read: Read): ReadonlyArray<ReadRow> => read.rows.filter((row) => !isOvertaken(bracket, read, row.key))
 
 /** The open brackets and the transactions that a snapshot must see before it may be used. */
 export class Brackets {
   readonly open = new Map<string, Bracket>()
   /** Streamed transactions that touched a synced table and that no snapshot has been seen to contain yet. */
-  #streamed = new Set<number>()
+  readonly #streamed = new Set<number>()
+  readonly #notBefore: bigint
+
+  /** `notBefore`: a full transaction id; every older one must be over before a snapshot is good. */
+  constructor(notBefore: bigint) {
+    this.#notBefore = notBefore
+  }
 
   note(table: FeedTable, key: string, xid: number): void {
     for (const bracket of this.open.values()) {
@@ -109,8 +117,10 @@ export class Brackets {
 
   noteTxn(xid: number): void {
     this.#streamed.add(xid)
-    // Without a bracket nobody asks; a commit is visible long before this many others have followed it.
-    if (this.#streamed.size > 20_000) this.#streamed = new Set([...this.#streamed].slice(-10_000))
+  }
+
+  get remembered(): number {
+    return this.#streamed.size
   }
 
   /** True when every streamed transaction is visible; those need not be asked for again. */
@@ -118,7 +128,15 @@ export class Brackets {
     for (const xid of this.#streamed) {
       if (isVisible(snapshot, xid)) this.#streamed.delete(xid)
     }
-    return this.#streamed.size === 0
+    return this.#streamed.size === 0 && snapshot.xmin >= this.#notBefore
+  }
+
+  /** The session's snapshot, and whether it may be used. In a REPEATABLE READ transaction its first statement. */
+  look(session: Session): Effect.Effect<{ readonly snapshot: Snapshot; readonly isGood: boolean }, PostgresError> {
+    return Effect.map(session.query<{ snapshot: string }>("SELECT pg_current_snapshot()::text AS snapshot"), ([row]) => {
+      const snapshot = parseSnapshot(row?.snapshot ?? "")
+      return { snapshot, isGood: this.covers(snapshot) }
+    })
   }
 }
 
@@ -167,23 +185,17 @@ const readRows = (session: Session, table: FeedTable, want: Want): Effect.Effect
   }))
 }
 
-/** Takes one bracket and waits until its rows stand in the feed. */
-export const takeBracket = (
-  pg: PostgresPool,
-  brackets: Brackets,
-  table: FeedTable,
-  want: Want,
-  id: string,
-): Effect.Effect<Read, PostgresError | BracketLate> =>
-  Effect.gen(function* () {
-    const bracket: Bracket = { id, table, want, touched: new Map(), truncatedBy: [], read: null, closed: yield* Deferred.make<void>() }
+/** One try: null when its mark did not come within the limit. */
+const tryBracket = (pg: PostgresPool, brackets: Brackets, table: FeedTable, want: Want, limitMs: number): Effect.Effect<Read | null, PostgresError> =>
+  Effect.suspend(() => {
+    const id = randomUUID()
+    const bracket: Bracket = { id, table, want, touched: new Map(), truncatedBy: [], read: null, closed: Deferred.makeUnsafe() }
     brackets.open.set(id, bracket)
     const attempt = pg.tx(
       (session) =>
         Effect.gen(function* () {
-          const [row] = yield* session.query<{ snapshot: string }>("SELECT pg_current_snapshot()::text AS snapshot")
-          const snapshot = parseSnapshot(row?.snapshot ?? "")
-          if (!brackets.covers(snapshot)) return false
+          const { snapshot, isGood } = yield* brackets.look(session)
+          if (!isGood) return false
           const read = yield* readRows(session, table, want)
           // Set before the commit: the mark may come back before the commit's answer does.
           bracket.read = { snapshot, ...read }
@@ -192,9 +204,27 @@ export const takeBracket = (
         }),
       "repeatable read",
     )
-    while (!(yield* attempt)) yield* Effect.sleep(SNAPSHOT_RETRY_MS)
-    yield* Deferred.await(bracket.closed).pipe(
-      Effect.timeoutOrElse({ duration: MARK_TIMEOUT_MS, orElse: () => Effect.fail(new BracketLate({ table: table.name })) }),
-    )
-    return bracket.read as Read
-  }).pipe(Effect.ensuring(Effect.sync(() => void brackets.open.delete(id))))
+    return Effect.gen(function* () {
+      for (let waitMs = SNAPSHOT_RETRY_MS; !(yield* attempt); waitMs = Math.min(waitMs * 2, SNAPSHOT_RETRY_MAX_MS)) yield* Effect.sleep(waitMs)
+      return yield* Deferred.await(bracket.closed).pipe(
+        Effect.as(bracket.read),
+        Effect.timeoutOrElse({ duration: limitMs, orElse: () => Effect.succeed(null) }),
+      )
+    }).pipe(Effect.ensuring(Effect.sync(() => void brackets.open.delete(id))))
+  })
+
+/** Takes a bracket, again and again if need be, and waits until its rows stand in the feed. `limitMs`: the first patience. */
+export const takeBracket = (
+  pg: PostgresPool,
+  brackets: Brackets,
+  table: FeedTable,
+  want: Want,
+  limitMs = MARK_TIMEOUT_MS,
+): Effect.Effect<Read, PostgresError> =>
+  Effect.gen(function* () {
+    for (let limit = limitMs; ; limit = Math.min(limit * 2, MARK_TIMEOUT_MAX_MS)) {
+      const read = yield* tryBracket(pg, brackets, table, want, limit)
+      if (read !== null) return read
+      yield* Effect.logInfo(`a read of ${table.name} did not come back through the stream within ${limit / 1000} s; reading it again`)
+    }
+  })

@@ -1,13 +1,15 @@
 /**
- * wal2json format 2, one message of text at a time -> events of synced tables (pure). Values are never parsed: a row is
- * the list of its columns' JSON tokens, cut out of the message as they stand, so that no number is ever rounded.
+ * What a decoder makes of the stream, and the one for wal2json format 2 (pure): one message of text at a time -> events of
+ * synced tables. Values are never parsed: a row is the list of its columns' JSON tokens, cut out of the message as they
+ * stand, so that no number is ever rounded. `pgoutput.ts` has the other decoder.
  */
 import type { Kind } from "../model/value.ts"
+import type { PluginOptions } from "../postgres/wal.ts"
 
 /** What the decoder must know of a table; `columns` in the order in which Postgres numbers them. */
 export interface DecodeTable {
   readonly name: string
-  readonly columns: ReadonlyArray<{ readonly name: string; readonly kind: Kind; readonly toastable: boolean }>
+  readonly columns: ReadonlyArray<{ readonly name: string; readonly kind: Kind; readonly toastable: boolean; readonly generated: boolean }>
   /** Positions of the key columns, in key order. */
   readonly key: ReadonlyArray<number>
 }
@@ -28,23 +30,35 @@ export type Event<T extends DecodeTable> =
       readonly isInsert: boolean
     }
   | { readonly kind: "delete"; readonly table: T; readonly key: string }
-  | { readonly kind: "truncate"; readonly table: T }
+  | { readonly kind: "truncate"; readonly tables: ReadonlyArray<T> }
   /** A table that is not synced, or a message of another kind. */
   | { readonly kind: "none" }
   /** The row does not have the shape that the catalog said: the catalog must be read again. */
   | { readonly kind: "shape"; readonly table: T; readonly detail: string }
   | { readonly kind: "unreadable"; readonly text: string }
 
+/** Reads the messages of one connection in the order in which they came. */
+export interface Decoder<T extends DecodeTable> {
+  readonly read: (message: string) => Event<T>
+  readonly isBegin: (message: string) => boolean
+  readonly isCommit: (message: string) => boolean
+}
+
 /** The options of START_REPLICATION; each costs speed, so only what the decoder reads. */
-export const wal2jsonOptions = (tables: ReadonlyArray<string>): ReadonlyArray<readonly [string, string]> => [
-  ["format-version", "2"],
-  ["include-types", "false"],
-  ["include-pk", "false"],
-  ["include-xids", "true"],
-  ["include-timestamp", "true"],
-  ["include-lsn", "false"],
-  ["add-tables", tables.map(escapeTable).join(",")],
-]
+export const wal2jsonOptions = (tables: ReadonlyArray<string>): PluginOptions => ({
+  required: [
+    ["format-version", "2"],
+    ["include-types", "false"],
+    ["include-pk", "false"],
+    ["include-xids", "true"],
+    ["include-timestamp", "true"],
+    ["include-lsn", "false"],
+    ["add-tables", tables.map(escapeTable).join(",")],
+  ],
+  // Since 2.6. Without it NaN and infinities come as null.
+  optional: [["numeric-data-types-as-string", "true"]],
+  encoding: "utf8",
+})
 
 // In add-tables a name's space, comma, period and asterisk are escaped with a backslash; the first period splits schema from table.
 const escapeName = (name: string): string => name.replace(/[ ,.*\\]/g, "\\$&")
@@ -90,7 +104,18 @@ const canonical = (kind: Kind, raw: string): string => {
   }
 }
 
-export const makeDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>): ((text: string) => Event<T>) => {
+/** The key as the feed writes it; null when a part of it is missing. */
+export const keyOf = (table: DecodeTable, tokens: Tokens): string | null => {
+  let key = "["
+  for (let i = 0; i < table.key.length; i++) {
+    const token = tokens[table.key[i] as number]
+    if (token === undefined) return null
+    key += i === 0 ? token : `,${token}`
+  }
+  return `${key}]`
+}
+
+export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>): Decoder<T> => {
   const byName = new Map(tables.map((table) => [table.name, table]))
   const byText = new Map<string, T | null>()
   const openings = new Map<T, ReadonlyArray<string>>(
@@ -131,16 +156,6 @@ export const makeDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>): ((
     return at + 1
   }
 
-  const keyOf = (table: T, tokens: ReadonlyArray<string | undefined>): string | null => {
-    let key = "["
-    for (let i = 0; i < table.key.length; i++) {
-      const token = tokens[table.key[i] as number]
-      if (token === undefined) return null
-      key += i === 0 ? token : `,${token}`
-    }
-    return `${key}]`
-  }
-
   const readRow = (text: string, action: string): Event<T> => {
     const names = text.indexOf('"schema":')
     const columnsAt = text.indexOf(',"columns":[', names)
@@ -149,7 +164,7 @@ export const makeDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>): ((
     if (names === -1) return { kind: "unreadable", text }
     const table = tableOf(text, names, namesEnd)
     if (table === null) return { kind: "none" }
-    if (action === "T") return { kind: "truncate", table }
+    if (action === "T") return { kind: "truncate", tables: [table] }
 
     const shape = (detail: string): Event<T> => ({ kind: "shape", table, detail })
     const identity: Array<string | undefined> = new Array(table.columns.length)
@@ -181,9 +196,10 @@ export const makeDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>): ((
     return { kind: "put", table, key, tokens, oldKey: oldKey === key ? null : oldKey, isInsert: action === "I" }
   }
 
-  return (text) => {
-    // {"action":"I",…
-    switch (text.charCodeAt(11)) {
+  // {"action":"I",…
+  const actionOf = (text: string): number => text.charCodeAt(11)
+  const read = (text: string): Event<T> => {
+    switch (actionOf(text)) {
       case 66: {
         const { xid, timestamp } = JSON.parse(text) as { xid: number; timestamp: string }
         return { kind: "begin", xid, at: timestamp }
@@ -204,4 +220,5 @@ export const makeDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>): ((
         return { kind: "unreadable", text }
     }
   }
+  return { read, isBegin: (text) => actionOf(text) === 66, isCommit: (text) => actionOf(text) === 67 }
 }

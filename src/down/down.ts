@@ -8,7 +8,6 @@
  * What arrived while a transaction was being written is the next batch. A batch ends at a commit; a txn larger than a
  * batch is written chunk by chunk inside one feed transaction, so nothing of it shows before its commit.
  */
-import { randomUUID } from "node:crypto"
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
@@ -21,8 +20,9 @@ import type { PostgresError, PostgresPool } from "../postgres/client.ts"
 import type { WalMessage, WalReader, WalStopped } from "../postgres/wal.ts"
 import { idleStep } from "./ack.ts"
 import { audienceOf } from "./audience.ts"
-import { type Bracket, type BracketLate, Brackets, settledRows, takeBracket } from "./bracket.ts"
-import { makeDecoder } from "./decode.ts"
+import { type Bracket, Brackets, isOvertaken, settledRows, takeBracket } from "./bracket.ts"
+import type { Compute } from "./computed.ts"
+import type { DecodeTable, Decoder } from "./decode.ts"
 import { type Append, type Appender, Feed, type FeedTable, type Position, rowKey } from "./feed.ts"
 
 /** Messages of an unfinished txn that are held before it is written chunk by chunk. */
@@ -33,26 +33,36 @@ const CHUNK = 10_000
 const REREAD_KEYS = 1_000
 const REREAD_MS = 500
 
+/** Streamed txns that are remembered until a snapshot shows them; beyond this one is taken for that alone. */
+const REMEMBERED_TXNS = 10_000
+
 /** A message that the catalog does not explain: the flow starts again with a fresh catalog. */
 export class ShapeChanged extends Data.TaggedError("ShapeChanged")<{ readonly table: string; readonly message: string }> {}
 
 export interface DownOptions {
   readonly pg: PostgresPool
   readonly wal: WalReader
+  readonly decoder: <T extends DecodeTable>(tables: ReadonlyArray<T>) => Decoder<T>
+  /** The decoder gives NaN and infinities as they are; false: as null. */
+  readonly isExact: boolean
+  /** Fills in what the decoder leaves out of every row. */
+  readonly compute: Compute
   readonly tables: ReadonlyArray<FeedTable>
+  /** A full transaction id: what older transactions wrote may be missing from the stream, so no bracket opens while one runs. */
+  readonly notBefore: bigint
   /** Tables to be read whole: not loaded yet, or to be compared. */
   readonly reread: ReadonlySet<number>
   readonly onLoading: (table: string, rows: number, done: boolean) => Effect.Effect<void>
 }
 
 /** Marks are decoded like rows but stand in no table of the feed. */
-const MARKS = "schoolbus.marks"
+export const MARKS = "schoolbus.marks"
 const marksTable = {
   id: 0,
   name: MARKS,
   columns: [
-    { name: "id", kind: "text" as const, toastable: true },
-    { name: "at", kind: "text" as const, toastable: false },
+    { name: "id", kind: "text" as const, toastable: true, generated: false },
+    { name: "at", kind: "text" as const, toastable: false, generated: false },
   ],
   key: [0],
 }
@@ -75,25 +85,23 @@ export const commitMicros = (text: string): number => {
   return Date.parse(`${match[1]}T${match[2]}${match[4]}:00`) * 1000 + Number((match[3] ?? "").padEnd(6, "0"))
 }
 
-const isCommit = (message: WalMessage): boolean => message.text.charCodeAt(11) === 67
-
-const lastCommit = (messages: ReadonlyArray<WalMessage>): number => {
-  for (let i = messages.length - 1; i >= 0; i--) if (isCommit(messages[i] as WalMessage)) return i
-  return -1
-}
-
 /** Runs until the stream stops or the catalog no longer fits. */
-export const runDown = (
-  options: DownOptions,
-): Effect.Effect<never, WalStopped | ShapeChanged | LibsqlError | PostgresError | BracketLate, Feed | Scope.Scope> =>
+export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped | ShapeChanged | LibsqlError | PostgresError, Feed | Scope.Scope> =>
   Effect.gen(function* () {
     const feed = yield* Feed
     const { pg, wal } = options
-    const brackets = new Brackets()
-    const decode = makeDecoder<Decoded>([...options.tables, marksTable])
+    const brackets = new Brackets(options.notBefore)
+    const decoder = options.decoder<Decoded>([...options.tables, marksTable])
+    const lastCommit = (messages: ReadonlyArray<WalMessage>): number => {
+      for (let i = messages.length - 1; i >= 0; i--) if (decoder.isCommit((messages[i] as WalMessage).text)) return i
+      return -1
+    }
     const comparing = new Set<number>()
+    // Columns in which a null may stand for NaN or an infinity.
     const floats = new Map(
-      options.tables.map((table) => [table.id, table.columns.flatMap((c, i) => (c.kind === "float" || c.kind === "numeric" ? [i] : []))]),
+      options.isExact
+        ? []
+        : options.tables.map((table) => [table.id, table.columns.flatMap((c, i) => (c.kind === "float" || c.kind === "numeric" ? [i] : []))]),
     )
     const first = yield* feed.state
     let durable = first.position.lsn
@@ -111,31 +119,34 @@ export const runDown = (
         incomplete.length === 0 ? new Map<string, string>() : yield* appender.bodies(incomplete.map((row) => [row.table.id, row.key] as const))
       const unknown: Array<readonly [number, string, string]> = []
       const rows: Array<Append> = []
-      for (const [id, row] of pending) {
-        const { table, key } = row
+      for (const row of incomplete) {
+        const body = present.get(rowKey(row.table.id, row.key))
+        if (body === undefined) continue
+        const before = tokenize(body)
+        row.tokens = row.tokens?.map((token, i) => token ?? before[i]) ?? null
+      }
+      yield* options.compute([...pending.values()])
+      for (const row of pending.values()) {
+        const { table, key, tokens } = row
         const appended = { table, key, at: row.at, isInsert: row.isInsert, ifDifferent: row.ifDifferent }
-        if (row.tokens === null) {
+        if (tokens === null) {
           rows.push({ ...appended, body: null, audience: null })
           continue
         }
-        let tokens = row.tokens
         if (tokens.includes(undefined)) {
-          const body = present.get(id)
-          if (body === undefined) {
-            unknown.push([table.id, key, "toast"])
-            continue
-          }
-          const before = tokenize(body)
-          tokens = tokens.map((token, i) => token ?? before[i])
+          unknown.push([table.id, key, "toast"])
+          continue
         }
         if (!row.ifDifferent && floats.get(table.id)?.some((position) => tokens[position] === "null") === true) unknown.push([table.id, key, "nan"])
         rows.push({ ...appended, body: `[${tokens.join(",")}]`, audience: audienceOf(table.audienceAt, tokens) })
       }
       yield* appender.rows(rows)
       if (unknown.length > 0) {
-        yield* appender.tx.run(`INSERT OR IGNORE INTO reread (tbl, key, why) SELECT value->>0, value->>1, value->>2 FROM json_each(?)`, [
-          JSON.stringify(unknown),
-        ])
+        yield* appender.tx.run(
+          `INSERT INTO reread (tbl, key, why) SELECT value->>0, value->>1, value->>2 FROM json_each(?) WHERE true
+             ON CONFLICT (tbl, key) DO UPDATE SET why = excluded.why WHERE excluded.why = 'toast'`,
+          [JSON.stringify(unknown)],
+        )
       }
       const met = [...pending.values()].filter((row) => comparing.has(row.table.id))
       if (met.length > 0) {
@@ -154,7 +165,9 @@ export const runDown = (
         pending.set(rowKey(table.id, row.key), { table, key: row.key, tokens: row.tokens, at: micros, isInsert: false, ifDifferent: true })
       }
       if (want.kind === "keys") {
-        yield* appender.tx.run(`DELETE FROM reread WHERE tbl = ? AND key IN (SELECT value FROM json_each(?))`, [table.id, JSON.stringify(want.keys)])
+        // A row that was written again meanwhile may again have left something out.
+        const done = want.keys.filter((key) => !isOvertaken(bracket, read, key))
+        yield* appender.tx.run(`DELETE FROM reread WHERE tbl = ? AND key IN (SELECT value FROM json_each(?))`, [table.id, JSON.stringify(done)])
         return
       }
       yield* writeRows(appender, pending)
@@ -187,7 +200,7 @@ export const runDown = (
       let position: Position | null = null
       let touchedTxn = false
       for (const message of messages) {
-        const event = decode(message.text)
+        const event = decoder.read(message.text)
         switch (event.kind) {
           case "begin":
             xid = event.xid
@@ -261,12 +274,14 @@ export const runDown = (
             })
             break
           case "truncate":
-            if (isMark(event.table)) break
             brackets.noteTxn(xid)
-            brackets.noteTruncate(event.table, xid)
             yield* writeRows(appender, pending)
             pending.clear()
-            yield* appender.truncate(event.table, micros)
+            for (const table of event.tables) {
+              if (isMark(table)) continue
+              brackets.noteTruncate(table, xid)
+              yield* appender.truncate(table, micros)
+            }
             break
           case "shape":
             return yield* new ShapeChanged({
@@ -276,7 +291,7 @@ export const runDown = (
           case "unreadable":
             return yield* new ShapeChanged({
               table: "",
-              message: `the stream sent something that is not a wal2json message: ${event.text.slice(0, 200)}`,
+              message: `the stream sent something that the decoder does not know: ${event.text.slice(0, 200)}`,
             })
         }
         if (pending.size >= CHUNK) {
@@ -302,7 +317,7 @@ export const runDown = (
             continue
           }
           // A txn without synced rows is two messages: nothing to write.
-          if (end >= 0 && messages.every((message) => isCommit(message) || message.text.charCodeAt(11) === 66)) {
+          if (end >= 0 && messages.every(({ text }) => decoder.isCommit(text) || decoder.isBegin(text))) {
             idle = parseLsn((messages[end] as WalMessage).lsn)
             carry = messages.slice(end + 1)
           } else {
@@ -363,9 +378,7 @@ export const runDown = (
         }
         let rows = table.loading ? (row?.n ?? 0) : 0
         for (;;) {
-          const read = yield* takeBracket(pg, brackets, table, { kind: "chunk", after }, randomUUID()).pipe(
-            Effect.retry({ times: 5, while: (error) => error._tag === "BracketLate" }),
-          )
+          const read = yield* takeBracket(pg, brackets, table, { kind: "chunk", after })
           rows += read.rows.length
           yield* options.onLoading(table.name, rows, read.last)
           if (read.last) break
@@ -387,18 +400,24 @@ export const runDown = (
         groups.set(`${row.tbl} ${row.why}`, group)
       }
       for (const { table, why, keys } of groups.values()) {
-        yield* takeBracket(pg, brackets, table, { kind: "keys", keys, onlyNan: why === "nan" }, randomUUID()).pipe(
-          Effect.retry({ times: 5, while: (error) => error._tag === "BracketLate" }),
-        )
+        yield* takeBracket(pg, brackets, table, { kind: "keys", keys, onlyNan: why === "nan" })
       }
     })
+
+    // Transactions that became visible need not be remembered, whether or not a bracket asks.
+    const forget = Effect.suspend(() => (brackets.remembered < REMEMBERED_TXNS ? Effect.void : Effect.asVoid(brackets.look(pg))))
 
     // Marks are only ever read from the stream.
     const sweep = Effect.ignore(pg.execute("DELETE FROM schoolbus.marks WHERE at < now() - interval '1 hour'"))
 
     // The first failure of any of them ends all.
     yield* Effect.all(
-      [consume, Effect.andThen(copy, Effect.repeat(rereadKeys, Schedule.spaced(REREAD_MS))), Effect.repeat(sweep, Schedule.spaced("1 hour"))],
+      [
+        consume,
+        Effect.andThen(copy, Effect.repeat(rereadKeys, Schedule.spaced(REREAD_MS))),
+        Effect.repeat(forget, Schedule.spaced("1 second")),
+        Effect.repeat(sweep, Schedule.spaced("1 hour")),
+      ],
       { concurrency: "unbounded", discard: true },
     )
     return yield* Effect.never

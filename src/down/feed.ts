@@ -133,6 +133,8 @@ export class Feed extends Context.Service<
       devices: DeviceRules | undefined,
     ) => Effect.Effect<{ readonly tables: ReadonlyArray<FeedTable>; readonly reread: ReadonlySet<number> }, LibsqlError>
     readonly tables: Effect.Effect<ReadonlyArray<FeedTable>>
+    /** Names of the tables whose rows it holds whole. */
+    readonly heldTables: Effect.Effect<ReadonlyArray<string>, LibsqlError>
     /** Keys to be read again outside the stream, at most `limit`. */
     readonly waitingRereads: (
       limit: number,
@@ -468,6 +470,7 @@ export class Feed extends Context.Service<
                   name: column.name,
                   kind: column.kind,
                   toastable: toastable.get(table.name)?.has(column.name) ?? true,
+                  generated: column.generated,
                 })),
                 key: table.key.map((name) => names.indexOf(name)),
               })
@@ -661,6 +664,9 @@ export class Feed extends Context.Service<
         append,
         install,
         tables: Effect.sync(() => feedTables),
+        heldTables: db.read((tx) =>
+          Effect.map(tx.all<{ name: string }>("SELECT name FROM tables WHERE status = 'ready'"), (rows) => rows.map(({ name }) => name)),
+        ),
         waitingRereads: (limit) =>
           db.read((tx) => tx.all<{ tbl: number; key: string; why: string }>("SELECT tbl, key, why FROM reread LIMIT ?", [limit])),
         newEpoch: Effect.gen(function* () {

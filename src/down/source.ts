@@ -15,14 +15,16 @@ import { builtinTables } from "../model/builtin.ts"
 import { type Catalog, readCatalog, type Wanted } from "../postgres/catalog.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
 import { type HubMigrationRefused, migrateHub } from "../postgres/migrate.ts"
-import { clusterIdentity, createSlot, findSlot, type SlotRefused } from "../postgres/slot.ts"
+import { readGenerated } from "../postgres/generated.ts"
+import { mendPublication, type PublicationRefused, readPublication } from "../postgres/publication.ts"
+import { clusterIdentity, createSlot, dropSlot, findSlot, type SlotRefused } from "../postgres/slot.ts"
 import { openWal, type WalStopped } from "../postgres/wal.ts"
-import type { BracketLate } from "./bracket.ts"
-import { wal2jsonOptions } from "./decode.ts"
-import { runDown, type ShapeChanged } from "./down.ts"
+import { makeCompute } from "./computed.ts"
+import { wal2jsonDecoder, wal2jsonOptions } from "./decode.ts"
+import { pgoutputDecoder, pgoutputOptions } from "./pgoutput.ts"
+import { MARKS, runDown, type ShapeChanged } from "./down.ts"
 import { Feed } from "./feed.ts"
 
-const PLUGIN = "wal2json"
 const LIFE_MS = 60_000
 
 /** What the config asks for cannot be synced; all reasons at once. */
@@ -39,14 +41,14 @@ export type SourceError =
   | CatalogRefused
   | SlotBusy
   | SlotRefused
+  | PublicationRefused
   | HubMigrationRefused
   | WalStopped
   | ShapeChanged
-  | BracketLate
   | PostgresError
   | LibsqlError
 
-/** Slot names are lower case letters, digits and underscores, at most 63; one slot per database of the cluster. */
+/** The slot's name, and that of the publication: lower case letters, digits and underscores, at most 63; one per database of the cluster. */
 export const slotName = (url: string): string => {
   const database = decodeURIComponent(new URL(url).pathname.slice(1)) || "postgres"
   return `schoolbus_${database.toLowerCase().replace(/[^a-z0-9_]/g, "_")}`.slice(0, 63)
@@ -89,12 +91,27 @@ const deviceProblems = (config: Config, catalog: Catalog): ReadonlyArray<string>
   ]
 }
 
+/** wal2json hands text over as the database stores it, pgoutput as the session asks for. */
+const encodingProblems = (config: Config, encoding: string): ReadonlyArray<string> =>
+  encoding === "UTF8"
+    ? []
+    : encoding === "SQL_ASCII"
+      ? ["the database stores text without an encoding (SQL_ASCII), so schools could not read it; dump it into a database with encoding UTF8"]
+      : config.plugin === "wal2json"
+        ? [`the database stores text as ${encoding}, which wal2json does not convert; set plugin: "pgoutput" in the config`]
+        : []
+
 /** Schema applied, catalog read, everything that the config asks for found; or all reasons why not. */
 export const prepare = (pg: PostgresPool, config: Config): Effect.Effect<Catalog, CatalogRefused | HubMigrationRefused | PostgresError> =>
   Effect.gen(function* () {
     yield* migrateHub(pg)
     const catalog = yield* pg.tx((session) => readCatalog(session, wantedTables(config)))
-    const problems = [...catalog.problems, ...(catalog.problems.length === 0 ? deviceProblems(config, catalog) : [])]
+    const [server] = yield* pg.query<{ encoding: string }>("SELECT current_setting('server_encoding') AS encoding")
+    const problems = [
+      ...encodingProblems(config, server?.encoding ?? ""),
+      ...catalog.problems,
+      ...(catalog.problems.length === 0 ? deviceProblems(config, catalog) : []),
+    ]
     return problems.length > 0 ? yield* new CatalogRefused({ problems }) : catalog
   })
 
@@ -105,6 +122,23 @@ export interface SourceOptions {
   readonly onStreaming: Effect.Effect<void>
   readonly onLoading: (table: string, rows: number, done: boolean) => Effect.Effect<void>
 }
+
+/** What Postgres says when the publication did not exist at the position that it decodes. */
+const UNDEFINED_OBJECT = "42704"
+const DROP_RETRY_MS = 200
+
+/** A publication that was dropped and made again is missing at older positions for ever: that slot can only be replaced. */
+const replaceUnpublished = (options: SourceOptions) => (error: SourceError) =>
+  options.config.plugin === "pgoutput" && error._tag === "WalStopped" && error.sqlstate === UNDEFINED_OBJECT
+    ? Effect.andThen(
+        Effect.logWarning(`${error.message}, at the position of the slot; the slot is replaced`),
+        dropSlot(options.pg, error.slot).pipe(
+          // Its walsender ends a moment after the connection.
+          Effect.retry({ times: 20, schedule: Schedule.spaced(DROP_RETRY_MS) }),
+          Effect.ignore({ log: "Warn" }),
+        ),
+      )
+    : Effect.void
 
 /** One life of the stream, from the checks to the failure that ends it. */
 export const runSource = (options: SourceOptions): Effect.Effect<never, SourceError, Feed> =>
@@ -120,39 +154,56 @@ export const runSource = (options: SourceOptions): Effect.Effect<never, SourceEr
       const slot = yield* findSlot(pg, name)
       if (slot?.active === true) return yield* new SlotBusy({ slot: name, holder: slot.holder })
 
+      const streamed = [...catalog.tables.filter((table) => table.direction !== "up").map((table) => table.name), MARKS]
+      const publication = config.plugin === "pgoutput" ? yield* readPublication(pg, name, streamed) : null
+      const held = publication === null ? [] : yield* feed.heldTables
+      const unpublished = publication?.missing.filter((table) => held.includes(table)) ?? []
       const [known] = yield* pg.query<{ life: string }>("SELECT life FROM schoolbus.hub WHERE id = 1")
       const isOtherLife = !isFresh && known !== undefined && state.life !== null && known.life !== state.life && known.life !== state.lifeLast
       const isOtherCluster = !isFresh && state.systemId !== null && (state.systemId !== identity.systemId || state.timeline !== identity.timeline)
       const isLost = slot?.walStatus === "lost"
       const isAhead = slot !== null && !isFresh && slot.confirmed > state.position.lsn
-      const compare = !isFresh && (slot === null || isLost || isAhead || isOtherLife || isOtherCluster)
+      const isOtherPlugin = slot !== null && slot.plugin !== config.plugin
+      // What was committed while a table was not published is not in the stream.
+      const isUnpublished = slot !== null && publication !== null && (!publication.exists || unpublished.length > 0)
+      const isUseless = isLost || isOtherPlugin || isUnpublished
+      const compare = !isFresh && (slot === null || isUseless || isAhead || isOtherLife || isOtherCluster)
       if (compare) {
         const reason =
           slot === null
             ? "the slot does not exist"
             : isLost
               ? "the slot is lost: Postgres removed WAL that it needed"
-              : isOtherCluster
-                ? "Postgres is another cluster or timeline than the feed knows"
-                : isOtherLife
-                  ? "Postgres was put back to an older state, or this feed was"
-                  : "the slot is ahead of the feed"
+              : isOtherPlugin
+                ? `the slot was made for ${slot.plugin}, the config says ${config.plugin}: it is replaced`
+                : isUnpublished
+                  ? `publication ${name} did not hold ${publication.exists ? unpublished.join(", ") : "any table, it did not exist"}: the slot is replaced`
+                  : isOtherCluster
+                    ? "Postgres is another cluster or timeline than the feed knows"
+                    : isOtherLife
+                      ? "Postgres was put back to an older state, or this feed was"
+                      : "the slot is ahead of the feed"
         yield* Effect.logWarning(`${reason}: comparing every table by key; schools receive only what differs`)
       }
-      if (isLost) yield* pg.execute("SELECT pg_drop_replication_slot($1)", [name])
+      // First the slot goes, then the publication is mended: a start that breaks off between them finds no slot and compares too.
+      if (isUseless) yield* dropSlot(pg, name)
+      if (publication !== null && !publication.fits) yield* mendPublication(pg, name, streamed, publication)
       let from = state.position.lsn
-      if (slot === null || isLost) {
-        from = yield* createSlot(pg, name, PLUGIN)
-        yield* Effect.logInfo(`slot ${name} created at ${printLsn(from)}`)
+      if (slot === null || isUseless) {
+        from = yield* createSlot(pg, name, config.plugin)
+        yield* Effect.logInfo(`slot ${name} created for ${config.plugin} at ${printLsn(from)}`)
       } else if (isFresh || compare) from = slot.confirmed
       if (isOtherLife || isOtherCluster) yield* feed.newEpoch
+      // pgoutput may leave out what a transaction wrote before its table was published.
+      const [next] = yield* pg.query<{ xid: string }>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS xid")
       const { tables, reread } = yield* feed.install(catalog.tables, catalog.toastable, config.devices)
       const wal = yield* openWal({
         url,
         slot: name,
         from,
-        plugin: wal2jsonOptions([...tables.filter((table) => table.table.direction !== "up").map((table) => table.name), "schoolbus.marks"]),
+        plugin: config.plugin === "pgoutput" ? pgoutputOptions(name) : wal2jsonOptions(streamed),
       })
+      const isExact = config.plugin === "pgoutput" || wal.tookOptional
       // From here on this hub is the one; what it found is made durable before the first row.
       const life = randomBytes(8).toString("hex")
       if (from !== state.position.lsn) yield* feed.append((appender) => appender.position({ lsn: from, xid: 0, at: "" }))
@@ -168,10 +219,16 @@ export const runSource = (options: SourceOptions): Effect.Effect<never, SourceEr
       yield* renewLife(life)
       yield* options.onStreaming
       const copied = tables.filter((table) => table.table.direction !== "up")
+      const generated = yield* pg.tx((session) => readGenerated(session, streamed))
+      const notStreamed = config.plugin === "pgoutput" ? generated : generated.filter((column) => column.isVirtual)
       return yield* Effect.raceFirst(
         runDown({
           pg,
           wal,
+          decoder: config.plugin === "pgoutput" ? pgoutputDecoder : wal2jsonDecoder,
+          isExact,
+          notBefore: config.plugin === "pgoutput" ? BigInt(next?.xid ?? 0) : 0n,
+          compute: makeCompute(pg, copied, notStreamed),
           tables: copied,
           reread: compare ? new Set(copied.map((table) => table.id)) : reread,
           onLoading: options.onLoading,
@@ -183,4 +240,4 @@ export const runSource = (options: SourceOptions): Effect.Effect<never, SourceEr
         ),
       )
     }),
-  )
+  ).pipe(Effect.tapError(replaceUnpublished(options)))

@@ -1,4 +1,4 @@
-/** The hub's one replication slot: find, create, inspect. Never drops a slot that it did not just create. */
+/** The hub's one replication slot: find, create, inspect, and drop when it can never be used again. */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import { type Lsn, parseLsn } from "../model/lsn.ts"
@@ -57,7 +57,7 @@ export const findSlot = (session: Session, name: string): Effect.Effect<SlotStat
 /** Why a slot could not be made, in words that end with what to do; null = not a known reason. */
 const refusalOf = (error: PostgresError): string | null => {
   if (error.sqlstate === "58P01" || error.message.includes("could not access file")) {
-    return "Postgres lacks the output plugin: install the package postgresql-NN-wal2json on the database server (NN = its major version)"
+    return `Postgres lacks the output plugin: install the package postgresql-NN-wal2json on the database server (NN = its major version), or set plugin: "pgoutput" in the config, which every Postgres has`
   }
   if (error.sqlstate === "55000") return "wal_level is not logical: run ALTER SYSTEM SET wal_level = logical and restart Postgres"
   if (error.sqlstate === "42501") return "the role may not create replication slots: run ALTER ROLE … REPLICATION"
@@ -75,3 +75,7 @@ export const createSlot = (session: Session, name: string, plugin: string): Effe
       return message === null ? error : new SlotRefused({ slot: name, message })
     }),
   )
+
+/** Frees its WAL. Whoever drops a slot compares every table afterwards. */
+export const dropSlot = (session: Session, name: string): Effect.Effect<void, PostgresError> =>
+  Effect.asVoid(session.execute("SELECT pg_drop_replication_slot($1)", [name]))

@@ -29,10 +29,13 @@ export class WalStopped extends Data.TaggedError("WalStopped")<{
 export interface WalMessage {
   /** Of a commit message: the byte after its commit record, so the position up to which the slot may be told. */
   readonly lsn: string
+  /** As the plugin wrote it: text, or one character per byte. */
   readonly text: string
 }
 
 export interface WalReader {
+  /** Whether the plugin took the optional options. */
+  readonly tookOptional: boolean
   /** At least one message, or a keepalive position when nothing else came: then `messages` is empty. */
   readonly take: Effect.Effect<{ readonly messages: ReadonlyArray<WalMessage>; readonly keepalive: Lsn | null }, WalStopped>
   /** Declares everything before this position durable and tells Postgres at the next occasion. Never moves back. */
@@ -44,23 +47,46 @@ export interface WalOptions {
   readonly slot: string
   /** Durable position: decoding goes on from here. */
   readonly from: Lsn
-  /** Plugin options as wal2json names them. */
-  readonly plugin: ReadonlyArray<readonly [name: string, value: string]>
+  readonly plugin: PluginOptions
 }
 
-/** Hands messages over as text: the library's own parser would round numbers and throw inside the socket. */
-class RawText extends Wal2JsonPlugin {
-  readonly #pairs: WalOptions["plugin"]
-  constructor(pairs: WalOptions["plugin"]) {
+type Pairs = ReadonlyArray<readonly [name: string, value: string]>
+
+export interface PluginOptions {
+  /** Options by the plugin's own names. */
+  readonly required: Pairs
+  /** Wanted, but unknown to older versions of the plugin: then the stream starts without them. */
+  readonly optional: Pairs
+  /** `latin1`: one character per byte. The library's buffer is used again, so a message is copied at once. */
+  readonly encoding: "utf8" | "latin1"
+}
+
+/** Hands messages over as they are: the library's own parser would round numbers and throw inside the socket. */
+class Raw extends Wal2JsonPlugin {
+  tookOptional = true
+  readonly #options: PluginOptions
+  constructor(options: PluginOptions) {
     super({})
-    this.#pairs = pairs
+    this.#options = options
   }
-  override start(client: { query: (sql: string) => Promise<unknown> }, slot: string, lsn: string): Promise<unknown> {
-    const options = this.#pairs.map(([name, value]) => `"${name}" '${value.replaceAll("'", "''")}'`).join(", ")
-    return client.query(`START_REPLICATION SLOT "${slot.replaceAll('"', '""')}" LOGICAL ${lsn} (${options})`)
+  override async start(client: { query: (sql: string) => Promise<unknown> }, slot: string, lsn: string): Promise<unknown> {
+    const { required, optional } = this.#options
+    const begin = (pairs: Pairs): Promise<unknown> => {
+      const options = pairs.map(([name, value]) => `"${name}" '${value.replaceAll("'", "''")}'`).join(", ")
+      return client.query(`START_REPLICATION SLOT "${slot.replaceAll('"', '""')}" LOGICAL ${lsn} (${options})`)
+    }
+    if (optional.length === 0) return begin(required)
+    try {
+      return await begin([...required, ...optional])
+    } catch (cause) {
+      // The session outlives the refusal and has let go of the slot.
+      if (!optional.some(([name]) => (cause as Error).message?.includes(`option "${name}"`))) throw cause
+      this.tookOptional = false
+      return begin(required)
+    }
   }
   override parse(bytes: Buffer): never {
-    return bytes.toString("utf8") as never
+    return bytes.toString(this.#options.encoding) as never
   }
 }
 
@@ -155,9 +181,10 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
       (timer) => Effect.sync(() => clearInterval(timer)),
     )
 
+    const plugin = new Raw(options.plugin)
     yield* Effect.callback<void, WalStopped>((started) => {
       service.once("start", () => started(Effect.void))
-      service.subscribe(new RawText(options.plugin), options.slot, printLsn(options.from)).then(
+      service.subscribe(plugin, options.slot, printLsn(options.from)).then(
         () => {
           const ended = new WalStopped({ slot: options.slot, busy: false, sqlstate: "", message: "Postgres ended the stream" })
           stop(ended)
@@ -197,6 +224,7 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
     })
 
     return {
+      tookOptional: plugin.tookOptional,
       take,
       confirm: (position) =>
         Effect.sync(() => {
