@@ -15,7 +15,7 @@ export default defineConfig({
     subjects: { audience: "all", direction: "down", priority: "high" },
 
     // Administration: head office has the last word; a password belongs to whoever changed it last.
-    users: { audience: own, priority: "high", strategy: "vps_wins", columns: { password_hash: "newest_wins", last_login: "newest_wins" } },
+    users: { audience: own, priority: "high", strategy: "vps_wins", columns: { password_hash: "newest_wins" }, exclude: ["last_login"] },
     classes: { audience: own, priority: "high", strategy: "vps_wins" },
     students: { audience: own, priority: "high", strategy: "vps_wins", columns: { phone: "newest_wins", medical_notes: "manual" } },
     enrolments: { audience: own, priority: "high", strategy: "vps_wins" },

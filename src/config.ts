@@ -4,30 +4,49 @@ import { pathToFileURL } from "node:url"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import { z } from "zod"
-import type { Audience, DeviceRules, Direction, Priority, Strategy } from "./model/table.ts"
+import type { Audience, ColumnRule, DeviceRules, Direction, Priority, Strategy, UniqueRule } from "./model/table.ts"
 
 /** Names that configs of other systems use for the same rules. */
-const ALIASES: Readonly<Record<string, Strategy>> = {
+const ALIASES: Readonly<Record<string, string>> = {
   LOCAL_WINS: "school_wins",
   TERMINAL_WINS: "school_wins",
+  SCHOOL_WINS: "school_wins",
   REMOTE_WINS: "vps_wins",
   CENTRAL_WINS: "vps_wins",
+  VPS_WINS: "vps_wins",
   TIMESTAMP_WINS: "newest_wins",
+  NEWEST_WINS: "newest_wins",
   MANUAL: "manual",
+  MERGE: "merge",
+  // Without rules there is nothing to merge by: then a person does.
+  MANUAL_MERGE: "manual_merge",
 }
 
-const StrategyName = z.preprocess(
-  (value) => (typeof value === "string" ? (ALIASES[value] ?? value) : value),
-  z.enum(["school_wins", "vps_wins", "newest_wins", "manual"]),
+const known = (value: unknown) => (typeof value === "string" ? (ALIASES[value] ?? value) : value)
+const SIDES = ["school_wins", "vps_wins", "newest_wins", "manual"] as const
+const StrategyName = z.preprocess(known, z.enum([...SIDES, "merge", "manual_merge"]))
+const ColumnRuleName = z.preprocess(
+  (value) => (typeof value === "string" && /^(SUM|MAX|MIN|UNION|APPEND)$/.test(value) ? value.toLowerCase() : known(value)),
+  z.enum([...SIDES, "sum", "max", "min", "union", "append"]),
 )
+
+/** What a school's tables of these names mostly need; a config says otherwise by naming a strategy. */
+const STRATEGY_BY_NAME: Readonly<Record<string, Strategy>> = { attendance: "school_wins", payments: "vps_wins", marks: "newest_wins" }
 
 const TableRule = z.strictObject({
   audience: z.union([z.literal("all"), z.strictObject({ column: z.string().min(1) })]),
   direction: z.enum(["both", "up", "down"]).default("both"),
   priority: z.enum(["critical", "high", "medium", "low", "background"]).default("medium"),
-  strategy: StrategyName.default("vps_wins"),
-  columns: z.record(z.string(), StrategyName).default({}),
+  strategy: StrategyName.exactOptional(),
+  columns: z.record(z.string(), ColumnRuleName).default({}),
+  exclude: z.array(z.string().min(1)).default([]),
+  unique: z.enum(["manual", "rename_local", "keep_local", "keep_remote", "merge"]).default("manual"),
 })
+
+const strategyFor = (name: string, rule: z.infer<typeof TableRule>): Strategy => {
+  const own = rule.strategy ?? STRATEGY_BY_NAME[name.replace(/^public\./, "")] ?? "vps_wins"
+  return own !== "manual_merge" ? own : Object.keys(rule.columns).length > 0 ? "merge" : "manual"
+}
 
 const PeopleRule = z.strictObject({
   id: z.string(),
@@ -70,7 +89,9 @@ export interface TableRules {
   readonly direction: Direction
   readonly priority: Priority
   readonly strategy: Strategy
-  readonly columnStrategies: Readonly<Record<string, Strategy>>
+  readonly columnStrategies: Readonly<Record<string, ColumnRule>>
+  readonly exclude: ReadonlyArray<string>
+  readonly uniqueRule: UniqueRule
 }
 
 export interface Config {
@@ -105,8 +126,10 @@ export const parseConfig = (source: string, value: unknown): Config | ConfigRefu
       audience: rule.audience,
       direction: rule.direction,
       priority: rule.priority,
-      strategy: rule.strategy,
+      strategy: strategyFor(name, rule),
       columnStrategies: rule.columns,
+      exclude: rule.exclude,
+      uniqueRule: rule.unique,
     })),
     ...(devices === undefined
       ? {}

@@ -42,6 +42,7 @@ CREATE TABLE schoolbus.ledger (
 
 -- One row per disagreement: of a column, or of a whole row (column_name is null: one side deleted or both inserted).
 -- base, mine (the school's), theirs (head office's) and kept are JSON values, or JSON objects for whole rows; null = no row.
+-- mine_at, theirs_at: when either side wrote it; null = unknown.
 CREATE TABLE schoolbus.conflicts (
   id          uuid PRIMARY KEY,
   school      text NOT NULL,
@@ -55,11 +56,13 @@ CREATE TABLE schoolbus.conflicts (
   mine        text,
   theirs      text,
   kept        text,
-  winner      text NOT NULL CHECK (winner IN ('school', 'vps', 'open')),
+  winner      text NOT NULL CHECK (winner IN ('school', 'vps', 'merged', 'open')),
   strategy    text NOT NULL,
   reason      text NOT NULL,
   status      text NOT NULL CHECK (status IN ('decided', 'open', 'resolved')),
   at          timestamptz NOT NULL DEFAULT now(),
+  mine_at     timestamptz,
+  theirs_at   timestamptz,
   decided_by  text,
   decided_at  timestamptz
 );

@@ -65,6 +65,7 @@ export const show = async (input: Input, io: Io): Promise<number> => {
         clean(
           Object.entries(t.columnStrategies)
             .map(([column, strategy]) => `${column}: ${strategy}`)
+            .concat(t.exclude.length > 0 ? [`never: ${t.exclude.join(" ")}`] : [])
             .join(", "),
         ) || "-",
       ]),

@@ -8,7 +8,14 @@ export const classOf: Readonly<Record<Priority, number>> = { critical: 10, high:
 /** `down`: head office writes. `up`: schools write, rows do not come down. `both`: either. */
 export type Direction = "both" | "up" | "down"
 
-export type Strategy = "school_wins" | "vps_wins" | "newest_wins" | "manual"
+/** Who wins when both sides wrote a row. `merge`: column by column, each by its own rule; an update wins over a delete. */
+export type Strategy = "school_wins" | "vps_wins" | "newest_wins" | "manual" | "merge"
+
+/** How one column's two values become one: a side wins, or both are put together. */
+export type ColumnRule = Exclude<Strategy, "merge"> | "sum" | "max" | "min" | "union" | "append"
+
+/** What becomes of a row whose unique value another row has already. `manual`: it waits, with a suggestion. */
+export type UniqueRule = "manual" | "rename_local" | "keep_local" | "keep_remote" | "merge"
 
 /** Which schools a row belongs to: every school, or the one whose id stands in a column (compared as Postgres prints it). */
 export type Audience = "all" | { readonly column: string }
@@ -47,8 +54,12 @@ export interface Table {
   readonly direction: Direction
   readonly priority: Priority
   readonly strategy: Strategy
-  /** Strategies of single columns, where they differ from the table's. */
-  readonly columnStrategies: Readonly<Record<string, Strategy>>
+  /** Rules of single columns, where they differ from the table's. */
+  readonly columnStrategies: Readonly<Record<string, ColumnRule>>
+  /** Columns that never cause a conflict: the later write stays, without a record. */
+  readonly exclude?: ReadonlyArray<string>
+  /** Absent: `manual`. */
+  readonly uniqueRule?: UniqueRule
   /** True for tables of schema `schoolbus`: the sync's own rows, which no school program writes. */
   readonly system: boolean
 }
@@ -72,4 +83,12 @@ export interface Manifest {
   readonly devices?: DeviceRules
 }
 
-export const strategyOf = (table: Table, column: string): Strategy => table.columnStrategies[column] ?? table.strategy
+/** Under `merge`, a column without a rule of its own takes the newer value. */
+export const ruleOf = (table: Table, column: string): ColumnRule =>
+  table.columnStrategies[column] ?? (table.strategy === "merge" ? "newest_wins" : table.strategy)
+
+export const isExcluded = (table: Table, column: string): boolean => table.exclude?.includes(column) === true
+
+/** True when the time of the column's last write can decide something. */
+export const needsTime = (table: Table, column: string): boolean =>
+  isExcluded(table, column) || ruleOf(table, column) === "newest_wins" || table.strategy === "newest_wins"

@@ -1,11 +1,14 @@
 /** Tables as Postgres describes them, joined with the config's rules; everything that cannot be synced is listed at once. */
 import * as Effect from "effect/Effect"
-import type { Column, Reference, Table } from "../model/table.ts"
+import type { Column, ColumnRule, Reference, Table } from "../model/table.ts"
 import { kindOf, type Wire } from "../model/value.ts"
 import type { PostgresError, Session } from "./client.ts"
 
 /** The rules of one table, as config and the built-in list give them. */
-export type Wanted = Pick<Table, "name" | "audience" | "direction" | "priority" | "strategy" | "columnStrategies" | "system"> & {
+export type Wanted = Pick<
+  Table,
+  "name" | "audience" | "direction" | "priority" | "strategy" | "columnStrategies" | "exclude" | "uniqueRule" | "system"
+> & {
   readonly local?: string
 }
 
@@ -129,9 +132,18 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
       if (rule.audience !== "all" && !known.has(rule.audience.column)) {
         problems.push(`audience column ${rule.audience.column} of table ${rule.name} does not exist; columns are ${[...known].join(", ")}`)
       }
-      for (const column of Object.keys(rule.columnStrategies)) {
-        if (!known.has(column))
+      for (const [column, strategy] of Object.entries(rule.columnStrategies)) {
+        const found = mine.find((one) => one.name === column)
+        if (found === undefined)
           problems.push(`column ${column} of table ${rule.name} has a strategy but does not exist; columns are ${[...known].join(", ")}`)
+        else {
+          const unfit = unfitRule(strategy, kindOf(baseName(found.oid)), found.type)
+          if (unfit !== null) problems.push(`column ${column} of table ${rule.name} cannot have rule ${strategy}: ${unfit}`)
+        }
+      }
+      for (const column of rule.exclude ?? []) {
+        if (!known.has(column))
+          problems.push(`column ${column} of table ${rule.name} is excluded from conflicts but does not exist; columns are ${[...known].join(", ")}`)
       }
       for (const column of key) {
         const kind = kindOf(baseName(mine.find((c) => c.name === column)?.oid ?? ""))
@@ -170,6 +182,26 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
     }
     return { tables, problems, toastable }
   })
+
+const UNORDERED = /^(json|xml|point|line|lseg|box|path|polygon|circle)(\[\])*$/
+
+/** Why a rule makes no sense for a type, with the remedy; null = it does. */
+const unfitRule = (rule: ColumnRule, kind: ReturnType<typeof kindOf>, type: string): string | null => {
+  switch (rule) {
+    case "sum":
+      return ["int", "bigint", "numeric", "float"].includes(kind) ? null : `${type} cannot be added; use newest_wins, max or manual`
+    case "union":
+    case "append":
+      return kind === "text" && !/^(uuid|date|time|interval|bool|inet|cidr)/.test(type)
+        ? null
+        : `${type} is no list or text; use newest_wins or manual`
+    case "max":
+    case "min":
+      return UNORDERED.test(type) ? `values of ${type} have no order; use newest_wins or manual` : null
+    default:
+      return null
+  }
+}
 
 const constantToWire = (kind: ReturnType<typeof kindOf>, text: string): Wire =>
   kind === "bool"

@@ -8,7 +8,7 @@
  */
 import * as Effect from "effect/Effect"
 import { wireKey } from "../model/key.ts"
-import type { Table } from "../model/table.ts"
+import { ruleOf, type Table } from "../model/table.ts"
 import { isRefused, type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
 import {
@@ -27,6 +27,8 @@ import {
 import { type Canonical, canonicalise, textToWire } from "./canonical.ts"
 import { currentKey, rowId, type RowChange } from "./coalesce.ts"
 import { matching, tupleText, unnest } from "./lists.ts"
+import { isOwnBaseRule } from "./merge.ts"
+import { type Compared, whichGreater } from "./order.ts"
 import { type Decision, type Proposal, resolve, type Row } from "./resolve.ts"
 import { readReferencing, readShapes, type Shape } from "./shape.ts"
 import type { Tables } from "./tables.ts"
@@ -66,6 +68,7 @@ interface Work extends Pointing, Leaving {
   respelled: ReadonlySet<string>
   theirs: Row | null
   theirsAt: number | null
+  isMineGreater: ReadonlySet<string>
   decision: Decision | null
   refusal: Refusal | null
   row: Row
@@ -103,6 +106,7 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
     const all = [...works.values()]
     yield* spell(session, all)
     yield* lock(session, all)
+    yield* compare(session, all)
     yield* decide(ground, all)
     const writing = () => all.filter((work) => work.refusal === null && work.decision !== null && work.decision.write !== "nothing")
     yield* checkReferences(
@@ -135,9 +139,21 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
       const { decision, table } = work
       const after = decision.write === "delete" ? null : decision.write === "nothing" ? work.theirs : { ...(work.theirs ?? {}), ...decision.set }
       const keyAfter = after === null ? currentKey(change) : table.key.map((name) => after[name] ?? null)
-      return { row: change, decision, refusal: null, after, keyAfter, altered: altered.get(work) ?? [] }
+      return { row: change, decision, refusal: null, after, keyAfter, altered: [...mergedOf(work, after, altered.get(work) ?? [])] }
     })
   })
+
+/** What became of sent values: a trigger's change of them, and sums and lists, which took in what head office had written. */
+const mergedOf = (work: Work, after: Row | null, altered: Outcome["altered"]): Outcome["altered"] => {
+  if (after === null || work.theirs === null) return altered
+  const byColumn = new Map(altered.map((one) => [one.column, one]))
+  for (const [column, sent] of Object.entries(work.mine)) {
+    if (!isOwnBaseRule(ruleOf(work.table, column))) continue
+    const stored = byColumn.get(column)?.stored ?? after[column] ?? null
+    if (stored !== sent) byColumn.set(column, { column, sent, stored })
+  }
+  return [...byColumn.values()]
+}
 
 /** Values without those that cannot travel: their base is unknown. */
 const known = (values: RowChange["base"]): Row =>
@@ -158,6 +174,7 @@ const startWork = (change: RowChange, table: Table, shape: Shape): Work => {
     respelled: new Set(),
     theirs: null,
     theirsAt: null,
+    isMineGreater: new Set(),
     decision: null,
     refusal: null,
     row: {},
@@ -274,6 +291,25 @@ const lock = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<void,
     }
   })
 
+/** Asks Postgres which values of `max` and `min` columns stand after head office's: only it knows the order of every type. */
+const compare = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const asked = works.flatMap((work) =>
+      work.refusal !== null || work.theirs === null
+        ? []
+        : Object.entries(work.mine).flatMap(([name, mine]): ReadonlyArray<Compared & { readonly work: Work; readonly name: string }> => {
+            const theirs = work.theirs?.[name] ?? null
+            const column = work.shape.columns.get(name)
+            if (!/^(max|min)$/.test(ruleOf(work.table, name)) || mine === null || theirs === null || mine === theirs || column === undefined)
+              return []
+            const texts = [textOf(work.table, name, mine), textOf(work.table, name, theirs)] as const
+            return [{ work, name, column, left: texts[0] ?? "", right: texts[1] ?? "" }]
+          }),
+    )
+    const greater = yield* whichGreater(session, asked)
+    for (const { work, name } of greater) work.isMineGreater = new Set([...work.isMineGreater, name])
+  })
+
 /** Says of each row whether the school may, and what is to be written. */
 const decide = (ground: Ground, works: ReadonlyArray<Work>): Effect.Effect<void> =>
   Effect.gen(function* () {
@@ -307,9 +343,11 @@ const decide = (ground: Ground, works: ReadonlyArray<Work>): Effect.Effect<void>
       if (change.op === "update" && work.refusal === null) work.refusal = placement(table, { ...(theirs ?? work.base), ...work.mine }, ground.school)
       if (work.refusal !== null) continue
 
+      const { base, settled } = baseOf(ground, work, theirs)
       const proposal: Proposal = {
         op: change.op as Proposal["op"],
-        base: baseOf(ground, work, theirs),
+        base,
+        settled,
         mine: work.mine,
         at: change.at,
         columnAt: change.columnAt,
@@ -318,7 +356,7 @@ const decide = (ground: Ground, works: ReadonlyArray<Work>): Effect.Effect<void>
       // A row that was moved to another school is out of this one's reach, whatever the strategy.
       const rule: Table = isOutside && change.op === "update" ? { ...table, strategy: "vps_wins" } : table
       work.theirs = theirs
-      work.decision = resolve(rule, proposal, theirs, work.theirsAt)
+      work.decision = resolve(rule, proposal, { row: theirs, at: work.theirsAt, columnAt: {}, isMineGreater: work.isMineGreater })
       work.isDelete = work.decision.write === "delete"
       work.row = { ...(theirs ?? {}), ...work.decision.set }
       work.written = new Set(Object.keys(work.decision.set))
@@ -326,17 +364,20 @@ const decide = (ground: Ground, works: ReadonlyArray<Work>): Effect.Effect<void>
   })
 
 /** The school's base, unless the hub knows better what the school started from. */
-const baseOf = (ground: Ground, work: Work, theirs: Row | null): Row => {
+const baseOf = (ground: Ground, work: Work, theirs: Row | null): Pick<Proposal, "base" | "settled"> => {
   const opened = ground.openBases.get(work.id)
   const stored = ground.stored.get(work.id)
-  if (opened === undefined && stored === undefined) return work.base
+  const settled = new Set<string>()
+  if (opened === undefined && stored === undefined) return { base: work.base, settled }
   const base: Record<string, Wire> = { ...work.base }
   for (const [name, pairs] of stored ?? []) {
-    // What this file sent and what Postgres made of it are one value to it, until it has seen the latter.
-    if (theirs !== null && pairs.some((pair) => pair.sent === base[name] && pair.stored === theirs[name])) base[name] = theirs[name] ?? null
+    // What this file sent and what became of it are one value to it, until it has seen the latter.
+    if (theirs === null || !pairs.some((pair) => pair.sent === base[name] && pair.stored === theirs[name])) continue
+    if (isOwnBaseRule(ruleOf(work.table, name))) settled.add(name)
+    else base[name] = theirs[name] ?? null
   }
   for (const [name, value] of opened ?? []) base[name] = value
-  return base
+  return { base, settled }
 }
 
 const textsOfSet = (table: Table, set: Row): Record<string, string | null> =>

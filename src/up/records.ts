@@ -129,11 +129,10 @@ export const record = (
       const known = open.conflicts.get(rowId(row.table, row.key)) ?? []
       const reused = new Set<string>()
       const records: Array<Exception> = []
-      for (const { column, base, mine, theirs, winner, strategy, reason } of decision.disagreements) {
+      for (const { column, base, mine, theirs, kept, winner, strategy, reason, mineAt, theirsAt } of decision.disagreements) {
         const former = winner === "open" ? known.find((one) => one.column === column) : undefined
         const id = former?.id ?? randomUUID()
         reused.add(id)
-        const kept = winner === "school" ? mine : theirs
         conflicts.push([
           id,
           ...originOf(origin, last),
@@ -148,6 +147,8 @@ export const record = (
           strategy,
           reason,
           winner === "open" ? "open" : "decided",
+          timeText(mineAt),
+          timeText(theirsAt),
         ])
         const hold = winner === "open" ? { hold: true, ...(column === null ? {} : { columns: [column] }) } : {}
         records.push({ id: last, verdict: "conflict", reason, record: id, ...hold })
@@ -185,16 +186,20 @@ const originOf = (origin: Origin, change: number): ReadonlyArray<string> => [ori
 
 const putConflicts = (session: Session, rows: ReadonlyArray<ReadonlyArray<string | null>>): Effect.Effect<unknown, PostgresError> => {
   if (rows.length === 0) return Effect.void
-  const { from, params } = unnest(rows, 16)
+  const { from, params } = unnest(rows, 18)
   return session.execute(
     `INSERT INTO schoolbus.conflicts AS c
-       (id, school, incarnation, batch, change_id, table_name, row_key, column_name, base, mine, theirs, kept, winner, strategy, reason, status)
-     SELECT u0::uuid, u1, u2::uuid, u3::bigint, u4::bigint, u5, u6, u7, u8, u9, u10, u11, u12, u13, u14, u15 FROM ${from}
+       (id, school, incarnation, batch, change_id, table_name, row_key, column_name, base, mine, theirs, kept, winner, strategy, reason, status, mine_at, theirs_at)
+     SELECT u0::uuid, u1, u2::uuid, u3::bigint, u4::bigint, u5, u6, u7, u8, u9, u10, u11, u12, u13, u14, u15, to_timestamp(u16::float8 / 1000), to_timestamp(u17::float8 / 1000)
+       FROM ${from}
      ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, change_id = excluded.change_id, row_key = excluded.row_key, base = excluded.base, mine = excluded.mine,
-       theirs = excluded.theirs, kept = excluded.kept, strategy = excluded.strategy, reason = excluded.reason`,
+       theirs = excluded.theirs, kept = excluded.kept, strategy = excluded.strategy, reason = excluded.reason,
+       mine_at = excluded.mine_at, theirs_at = excluded.theirs_at`,
     params,
   )
 }
+
+const timeText = (at: number | null): string | null => (at === null ? null : String(at))
 
 /** Rows: id, school, incarnation, batch, change, table, key, op, kept change, reason, detail. */
 export const putQuarantined = (session: Session, rows: ReadonlyArray<ReadonlyArray<string | null>>): Effect.Effect<unknown, PostgresError> => {

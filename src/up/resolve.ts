@@ -8,14 +8,17 @@
  *     update        by column                                 conflict, row
  *     delete        as base: delete · else conflict, row      applied
  *
- * All values are as Postgres prints them; the same input always gives the same decision.
+ * `merge` puts rows that both sides made together column by column, and an update wins over a delete. All values are as
+ * Postgres prints them; the same input always gives the same decision.
  */
 import type { Op, Verdict } from "../model/change.ts"
-import { type Strategy, strategyOf, type Table } from "../model/table.ts"
+import { type Column, type ColumnRule, isExcluded, ruleOf, type Strategy, type Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
+import { isMergeRule, isOwnBaseRule, mergeValues } from "./merge.ts"
 
 export type Row = Readonly<Record<string, Wire>>
-export type Winner = "school" | "vps" | "open"
+/** `merged`: both sides' values were put together. */
+export type Winner = "school" | "vps" | "merged" | "open"
 
 /** One disagreement to be recorded. column null: the whole row, as objects; null = no row. */
 export interface Disagreement {
@@ -23,9 +26,14 @@ export interface Disagreement {
   readonly base: Wire | Row
   readonly mine: Wire | Row
   readonly theirs: Wire | Row
+  /** What stands after the decision. */
+  readonly kept: Wire | Row
   readonly winner: Winner
-  readonly strategy: Strategy
+  readonly strategy: Strategy | ColumnRule
   readonly reason: string
+  /** When either side wrote it, ms since 1970; null = unknown. */
+  readonly mineAt: number | null
+  readonly theirsAt: number | null
 }
 
 /** One row's change as `resolve` sees it: values Postgres has printed, times in server time. */
@@ -39,6 +47,20 @@ export interface Proposal {
   readonly columnAt: Readonly<Record<string, number>>
   /** Columns of `mine` that the school spells differently: they are written even when equal, so that the spelling comes down. */
   readonly respelled: ReadonlySet<string>
+  /** Columns where head office still holds what it made of this file's former value, which the file has not seen yet. */
+  readonly settled: ReadonlySet<string>
+}
+
+/** Head office's side of the row. Times are ms since 1970; null = unknown, which counts as the oldest. */
+export interface Office {
+  /** null: there is no such row. */
+  readonly row: Row | null
+  /** Last write to the row, or when it was deleted. */
+  readonly at: number | null
+  /** Last write to single columns, where that is known. */
+  readonly columnAt: Readonly<Record<string, number | null>>
+  /** Columns of `max` and `min` whose value in `mine` stands after head office's. */
+  readonly isMineGreater: ReadonlySet<string>
 }
 
 export interface Decision {
@@ -49,9 +71,9 @@ export interface Decision {
   readonly disagreements: ReadonlyArray<Disagreement>
 }
 
-/** Of newest_wins: an unknown time is the oldest, and ties go to head office. */
-export const winnerOf = (strategy: Strategy, mineAt: number, theirsAt: number | null): Winner => {
-  switch (strategy) {
+/** Of newest_wins: an unknown time is the oldest, and ties go to head office. `merge`: of a whole row, see above. */
+export const winnerOf = (rule: Exclude<ColumnRule, "sum" | "max" | "min" | "union" | "append">, mineAt: number, theirsAt: number | null): Winner => {
+  switch (rule) {
     case "school_wins":
       return "school"
     case "vps_wins":
@@ -65,31 +87,51 @@ export const winnerOf = (strategy: Strategy, mineAt: number, theirsAt: number | 
 
 const nothing = (verdict: Decision["verdict"]): Decision => ({ write: "nothing", set: {}, verdict, disagreements: [] })
 
-/** `theirsAt`: time of head office's last write to the row, ms since 1970; null = unknown. */
-export const resolve = (table: Table, proposal: Proposal, theirs: Row | null, theirsAt: number | null): Decision => {
+export const resolve = (table: Table, proposal: Proposal, office: Office): Decision => {
+  const { row } = office
   switch (proposal.op) {
     case "insert":
-      return theirs === null
+      return row === null
         ? { write: "insert", set: proposal.mine, verdict: "applied", disagreements: [] }
-        : resolveInsert(table, proposal, theirs, theirsAt)
+        : table.strategy === "merge"
+          ? mergeInsert(table, proposal, row, office)
+          : resolveInsert(table, table.strategy, proposal, row, office)
     case "update":
-      return theirs === null ? resolveGone(table, proposal) : resolveUpdate(table, proposal, theirs, theirsAt)
+      return row === null ? resolveGone(table, proposal, office) : resolveUpdate(table, proposal, row, office)
     case "delete":
-      return theirs === null ? nothing("applied") : resolveDelete(table, proposal, theirs, theirsAt)
+      return row === null ? nothing("applied") : resolveDelete(table, proposal, row, office)
   }
 }
 
-const wholeRow = (table: Table, proposal: Proposal, mine: Row | null, theirs: Row | null, winner: Winner, reason: string): Disagreement => ({
+const columnOf = (table: Table, name: string): Pick<Column, "kind" | "type" | "default"> =>
+  table.columns.find((column) => column.name === name) ?? { kind: "text", type: "text" }
+
+const mineTime = (proposal: Proposal, name: string): number => proposal.columnAt[name] ?? proposal.at
+const officeTime = (office: Office, name: string): number | null => {
+  const at = office.columnAt[name]
+  return at === undefined ? office.at : at
+}
+
+/** The last write of head office to any of these columns. */
+const latest = (office: Office, names: ReadonlyArray<string>): number | null =>
+  names.reduce<number | null>((newest, name) => {
+    const at = officeTime(office, name)
+    return at !== null && (newest === null || at > newest) ? at : newest
+  }, null)
+
+const wholeRow = (
+  table: Table,
+  proposal: Proposal,
+  side: Pick<Disagreement, "mine" | "theirs" | "kept" | "winner" | "theirsAt" | "reason">,
+): Disagreement => ({
+  ...side,
   column: null,
   base: proposal.op === "insert" ? null : proposal.base,
-  mine,
-  theirs,
-  winner,
   strategy: table.strategy,
-  reason,
+  mineAt: proposal.at,
 })
 
-/** The columns of `mine` that are to be written over `theirs`. */
+/** The columns of `mine` that are to be written over head office's row. */
 const differing = (proposal: Proposal, theirs: Row): Row =>
   Object.fromEntries(Object.entries(proposal.mine).filter(([name, value]) => value !== (theirs[name] ?? null) || proposal.respelled.has(name)))
 
@@ -100,31 +142,78 @@ const writing = (set: Row, verdict: Decision["verdict"], disagreements: Readonly
   disagreements,
 })
 
-const resolveInsert = (table: Table, proposal: Proposal, theirs: Row, theirsAt: number | null): Decision => {
+/** Of an excluded column: the later write, and nobody is told. */
+const isLater = (proposal: Proposal, office: Office, name: string): boolean =>
+  winnerOf("newest_wins", mineTime(proposal, name), officeTime(office, name)) === "school"
+
+const resolveInsert = (table: Table, strategy: Exclude<Strategy, "merge">, proposal: Proposal, theirs: Row, office: Office): Decision => {
   const set = differing(proposal, theirs)
-  if (Object.keys(set).every((name) => set[name] === (theirs[name] ?? null))) return writing(set, "applied")
-  const winner = winnerOf(table.strategy, proposal.at, theirsAt)
-  return writing(winner === "school" ? set : {}, "conflict", [wholeRow(table, proposal, proposal.mine, theirs, winner, "both sides created the row")])
+  const apart = Object.keys(set).filter((name) => set[name] !== (theirs[name] ?? null))
+  const disputed = apart.filter((name) => !isExcluded(table, name))
+  const quiet = Object.fromEntries(Object.entries(set).filter(([name]) => !isExcluded(table, name) || isLater(proposal, office, name)))
+  if (disputed.length === 0) return writing(quiet, "applied")
+  const theirsAt = latest(office, disputed)
+  const winner = winnerOf(strategy, proposal.at, theirsAt)
+  const kept = winner === "school" ? { ...theirs, ...set } : theirs
+  return writing(winner === "school" ? set : {}, "conflict", [
+    wholeRow(table, proposal, { mine: proposal.mine, theirs, kept, winner, theirsAt, reason: "both sides created the row" }),
+  ])
 }
 
-const resolveDelete = (table: Table, proposal: Proposal, theirs: Row, theirsAt: number | null): Decision => {
-  const generated = new Set(table.columns.filter((column) => column.generated).map((column) => column.name))
-  const isAsKnown = Object.entries(proposal.base).every(([name, value]) => !(name in theirs) || generated.has(name) || value === theirs[name])
-  if (isAsKnown) return { write: "delete", set: {}, verdict: "applied", disagreements: [] }
-  const winner = winnerOf(table.strategy, proposal.at, theirsAt)
+/** Two rows that both sides made under one key: each column by its rule; what has no common base starts at its default. */
+const mergeInsert = (table: Table, proposal: Proposal, theirs: Row, office: Office): Decision => {
+  const disputed = Object.keys(proposal.mine).filter((name) => proposal.mine[name] !== (theirs[name] ?? null) && !isExcluded(table, name))
+  const base = Object.fromEntries(
+    disputed.flatMap((name) => (isOwnBaseRule(ruleOf(table, name)) ? [[name, columnOf(table, name).default ?? null] as const] : [])),
+  )
+  const { set, disagreements, isMerged } = decideColumns(table, { ...proposal, base }, theirs, office)
+  if (disputed.length === 0) return writing(set, isMerged ? "merged" : "applied")
+  const open = disagreements.filter((one) => one.winner === "open")
+  const row = wholeRow(table, proposal, {
+    mine: proposal.mine,
+    theirs,
+    kept: { ...theirs, ...set },
+    winner: "merged",
+    theirsAt: latest(office, disputed),
+    reason: "both sides created the row",
+  })
+  return writing(set, "conflict", [...(open.length < disagreements.length || open.length === 0 ? [row] : []), ...open])
+}
+
+const generatedOf = (table: Table): ReadonlySet<string> => new Set(table.columns.filter((column) => column.generated).map((column) => column.name))
+
+const resolveDelete = (table: Table, proposal: Proposal, theirs: Row, office: Office): Decision => {
+  const generated = generatedOf(table)
+  const changed = Object.entries(proposal.base).flatMap(([name, value]) =>
+    !(name in theirs) || generated.has(name) || isExcluded(table, name) || value === theirs[name] ? [] : [name],
+  )
+  if (changed.length === 0) return { write: "delete", set: {}, verdict: "applied", disagreements: [] }
+  const theirsAt = latest(office, changed)
+  const winner = table.strategy === "merge" ? "vps" : winnerOf(table.strategy, proposal.at, theirsAt)
   return {
     write: winner === "school" ? "delete" : "nothing",
     set: {},
     verdict: "conflict",
-    disagreements: [wholeRow(table, proposal, null, theirs, winner, "the school deleted the row, head office changed it")],
+    disagreements: [
+      wholeRow(table, proposal, {
+        mine: null,
+        theirs,
+        kept: winner === "school" ? null : theirs,
+        winner,
+        theirsAt,
+        reason: "the school deleted the row, head office changed it",
+      }),
+    ],
   }
 }
 
-/** Head office has no such row any more, and when it went is unknown. */
-const resolveGone = (table: Table, proposal: Proposal): Decision => {
+/** Head office has no such row any more. */
+const resolveGone = (table: Table, proposal: Proposal, office: Office): Decision => {
+  const edited = Object.keys(proposal.mine)
+  if (edited.length > 0 && edited.every((name) => isExcluded(table, name))) return nothing("merged")
   const row = { ...proposal.base, ...proposal.mine }
   const isWhole = table.columns.every((column) => column.generated || column.name in row)
-  const winner = winnerOf(table.strategy, proposal.at, null)
+  const winner = table.strategy === "merge" ? "school" : winnerOf(table.strategy, proposal.at, office.at)
   // A row can only be made again when the school sent all of it.
   const decided = winner === "school" && !isWhole ? "open" : winner
   const set =
@@ -135,17 +224,67 @@ const resolveGone = (table: Table, proposal: Proposal): Decision => {
     write: decided === "school" ? "insert" : "nothing",
     set,
     verdict: "conflict",
-    disagreements: [wholeRow(table, proposal, row, null, decided, "the school changed the row, head office deleted it")],
+    disagreements: [
+      wholeRow(table, proposal, {
+        mine: row,
+        theirs: null,
+        kept: decided === "school" ? row : null,
+        winner: decided,
+        theirsAt: office.at,
+        reason: "the school changed the row, head office deleted it",
+      }),
+    ],
   }
 }
 
-const resolveUpdate = (table: Table, proposal: Proposal, theirs: Row, theirsAt: number | null): Decision => {
+const resolveUpdate = (table: Table, proposal: Proposal, theirs: Row, office: Office): Decision => {
+  const { set, disagreements, isMerged } = decideColumns(table, proposal, theirs, office)
+  if (disagreements.length > 0) return writing(set, "conflict", disagreements)
+  const generated = generatedOf(table)
+  const isBeside = Object.entries(proposal.base).some(
+    ([name, value]) => !(name in proposal.mine) && name in theirs && !generated.has(name) && value !== theirs[name],
+  )
+  return writing(set, (isMerged || isBeside) && Object.keys(set).length > 0 ? "merged" : "applied")
+}
+
+/** Each column of `mine` by its own rule. */
+const decideColumns = (table: Table, proposal: Proposal, theirs: Row, office: Office) => {
   const set: Record<string, Wire> = {}
   const disagreements: Array<Disagreement> = []
   let isMerged = false
   for (const [name, mine] of Object.entries(proposal.mine)) {
     const now = theirs[name] ?? null
     const base = proposal.base[name]
+    const rule = ruleOf(table, name)
+    if (isExcluded(table, name)) {
+      if (mine === base && mine !== now) continue
+      const isWritten = base === now || isLater(proposal, office, name)
+      if (isWritten && (mine !== now || proposal.respelled.has(name))) set[name] = mine
+      isMerged ||= base !== now
+      continue
+    }
+    const disagree = (winner: Winner, kept: Wire) =>
+      disagreements.push({
+        column: name,
+        base: base ?? null,
+        mine,
+        theirs: now,
+        kept,
+        winner,
+        strategy: rule,
+        reason: "both sides changed the column",
+        mineAt: mineTime(proposal, name),
+        theirsAt: officeTime(office, name),
+      })
+    if (isOwnBaseRule(rule) && base !== undefined && mine !== base && base !== now) {
+      const value = mergeValues(rule, columnOf(table, name), { base, mine, theirs: now, isMineGreater: false })
+      if (value !== undefined) {
+        if (value !== now) set[name] = value
+        if (mine === now || proposal.settled.has(name)) isMerged = true
+        else disagree("merged", value)
+        continue
+      }
+    }
     if (mine === now) {
       if (proposal.respelled.has(name)) set[name] = mine
       else if (base !== undefined && base !== now) isMerged = true
@@ -156,17 +295,19 @@ const resolveUpdate = (table: Table, proposal: Proposal, theirs: Row, theirsAt: 
       set[name] = mine
       continue
     }
-    const strategy = strategyOf(table, name)
-    const winner = winnerOf(strategy, proposal.columnAt[name] ?? proposal.at, theirsAt)
+    if (isMergeRule(rule)) {
+      const values = { base: base ?? null, mine, theirs: now, isMineGreater: office.isMineGreater.has(name) }
+      // What cannot be put together is for a person.
+      const value = isOwnBaseRule(rule) ? undefined : mergeValues(rule, columnOf(table, name), values)
+      if (value !== undefined && value !== now) set[name] = value
+      disagree(value === undefined ? "open" : "merged", value === undefined ? now : value)
+      continue
+    }
+    const winner = winnerOf(rule, mineTime(proposal, name), officeTime(office, name))
     if (winner === "school") set[name] = mine
-    disagreements.push({ column: name, base: base ?? null, mine, theirs: now, winner, strategy, reason: "both sides changed the column" })
+    disagree(winner, winner === "school" ? mine : now)
   }
-  if (disagreements.length > 0) return writing(set, "conflict", disagreements)
-  const generated = new Set(table.columns.filter((column) => column.generated).map((column) => column.name))
-  isMerged ||= Object.entries(proposal.base).some(
-    ([name, value]) => !(name in proposal.mine) && name in theirs && !generated.has(name) && value !== theirs[name],
-  )
-  return writing(set, isMerged && Object.keys(set).length > 0 ? "merged" : "applied")
+  return { set, disagreements, isMerged }
 }
 
 /**

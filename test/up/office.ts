@@ -5,7 +5,7 @@ import * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import { encodeBatch, encodeChange } from "../../src/model/batch.ts"
 import type { Change, Exception, Verdicts } from "../../src/model/change.ts"
-import type { Strategy, Table } from "../../src/model/table.ts"
+import type { Table } from "../../src/model/table.ts"
 import { readCatalog } from "../../src/postgres/catalog.ts"
 import { Postgres, type PostgresPool } from "../../src/postgres/client.ts"
 import { migrateHub } from "../../src/postgres/migrate.ts"
@@ -16,8 +16,10 @@ import { createDatabase, run } from "../support/postgres.ts"
 export interface Rule {
   readonly audience?: Table["audience"]
   readonly direction?: Table["direction"]
-  readonly strategy?: Strategy
-  readonly columns?: Readonly<Record<string, Strategy>>
+  readonly strategy?: Table["strategy"]
+  readonly columns?: Table["columnStrategies"]
+  readonly exclude?: Table["exclude"]
+  readonly uniqueRule?: Table["uniqueRule"]
 }
 export type Draft = Partial<Change> & Pick<Change, "table" | "op" | "key">
 export interface ClockDraft {
@@ -46,6 +48,8 @@ export const openOffice = async (ddl: string, rules: Readonly<Record<string, Rul
     priority: "medium" as const,
     strategy: rule.strategy ?? ("vps_wins" as const),
     columnStrategies: rule.columns ?? {},
+    exclude: rule.exclude ?? [],
+    uniqueRule: rule.uniqueRule ?? ("manual" as const),
     system: false,
   }))
   const catalog = await owner.runPromise(Effect.flatMap(Postgres, (pg) => pg.tx((session) => readCatalog(session, wanted))))

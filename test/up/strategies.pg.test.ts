@@ -1,0 +1,145 @@
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest"
+import { openOffice } from "./office.ts"
+
+const DDL = `
+CREATE TABLE kept (id int PRIMARY KEY, school_id text, points int DEFAULT 0, balance numeric(14,2), big bigint, tags text[], notes text, seen date, low timestamptz, best text, last_login timestamptz, v int);
+CREATE FUNCTION double() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.v IS DISTINCT FROM OLD.v THEN NEW.v := NEW.v + 100; END IF; RETURN NEW; END $$;
+CREATE TRIGGER t BEFORE UPDATE ON kept FOR EACH ROW EXECUTE FUNCTION double();`
+
+let o: Awaited<ReturnType<typeof openOffice>>
+let a: ReturnType<typeof o.school>
+let b: ReturnType<typeof o.school>
+let k = 0
+beforeAll(async () => {
+  o = await openOffice(DDL, {
+    kept: {
+      audience: "all",
+      strategy: "merge",
+      columns: { points: "sum", balance: "sum", big: "sum", tags: "union", notes: "append", seen: "max", low: "min", best: "max", v: "sum" },
+      exclude: ["last_login"],
+    },
+  })
+})
+beforeEach(() => {
+  a = o.school("a")
+  b = o.school("b")
+  k++
+})
+afterAll(() => o?.close())
+
+const put = (set: string) =>
+  o.sql(`INSERT INTO kept (id, school_id) VALUES (${k}, 'a') ON CONFLICT DO NOTHING; UPDATE kept SET ${set} WHERE id = ${k}`)
+const read = async (columns: string) => (await o.sql(`SELECT ${columns} FROM kept WHERE id = ${k}`))[0]
+const edit = (base: object, mine: object) => ({
+  table: "kept",
+  op: "update" as const,
+  key: [k],
+  base: { id: k, ...base } as never,
+  mine: mine as never,
+})
+
+describe("sum", () => {
+  test("both sides' edits count, exactly, and a lost answer counts nothing twice", async () => {
+    await put("points = 7, balance = 9999999999.99, big = 9007199254740993")
+    const body = a.text(1, [
+      edit({ points: 5, balance: "9999999999.98", big: "9007199254740991" }, { points: 8, balance: "9999999999.99", big: "9007199254740994" }),
+    ])
+    await a.send(1, body)
+    const wanted = { points: 10, balance: "10000000000.00", big: "9007199254740996" }
+    expect(await read("points, balance::text, big::text")).toEqual(wanted)
+    await a.send(1, body)
+    expect(await read("points, balance::text, big::text")).toEqual(wanted)
+    const [record] = await o.sql(`SELECT winner, kept, theirs, status FROM schoolbus.conflicts WHERE row_key = '[${k}]' AND column_name = 'points'`)
+    expect(record).toEqual({ winner: "merged", kept: "10", theirs: "7", status: "decided" })
+  })
+  test("two edits in flight in two batches count once each, and are one disagreement", async () => {
+    await put("points = 6")
+    await a.push([edit({ points: 5 }, { points: 8 })])
+    const second = await a.push([edit({ points: 8 }, { points: 10 })])
+    expect(await read("points")).toEqual({ points: 11 })
+    expect(second.verdict(0)).toBe("merged")
+    expect(await o.sql(`SELECT 1 FROM schoolbus.conflicts WHERE row_key = '[${k}]'`)).toHaveLength(1)
+  })
+  test("two schools that add the same count both", async () => {
+    await put("points = 5")
+    await a.push([edit({ points: 5 }, { points: 8 })])
+    await b.push([edit({ points: 5 }, { points: 8 })])
+    expect(await read("points")).toEqual({ points: 11 })
+  })
+  test("a trigger that adds to the sum is counted on from", async () => {
+    await put("v = 1")
+    await o.sql(`UPDATE kept SET v = 1 WHERE id = ${k}`)
+    const [start] = await o.sql(`SELECT v FROM kept WHERE id = ${k}`)
+    const from = Number(start?.["v"])
+    await a.push([edit({ v: from }, { v: from + 1 })])
+    const second = await a.push([edit({ v: from + 1 }, { v: from + 3 })])
+    expect(second.verdict(0)).toBe("merged")
+    expect(await read("v")).toEqual({ v: from + 3 + 200 })
+  })
+  test("a sum that the column cannot hold is quarantined, the rest is written", async () => {
+    await put("points = 2147483647")
+    const push = await a.push([
+      edit({ points: 5 }, { points: 8 }),
+      { table: "kept", op: "insert", key: [k + 5000], mine: { id: k + 5000, school_id: "a" } },
+    ])
+    expect([push.verdict(0), push.reason(0), push.verdict(1)]).toEqual(["quarantined", "type", "applied"])
+  })
+})
+
+describe("other rules", () => {
+  test("union and append carry the school's own change over", async () => {
+    await put(`tags = '{a,b,"x y"}', notes = 'seen; told'`)
+    await a.push([edit({ tags: "{a,b}", notes: "seen" }, { tags: "{a,c}", notes: "seen; paid" })])
+    expect(await read("tags, notes")).toEqual({ tags: '{a,"x y",c}', notes: "seen; told; paid" })
+  })
+  test("max and min in Postgres' own order of the type", async () => {
+    await put(`seen = '2026-10-02', low = '2026-01-01 00:00:00+00', best = 'b'`)
+    await a.push([
+      edit({ seen: "2026-01-01", low: "2026-06-01 00:00:00+00", best: "a" }, { seen: "2026-09-30", low: "2026-01-01 00:00:00.5+00", best: "c" }),
+    ])
+    expect(await read("seen::text, low::text, best")).toEqual({ seen: "2026-10-02", low: "2026-01-01 00:00:00+00", best: "c" })
+    const again = await a.push([edit({ seen: "2026-01-01" }, { seen: "10000-01-01" })])
+    expect(again.verdict(0)).toBe("conflict")
+    expect(await read("seen::text")).toEqual({ seen: "10000-01-01" })
+  })
+  test("an excluded column takes the later write and records nothing", async () => {
+    await put(`last_login = '2026-01-01 00:00:00+00'`)
+    const early = { ...edit({ last_login: null }, { last_login: "2025-01-01 00:00:00+00" }), at: Date.now() - 3_600_000 }
+    await a.push([early])
+    expect(await read("last_login::text")).toEqual({ last_login: "2026-01-01 00:00:00+00" })
+    const late = await a.push([{ ...edit({ last_login: null }, { last_login: "2027-01-01 00:00:00+00" }), at: Date.now() + 60_000 }])
+    expect(await read("last_login::text")).toEqual({ last_login: "2027-01-01 00:00:00+00" })
+    expect(late.verdict(0)).toBe("merged")
+    expect(await o.sql(`SELECT 1 FROM schoolbus.conflicts WHERE row_key = '[${k}]'`)).toEqual([])
+  })
+  test("the update wins over a delete, whichever side made it", async () => {
+    const gone = await a.push([
+      edit(
+        {
+          school_id: "a",
+          points: 1,
+          balance: null,
+          big: null,
+          tags: null,
+          notes: null,
+          seen: null,
+          low: null,
+          best: null,
+          last_login: null,
+          v: null,
+        },
+        { points: 2 },
+      ),
+    ])
+    expect(gone.verdict(0)).toBe("conflict")
+    expect(await read("points")).toEqual({ points: 2 })
+  })
+})
+
+test("rules that do not fit a column are refused with the reason", async () => {
+  await expect(
+    openOffice("CREATE TABLE t (id int PRIMARY KEY, school_id text, a text, j json)", {
+      t: { columns: { a: "sum", j: "max", id: "union", nope: "sum" }, exclude: ["gone"] },
+    }),
+  ).rejects.toThrow(/a .*cannot have rule sum.*j .*cannot have rule max.*id .*cannot have rule union.*nope.*gone/s)
+})
