@@ -9,6 +9,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
+import * as Semaphore from "effect/Semaphore"
 import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { classOf, type DeviceRules, type Manifest, type Table } from "../model/table.ts"
@@ -273,7 +274,12 @@ export class Feed extends Context.Service<
       yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(flushReaders, { log: "Warn" }), Schedule.spaced(FLUSH_READERS_MS)))
       yield* Effect.addFinalizer(() => Effect.ignoreCause(flushReaders))
 
+      // One append at a time, from the head it starts at to the head it leaves. Only its body can be interrupted: what the
+      // file holds and what is remembered of it never part.
+      const alone = Semaphore.makeUnsafe(1)
       const append = <A, E>(body: (appender: Appender) => Effect.Effect<A, E>): Effect.Effect<A, E | LibsqlError> =>
+        alone.withPermit(Effect.uninterruptibleMask((restore) => appendAlone((appender) => restore(body(appender)))))
+      const appendAlone = <A, E>(body: (appender: Appender) => Effect.Effect<A, E>): Effect.Effect<A, E | LibsqlError> =>
         Effect.gen(function* () {
           let seq = head.seq
           const touched = new Map<number, number>()
@@ -669,13 +675,17 @@ export class Feed extends Context.Service<
         ),
         waitingRereads: (limit) =>
           db.read((tx) => tx.all<{ tbl: number; key: string; why: string }>("SELECT tbl, key, why FROM reread LIMIT ?", [limit])),
-        newEpoch: Effect.gen(function* () {
-          const epoch = randomUUID()
-          yield* db.write((tx) =>
-            Effect.andThen(tx.run("UPDATE hub SET epoch = ?", [epoch]), tx.run("DELETE FROM cut WHERE seq <> (SELECT seq FROM hub)")),
-          )
-          head = { ...head, epoch }
-        }),
+        newEpoch: alone.withPermit(
+          Effect.uninterruptible(
+            Effect.gen(function* () {
+              const epoch = randomUUID()
+              yield* db.write((tx) =>
+                Effect.andThen(tx.run("UPDATE hub SET epoch = ?", [epoch]), tx.run("DELETE FROM cut WHERE seq <> (SELECT seq FROM hub)")),
+              )
+              head = { ...head, epoch }
+            }),
+          ),
+        ),
         setLife: (life, system, timeline) =>
           Effect.gen(function* () {
             yield* db.write((tx) => tx.run("UPDATE hub SET life_last = life, life = ?, system_id = ?, timeline = ?", [life, system, timeline]))

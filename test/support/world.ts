@@ -12,7 +12,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import postgres from "postgres"
-import { type ConfigInput, parseConfig } from "../../src/config.ts"
+import { type Config, type ConfigInput, parseConfig } from "../../src/config.ts"
 import { Deliver, type RowsLine } from "../../src/down/deliver.ts"
 import { Feed } from "../../src/down/feed.ts"
 import { runSource } from "../../src/down/source.ts"
@@ -43,8 +43,8 @@ export interface World {
   readonly settle: () => Promise<void>
   readonly school: (id: string) => Promise<School>
   readonly stop: () => Promise<void>
-  /** Ends the stream and starts it again, as a restarted hub would. */
-  readonly restart: () => Promise<void>
+  /** Ends the stream and starts it again, as a restarted hub would; `config`: the hub reads another one. */
+  readonly restart: (config?: ConfigInput) => Promise<void>
 }
 
 export interface School {
@@ -71,8 +71,12 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
   if (schema !== "") await sql.unsafe(schema)
   const scope = Scope.makeUnsafe()
   const inScope = <A, E>(effect: Effect.Effect<A, E, Scope.Scope>): Promise<A> => Effect.runPromise(Scope.provide(effect, scope))
-  const parsed = parseConfig("test", config)
-  if ("problems" in parsed) throw parsed
+  const parse = (input: ConfigInput): Config => {
+    const result = parseConfig("test", input)
+    if ("problems" in result) throw result
+    return result
+  }
+  let parsed = parse(config)
 
   const feedFile = await inScope(openFile(join(folder, "feed.db")))
   await Effect.runPromise(migrateFile(feedFile, "feed"))
@@ -203,8 +207,9 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
     run,
     settle,
     school: makeSchool,
-    restart: async () => {
+    restart: async (next) => {
       await run(Fiber.interrupt(stream))
+      if (next !== undefined) parsed = parse(next)
       failure = undefined
       stream = startStream()
       await settle()

@@ -1,0 +1,171 @@
+import * as Effect from "effect/Effect"
+import postgres from "postgres"
+import { afterAll, beforeAll, expect, test } from "vitest"
+import type { ConfigInput } from "../../src/config.ts"
+import { slotName } from "../../src/down/source.ts"
+import { openPool } from "../../src/postgres/client.ts"
+import { mendPublication, readPublication } from "../../src/postgres/publication.ts"
+import { makeWorld, type School, type World } from "../support/world.ts"
+
+const schema = `
+  CREATE DOMAIN price AS numeric(8,2);
+  CREATE TABLE goods (id int PRIMARY KEY, name text NOT NULL, cost price NOT NULL, n smallint NOT NULL, note text,
+    total numeric GENERATED ALWAYS AS (cost * n) STORED, label text GENERATED ALWAYS AS (upper(name) || ' ' || coalesce(note, '-')) STORED,
+    day int GENERATED ALWAYS AS (n + 1) STORED);
+  INSERT INTO goods VALUES (1, 'chalk', 1.50, 3, null), (2, 'Kreide – 粉笔', 'NaN', 1, 'x');
+  CREATE TABLE "odd, na.me" (id int PRIMARY KEY, v double precision);
+  INSERT INTO "odd, na.me" VALUES (1, 'Infinity');
+  CREATE TABLE later (id int PRIMARY KEY, v text);`
+
+const config = (plugin: "wal2json" | "pgoutput", ...more: ReadonlyArray<string>): ConfigInput => ({
+  plugin,
+  tables: Object.fromEntries(["goods", "public.odd, na.me", ...more].map((name) => [name, { audience: "all" as const }])),
+})
+
+let world: World
+let school: School
+let name: string
+beforeAll(async () => {
+  world = await makeWorld(schema, config("pgoutput"), ["a"])
+  school = await world.school("a")
+  name = slotName(world.database.url)
+  await school.pull()
+})
+afterAll(() => world?.stop())
+
+const arrive = async (): Promise<void> => {
+  await world.settle()
+  await school.pull()
+}
+const plugin = async () => (await world.sql`SELECT plugin FROM pg_replication_slots WHERE slot_name = ${name}`)[0]?.["plugin"]
+/** Pulls until the rows are those; a comparison goes on beside the stream. */
+const arrives = async (sql: string, expected: ReadonlyArray<unknown>): Promise<void> => {
+  let rows: ReadonlyArray<unknown> = []
+  for (const deadline = Date.now() + 10_000; Date.now() < deadline; ) {
+    await arrive()
+    rows = await school.rows(sql)
+    if (JSON.stringify(rows) === JSON.stringify(expected)) return
+  }
+  expect(rows).toEqual(expected)
+}
+
+test("the publication holds exactly the streamed tables", async () => {
+  const rows = await world.sql`SELECT schemaname || '.' || tablename AS t FROM pg_publication_tables WHERE pubname = ${name} ORDER BY 1`
+  const tables = rows.map((row) => row["t"])
+  expect(tables).toContain("public.goods")
+  expect(tables).toContain("public.odd, na.me")
+  expect(tables).toContain("schoolbus.marks")
+  expect(tables).not.toContain("public.later")
+})
+
+test("generated columns come with their row, computed by Postgres, also when an input is stored out of line and unchanged", async () => {
+  const long = "päd ".repeat(5000)
+  await world.sql`INSERT INTO goods (id, name, cost, n, note) VALUES (3, 'ink', 2.25, 4, ${long})`
+  await world.sql`UPDATE goods SET name = 'Ink' WHERE id = 3`
+  await world.sql`UPDATE goods SET n = 2 WHERE id = 2`
+  await arrive()
+  expect(await school.rows("SELECT id, cost, total, label, day FROM goods ORDER BY id")).toEqual([
+    { id: 1, cost: "1.50", total: "4.50", label: "CHALK -", day: 4 },
+    { id: 2, cost: "NaN", total: "NaN", label: "KREIDE – 粉笔 x", day: 3 },
+    { id: 3, cost: "2.25", total: "9.00", label: `INK ${long}`, day: 5 },
+  ])
+  expect(await world.run(world.feedFile.read((tx) => tx.all("SELECT * FROM reread")))).toEqual([])
+})
+
+test("a truncate of several tables empties each", async () => {
+  await world.sql`INSERT INTO "odd, na.me" VALUES (2, 'NaN')`
+  await arrive()
+  expect(await school.rows('SELECT * FROM "odd, na.me" ORDER BY id')).toEqual([
+    { id: 1, v: "Infinity" },
+    { id: 2, v: "NaN" },
+  ])
+  await world.sql`TRUNCATE goods, "odd, na.me"`
+  await world.sql`INSERT INTO goods (id, name, cost, n) VALUES (1, 'chalk', 1, 1)`
+  await arrive()
+  expect(await school.rows('SELECT id, total FROM goods UNION ALL SELECT id, v FROM "odd, na.me"')).toEqual(
+    [{ id: 1, total: "1" }].map(() => ({ id: 1, total: "1.00" })),
+  )
+})
+
+test("another plugin in the config replaces the slot; schools get only what differs, under the same epoch", async () => {
+  const before = await world.run(world.feed.head)
+  await world.restart(config("wal2json"))
+  expect(await plugin()).toBe("wal2json")
+  await world.sql`UPDATE goods SET cost = 2 WHERE id = 1`
+  await arrives("SELECT id, total FROM goods", [{ id: 1, total: "2.00" }])
+  await world.restart(config("pgoutput"))
+  expect(await plugin()).toBe("pgoutput")
+  await world.sql`UPDATE goods SET cost = 3 WHERE id = 1`
+  await arrives("SELECT id, total FROM goods", [{ id: 1, total: "3.00" }])
+  const after = await world.run(world.feed.head)
+  expect(after.epoch).toBe(before.epoch)
+  expect(after.seq - before.seq).toBeLessThan(100)
+})
+
+test("a new table is published and copied", async () => {
+  await world.sql`INSERT INTO later VALUES (1, 'before')`
+  await world.restart(config("pgoutput", "later"))
+  await world.sql`INSERT INTO later VALUES (2, 'after')`
+  for (;;) if ((await world.sql`SELECT 1 FROM pg_publication_tables WHERE pubname = ${name} AND tablename = 'later'`).length > 0) break
+  await arrives("SELECT name FROM sqlite_master WHERE name = 'later'", [{ name: "later" }])
+  await arrives("SELECT id FROM later ORDER BY id", [{ id: 1 }, { id: 2 }])
+})
+
+test("what was committed while a table was not published is found by comparison", async () => {
+  await world.sql.unsafe(`ALTER PUBLICATION "${name}" DROP TABLE later`)
+  await world.sql`DELETE FROM later WHERE id = 1`
+  await world.sql`INSERT INTO later VALUES (3, 'unseen')`
+  await world.restart()
+  await arrives("SELECT id FROM later ORDER BY id", [{ id: 2 }, { id: 3 }])
+})
+
+test("a publication with a row filter is mended and its table compared", async () => {
+  await world.sql.unsafe(`ALTER PUBLICATION "${name}" DROP TABLE later`)
+  await world.sql.unsafe(`ALTER PUBLICATION "${name}" ADD TABLE later WHERE (id > 100)`)
+  await world.sql`INSERT INTO later VALUES (4, 'filtered')`
+  await world.restart()
+  await arrives("SELECT id FROM later ORDER BY id", [{ id: 2 }, { id: 3 }, { id: 4 }])
+})
+
+test("a publication that was dropped and made again at older WAL positions does not stop the stream for good", async () => {
+  const [made] =
+    await world.sql`SELECT string_agg(format('%I.%I', schemaname, tablename), ', ') AS tables FROM pg_publication_tables WHERE pubname = ${name}`
+  await world.sql.unsafe(`DROP PUBLICATION "${name}"`)
+  await world.sql`INSERT INTO later VALUES (5, 'unpublished')`
+  await world.sql.unsafe(`CREATE PUBLICATION "${name}" FOR TABLE ${made?.["tables"]}`)
+  for (let restarted = false; !restarted; )
+    restarted = await world.restart().then(
+      () => true,
+      () => false,
+    )
+  await arrives("SELECT id FROM later ORDER BY id", [{ id: 2 }, { id: 3 }, { id: 4 }, { id: 5 }])
+})
+
+test("a role that may not make the publication is told the SQL for the DBA; one that exists and holds more is used", async () => {
+  const role = `stream_${name}`.slice(0, 60)
+  const admin = postgres(world.database.url, { max: 1, onnotice: () => undefined })
+  try {
+    await admin.unsafe(`CREATE ROLE "${role}" LOGIN`)
+    await admin.unsafe(`GRANT CREATE ON DATABASE "${world.database.name}" TO "${role}"`)
+    const url = Object.assign(new URL(world.database.url), { username: role }).href
+    const told = await Effect.runPromise(
+      Effect.scoped(
+        Effect.flatMap(openPool(url, { name: "test", max: 1 }), (pg) =>
+          Effect.gen(function* () {
+            const absent = yield* readPublication(pg, "another", ["public.goods"])
+            const refusal = yield* Effect.flip(mendPublication(pg, "another", ["public.goods"], absent))
+            const present = yield* readPublication(pg, name, ["public.goods"])
+            yield* mendPublication(pg, name, ["public.goods"], present)
+            return { message: refusal.message, present }
+          }),
+        ),
+      ),
+    )
+    expect(told.message).toContain(`CREATE PUBLICATION "another" FOR TABLE "public"."goods" WITH (publish = 'insert, update, delete, truncate')`)
+    expect(told.present).toEqual({ exists: true, missing: [], fits: false })
+  } finally {
+    await admin.unsafe(`DROP OWNED BY "${role}"`)
+    await admin.unsafe(`DROP ROLE "${role}"`)
+    await admin.end()
+  }
+})
