@@ -11,7 +11,7 @@ CREATE TABLE schoolbus_state (
   cut         TEXT NOT NULL DEFAULT '0',
   manifest    TEXT,                      -- JSON, as applied to this file
   last_batch  INTEGER NOT NULL DEFAULT 0,-- number of the newest frozen batch
-  applying    TEXT,                      -- JSON of the cut that is being applied in chunks; null = none
+  applying    TEXT,                      -- JSON of the cut that is being applied in chunks, while rows of it may show; null = none
   clock_offset INTEGER NOT NULL DEFAULT 0,-- server time minus own time, ms, at the last contact
   contact_at  INTEGER NOT NULL DEFAULT 0,-- own time of the last contact, ms since 1970
   stop        TEXT                       -- named reason why this node does not sync: cloned, restored, wrong_cluster, schema_ahead
@@ -96,7 +96,14 @@ CREATE TABLE schoolbus_stage (
   line TEXT NOT NULL
 );
 CREATE INDEX schoolbus_stage_tbl ON schoolbus_stage (tbl, n);
-CREATE INDEX schoolbus_stage_cls ON schoolbus_stage (cls, seq) WHERE cls IS NOT NULL;
+
+-- How much of the cut under way is here, for each class: its last seq, and what came. It outlives the lines, which leave as they are applied.
+CREATE TABLE schoolbus_staged (
+  cls   INTEGER PRIMARY KEY,
+  seq   INTEGER NOT NULL,
+  rows  INTEGER NOT NULL,
+  bytes INTEGER NOT NULL                 -- of the lines, as text
+);
 
 -- Keys that a full cut has named so far; what it has not named at its end is removed.
 CREATE TABLE schoolbus_met (

@@ -1,8 +1,9 @@
 /**
  * School side of the way down. A cut that came as one page is applied in one transaction with its cursor; a longer one is
- * staged as received and applied in chunks, highest class and parents first, guarded by `applying`: until that is gone the
- * cut is not complete, and a restart goes on with it. Rows with pending local changes are kept `behind`; a ledger row
- * settles its batch and releases what waited for it. One row never stops a cut, and no transaction holds the write lock long.
+ * staged as received and applied in chunks, highest class and parents first, each class as soon as it is all here, guarded
+ * by `applying`: until that is gone the cut is not complete, and a restart goes on with it. Rows with pending local changes
+ * are kept `behind`; a ledger row settles its batch and releases what waited for it. One row never stops a cut, and no
+ * transaction holds the write lock long: what is to be done is cut by the time that it takes.
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -11,34 +12,43 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Semaphore from "effect/Semaphore"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
-import { BATCH_CHANGES, freeze } from "../libsql/freeze.ts"
 import type { Header, Staged, Trailer } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { classOf, type Manifest } from "../model/table.ts"
-import { applyPart, delivering } from "./cut.ts"
+import { applyPart } from "./cut.ts"
 import { type Delivery, type Item, type Part, partOf, readTargets, type Row, type RowsLine, type Targets } from "./delivery.ts"
-import { type BehindPlace, FIRST_PLACE, retryBehind, retrySome } from "./settle.ts"
-import { applyOrder, discardMet, discardStage, ledgerLines, nextLines, removeLines, stagedHeaders, stagedPosition, stageLines } from "./stage.ts"
+import { makePace } from "./pace.ts"
+import { type BehindPlace, countRefused, type Retried, retrySome, retryTogether } from "./settle.ts"
+import {
+  applyOrder,
+  classUnderWay,
+  discardMet,
+  discardStage,
+  hasLines,
+  ledgerLines,
+  nextLines,
+  type Received,
+  receivedOf,
+  removeLines,
+  type StagedLine,
+  stagedHeaders,
+  stagedPosition,
+  stageLines,
+} from "./stage.ts"
 import { hasRows, sweep } from "./sweep.ts"
 
 export type { RowsLine } from "./delivery.ts"
 
-/** A page that is likely to need the write lock for longer is applied in chunks. */
-const LOCK_MS = 200
-/** Write lock that one chunk aims at: a program that comes in its middle still looks often enough to get its turn after it. */
-const CHUNK_MS = 70
-const CHUNK_ROWS = { least: 500, first: 1_000, most: 20_000 }
-const CHUNK_CHARACTERS = 2 * 1024 * 1024
-/**
- * After a transaction that a program may have waited for, the lock is left alone for longer than SQLite's busy handler then
- * sleeps: it looks every 25 ms at first, every 50 ms after 128 ms, and every 100 ms in the end.
- */
-const breathMs = (heldMs: number): number => (heldMs <= 10 ? 0 : heldMs <= 100 ? 30 : heldMs <= 200 ? 60 : 110)
-const CHECKPOINT_AFTER_MS = 40
+/** Staged lines read at once. */
+const READ_ROWS = 20_000
+const READ_CHARACTERS = 2 * 1024 * 1024
 /** Changes of the batches that one transaction settles. */
-const SETTLE_CHANGES = 2_000
-/** Rows behind that one transaction tries again, while a longer cut is applied. */
-const RETRY_ROWS = 1_000
+const SETTLE_CHANGES = 1_000
+/** Rows behind that one transaction tries again. */
+const RETRY_ROWS = 500
+/** A longer list is gone through piece by piece, so often, and up and down at most so many times before all that is left goes together. */
+const RETRY_EVERY_MS = 10_000
+const RETRY_PASSES = 6
 
 /** The page is not for this file as it stands; `reason` says which. Nothing was written. */
 export class DeliverRefused extends Data.TaggedError("DeliverRefused")<{
@@ -47,12 +57,15 @@ export class DeliverRefused extends Data.TaggedError("DeliverRefused")<{
 }> {}
 
 export interface Delivered {
+  /** Rows in the lines of this page. */
   readonly rows: number
   /** Batches whose ledger row came. */
   readonly settled: ReadonlyArray<number>
   readonly cursor: Cursor
   /** Rows that are kept behind now. */
   readonly behind: number
+  /** What came of the cut so far, also on former connections; nothing of one that came as one page. */
+  readonly received: Received
   /** A complete cut has become visible. */
   readonly applied: boolean
 }
@@ -60,6 +73,8 @@ export interface Delivered {
 /** The cut that is being applied in chunks. */
 interface Applying {
   readonly header: Header
+  /** Only the classes above this one are applied so far, the rest is still on its way; 0 = the cut is complete. */
+  readonly above: number
   /** Keys are noted, and what was not met is removed at the end. */
   readonly sweep: boolean
 }
@@ -74,6 +89,8 @@ interface StateRow {
   readonly applying: string | null
 }
 
+const nothing = { rows: 0, settled: [], behind: 0, received: { rows: 0, bytes: 0 }, applied: false } satisfies Omit<Delivered, "cursor">
+
 const NO_MANIFEST: Manifest = { version: 0, school: { id: "", name: "" }, tables: [] }
 
 const cursorOf = (row: Pick<StateRow, "epoch" | "seq" | "cut">): Cursor => ({ epoch: row.epoch, seq: row.seq, cut: row.cut })
@@ -84,6 +101,9 @@ const readState = (tx: Tx): Effect.Effect<StateRow, LibsqlError> =>
     if (row === undefined) throw new Error("schoolbus_state has no row: the file has no incarnation yet")
     return row
   })
+
+/** The cut under way is not all here yet. */
+const isReceiving = (state: StateRow): boolean => state.applying === null || (JSON.parse(state.applying) as Applying).above > 0
 
 const setCursor = (tx: Tx, header: Header): Effect.Effect<number, LibsqlError> =>
   tx.run("UPDATE schoolbus_state SET epoch = ?, seq = ?, cut = ?, applying = NULL", [header.epoch, header.head, header.headCut])
@@ -115,6 +135,8 @@ export class Deliver extends Context.Service<
     readonly page: (header: Header, lines: ReadonlyArray<RowsLine>, trailer: Trailer | null) => Effect.Effect<Delivered, LibsqlError | DeliverRefused>
     /** Goes on with a cut whose applying was interrupted; before anything else at start. */
     readonly resume: Effect.Effect<void, LibsqlError>
+    /** Tries rows again that could not be applied, when there are so many of them that the cuts themselves do not. */
+    readonly retry: Effect.Effect<void, LibsqlError>
     readonly discardStaging: Effect.Effect<void, LibsqlError>
   }
 >()("schoolbus/down/Deliver") {
@@ -125,7 +147,7 @@ export class Deliver extends Context.Service<
       const one = Semaphore.makeUnsafe(1)
 
       let known: { readonly text: string | null; readonly targets: Targets } | null = null
-      const open = Effect.fnUntraced(function* (tx: Tx) {
+      const open = Effect.fnUntraced(function* (tx: Tx): Effect.fn.Return<{ readonly state: StateRow; readonly targets: Targets }, LibsqlError> {
         const state = yield* readState(tx)
         if (known === null || known.text !== state.manifest) {
           const manifest = state.manifest === null ? NO_MANIFEST : (JSON.parse(state.manifest) as Manifest)
@@ -134,73 +156,84 @@ export class Deliver extends Context.Service<
         return { state, targets: known.targets }
       })
 
-      /** A long list of open writes is frozen beforehand, a batch at a time. */
-      const freezeBacklog = Effect.gen(function* () {
-        for (;;) {
-          const [row] = yield* db.read((tx) =>
-            tx.all<{ n: number }>(`SELECT count(*) AS n FROM (SELECT 1 FROM changes WHERE batch IS NULL LIMIT ${BATCH_CHANGES + 1})`),
-          )
-          if ((row?.n ?? 0) <= BATCH_CHANGES) return
-          const now = yield* Clock.currentTimeMillis
-          const { changes, isMore } = yield* db.write((tx) => Effect.flatMap(open(tx), ({ targets }) => freeze(tx, targets.manifest, now)))
-          if (changes === 0 && !isMore) return
-          yield* Effect.sleep(breathMs((yield* Clock.currentTimeMillis) - now))
-        }
-      })
-
-      /** Else the next program that commits would have to carry over what we wrote. */
-      const checkpoint = Effect.ignoreCause(db.read((tx) => tx.all("PRAGMA wal_checkpoint(PASSIVE)")))
-      let free = 0
-      let msPerRow = 0
-      /** One write transaction with capture off, not too soon after the one before; answers how long it held the lock, too. */
-      const deliver = Effect.fnUntraced(function* <A>(body: (delivery: Delivery) => Effect.Effect<A, LibsqlError>) {
-        yield* freezeBacklog
-        const early = free - (yield* Clock.currentTimeMillis)
-        if (early > 0) yield* Effect.sleep(early)
-        let began = 0
-        const value = yield* db.write((tx) =>
-          Effect.gen(function* () {
-            began = yield* Clock.currentTimeMillis
-            const { state, targets } = yield* open(tx)
-            const delivery: Delivery = { ...targets, tx, incarnation: state.incarnation, now: began }
-            return yield* delivering(delivery, body(delivery))
-          }),
-        )
-        const ended = yield* Clock.currentTimeMillis
-        free = ended + breathMs(ended - began)
-        if (ended - began > CHECKPOINT_AFTER_MS) yield* checkpoint
-        return { value, heldMs: ended - began }
-      })
+      const pace = makePace(db, open)
+      const { deliver } = pace
 
       const applyStraight = Effect.fnUntraced(function* (header: Header, part: Part) {
         const { value, heldMs } = yield* deliver((delivery) =>
           Effect.gen(function* () {
             const settled = yield* applyPart(delivery, part, false)
-            yield* retryBehind(delivery)
+            if ((yield* countRefused(delivery.tx, RETRY_ROWS + 1)) <= RETRY_ROWS) yield* retryTogether(delivery)
             yield* setCursor(delivery.tx, header)
             return { settled, behind: yield* countBehind(delivery.tx) }
           }),
         )
-        if (part.rows >= CHUNK_ROWS.least) msPerRow = heldMs / part.rows
+        pace.measure(part.rows, heldMs)
         return { ...value, rows: part.rows }
+      })
+
+      /** Slices until the time of a chunk is over; answers how many of the lines are applied. */
+      const applySlices = Effect.fnUntraced(function* (delivery: Delivery, applying: Applying, lines: ReadonlyArray<StagedLine>) {
+        let done = 0
+        let rows = 0
+        for (let sliceMs = 0; done < lines.length; ) {
+          const began = yield* Clock.currentTimeMillis
+          if (done > 0 && !pace.hasRoom(delivery, began, sliceMs)) break
+          const slice: Array<StagedLine> = []
+          for (let n = 0; done + slice.length < lines.length && n < pace.sliceRows(); ) {
+            const next = lines[done + slice.length] as StagedLine
+            slice.push(next)
+            n += next.line[5].length
+          }
+          const part = partOf(
+            delivery,
+            slice.map(({ line }) => line),
+          )
+          yield* applyPart(delivery, part, applying.sweep)
+          yield* removeLines(delivery.tx, slice)
+          done += slice.length
+          rows += part.rows
+          sliceMs = (yield* Clock.currentTimeMillis) - began
+          pace.measure(part.rows, sliceMs)
+        }
+        return { done, rows }
       })
 
       /** The staged rows, chunk by chunk; each chunk takes its lines away in its own transaction. */
       const applyRows = Effect.fnUntraced(function* (applying: Applying, targets: Targets) {
-        const order = applyOrder(targets.manifest.tables, classOf)
-        let size = CHUNK_ROWS.first
+        const order = applyOrder(targets.manifest.tables, classOf, applying.above)
+        let lines: ReadonlyArray<StagedLine> = []
         for (let rows = 0; ; ) {
-          const chunk = yield* db.read((tx) => nextLines(tx, order, size, CHUNK_CHARACTERS))
-          if (chunk.lines.length === 0) return rows
-          const part = partOf(targets, chunk.lines)
-          const { heldMs } = yield* deliver((delivery) =>
-            Effect.andThen(applyPart(delivery, part, applying.sweep), removeLines(delivery.tx, chunk.numbers)),
-          )
-          rows += part.rows
-          if (part.rows >= CHUNK_ROWS.least) msPerRow = heldMs / part.rows
-          const fitting = Math.floor((part.rows * CHUNK_MS) / Math.max(1, heldMs))
-          size = Math.max(CHUNK_ROWS.least, Math.min(CHUNK_ROWS.most, fitting, size * 2))
+          if (lines.length === 0) lines = yield* db.read((tx) => nextLines(tx, order, READ_ROWS, READ_CHARACTERS))
+          if (lines.length === 0) return rows
+          const some = lines
+          const { value } = yield* deliver((delivery) => applySlices(delivery, applying, some))
+          lines = some.slice(value.done)
+          rows += value.rows
         }
+      })
+
+      let retriedAt = Number.NEGATIVE_INFINITY
+      /** All rows that could not be applied, a piece at a time, against the order in which they came and with it, until none moves; then those that unique values hold up together. */
+      const retryAll = Effect.gen(function* () {
+        for (let pass = 0; pass < RETRY_PASSES; pass++) {
+          const direction = pass % 2 === 0 ? "down" : "up"
+          let moved = 0
+          for (let after: BehindPlace | null | undefined; after !== null; ) {
+            const from: BehindPlace | null = after ?? null
+            const some = (delivery: Delivery) => retrySome(delivery, { after: from, direction, limit: RETRY_ROWS, uniqueOnly: false })
+            const { value }: { readonly value: Retried } = yield* deliver(some)
+            moved += value.tried - value.left
+            after = value.next
+          }
+          if (moved === 0 && pass > 0) break
+        }
+        yield* deliver((delivery) => retryTogether(delivery, true))
+        retriedAt = yield* Clock.currentTimeMillis
+      })
+      const retry = Effect.gen(function* () {
+        const refused = yield* db.read((tx) => countRefused(tx, RETRY_ROWS + 1))
+        if (refused > RETRY_ROWS && (yield* Clock.currentTimeMillis) - retriedAt > RETRY_EVERY_MS) yield* retryAll
       })
 
       /** The staged ledger rows of batches that wait, in order, some batches at a time. */
@@ -226,53 +259,75 @@ export class Deliver extends Context.Service<
         return settled
       })
 
-      /** Goes on with the cut in `applying` to its end; null = there is none. */
+      /** Goes on with the cut in `applying`: to its end when it is complete, else as far as it is here. null = there is nothing to go on with. */
       const applyStaged = Effect.gen(function* () {
         const { state, targets } = yield* db.read(open)
         if (state.applying === null) return null
         const applying = JSON.parse(state.applying) as Applying
         const rows = yield* applyRows(applying, targets)
+        const retryRefused = Effect.flatMap(
+          db.read((tx) => countRefused(tx, 1)),
+          (n) => (n > 0 ? retryAll : Effect.void),
+        )
+        if (applying.above > 0) {
+          if (rows > 0) yield* retryRefused
+          return null
+        }
         if (applying.sweep) {
           yield* sweep(targets, db.read, (gone: ReadonlyMap<string, Item>) =>
             Effect.asVoid(deliver((delivery) => applyPart(delivery, { items: gone, ledger: [] }, false))),
           )
         }
         const settled = yield* settleStaged(targets)
-        // Some at a time first; what is left turns in a circle, or waits for something else.
-        for (let place: BehindPlace | null = FIRST_PLACE; place !== null; ) {
-          const from: BehindPlace = place
-          place = (yield* deliver((delivery) => retrySome(delivery, from, RETRY_ROWS))).value.next
-        }
+        yield* retryRefused
         const { value: behind } = yield* deliver((delivery) =>
           Effect.gen(function* () {
-            yield* retryBehind(delivery)
             yield* delivery.tx.run("DELETE FROM schoolbus_stage")
+            yield* delivery.tx.run("DELETE FROM schoolbus_staged")
             yield* setCursor(delivery.tx, applying.header)
             return yield* countBehind(delivery.tx)
           }),
         )
         yield* discardMet(db)
-        return { rows, settled, behind }
+        return { settled, behind }
       })
 
-      const beginApplying = Effect.fnUntraced(function* (header: Header) {
-        yield* discardMet(db)
+      /** From here on rows of the cut may show. What a full cut is compared with is what was there before it. */
+      const beginApplying = Effect.fnUntraced(function* (header: Header, above: number) {
+        const before = yield* db.read(readState)
+        if (before.applying === null) yield* discardMet(db)
         yield* db.write((tx) =>
           Effect.gen(function* () {
-            const { targets } = yield* open(tx)
-            const applying: Applying = { header, sweep: header.full && (yield* hasRows(tx, targets)) }
+            const { state, targets } = yield* open(tx)
+            const earlier = state.applying === null ? null : (JSON.parse(state.applying) as Applying)
+            const applying: Applying = { header, above, sweep: earlier?.sweep ?? (header.full && (yield* hasRows(tx, targets))) }
             yield* tx.run("UPDATE schoolbus_state SET applying = ?", [JSON.stringify(applying)])
           }),
         )
       })
 
+      /** Shows the classes that are all here although the cut is not. */
+      const applyEarly = Effect.fnUntraced(function* (header: Header, targets: Targets) {
+        const above = (yield* db.read(classUnderWay)) ?? 0
+        if (above === 0) return
+        const order = applyOrder(targets.manifest.tables, classOf, above)
+        if ((yield* db.read((tx) => nextLines(tx, order, 1, 1))).length === 0) return
+        yield* beginApplying(header, above)
+        yield* applyStaged
+      })
+
       const page = Effect.fn("Deliver.page")(function* (header: Header, lines: ReadonlyArray<RowsLine>, trailer: Trailer | null) {
         // Interrupted by a full disk or another program's long lock, not by a restart.
         yield* applyStaged
-        const { state, targets, staging, sweeps } = yield* db.read((tx) =>
+        const { state, targets, staging, isLeft, sweeps } = yield* db.read((tx) =>
           Effect.gen(function* () {
             const opened = yield* open(tx)
-            return { ...opened, staging: yield* stagedHeaders(tx), sweeps: header.full && (yield* hasRows(tx, opened.targets)) }
+            return {
+              ...opened,
+              staging: yield* stagedHeaders(tx),
+              isLeft: yield* hasLines(tx),
+              sweeps: header.full && (yield* hasRows(tx, opened.targets)),
+            }
           }),
         )
         const refusal = refusalOf(state, targets.manifest.version, header)
@@ -280,30 +335,39 @@ export class Deliver extends Context.Service<
         // Staging that the page does not go on from belongs to a cut that will never be complete; and a page that goes on
         // from something that is not here is no cut either: nothing of it is taken, and the next pull begins anew.
         const goesOn = staging !== null && header.resumed && staging.first.epoch === header.epoch && staging.first.from === header.from
-        if (staging !== null && !goesOn) yield* discardStage(db)
-        if (header.resumed && !goesOn) return { rows: 0, settled: [], cursor: cursorOf(state), behind: yield* db.read(countBehind), applied: false }
+        const isPartlyShown = state.applying !== null
+        if (!goesOn && (staging !== null || isLeft)) yield* discardStage(db)
+        // With rows of the lost staging the cursor is gone, too: what this page goes on from is not what is here.
+        if (!goesOn && (header.resumed || (isPartlyShown && !header.full))) {
+          return { ...nothing, cursor: cursorOf(yield* db.read(readState)), behind: yield* db.read(countBehind) }
+        }
         const isComplete = trailer?.complete === true
+        const rows = lines.reduce((n, line) => n + line[5].length, 0)
         const part = partOf(targets, isComplete && !goesOn ? lines : [])
-        if (isComplete && !goesOn && !sweeps && part.rows * msPerRow <= LOCK_MS) {
+        if (isComplete && !goesOn && !sweeps && pace.isShort(part.rows)) {
           const straight = yield* applyStraight(header, part)
-          return { ...straight, cursor: cursorAt(header), applied: true }
+          yield* retry
+          return { ...nothing, ...straight, cursor: cursorAt(header), applied: true }
         }
         if (lines.length > 0 || (isComplete && !goesOn)) yield* db.write((tx) => stageLines(tx, header, lines))
         if (!isComplete) {
-          const rows = lines.reduce((n, line) => n + line[5].length, 0)
-          return { rows, settled: [], cursor: cursorOf(state), behind: yield* db.read(countBehind), applied: false }
+          yield* applyEarly(header, targets)
+          const now = yield* db.read((tx) => Effect.all({ received: receivedOf(tx), behind: countBehind(tx) }))
+          return { ...nothing, ...now, rows, cursor: cursorOf(state) }
         }
-        yield* beginApplying(header)
+        const received = yield* db.read(receivedOf)
+        yield* beginApplying(header, 0)
         const applied = yield* applyStaged
-        return { rows: applied?.rows ?? 0, settled: applied?.settled ?? [], behind: applied?.behind ?? 0, cursor: cursorAt(header), applied: true }
+        return { ...nothing, ...applied, received, rows, cursor: cursorAt(header), applied: true }
       })
 
       return Deliver.of({
         cursor: Effect.map(db.read(readState), cursorOf),
-        staged: db.read((tx) => Effect.flatMap(readState(tx), (state) => (state.applying === null ? stagedPosition(tx) : Effect.succeed(null)))),
+        staged: db.read((tx) => Effect.flatMap(readState(tx), (state) => (isReceiving(state) ? stagedPosition(tx) : Effect.succeed(null)))),
         page: (header, lines, trailer) => one.withPermit(page(header, lines, trailer)),
         resume: one.withPermit(Effect.asVoid(applyStaged)),
-        discardStaging: one.withPermit(Effect.flatMap(db.read(readState), (state) => (state.applying === null ? discardStage(db) : Effect.void))),
+        retry: one.withPermit(retry),
+        discardStaging: one.withPermit(Effect.flatMap(db.read(readState), (state) => (isReceiving(state) ? discardStage(db) : Effect.void))),
       })
     }),
   )

@@ -5,7 +5,7 @@
  */
 import * as Effect from "effect/Effect"
 import { safely } from "../libsql/cells.ts"
-import type { LibsqlError } from "../libsql/client.ts"
+import type { LibsqlError, Tx } from "../libsql/client.ts"
 import type { Exception } from "../model/change.ts"
 import { parseLocalKey } from "../model/key.ts"
 import type { Cell } from "../model/value.ts"
@@ -299,24 +299,37 @@ export const releaseRows = (
 /** A place in the list of rows behind, exclusive. */
 export type BehindPlace = readonly [tbl: number, key: string]
 
-/**
- * Tries rows again that could not be applied and on which nothing of the school waits: up to `limit` of them after a place.
- * Answers how many are left of those it tried, and where to go on; null = that were the last.
- */
-export const retrySome = (
-  delivery: Delivery,
-  after: BehindPlace,
-  limit: number,
-): Effect.Effect<{ readonly left: number; readonly next: BehindPlace | null }, LibsqlError> =>
+export interface Retry {
+  /** null = from the end that comes first in this direction. */
+  readonly after: BehindPlace | null
+  /** By key. A chain of unique values resolves in one pass when the pass begins at its free end. */
+  readonly direction: "up" | "down"
+  readonly limit: number
+  /** Only rows that a unique value keeps out: those may wait for each other. */
+  readonly uniqueOnly: boolean
+}
+
+export interface Retried {
+  readonly tried: number
+  readonly left: number
+  /** Where to go on; null = that were the last. */
+  readonly next: BehindPlace | null
+}
+
+/** Tries rows again that could not be applied and on which nothing of the school waits. */
+export const retrySome = (delivery: Delivery, { after, direction, limit, uniqueOnly }: Retry): Effect.Effect<Retried, LibsqlError> =>
   Effect.gen(function* () {
     const { tx } = delivery
+    const order = direction === "up" ? "ASC" : "DESC"
     const rows = yield* tx.all<{ tbl: number; key: string; row: string | null; error: string }>(
-      `SELECT tbl, key, row, error FROM schoolbus_behind b WHERE error IS NOT NULL AND (tbl, key) > (?, ?)
+      `SELECT tbl, key, row, error FROM schoolbus_behind b WHERE error IS NOT NULL
+          ${after === null ? "" : `AND (tbl, key) ${direction === "up" ? ">" : "<"} (?2, ?3)`}
+          ${uniqueOnly ? "AND error LIKE 'UNIQUE constraint%'" : ""}
           AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.key = b.key AND c.batch IS NOT NULL)
           AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.new_key = b.key AND c.new_key IS NOT NULL)
           AND NOT EXISTS (SELECT 1 FROM schoolbus_hold h WHERE h.tbl = b.tbl AND h.key = b.key)
-        ORDER BY tbl, key LIMIT ?`,
-      [...after, limit],
+        ORDER BY tbl ${order}, key ${order} LIMIT ?1`,
+      [limit, ...(after ?? [])],
     )
     const items = rows.flatMap(({ tbl, key, row }): ReadonlyArray<Item> => {
       const target = delivery.byTbl.get(tbl)
@@ -336,16 +349,22 @@ export const retrySome = (
       changed.map(({ tbl, key }) => [refused.get(idOf(tbl, key)) ?? null, BigInt(tbl), key]),
     )
     const last = rows.at(-1)
-    return { left: rows.length - items.length + refused.size, next: last === undefined || rows.length < limit ? null : [last.tbl, last.key] }
+    const left = rows.length - items.length + refused.size
+    return { tried: rows.length, left, next: last === undefined || rows.length < limit ? null : [last.tbl, last.key] }
   })
 
-export const FIRST_PLACE: BehindPlace = [0, ""]
+/** How many rows wait behind because they could not be applied, counted up to `limit`. */
+export const countRefused = (tx: Tx, limit: number): Effect.Effect<number, LibsqlError> =>
+  Effect.map(
+    tx.all<{ n: number }>("SELECT count(*) AS n FROM (SELECT 1 FROM schoolbus_behind WHERE error IS NOT NULL LIMIT ?)", [limit]),
+    ([row]) => row?.n ?? 0,
+  )
 
-/** Tries all of them together until none moves. */
-export const retryBehind = (delivery: Delivery): Effect.Effect<void, LibsqlError> =>
+/** Tries all of them together until none moves; for a list that is short. */
+export const retryTogether = (delivery: Delivery, uniqueOnly = false): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     for (let before = Number.POSITIVE_INFINITY; ; ) {
-      const { left } = yield* retrySome(delivery, FIRST_PLACE, Number.MAX_SAFE_INTEGER)
+      const { left } = yield* retrySome(delivery, { after: null, direction: "up", limit: Number.MAX_SAFE_INTEGER, uniqueOnly })
       if (left === 0 || left >= before) return
       before = left
     }

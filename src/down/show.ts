@@ -254,11 +254,8 @@ export const showRows = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<Read
       hopeless.push(...colliding.filter((refused) => !isUnique(refused)))
       colliding = colliding.filter(isUnique)
       if (round === 0) {
-        // The rest has moved by now.
-        colliding = yield* upsertAll(
-          tx,
-          colliding.map((refused) => refused.item),
-        )
+        // The rest has moved by now; and values that all move on by one are free from the other end.
+        colliding = yield* upsertAll(tx, colliding.map((refused) => refused.item).toReversed())
         continue
       }
       const wanting = colliding.map((refused) => refused.item)

@@ -1,6 +1,6 @@
 /**
  * The lines of a cut that is longer than one page, durable in the order in which they came. A line leaves in the
- * transaction that applies it. What is staged is always the beginning of what was received.
+ * transaction that applies it; how far each class was received stays until the cut is complete.
  */
 import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
@@ -14,12 +14,18 @@ const REMOVE_LINES = 200
 const READ_LINES = 16
 
 export const stageLines = (tx: Tx, header: Header, lines: ReadonlyArray<RowsLine>): Effect.Effect<void, LibsqlError> =>
-  Effect.asVoid(
-    tx.many("INSERT INTO schoolbus_stage (cls, seq, tbl, line) VALUES (?, ?, ?, ?)", [
+  Effect.gen(function* () {
+    const texts = lines.map((line) => JSON.stringify(line))
+    yield* tx.many("INSERT INTO schoolbus_stage (cls, seq, tbl, line) VALUES (?, ?, ?, ?)", [
       [null, null, null, JSON.stringify(header)],
-      ...lines.map((line) => [BigInt(line[1]), BigInt(line[2]), line[3], JSON.stringify(line)]),
-    ]),
-  )
+      ...lines.map((line, i) => [BigInt(line[1]), BigInt(line[2]), line[3], texts[i] ?? ""]),
+    ])
+    yield* tx.many(
+      `INSERT INTO schoolbus_staged (cls, seq, rows, bytes) VALUES (?, ?, ?, ?) ON CONFLICT (cls) DO UPDATE SET
+         seq = max(seq, excluded.seq), rows = rows + excluded.rows, bytes = bytes + excluded.bytes`,
+      lines.map((line, i) => [BigInt(line[1]), BigInt(line[2]), BigInt(line[5].length), BigInt(texts[i]?.length ?? 0)]),
+    )
+  })
 
 /** The headers of the first and the newest page; null = nothing is staged. */
 export const stagedHeaders = (tx: Tx): Effect.Effect<{ readonly first: Header; readonly newest: Header } | null, LibsqlError> =>
@@ -32,12 +38,12 @@ export const stagedHeaders = (tx: Tx): Effect.Effect<{ readonly first: Header; r
       first === undefined || newest === undefined ? null : { first: JSON.parse(first.line) as Header, newest: JSON.parse(newest.line) as Header },
   )
 
-/** Where a pull goes on: the newest page's head, and of each class the last seq that is here. */
+/** Where a pull goes on: the newest page's head, and of each class the last seq that came. */
 export const stagedPosition = (tx: Tx): Effect.Effect<Staged | null, LibsqlError> =>
   Effect.gen(function* () {
     const headers = yield* stagedHeaders(tx)
     if (headers === null) return null
-    const classes = yield* tx.all<{ cls: number; seq: number }>("SELECT cls, max(seq) AS seq FROM schoolbus_stage WHERE cls IS NOT NULL GROUP BY cls")
+    const classes = yield* tx.all<{ cls: number; seq: number }>("SELECT cls, seq FROM schoolbus_staged")
     return {
       head: headers.newest.head,
       headCut: headers.newest.headCut,
@@ -45,13 +51,43 @@ export const stagedPosition = (tx: Tx): Effect.Effect<Staged | null, LibsqlError
     }
   })
 
-/** Throws the staging away, newest line first: a kill in between leaves a beginning. */
+export interface Received {
+  readonly rows: number
+  /** Of the lines, as text. */
+  readonly bytes: number
+}
+
+/** What came of the cut under way, over all connections and restarts. */
+export const receivedOf = (tx: Tx): Effect.Effect<Received, LibsqlError> =>
+  Effect.map(
+    tx.all<Received>("SELECT coalesce(sum(rows), 0) AS rows, coalesce(sum(bytes), 0) AS bytes FROM schoolbus_staged"),
+    ([row]) => row ?? { rows: 0, bytes: 0 },
+  )
+
+/** The class that is being received: those above it are here. null = nothing is staged. */
+export const classUnderWay = (tx: Tx): Effect.Effect<number | null, LibsqlError> =>
+  Effect.map(tx.all<{ cls: number | null }>("SELECT min(cls) AS cls FROM schoolbus_staged"), ([row]) => row?.cls ?? null)
+
+/** Lines that a discard left when it was interrupted: without a header they belong to nothing. */
+export const hasLines = (tx: Tx): Effect.Effect<boolean, LibsqlError> =>
+  Effect.map(tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_stage) AS n"), ([row]) => row?.n === 1)
+
+/**
+ * Throws the staging away: first what makes the lines count, then the lines. When rows of it show already, nothing says any
+ * more which state of head office that is: the cursor goes with it, and the next cut is a full one, compared with what is here.
+ */
 export const discardStage = (db: LibsqlFile): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
+    yield* db.write((tx) =>
+      Effect.gen(function* () {
+        yield* tx.run("DELETE FROM schoolbus_staged")
+        yield* tx.run("DELETE FROM schoolbus_stage WHERE tbl IS NULL")
+        yield* tx.run("UPDATE schoolbus_state SET epoch = '', seq = 0, cut = '0', applying = NULL WHERE applying IS NOT NULL")
+      }),
+    )
     while (
-      (yield* db.write((tx) =>
-        tx.run("DELETE FROM schoolbus_stage WHERE n IN (SELECT n FROM schoolbus_stage ORDER BY n DESC LIMIT ?)", [REMOVE_LINES]),
-      )) === REMOVE_LINES
+      (yield* db.write((tx) => tx.run("DELETE FROM schoolbus_stage WHERE n IN (SELECT n FROM schoolbus_stage LIMIT ?)", [REMOVE_LINES]))) ===
+      REMOVE_LINES
     );
   })
 
@@ -66,8 +102,13 @@ export const discardMet = (db: LibsqlFile): Effect.Effect<void, LibsqlError> =>
 /**
  * Tables in the order in which their lines are applied: by class, within it parents before the tables that refer to them
  * (a cycle keeps its given order), records last. All lines of a table go in the order they came, so the newest state wins.
+ * `above` a class: only the tables above it, without records; 0 = all.
  */
-export const applyOrder = (tables: ReadonlyArray<Table>, classOf: Readonly<Record<Table["priority"], number>>): ReadonlyArray<string> => {
+export const applyOrder = (
+  tables: ReadonlyArray<Table>,
+  classOf: Readonly<Record<Table["priority"], number>>,
+  above: number,
+): ReadonlyArray<string> => {
   const byName = new Map(tables.map((table) => [table.name, table]))
   const order = new Set<Table>()
   const visit = (table: Table, path: ReadonlySet<string>): void => {
@@ -80,20 +121,26 @@ export const applyOrder = (tables: ReadonlyArray<Table>, classOf: Readonly<Recor
   }
   for (const table of tables) visit(table, new Set())
   const last = [QUARANTINE, CONFLICTS, LEDGER]
-  const ranked = [...order].filter((table) => !last.includes(table.name)).toSorted((a, b) => classOf[b.priority] - classOf[a.priority])
-  return [...ranked.map((table) => table.name), QUARANTINE, CONFLICTS]
+  const ranked = [...order]
+    .filter((table) => !last.includes(table.name) && classOf[table.priority] > above)
+    .toSorted((a, b) => classOf[b.priority] - classOf[a.priority])
+  return [...ranked.map((table) => table.name), ...(above > 0 ? [] : [QUARANTINE, CONFLICTS])]
 }
 
-export interface Chunk {
-  readonly numbers: ReadonlyArray<number>
-  readonly lines: ReadonlyArray<RowsLine>
+export interface StagedLine {
+  readonly n: number
+  readonly line: RowsLine
 }
 
 /** The next lines to apply, up to about so many rows and characters; of at least one line. */
-export const nextLines = (tx: Tx, order: ReadonlyArray<string>, rows: number, characters: number): Effect.Effect<Chunk, LibsqlError> =>
+export const nextLines = (
+  tx: Tx,
+  order: ReadonlyArray<string>,
+  rows: number,
+  characters: number,
+): Effect.Effect<ReadonlyArray<StagedLine>, LibsqlError> =>
   Effect.gen(function* () {
-    const numbers: Array<number> = []
-    const lines: Array<RowsLine> = []
+    const lines: Array<StagedLine> = []
     let left = rows
     let room = characters
     for (const name of order) {
@@ -105,8 +152,7 @@ export const nextLines = (tx: Tx, order: ReadonlyArray<string>, rows: number, ch
         for (const { n, line } of some) {
           if (left <= 0 || room <= 0) break
           const parsed = JSON.parse(line) as RowsLine
-          numbers.push(n)
-          lines.push(parsed)
+          lines.push({ n, line: parsed })
           left -= parsed[5].length
           room -= line.length
           after = n
@@ -114,14 +160,14 @@ export const nextLines = (tx: Tx, order: ReadonlyArray<string>, rows: number, ch
         if (some.length < READ_LINES) break
       }
     }
-    return { numbers, lines }
+    return lines
   })
 
-export const removeLines = (tx: Tx, numbers: ReadonlyArray<number>): Effect.Effect<void, LibsqlError> =>
+export const removeLines = (tx: Tx, lines: ReadonlyArray<StagedLine>): Effect.Effect<void, LibsqlError> =>
   Effect.asVoid(
     tx.many(
       "DELETE FROM schoolbus_stage WHERE n = ?",
-      numbers.map((n) => [BigInt(n)]),
+      lines.map(({ n }) => [BigInt(n)]),
     ),
   )
 

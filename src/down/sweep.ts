@@ -7,8 +7,8 @@ import { ident, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { localKeySql, parseLocalKey } from "../model/key.ts"
 import { idOf, type Item, LEDGER, type Target, type Targets } from "./delivery.ts"
 
-/** Rows looked at in one read. */
-const SCAN_ROWS = 5_000
+/** Rows looked at in one read, and removed in one transaction. */
+const SCAN_ROWS = 2_000
 
 const sweptTargets = (targets: Targets): ReadonlyArray<Target> =>
   [...targets.byName.values()].filter(({ table }) => table.direction !== "up" && table.name !== LEDGER)

@@ -540,7 +540,7 @@ test("a page that breaks off goes on after its last line", async () => {
   const restarted = await s.reopen()
   const rest = s.hub.page(await s.run(restarted.cursor), await s.run(restarted.staged), options)
   expect(rest.lines.length).toBe(3)
-  expect(await s.run(restarted.page(rest.header, rest.lines, rest.trailer))).toMatchObject({ rows: 11, applied: true })
+  expect(await s.run(restarted.page(rest.header, rest.lines, rest.trailer))).toMatchObject({ rows: 6, received: { rows: 11 }, applied: true })
   expect([count("pupils"), count("terms"), count("schoolbus_stage")]).toEqual([10, 1, 0])
   expect(await s.run(restarted.staged)).toBe(null)
 })
@@ -730,7 +730,8 @@ test.each([false, true])(
       }
       const restarted = await s.reopen()
       await s.run(restarted.resume)
-      expect(s.one("SELECT applying FROM schoolbus_state")).toBe(null)
+      // What is left of it is still on its way.
+      expect(s.one("SELECT applying ->> 'above' > 0 FROM schoolbus_state") ?? 1n).toBe(1n)
       for (;;) {
         const cursor = await s.run(restarted.cursor)
         if (cursor.epoch === "e2" && cursor.seq === s.hub.seq) break

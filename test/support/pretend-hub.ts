@@ -110,6 +110,11 @@ export class PretendHub {
     return id
   }
 
+  /** As a hub does that was put back. */
+  forgetCutsAfter(seq: number): void {
+    for (const known of [...this.cuts.keys()]) if (known > seq) this.cuts.delete(known)
+  }
+
   /** A ledger row, as the one Postgres transaction of the batch writes it beside its effects. */
   ledger(batch: number, hash: string, exceptions: ReadonlyArray<Exception> = [], incarnation = INCARNATION): void {
     this.put("schoolbus_ledger", {

@@ -1,0 +1,102 @@
+/**
+ * How long deliver holds the school's write lock. Its transactions are cut by the time that they take, on this machine and
+ * now, and leave the lock alone afterwards for as long as a waiting program sleeps between two looks.
+ */
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
+import { freeze } from "../libsql/freeze.ts"
+import { delivering } from "./cut.ts"
+import type { Delivery, Targets } from "./delivery.ts"
+
+/** A page that is likely to need the write lock for longer is applied in chunks: half of what a program may have to wait. */
+const STRAIGHT_MS = 100
+/** Write lock that one chunk aims at: a program that comes in its middle still looks often enough to get its turn after it. */
+const CHUNK_MS = 70
+/** A chunk is written in slices of about this long, and ends when the next one would not fit. */
+const SLICE_MS = 15
+const SLICE_ROWS = { least: 100, most: 5_000 }
+/** Rows are taken to need this long until some were measured. */
+const FIRST_MS_PER_ROW = 0.03
+/**
+ * After a transaction that a program may have waited for, the lock is left alone for longer than SQLite's busy handler then
+ * sleeps: it looks every 25 ms at first, every 50 ms after 128 ms, and every 100 ms in the end.
+ */
+const breathMs = (heldMs: number): number => (heldMs <= 10 ? 0 : heldMs <= 100 ? 30 : heldMs <= 200 ? 60 : 110)
+const CHECKPOINT_AFTER_MS = 40
+/** Open writes that a delivering transaction freezes itself; more are frozen before it. */
+const FREEZE_IN_PLACE = 100
+
+export interface Pace {
+  /** One write transaction with capture off, not too soon after the one before; answers how long it held the lock, too. */
+  readonly deliver: <A>(
+    body: (delivery: Delivery) => Effect.Effect<A, LibsqlError>,
+  ) => Effect.Effect<{ readonly value: A; readonly heldMs: number }, LibsqlError>
+  readonly measure: (rows: number, ms: number) => void
+  /** So many rows may be written in one transaction. */
+  readonly isShort: (rows: number) => boolean
+  /** Rows of the next slice. */
+  readonly sliceRows: () => number
+  /** Whether a slice as long as the last one still fits into this transaction. */
+  readonly hasRoom: (delivery: Delivery, now: number, sliceMs: number) => boolean
+}
+
+export const makePace = (
+  db: LibsqlFile,
+  open: (tx: Tx) => Effect.Effect<{ readonly state: { readonly incarnation: string }; readonly targets: Targets }, LibsqlError>,
+): Pace => {
+  let free = 0
+  let msPerRow = FIRST_MS_PER_ROW
+  let commitMs = 0
+
+  /** A long list of open writes is frozen beforehand, a batch at a time. */
+  const freezeBacklog = Effect.gen(function* () {
+    for (;;) {
+      const [row] = yield* db.read((tx) =>
+        tx.all<{ n: number }>(`SELECT count(*) AS n FROM (SELECT 1 FROM changes WHERE batch IS NULL LIMIT ${FREEZE_IN_PLACE + 1})`),
+      )
+      if ((row?.n ?? 0) <= FREEZE_IN_PLACE) return
+      const now = yield* Clock.currentTimeMillis
+      const { changes, isMore } = yield* db.write((tx) => Effect.flatMap(open(tx), ({ targets }) => freeze(tx, targets.manifest, now)))
+      if (changes === 0 && !isMore) return
+      yield* Effect.sleep(breathMs((yield* Clock.currentTimeMillis) - now))
+    }
+  })
+
+  /** Else the next program that commits would have to carry over what we wrote. */
+  const checkpoint = Effect.ignoreCause(db.read((tx) => tx.all("PRAGMA wal_checkpoint(PASSIVE)")))
+  /** A slow row counts at once, a fast one little by little: the machine may be busy again in a moment. */
+  const measure = (rows: number, ms: number): void => {
+    if (rows >= SLICE_ROWS.least) msPerRow = Math.max(ms / rows, 0.7 * msPerRow + 0.3 * (ms / rows))
+  }
+  const deliver = Effect.fnUntraced(function* <A>(body: (delivery: Delivery) => Effect.Effect<A, LibsqlError>) {
+    yield* freezeBacklog
+    const early = free - (yield* Clock.currentTimeMillis)
+    if (early > 0) yield* Effect.sleep(early)
+    let began = 0
+    let written = 0
+    const value = yield* db.write((tx) =>
+      Effect.gen(function* () {
+        began = yield* Clock.currentTimeMillis
+        const { state, targets } = yield* open(tx)
+        const delivery: Delivery = { ...targets, tx, incarnation: state.incarnation, now: began }
+        const done = yield* delivering(delivery, body(delivery))
+        written = yield* Clock.currentTimeMillis
+        return done
+      }),
+    )
+    const ended = yield* Clock.currentTimeMillis
+    commitMs = Math.max(ended - written, 0.5 * commitMs)
+    free = ended + breathMs(ended - began)
+    if (ended - began > CHECKPOINT_AFTER_MS) yield* checkpoint
+    return { value, heldMs: ended - began }
+  })
+
+  return {
+    deliver,
+    measure,
+    isShort: (rows) => rows * msPerRow + commitMs <= STRAIGHT_MS,
+    sliceRows: () => Math.max(SLICE_ROWS.least, Math.min(SLICE_ROWS.most, Math.floor(SLICE_MS / msPerRow))),
+    hasRoom: (delivery, now, sliceMs) => now - delivery.now + sliceMs + commitMs <= CHUNK_MS,
+  }
+}
