@@ -20,6 +20,7 @@ import { installRoster, Roster } from "./iclock/fill.ts"
 import { listenIclock } from "./iclock/front.ts"
 import { pendingByTable } from "./libsql/changes.ts"
 import { Libsql } from "./libsql/client.ts"
+import { noteContact } from "./libsql/contact.ts"
 import { newLife } from "./libsql/life.ts"
 import { lockFile } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
@@ -182,9 +183,12 @@ const hello = (link: ReturnType<typeof makeLink>) =>
     }
     // The token is durable before it is used for the first time.
     yield* db.write((tx) =>
-      tx.run(
-        "UPDATE schoolbus_state SET token = ?, school = ?, cluster = coalesce(nullif(?, ''), cluster), clock_offset = ?, contact_at = ?, stop = NULL",
-        [welcome.token, welcome.school.id, welcome.cluster, Math.round(welcome.clock - (clock + now) / 2), now],
+      Effect.andThen(
+        tx.run(
+          "UPDATE schoolbus_state SET token = ?, school = ?, cluster = coalesce(nullif(?, ''), cluster), clock_offset = ?, contact_at = ?, stop = NULL",
+          [welcome.token, welcome.school.id, welcome.cluster, Math.round(welcome.clock - (clock + now) / 2), now],
+        ),
+        noteContact(tx, (clock + now) / 2, welcome.clock),
       ),
     )
     return { welcome, identity: { incarnation: state.incarnation, token: welcome.token } satisfies Identity }
@@ -264,6 +268,7 @@ const session = (options: SchoolOptions, link: ReturnType<typeof makeLink>, stre
           return { tables, behind: behind?.n ?? 0 }
         }),
       )
+      const clock = yield* Clock.currentTimeMillis
       const pulse = yield* link.heartbeat(identity, {
         incarnation: identity.incarnation,
         pending: pending.tables.reduce((n, table) => n + table.pending, 0),
@@ -274,8 +279,10 @@ const session = (options: SchoolOptions, link: ReturnType<typeof makeLink>, stre
         devices: snapshot.role === "school" ? snapshot.devices.approved : 0,
         state: snapshot.state,
         reason: snapshot.reason === "" ? null : snapshot.reason.slice(0, 500),
-        clock: yield* Clock.currentTimeMillis,
+        clock,
       })
+      const answered = yield* Clock.currentTimeMillis
+      yield* db.write((tx) => noteContact(tx, (clock + answered) / 2, pulse.clock))
       yield* touch
       if (pulse.paused) yield* facts.set({ paused: true })
       if (pulse.sync) yield* wake.open

@@ -17,6 +17,13 @@ CREATE TABLE schoolbus_state (
   stop        TEXT                       -- named reason why this node does not sync: cloned, restored, wrong_cluster, schema_ahead
 );
 
+-- When the hub was heard, by both clocks (ms since 1970), and the last write that had been captured by then.
+CREATE TABLE schoolbus_contact (
+  change INTEGER PRIMARY KEY,
+  own    INTEGER NOT NULL,
+  server INTEGER NOT NULL
+);
+
 -- Set inside deliver's own transaction only, so no other connection ever sees 1.
 CREATE TABLE schoolbus_deliver (
   id     INTEGER PRIMARY KEY CHECK (id = 1),

@@ -13,6 +13,7 @@ import { localKeySql } from "../model/key.ts"
 import type { Manifest, Table } from "../model/table.ts"
 import { type Cell, isRefused, type Refused, type Wire } from "../model/value.ts"
 import { readText, readWire, safely, sameRaw } from "./cells.ts"
+import { contactsOf } from "./contact.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
 import { type Captured, type End, keyId, openEnds, type Outcome, resolve, safeCuts, type Values } from "./history.ts"
 import { sameName } from "./shape.ts"
@@ -333,18 +334,22 @@ const settleOps = (tx: Tx, width: number, taken: Taken): Effect.Effect<void, Lib
   })
 
 /** Writes the batch; its number follows the last one of this incarnation. */
-const store = (tx: Tx, manifest: Manifest, now: number, lines: ReadonlyArray<string>, lastId: number): Effect.Effect<void, LibsqlError> =>
+const store = (
+  tx: Tx,
+  manifest: Manifest,
+  now: number,
+  lines: ReadonlyArray<string>,
+  firstId: number,
+  lastId: number,
+): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    const [state] = yield* tx.all<{ incarnation: string; last_batch: number; clock_offset: number; contact_at: number }>(
-      "SELECT incarnation, last_batch, clock_offset, contact_at FROM schoolbus_state",
-    )
+    const [state] = yield* tx.all<{ incarnation: string; last_batch: number }>("SELECT incarnation, last_batch FROM schoolbus_state")
     if (state === undefined) return yield* Effect.die(new Error("schoolbus_state has no row: the file has no incarnation yet"))
     const header: BatchHeader = {
       incarnation: state.incarnation,
       number: state.last_batch + 1,
       manifest: manifest.version,
-      clockOffset: state.clock_offset,
-      contactAt: state.contact_at,
+      contacts: yield* contactsOf(tx, firstId, lastId),
       changes: lines.length,
     }
     const bytes = new TextEncoder().encode(encodeBatch(header, lines))
@@ -370,6 +375,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
     const width = info?.n ?? 0
     const lines: Array<string> = []
     let bytes = 0
+    let firstId = 0
     let lastId = 0
     let lookedAt = 0
     let isMore = true
@@ -391,6 +397,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
       yield* settleOps(tx, width, taken)
       for (const line of taken.lines) lines.push(line)
       bytes += taken.bytes
+      firstId ||= page.rows[0]?.id ?? 0
       lastId = page.rows[taken.count - 1]?.id ?? lastId
       lookedAt += taken.count
       isMore = page.isMore || taken.count < page.rows.length
@@ -399,7 +406,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
       limit = Math.max(firstPage, Math.min(limit * PAGE_GROWTH, room, maxChanges - lines.length))
     }
     if (lines.length === 0) return { batches: 0, changes: 0, isMore }
-    yield* store(tx, manifest, now, lines, lastId)
+    yield* store(tx, manifest, now, lines, firstId, lastId)
     return { batches: 1, changes: lines.length, isMore }
   })
 

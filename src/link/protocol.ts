@@ -192,8 +192,7 @@ export const BatchHeaderLine = z.object({
   incarnation: z.uuid(),
   number: z.number().int().positive(),
   manifest: z.number().int().nonnegative(),
-  clockOffset: z.number(),
-  contactAt: z.number(),
+  contacts: z.array(z.tuple([z.number().int(), z.number(), z.number()])).max(1000),
   changes: z.number().int().nonnegative(),
 })
 

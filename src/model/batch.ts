@@ -1,15 +1,16 @@
 /** A batch as bytes: NDJSON, first `["batch", header]`, then one change a line. The same batch always gives the same bytes. */
 import type { Change } from "./change.ts"
 
+/** The hub was heard after change `change` was captured and before the next; `own`, `server`: ms since 1970 by either clock. */
+export type Contact = readonly [change: number, own: number, server: number]
+
 export interface BatchHeader {
   readonly incarnation: string
   readonly number: number
   /** Version of the manifest under which the changes were captured. */
   readonly manifest: number
-  /** Server time minus school time at the last contact, ms: corrects the capture times. */
-  readonly clockOffset: number
-  /** School time of that contact, ms since 1970; 0 = never. */
-  readonly contactAt: number
+  /** The last contact before the changes and those between them, in order: they correct the capture times. */
+  readonly contacts: ReadonlyArray<Contact>
   readonly changes: number
 }
 

@@ -83,8 +83,7 @@ const applyBatch = (session: Session, input: BatchInput, decoded: DecodedBatch, 
     if (input.number > last + 1) return yield* new BatchGap({ school: input.school, expected: last + 1, received: input.number })
 
     const { header, batch, unreadable } = decoded
-    const clock = { offset: header.clockOffset, contactAt: header.contactAt, now: input.now }
-    const changes = batch.changes.map((change) => ({ ...change, at: correctedTime(change.at, clock) }))
+    const changes = batch.changes.map((change) => ({ ...change, at: correctedTime(change, header.contacts, input.now) }))
     const open = yield* readOpen(
       session,
       input,

@@ -11,6 +11,7 @@
  * `merge` puts rows that both sides made together column by column, and an update wins over a delete. All values are as
  * Postgres prints them; the same input always gives the same decision.
  */
+import type { Contact } from "../model/batch.ts"
 import type { Op, Verdict } from "../model/change.ts"
 import { type Column, type ColumnRule, isExcluded, ruleOf, type Strategy, type Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
@@ -311,8 +312,16 @@ const decideColumns = (table: Table, proposal: Proposal, theirs: Row, office: Of
 }
 
 /**
- * A capture time in server time, not after this push. The offset was measured at the last contact, so a write after it
- * cannot come out before it; a school clock in 1970 or 2099 moves a write only within the time that the school was away.
+ * A capture time in server time: never before the last contact that came before the write, never after the next one or this
+ * push, whatever the school's clock said. Between them the clock counts as it was measured at the one contact or the other.
  */
-export const correctedTime = (at: number, clock: { readonly offset: number; readonly contactAt: number; readonly now: number }): number =>
-  Math.min(at >= clock.contactAt ? Math.max(at + clock.offset, clock.contactAt + clock.offset) : at + clock.offset, clock.now)
+export const correctedTime = (change: { readonly id: number; readonly at: number }, contacts: ReadonlyArray<Contact>, now: number): number => {
+  const after = contacts.findIndex(([last]) => last >= change.id)
+  const before = contacts.at(after === -1 ? -1 : after - 1)
+  const last = after === 0 ? undefined : before
+  const next = after === -1 ? undefined : contacts[after]
+  const from = Math.min(last?.[2] ?? 0, now)
+  const to = Math.max(from, Math.min(next?.[2] ?? now, now))
+  const times = [last, next].flatMap((contact) => (contact === undefined ? [] : [change.at + contact[2] - contact[1]]))
+  return times.find((at) => at >= from && at <= to) ?? Math.min(Math.max(times[0] ?? change.at, from), to)
+}

@@ -48,8 +48,7 @@ describe("a batch", () => {
       incarnation: "7d0c2e1c-0a5b-4f5e-9a55-0c1f3b1c2d3e",
       number: first + 1,
       manifest: 1,
-      clockOffset: 250,
-      contactAt: 1600000000000,
+      contacts: [],
       changes: 1,
     }
     expect(batch?.lines[0]).toEqual(["batch", header])

@@ -72,9 +72,7 @@ export const openSchoolFile = async (
   const file = await Effect.runPromise(Scope.provide(openFile(path), scope))
   await Effect.runPromise(migrateFile(file, "school"))
   const own = new Database(path, { timeout: 5000 })
-  own.exec(
-    "INSERT INTO schoolbus_state (id, incarnation, clock_offset, contact_at) VALUES (1, '7d0c2e1c-0a5b-4f5e-9a55-0c1f3b1c2d3e', 250, 1600000000000)",
-  )
+  own.exec("INSERT INTO schoolbus_state (id, incarnation) VALUES (1, '7d0c2e1c-0a5b-4f5e-9a55-0c1f3b1c2d3e')")
   let manifest = manifestOf(tables)
   const write: SchoolFile["write"] = (body) => Effect.runPromise(file.write(body))
   const install: SchoolFile["install"] = async (next, options = {}) => {

@@ -3,7 +3,7 @@ import { createHash, randomUUID } from "node:crypto"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
-import { encodeBatch, encodeChange } from "../../src/model/batch.ts"
+import { type BatchHeader, encodeBatch, encodeChange } from "../../src/model/batch.ts"
 import type { Change, Exception, Verdicts } from "../../src/model/change.ts"
 import type { Table } from "../../src/model/table.ts"
 import { readCatalog } from "../../src/postgres/catalog.ts"
@@ -23,8 +23,7 @@ export interface Rule {
 }
 export type Draft = Partial<Change> & Pick<Change, "table" | "op" | "key">
 export interface ClockDraft {
-  readonly clockOffset?: number
-  readonly contactAt?: number
+  readonly contacts?: BatchHeader["contacts"]
 }
 
 export interface OfficeOptions {
@@ -75,7 +74,7 @@ export const openOffice = async (ddl: string, rules: Readonly<Record<string, Rul
       let id = 0
       const text = (batch: number, drafts: ReadonlyArray<Draft>, clock: ClockDraft = {}): string =>
         encodeBatch(
-          { incarnation, number: batch, manifest: 1, clockOffset: 0, contactAt: 0, ...clock, changes: drafts.length },
+          { incarnation, number: batch, manifest: 1, contacts: [], ...clock, changes: drafts.length },
           drafts.map((draft) =>
             encodeChange({
               id: ++id,

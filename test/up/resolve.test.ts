@@ -422,11 +422,55 @@ describe("properties", () => {
 })
 
 describe("times", () => {
+  const DAY = 86_400_000
+  const T = Date.parse("2026-03-01T00:00:00Z")
+  const now = T + 10 * DAY
+  const Y2099 = Date.parse("2099-01-01T00:00:00Z")
   test.each([
-    ["a clock that is right", 1_000, { offset: 0, contactAt: 900, now: 2_000 }, 1_000],
-    ["a clock that is late", 1_000, { offset: 500, contactAt: 900, now: 2_000 }, 1_500],
-    ["a clock in 2099", 4e12, { offset: 0, contactAt: 0, now: 2_000 }, 2_000],
-    ["a clock in 1970, measured", 10, { offset: 1_000, contactAt: 5, now: 2_000 }, 1_010],
-    ["a clock put back since the contact", 10, { offset: 0, contactAt: 900, now: 2_000 }, 10],
-  ])("%s", (_, at, clock, expected) => expect(correctedTime(at, clock)).toBe(expected))
+    ["a clock that is right", 5, T + DAY, [[4, T, T]], T + DAY],
+    ["a clock that is a minute late", 5, T + DAY, [[4, T, T + 60_000]], T + DAY + 60_000],
+    ["set to 1970 since the contact: not before it", 5, 10, [[4, T, T]], T],
+    ["set to 2099 since the contact: not after the push", 5, Y2099, [[4, T, T]], now],
+    ["in 1970 all along, as measured", 5, 70_000, [[4, 10_000, T]], T + 60_000],
+    [
+      "set to 2099, and measured at the next contact",
+      5,
+      Y2099,
+      [
+        [4, T, T],
+        [9, Y2099 + 1_000, T + DAY],
+      ],
+      T + DAY - 1_000,
+    ],
+    [
+      "set to 1970 and put right before the next contact: within the two",
+      5,
+      10,
+      [
+        [4, T, T],
+        [9, T + DAY, T + DAY],
+      ],
+      T,
+    ],
+    ["captured before any contact", 5, T + DAY, [[7, T + 2 * DAY, T + 2 * DAY + 5]], T + DAY + 5],
+    ["no contact at all", 5, Y2099, [], now],
+    ["a contact that claims to be in the future", 5, T, [[4, T, now + DAY]], now],
+  ] as ReadonlyArray<readonly [string, number, number, ReadonlyArray<readonly [number, number, number]>, number]>)(
+    "%s",
+    (_, id, at, contacts, expected) => {
+      expect(correctedTime({ id, at }, contacts, now)).toBe(expected)
+    },
+  )
+  test("whatever the clock says, a write lies between the contact before it and the push, in one order with its neighbours' contacts", () => {
+    const contact = fc.tuple(fc.integer({ min: 0, max: 20 }), fc.integer({ min: -1e12, max: 5e12 }), fc.integer({ min: T, max: now + DAY }))
+    fc.assert(
+      fc.property(fc.array(contact), fc.integer({ min: 1, max: 21 }), fc.integer({ min: -1e13, max: 1e13 }), (all, id, at) => {
+        const contacts = [...new Map(all.map((one) => [one[0], one])).values()].sort((x, y) => x[0] - y[0])
+        const time = correctedTime({ id, at }, contacts, now)
+        expect(time).toBeLessThanOrEqual(now)
+        const before = contacts.findLast(([last]) => last < id)
+        if (before !== undefined) expect(time).toBeGreaterThanOrEqual(Math.min(before[2], now))
+      }),
+    )
+  })
 })
