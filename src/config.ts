@@ -4,7 +4,16 @@ import { pathToFileURL } from "node:url"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import { z } from "zod"
-import type { Audience, ColumnRule, DeviceRules, Direction, Priority, Strategy, UniqueRule } from "./model/table.ts"
+import {
+  type Audience,
+  type ColumnRule,
+  type DeviceRules,
+  type Direction,
+  isThrough,
+  type Priority,
+  type Strategy,
+  type UniqueRule,
+} from "./model/table.ts"
 
 /** Names that configs of other systems use for the same rules. */
 const ALIASES: Readonly<Record<string, string>> = {
@@ -33,8 +42,19 @@ const ColumnRuleName = z.preprocess(
 /** What a school's tables of these names mostly need; a config says otherwise by naming a strategy. */
 const STRATEGY_BY_NAME: Readonly<Record<string, Strategy>> = { attendance: "school_wins", payments: "vps_wins", marks: "newest_wins" }
 
+const AUDIENCE_FORMS = 'must be "all", { column: "school_id" } or { through: "other_table", on: { own_column: "column_of_the_other_table" } }'
+const Name = z.string(AUDIENCE_FORMS).min(1, AUDIENCE_FORMS)
+const AudienceRule = z.union(
+  [
+    z.literal("all"),
+    z.strictObject({ column: Name }),
+    z.strictObject({ through: Name, on: z.record(Name, Name, AUDIENCE_FORMS).refine((on) => Object.keys(on).length > 0, AUDIENCE_FORMS) }),
+  ],
+  AUDIENCE_FORMS,
+)
+
 const TableRule = z.strictObject({
-  audience: z.union([z.literal("all"), z.strictObject({ column: z.string().min(1) })]),
+  audience: AudienceRule,
   direction: z.enum(["both", "up", "down"]).default("both"),
   priority: z.enum(["critical", "high", "medium", "low", "background"]).default("medium"),
   strategy: StrategyName.exactOptional(),
@@ -110,6 +130,40 @@ export class ConfigRefused extends Data.TaggedError("ConfigRefused")<{ readonly 
 
 export const qualify = (name: string): string => (name.includes(".") ? name : `public.${name}`)
 
+const audienceOf = (rule: z.output<typeof AudienceRule>): Audience =>
+  typeof rule !== "string" && "through" in rule ? { through: qualify(rule.through), on: rule.on } : rule
+
+/** Where rows would be placed by a table that is not synced, or in the end by themselves. */
+const throughProblems = (audiences: ReadonlyMap<string, Audience>): ReadonlyArray<string> => {
+  const problems: Array<string> = []
+  const next = (name: string): string | null => {
+    const audience = audiences.get(name)
+    return audience !== undefined && isThrough(audience) ? audience.through : null
+  }
+  for (const name of audiences.keys()) {
+    const other = next(name)
+    if (other === null) continue
+    if (!audiences.has(other)) {
+      problems.push(
+        isOwnTable(other)
+          ? `tables.${name}.audience: rows cannot be placed through ${other}, which is the sync's own; name one of your tables`
+          : `tables.${name}.audience: rows are placed through ${other}, which is not synced; list it under tables`,
+      )
+      continue
+    }
+    const path = [name]
+    for (let at: string | null = other; at !== null && !path.includes(at); at = next(at)) path.push(at)
+    const end = next(path.at(-1) ?? name)
+    if (end === name && path.every((other) => name <= other))
+      problems.push(
+        `tables.${name}.audience: ${[...path, name].join(" -> ")} goes round in a circle, so no row has a school; give one of them "all" or a column`,
+      )
+  }
+  return problems
+}
+
+const isOwnTable = (name: string): boolean => name.startsWith("schoolbus.")
+
 export const parseConfig = (source: string, value: unknown): Config | ConfigRefused => {
   const parsed = ConfigFile.safeParse(value)
   if (!parsed.success) {
@@ -119,11 +173,14 @@ export const parseConfig = (source: string, value: unknown): Config | ConfigRefu
     })
   }
   const { plugin, tables, devices } = parsed.data
+  const audiences = new Map(Object.entries(tables).map(([name, rule]) => [qualify(name), audienceOf(rule.audience)]))
+  const problems = throughProblems(audiences)
+  if (problems.length > 0) return new ConfigRefused({ source, problems })
   return {
     plugin,
     tables: Object.entries(tables).map(([name, rule]) => ({
       name: qualify(name),
-      audience: rule.audience,
+      audience: audienceOf(rule.audience),
       direction: rule.direction,
       priority: rule.priority,
       strategy: strategyFor(name, rule),

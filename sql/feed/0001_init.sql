@@ -22,7 +22,7 @@ CREATE TABLE tables (
   columns  TEXT NOT NULL,
   class    INTEGER NOT NULL,             -- 10 critical … 1 background
   audience TEXT NOT NULL,                -- JSON of the rule its entries were routed by
-  status   TEXT NOT NULL,                -- loading, ready
+  status   TEXT NOT NULL,                -- loading, ready; up: its rows are not read, they only travel up
   after    TEXT                          -- loading: wire key of the last row whose bracket has closed
 );
 
@@ -34,7 +34,8 @@ CREATE TABLE audience (
 INSERT INTO audience (no, value) VALUES (0, 'all schools'), (-1, 'nobody');
 
 -- One entry per (audience, key). body: the row as a JSON array in the order of tables.columns; null = tombstone.
--- class is negative while the table is loading: such entries are in no cut.
+-- A row of a through table has an entry for every audience of its links.
+-- class is negative while the table is loading, and of rows that only travel up: such entries are in no cut.
 CREATE TABLE entry (
   audience INTEGER NOT NULL,
   class    INTEGER NOT NULL,
@@ -43,9 +44,28 @@ CREATE TABLE entry (
   key      TEXT NOT NULL,
   body     TEXT,
   at       INTEGER NOT NULL,             -- commit time, microseconds since 1970
+  born     INTEGER NOT NULL,             -- seq with which the audience first got the key
   PRIMARY KEY (audience, class, seq)
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX entry_key ON entry (tbl, key, audience);
+
+-- What rows of through tables (side 0) and their links (side 1) are matched by: a JSON list of texts. rule: the id of the
+-- table that is placed. A row with a NULL there has none.
+CREATE TABLE tie (
+  rule  INTEGER NOT NULL,
+  side  INTEGER NOT NULL,
+  key   TEXT NOT NULL,
+  value TEXT NOT NULL,
+  PRIMARY KEY (rule, side, key)
+) WITHOUT ROWID;
+CREATE INDEX tie_value ON tie (rule, side, value, key);
+
+-- Values whose links changed in the open transaction: the rows that they place are looked at before it ends. Else empty.
+CREATE TABLE touched (
+  rule  INTEGER NOT NULL,
+  value TEXT NOT NULL,
+  PRIMARY KEY (rule, value)
+) WITHOUT ROWID;
 
 -- Keys that a keyed comparison has not met again yet; what is left at its end no longer exists in Postgres.
 CREATE TABLE unmet (

@@ -167,7 +167,7 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
     if (action === "T") return { kind: "truncate", tables: [table] }
 
     const shape = (detail: string): Event<T> => ({ kind: "shape", table, detail })
-    const identity: Array<string | undefined> = new Array(table.columns.length)
+    const identity: Array<string | undefined> = new Array(table.columns.length).fill(undefined)
     if (action === "D") {
       const end = identityAt === -1 ? { unknown: "no identity" } : readColumns(text, identityAt + ',"identity":'.length, table, identity)
       if (typeof end !== "number") return shape(end.unknown)
@@ -175,7 +175,7 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
       return key === null ? shape("a delete without its key") : { kind: "delete", table, key }
     }
     if (columnsAt === -1) return shape("a row without columns")
-    const tokens: Array<string | undefined> = new Array(table.columns.length)
+    const tokens: Array<string | undefined> = new Array(table.columns.length).fill(undefined)
     const end = readColumns(text, columnsAt + ',"columns":'.length, table, tokens)
     if (typeof end !== "number") return shape(end.unknown)
     let oldKey: string | null = null

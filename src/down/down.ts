@@ -20,6 +20,7 @@ import type { PostgresError, PostgresPool } from "../postgres/client.ts"
 import type { WalMessage, WalReader, WalStopped } from "../postgres/wal.ts"
 import { idleStep } from "./ack.ts"
 import { audienceOf } from "./audience.ts"
+import { tokenize } from "./body.ts"
 import { type Bracket, Brackets, isOvertaken, settledRows, takeBracket } from "./bracket.ts"
 import type { Compute } from "./computed.ts"
 import type { DecodeTable, Decoder } from "./decode.ts"
@@ -422,27 +423,3 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
     )
     return yield* Effect.never
   })
-
-/** The elements of a JSON array as they stand, without parsing them. */
-export const tokenize = (body: string): ReadonlyArray<string> => {
-  const tokens: Array<string> = []
-  let depth = 0
-  let inString = false
-  let start = 1
-  for (let i = 0; i < body.length; i++) {
-    const c = body.charCodeAt(i)
-    if (inString) {
-      if (c === 92) i++
-      else if (c === 34) inString = false
-    } else if (c === 34) inString = true
-    else if (c === 91) depth++
-    else if (c === 93) {
-      depth--
-      if (depth === 0 && i > start) tokens.push(body.slice(start, i))
-    } else if (c === 44 && depth === 1) {
-      tokens.push(body.slice(start, i))
-      start = i + 1
-    }
-  }
-  return tokens
-}

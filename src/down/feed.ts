@@ -12,13 +12,14 @@ import * as Schedule from "effect/Schedule"
 import * as Semaphore from "effect/Semaphore"
 import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
 import type { Cursor } from "../model/cursor.ts"
-import { classOf, type DeviceRules, type Manifest, type Table } from "../model/table.ts"
+import { classOf, type DeviceRules, isThrough, type Manifest, type Table } from "../model/table.ts"
 import type { Cell } from "../model/value.ts"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { sealLine } from "../link/frame.ts"
 import { type Header, LINE_BYTES, LINE_ROWS, PAGE_BYTES, type Staged } from "../link/protocol.ts"
-import { audiencePosition, EVERY_SCHOOL, isHubOnly, NOBODY } from "./audience.ts"
+import { audiencePosition, EVERY_SCHOOL, isHubOnly, NOBODY, planRoutes, type Route, streamedTables } from "./audience.ts"
 import type { DecodeTable } from "./decode.ts"
+import { makeRouting } from "./route.ts"
 
 /** Rows that one statement of a page reads. */
 const READ_ROWS = 1000
@@ -32,6 +33,10 @@ export interface FeedTable extends DecodeTable {
   readonly hubOnly: boolean
   readonly class: number
   readonly audienceAt: number
+  /** Links before the rows that they place. */
+  readonly level: number
+  /** Its rows are read from Postgres: they come down, or place rows that do. */
+  readonly streamed: boolean
   /** As installed: in no cut until its first copy is complete. */
   readonly loading: boolean
 }
@@ -41,7 +46,7 @@ export interface Append {
   readonly table: FeedTable
   readonly key: string
   readonly body: string | null
-  readonly audience: { readonly no: number } | { readonly value: string } | null
+  readonly audience: { readonly no: number } | { readonly value: string } | { readonly numbers: ReadonlyArray<number> } | null
   /** Microseconds since 1970. */
   readonly at: number
   /** The key is new, so no other audience can hold it. */
@@ -113,8 +118,15 @@ export interface Appender {
   readonly tx: Tx
 }
 
-/** Moves a table's entries to new seqs at the head, in their order, under another class. */
-type Renumber = (tableId: number, cls: number) => Effect.Effect<void, LibsqlError>
+/** What only the installation of tables does in an append. */
+interface Installing {
+  /** Moves a table's entries to new seqs at the head, in their order, under another class. */
+  readonly renumber: (tableId: number, cls: number) => Effect.Effect<void, LibsqlError>
+  /** Places all rows of the table anew. */
+  readonly reroute: (table: FeedTable) => Effect.Effect<void, LibsqlError>
+  /** From here on the append works with these tables. */
+  readonly use: (tables: ReadonlyArray<FeedTable>, routes: ReadonlyMap<number, Route>) => void
+}
 
 const newCut = (): string => randomBytes(8).toString("hex")
 
@@ -194,6 +206,9 @@ export class Feed extends Context.Service<
       let manifestVersion = first.manifest
       let devices: DeviceRules | undefined
       let feedTables: ReadonlyArray<FeedTable> = []
+      let routes: ReadonlyMap<number, Route> = new Map()
+      // Tables with another rule than before, whose rows stay where they are until their links are loaded.
+      const frozen = new Set<number>()
 
       // Audience numbers, interned. A number that a rolled back append made is forgotten again.
       const numberOf = new Map<string, number>()
@@ -274,6 +289,12 @@ export class Feed extends Context.Service<
       yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(flushReaders, { log: "Warn" }), Schedule.spaced(FLUSH_READERS_MS)))
       yield* Effect.addFinalizer(() => Effect.ignoreCause(flushReaders))
 
+      /** The table's links, their links, and so on. */
+      const linksOf = (id: number): ReadonlyArray<number> => {
+        const link = routes.get(id)?.own?.link
+        return link === undefined ? [] : [link, ...linksOf(link)]
+      }
+
       // One append at a time, from the head it starts at to the head it leaves. Only its body can be interrupted: what the
       // file holds and what is remembered of it never part.
       const alone = Semaphore.makeUnsafe(1)
@@ -288,12 +309,17 @@ export class Feed extends Context.Service<
           const ready = new Set<number>()
           const loading = new Set(feedTables.filter((table) => table.loading).map((table) => table.id))
           const touch = (audience: number) => void touched.set(audience, seq)
+          let tables = new Map(feedTables.map((table) => [table.id, table]))
+          let written = 0
+          let named = 0
+          let now = 0
+          const classIn = (table: FeedTable): number => (loading.has(table.id) || table.table.direction === "up" ? -table.class : table.class)
 
           const result = yield* db
             .write((tx) =>
               Effect.gen(function* () {
                 const intern = (audience: Append["audience"]): number => {
-                  if (audience === null) return NOBODY
+                  if (audience === null || "numbers" in audience) return NOBODY
                   if ("no" in audience) return audience.no
                   let no = numberOf.get(audience.value)
                   if (no === undefined) {
@@ -303,30 +329,62 @@ export class Feed extends Context.Service<
                   }
                   return no
                 }
-                const rows = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
+                const nameFresh = Effect.suspend(() => {
+                  const unnamed = fresh.slice(named)
+                  named = fresh.length
+                  return tx.many(
+                    "INSERT INTO audience (no, value) VALUES (?, ?)",
+                    unnamed.map(([value, no]) => [BigInt(no), value]),
+                  )
+                })
+                const routing = makeRouting({
+                  tx,
+                  get tables() {
+                    return tables
+                  },
+                  get routes() {
+                    return routes
+                  },
+                  frozen,
+                  start: head.seq,
+                  nextSeq: () => ++seq,
+                  numberOf: intern,
+                  classOf: classIn,
+                  touch,
+                  at: () => now,
+                })
+                const write = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
                   const puts: Array<Array<Cell>> = []
                   const careful: Array<Array<Cell>> = []
                   const moves: Array<Array<Cell>> = []
+                  const spreads: Array<Array<Cell>> = []
                   const deletes: Array<Array<Cell>> = []
-                  const known = fresh.length
                   for (const { table, key, body: row, audience, at, isInsert, ifDifferent } of appends) {
                     seq++
                     const n = BigInt(seq)
                     const id = BigInt(table.id)
-                    const cls = BigInt(loading.has(table.id) ? -table.class : table.class)
+                    const cls = BigInt(classIn(table))
+                    now = at
                     if (table.hubOnly) hubRowsChanged = true
                     if (row === null) {
                       deletes.push([n, BigInt(at), id, key])
                       continue
                     }
-                    const no = table.hubOnly ? NOBODY : intern(audience)
-                    ;(ifDifferent ? careful : puts).push([BigInt(no), cls, n, id, key, row, BigInt(at)])
+                    const numbers = audience !== null && "numbers" in audience ? audience.numbers : null
+                    const no = table.hubOnly ? NOBODY : (numbers?.[0] ?? intern(audience))
+                    ;(ifDifferent ? careful : puts).push([BigInt(no), cls, n, id, key, row, BigInt(at), n])
                     touch(no)
-                    if (!isInsert && !table.hubOnly) moves.push([n, BigInt(at), id, key, BigInt(no)])
+                    for (const other of numbers?.slice(1) ?? []) {
+                      ;(ifDifferent ? careful : puts).push([BigInt(other), cls, n, id, key, row, BigInt(at), n])
+                      touch(other)
+                    }
+                    if (isInsert || table.hubOnly) continue
+                    if (numbers === null || numbers.length === 1) moves.push([n, BigInt(at), id, key, BigInt(no)])
+                    else spreads.push([n, BigInt(at), id, key, JSON.stringify(numbers)])
                   }
-                  for (const [value, no] of fresh.slice(known)) yield* tx.run("INSERT INTO audience (no, value) VALUES (?, ?)", [no, value])
+                  yield* nameFresh
                   // Whoever held a row that is deleted or moved must be woken.
-                  const gone = [...deletes.map((d) => [d[2], d[3]]), ...moves.map((m) => [m[2], m[3]])]
+                  const gone = [...deletes, ...moves, ...spreads].map((row) => [row[2], row[3]])
                   if (gone.length > 0) {
                     const holders = yield* tx.all<{ audience: number }>(
                       `SELECT DISTINCT e.audience FROM json_each(?) j CROSS JOIN entry e ON e.tbl = j.value->>0 AND e.key = j.value->>1 WHERE e.body IS NOT NULL`,
@@ -334,18 +392,41 @@ export class Feed extends Context.Service<
                     )
                     for (const { audience } of holders) touch(audience)
                   }
-                  yield* tx.many(`UPDATE entry SET body = NULL, seq = ?, at = ? WHERE tbl = ? AND key = ? AND body IS NOT NULL`, deletes)
-                  yield* tx.many(
-                    `UPDATE entry SET body = NULL, seq = ?, at = ? WHERE tbl = ? AND key = ? AND audience <> ? AND body IS NOT NULL`,
-                    moves,
-                  )
-                  const upsert = `INSERT INTO entry (audience, class, seq, tbl, key, body, at) VALUES (?,?,?,?,?,?,?)
+                  const others = { deletes: "", moves: "AND audience <> ?", spreads: "AND audience NOT IN (SELECT value FROM json_each(?))" }
+                  for (const [kind, leaving] of [
+                    ["deletes", deletes],
+                    ["moves", moves],
+                    ["spreads", spreads],
+                  ] as const) {
+                    // Whoever got a row earlier in this append, and loses it in this append, never hears of it.
+                    if (written > 0)
+                      yield* tx.many(
+                        `DELETE FROM entry WHERE tbl = ? AND key = ? AND body IS NOT NULL AND born > ? ${others[kind]}`,
+                        leaving.map(([, , id = null, key = null, ...rest]) => [id, key, BigInt(head.seq), ...rest]),
+                      )
+                    yield* tx.many(
+                      `UPDATE entry SET body = NULL, seq = ?, at = ? WHERE tbl = ? AND key = ? AND body IS NOT NULL ${others[kind]}`,
+                      leaving,
+                    )
+                  }
+                  written += appends.length
+                  const upsert = `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born) VALUES (?,?,?,?,?,?,?,?)
                     ON CONFLICT (tbl, key, audience) DO UPDATE SET class = excluded.class, seq = excluded.seq, body = excluded.body, at = excluded.at`
                   yield* tx.many(upsert, puts)
                   yield* tx.many(`${upsert} WHERE entry.body IS NOT excluded.body`, careful)
                 })
+                const rows = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
+                  if (routes.size === 0) return yield* write(appends)
+                  const byTable = Map.groupBy(appends, ({ table }) => (routes.has(table.id) ? table : null))
+                  const routed = [...byTable].flatMap(([table, own]) => (table === null ? [] : [[table, own] as const]))
+                  yield* write(byTable.get(null) ?? [])
+                  for (const [table, own] of routed.sort(([a], [b]) => a.level - b.level)) yield* write(yield* routing.place(table, own))
+                })
                 const truncate = Effect.fnUntraced(function* (table: FeedTable, at: number) {
+                  now = at
                   if (table.hubOnly) hubRowsChanged = true
+                  yield* routing.clear(table)
+                  if (written > 0) yield* tx.run("DELETE FROM entry WHERE tbl = ? AND born > ?", [table.id, head.seq])
                   const [count] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM entry WHERE tbl = ? AND body IS NOT NULL", [table.id])
                   const holders = yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ? AND body IS NOT NULL", [
                     table.id,
@@ -369,7 +450,7 @@ export class Feed extends Context.Service<
                     ),
                     (found) => new Map(found.map((row) => [rowKey(row.tbl, row.key), row.body])),
                   )
-                const renumber: Renumber = Effect.fnUntraced(function* (tableId: number, cls: number) {
+                const renumber: Installing["renumber"] = Effect.fnUntraced(function* (tableId: number, cls: number) {
                   const [count] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM entry WHERE tbl = ?", [tableId])
                   yield* tx.run(
                     `UPDATE entry SET class = ?1, seq = ?2 + r.n
@@ -381,14 +462,34 @@ export class Feed extends Context.Service<
                   for (const row of yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ?", [tableId]))
                     touch(row.audience)
                 })
+                /** By which rule its rows stand where they are. */
+                const reroute = Effect.fnUntraced(function* (table: FeedTable) {
+                  yield* routing.reroute(table)
+                  yield* nameFresh
+                  yield* tx.run("UPDATE tables SET audience = ? WHERE id = ?", [JSON.stringify(table.table.audience), table.id])
+                })
                 const loaded = Effect.fnUntraced(function* (table: FeedTable) {
                   if (!loading.delete(table.id)) return
-                  yield* renumber(table.id, table.class)
+                  // Nobody has had its rows yet.
+                  yield* tx.run("DELETE FROM entry WHERE tbl = ? AND body IS NULL", [table.id])
+                  yield* renumber(table.id, classIn(table))
                   yield* tx.run("UPDATE tables SET status = 'ready', after = NULL WHERE id = ?", [table.id])
                   ready.add(table.id)
+                  for (const id of [...frozen]) {
+                    const other = tables.get(id)
+                    if (other === undefined || linksOf(id).some((link) => loading.has(link))) continue
+                    frozen.delete(id)
+                    yield* reroute(other)
+                  }
                 })
-                const appender: Appender & { readonly renumber: Renumber } = { rows, truncate, position, bodies, loaded, tx, renumber }
+                const use = (installed: ReadonlyArray<FeedTable>, plan: ReadonlyMap<number, Route>) => {
+                  tables = new Map(installed.map((table) => [table.id, table]))
+                  routes = plan
+                  for (const table of installed) if (table.loading) loading.add(table.id)
+                }
+                const appender: Appender & Installing = { rows, truncate, position, bodies, loaded, tx, renumber, reroute, use }
                 const value = yield* body(appender)
+                yield* routing.settle
                 let cut = head.cut
                 if (seq > head.seq) {
                   cut = newCut()
@@ -423,29 +524,39 @@ export class Feed extends Context.Service<
         const content = JSON.stringify([tables, rules])
         const installed = yield* append((appender) =>
           Effect.gen(function* () {
-            const { tx, renumber } = appender as Appender & { readonly renumber: Renumber }
+            const { tx, renumber, reroute, use } = appender as Appender & Installing
             const present = yield* tx.all<{ id: number; name: string; columns: string; class: number; audience: string; status: string }>(
               "SELECT * FROM tables",
             )
             const result: Array<FeedTable> = []
+            const streamed = streamedTables(tables)
+            const rerouted = new Set<number>()
+            const taken = new Set<string>()
             for (const table of tables) {
               const cls = classOf[table.priority]
               const names = table.columns.map((column) => column.name)
               const audience = JSON.stringify(table.audience)
               const before = present.find((row) => row.name === table.name)
               let id = before?.id
-              // Rows that only travel up are never copied down.
-              const comesDown = table.direction !== "up"
-              let loading = before?.status === "loading" && comesDown
+              // Rows that only travel up are not read, unless they place rows that come down.
+              const isRead = streamed.has(table.name)
+              let loading = before !== undefined && before.status !== "ready" && isRead
+              taken.add(table.name)
               if (before === undefined || id === undefined) {
                 const [row] = yield* tx.all<{ id: number }>(
                   `INSERT INTO tables (name, columns, class, audience, status) VALUES (?,?,?,?,?) RETURNING id`,
-                  [table.name, JSON.stringify(names), cls, audience, comesDown ? "loading" : "ready"],
+                  [table.name, JSON.stringify(names), cls, audience, isRead ? "loading" : "up"],
                 )
                 id = row?.id ?? 0
-                loading = comesDown
-                if (comesDown) reread.add(id)
+                loading = isRead
+                if (isRead) reread.add(id)
+                if (isThrough(table.audience)) rerouted.add(id)
               } else {
+                if (!isRead && before.status !== "up") {
+                  yield* tx.run("DELETE FROM entry WHERE tbl = ?", [id])
+                  yield* tx.run("UPDATE tables SET status = 'up', after = NULL WHERE id = ?", [id])
+                } else if (isRead && before.status === "up") yield* tx.run("UPDATE tables SET status = 'loading' WHERE id = ?", [id])
+
                 if (before.columns !== JSON.stringify(names)) {
                   const old = JSON.parse(before.columns) as ReadonlyArray<string>
                   const picks = names.map((name) => (old.includes(name) ? `coalesce(body -> '$[${old.indexOf(name)}]', 'null')` : `'null'`))
@@ -454,13 +565,10 @@ export class Feed extends Context.Service<
                   reread.add(id)
                 }
                 if (before.class !== cls) {
-                  yield* renumber(id, loading ? -cls : cls)
+                  yield* renumber(id, loading || table.direction === "up" ? -cls : cls)
                   yield* tx.run("UPDATE tables SET class = ? WHERE id = ?", [cls, id])
                 }
-                if (before.audience !== audience) {
-                  yield* tx.run("UPDATE tables SET audience = ? WHERE id = ?", [audience, id])
-                  reread.add(id)
-                }
+                if (before.audience !== audience) rerouted.add(id)
                 const [left] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM unmet WHERE tbl = ?) AS n", [id])
                 if (loading || left?.n === 1) reread.add(id)
               }
@@ -472,6 +580,8 @@ export class Feed extends Context.Service<
                 class: cls,
                 loading,
                 audienceAt: audiencePosition(table.audience, table.columns),
+                level: 0,
+                streamed: isRead,
                 columns: table.columns.map((column) => ({
                   name: column.name,
                   kind: column.kind,
@@ -481,12 +591,25 @@ export class Feed extends Context.Service<
                 key: table.key.map((name) => names.indexOf(name)),
               })
             }
-            for (const row of present.filter((p) => !tables.some((t) => t.name === p.name))) {
-              yield* tx.run("DELETE FROM entry WHERE tbl = ?", [row.id])
-              yield* tx.run("DELETE FROM tables WHERE id = ?", [row.id])
+            for (const { id } of present.filter(({ name }) => !taken.has(name))) {
+              yield* tx.run("DELETE FROM entry WHERE tbl = ?", [id])
+              yield* tx.run("DELETE FROM tie WHERE rule = ?", [id])
+              yield* tx.run("DELETE FROM unmet WHERE tbl = ?", [id])
+              yield* tx.run("DELETE FROM reread WHERE tbl = ?", [id])
+              yield* tx.run("DELETE FROM tables WHERE id = ?", [id])
+            }
+            const plan = planRoutes(result)
+            const levels = result.map((table) => ({ ...table, level: plan.get(table.id)?.level ?? 0 }))
+            use(levels, plan)
+            frozen.clear()
+            const isLoading = new Set(levels.flatMap(({ id, loading }) => (loading ? [id] : [])))
+            for (const table of levels.toSorted((a, b) => a.level - b.level)) {
+              if (!rerouted.has(table.id)) continue
+              if (!table.loading && linksOf(table.id).some((link) => isLoading.has(link))) frozen.add(table.id)
+              else yield* reroute(table)
             }
             yield* tx.run("UPDATE hub SET manifest = manifest + 1, tables_hash = ?1 WHERE tables_hash IS NOT ?1", [content])
-            return result
+            return levels
           }),
         )
         feedTables = installed
@@ -649,7 +772,9 @@ export class Feed extends Context.Service<
         const horizon = live.reduce((least, reader) => Math.min(least, reader.seq), head.seq)
         yield* db.write((tx) =>
           Effect.andThen(
-            tx.run("DELETE FROM entry WHERE body IS NULL AND class > 0 AND seq <= ?", [horizon]),
+            tx.run("DELETE FROM entry WHERE body IS NULL AND seq <= ? AND (class > 0 OR tbl IN (SELECT id FROM tables WHERE status = 'ready'))", [
+              horizon,
+            ]),
             tx.run("DELETE FROM cut WHERE seq < ? AND seq <> (SELECT seq FROM hub) AND seq NOT IN (SELECT seq FROM reader)", [horizon]),
           ),
         )

@@ -19,6 +19,7 @@ import { readGenerated } from "../postgres/generated.ts"
 import { mendPublication, type PublicationRefused, readPublication } from "../postgres/publication.ts"
 import { clusterIdentity, createSlot, dropSlot, findSlot, type SlotRefused } from "../postgres/slot.ts"
 import { openWal, type WalStopped } from "../postgres/wal.ts"
+import { streamedTables } from "./audience.ts"
 import { makeCompute } from "./computed.ts"
 import { wal2jsonDecoder, wal2jsonOptions } from "./decode.ts"
 import { pgoutputDecoder, pgoutputOptions } from "./pgoutput.ts"
@@ -154,7 +155,7 @@ export const runSource = (options: SourceOptions): Effect.Effect<never, SourceEr
       const slot = yield* findSlot(pg, name)
       if (slot?.active === true) return yield* new SlotBusy({ slot: name, holder: slot.holder })
 
-      const streamed = [...catalog.tables.filter((table) => table.direction !== "up").map((table) => table.name), MARKS]
+      const streamed = [...streamedTables(catalog.tables), MARKS]
       const publication = config.plugin === "pgoutput" ? yield* readPublication(pg, name, streamed) : null
       const held = publication === null ? [] : yield* feed.heldTables
       const unpublished = publication?.missing.filter((table) => held.includes(table)) ?? []
@@ -218,7 +219,8 @@ export const runSource = (options: SourceOptions): Effect.Effect<never, SourceEr
         })
       yield* renewLife(life)
       yield* options.onStreaming
-      const copied = tables.filter((table) => table.table.direction !== "up")
+      // Links before the rows that they place.
+      const copied = tables.filter((table) => table.streamed).toSorted((a, b) => a.level - b.level)
       const generated = yield* pg.tx((session) => readGenerated(session, streamed))
       const notStreamed = config.plugin === "pgoutput" ? generated : generated.filter((column) => column.isVirtual)
       return yield* Effect.raceFirst(

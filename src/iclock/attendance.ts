@@ -2,7 +2,7 @@
  * A punch -> the row of the school's attendance table, by the config's rule (pure). What the rule does not name is taken from
  * what is known: the school, the person's own row, the moment. A row that cannot be made is a fault in words, never a guess.
  */
-import type { Column, DeviceRules, Table } from "../model/table.ts"
+import { audienceColumn, type Column, type DeviceRules, type Table } from "../model/table.ts"
 import type { Cell } from "../model/value.ts"
 import { timestamptz, utcToWall } from "./clock.ts"
 
@@ -72,7 +72,7 @@ export const attendanceRow = (config: AttendanceRule, person: ReadonlyMap<string
     if (name === rule.at) return momentAs(column, punch.at, punch.zone)
     if (name === rule.status) return textAs(column, punch.status)
     if (name === rule.device) return textAs(column, column.kind === "text" ? punch.serial : String(punch.deviceId))
-    if (table.audience !== "all" && name === table.audience.column) return textAs(column, punch.school)
+    if (name === audienceColumn(table.audience)) return textAs(column, punch.school)
     if (table.key.length === 1 && table.key[0] === name) return column.kind === "text" ? punch.rowId : undefined
     if (column.default !== undefined) return undefined
     const isLink = references(name) !== undefined || name === groupColumn || /(_id|Id)$/.test(name)

@@ -17,8 +17,24 @@ export type ColumnRule = Exclude<Strategy, "merge"> | "sum" | "max" | "min" | "u
 /** What becomes of a row whose unique value another row has already. `manual`: it waits, with a suggestion. */
 export type UniqueRule = "manual" | "rename_local" | "keep_local" | "keep_remote" | "merge"
 
-/** Which schools a row belongs to: every school, or the one whose id stands in a column (compared as Postgres prints it). */
-export type Audience = "all" | { readonly column: string }
+/** Placed by the rows of another table: `on` says which own column equals which of theirs, compared as Postgres prints them. */
+export interface Through {
+  /** With its schema: `"public.student_enrollment"`. */
+  readonly through: string
+  /** Own column -> column of the other table: `{ student_id: "student_id" }`. */
+  readonly on: Readonly<Record<string, string>>
+}
+
+/**
+ * Which schools a row belongs to: every school, the one whose id stands in a column (compared as Postgres prints it), or
+ * every school to which a matching row of another table belongs.
+ */
+export type Audience = "all" | { readonly column: string } | Through
+
+export const isThrough = (audience: Audience): audience is Through => audience !== "all" && "through" in audience
+
+/** The column that holds a school's id; null when the audience is another. */
+export const audienceColumn = (audience: Audience): string | null => (audience !== "all" && "column" in audience ? audience.column : null)
 
 export interface Column {
   readonly name: string

@@ -1,6 +1,6 @@
 /** Tables as Postgres describes them, joined with the config's rules; everything that cannot be synced is listed at once. */
 import * as Effect from "effect/Effect"
-import type { Column, ColumnRule, Reference, Table } from "../model/table.ts"
+import { type Audience, type Column, type ColumnRule, isThrough, type Reference, type Table } from "../model/table.ts"
 import { kindOf, type Wire } from "../model/value.ts"
 import type { PostgresError, Session } from "./client.ts"
 
@@ -33,6 +33,9 @@ interface ColumnRow {
 
 /** `"public.books"` -> `"books"`, `"library.books"` -> `"library_books"`. */
 export const localName = (table: string): string => (table.startsWith("public.") ? table.slice("public.".length) : table.replace(".", "_"))
+
+const ownAudienceColumns = (audience: Audience): ReadonlyArray<string> =>
+  audience === "all" ? [] : isThrough(audience) ? Object.keys(audience.on) : [audience.column]
 
 const LITERAL = /^(?:'(?:[^']|'')*'|-?\d+(?:\.\d+)?|true|false|\(-\d+(?:\.\d+)?\))(?:::[a-z0-9_ ."()[\],]+)?$/i
 
@@ -129,8 +132,18 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         problems.push(`table ${rule.name} has a replica identity that leaves out its key; run ALTER TABLE ${rule.name} REPLICA IDENTITY DEFAULT`)
       }
       const known = new Set(mine.map((column) => column.name))
-      if (rule.audience !== "all" && !known.has(rule.audience.column)) {
-        problems.push(`audience column ${rule.audience.column} of table ${rule.name} does not exist; columns are ${[...known].join(", ")}`)
+      for (const column of ownAudienceColumns(rule.audience)) {
+        if (!known.has(column)) problems.push(`audience column ${column} of table ${rule.name} does not exist; columns are ${[...known].join(", ")}`)
+      }
+      if (isThrough(rule.audience)) {
+        const { through } = rule.audience
+        const theirs = columns.flatMap((column) => (column.tbl === through ? [column.name] : []))
+        for (const column of Object.values(rule.audience.on)) {
+          if (theirs.length > 0 && !theirs.includes(column))
+            problems.push(
+              `the audience of table ${rule.name} names column ${column} of ${through}, which does not exist; columns are ${theirs.join(", ")}`,
+            )
+        }
       }
       for (const [column, strategy] of Object.entries(rule.columnStrategies)) {
         const found = mine.find((one) => one.name === column)

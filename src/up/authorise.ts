@@ -12,7 +12,7 @@
  * A refusal reads the same whether the other row exists or not.
  */
 import * as Effect from "effect/Effect"
-import type { Table } from "../model/table.ts"
+import { audienceColumn, type Table } from "../model/table.ts"
 import { type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
 import { matching, tupleText, unnest } from "./lists.ts"
@@ -39,7 +39,8 @@ export const textsOf = (table: Table, columns: ReadonlyArray<string>, row: Row):
 /** Whether a row, as it is or would be, belongs to the school; null: it does. */
 export const placement = (table: Table, row: Row, school: string): Refusal | null => {
   if (table.audience === "all") return null
-  const { column } = table.audience
+  const column = audienceColumn(table.audience)
+  if (column === null) return { ...notYours, detail: "rows that other rows place are not written by schools" }
   const value = textOf(table, column, row[column] ?? null)
   if (value === null) return { reason: "no_audience", detail: `${column} is empty, so the row would belong to no school` }
   return value === school ? null : { ...notYours, detail: `${column} names another school` }
@@ -119,7 +120,7 @@ export const checkReferences = (
     const byTable = Map.groupBy(rows, (row) => row.table)
     for (const [table, own] of byTable) {
       for (const reference of table.references) {
-        const isOwnSchool = table.audience !== "all" && reference.columns.length === 1 && reference.columns[0] === table.audience.column
+        const isOwnSchool = table.audience !== "all" && reference.columns.length === 1 && reference.columns[0] === audienceColumn(table.audience)
         if (isOwnSchool) continue
         const wanting = own.flatMap((row) => {
           if (row.refusal !== null || !reference.columns.some((name) => row.written.has(name))) return []
@@ -174,7 +175,8 @@ const visibleParents = (
   if (shape?.can.select !== true) return Effect.succeed(new Set())
   const { from, params, width } = unnest(tuples, columns.length)
   const lock = parent.audience !== "all" && shape.can.update ? " FOR SHARE OF t" : ""
-  const audience = parent.audience === "all" ? "NULL" : `t.${ident(parent.audience.column)}`
+  const column = audienceColumn(parent.audience)
+  const audience = column === null ? "NULL" : `t.${ident(column)}`
   return Effect.map(
     session.texts(
       `SELECT ${columns.map((_, i) => `u.u${i}`).join(", ")}, ${audience} FROM ${from} JOIN ${qualified(parent.name)} t ON ${matching(columns, types)}${lock}`,
@@ -246,7 +248,7 @@ const reachOnce = (
           continue
         }
         const child = tables.get(foreign.child)
-        const own = child === undefined || child.audience === "all" ? null : child.audience.column
+        const own = child === undefined ? null : audienceColumn(child.audience)
         const childKey = child?.key ?? []
         const types = table.key.map((name) => shapes.get(table.name)?.columns.get(name)?.base ?? "text")
         const { from, params } = unnest(

@@ -170,7 +170,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
         let header: Header = page.header
         for (const text of page.lines) {
           const opened = openLine(text)
-          if ("damaged" in opened) throw new Error(opened.damaged)
+          if ("damaged" in opened) throw new Error(`${opened.damaged}: ${text.slice(0, 900)} … ${text.slice(-300)}`)
           if (opened.ok[0] === "rows") lines.push(opened.ok)
           else if (opened.ok[0] === "page") trailer = opened.ok[1]
           else header = opened.ok[1]
