@@ -5,6 +5,7 @@
  */
 import { localKeySql } from "../model/key.ts"
 import type { Table } from "../model/table.ts"
+import type { Term, Unique } from "./uniques.ts"
 
 export interface Trigger {
   readonly name: string
@@ -52,28 +53,53 @@ const keyPositions = (table: Table): ReadonlyArray<number> => table.key.map((nam
 export const captureExisting = (table: Table, tableId: number): string =>
   record(table, tableId, "I", "", keyPositions(table), ` FROM ${ident(table.local)}`)
 
-/** The capture triggers of one table; `tableId` is its number in schoolbus_tables, `unique` what the file itself enforces. */
-export const captureTriggers = (table: Table, tableId: number): ReadonlyArray<Trigger> => {
+/** What the manifest alone says that a table enforces. */
+const uniquesOf = (table: Table): ReadonlyArray<Unique> =>
+  [table.key, ...table.unique].map((columns) => ({ terms: columns.map((column): Term => ({ column })) }))
+
+const isKey = (table: Table, { terms }: Unique): boolean =>
+  terms.length === table.key.length && terms.every((term) => "column" in term && table.key.includes(term.column))
+
+/**
+ * The capture triggers of one table; `tableId` is its number in schoolbus_tables, `enforced` what the file itself enforces,
+ * `columns` the names of all its columns, which expressions may use.
+ */
+export const captureTriggers = (
+  table: Table,
+  tableId: number,
+  enforced: ReadonlyArray<Unique> = uniquesOf(table),
+  columns: ReadonlyArray<string> = table.columns.map(({ name }) => name),
+): ReadonlyArray<Trigger> => {
   const on = ident(table.local)
   const all = table.columns.map((_, i) => i)
   const trigger = (end: (typeof TRIGGER_ENDS)[number], when: string, body: string): Trigger => {
     const name = triggerName(table.local, end)
     return { name, sql: `CREATE TRIGGER ${ident(name)} ${when} ON ${on} ${WHEN_NOT_DELIVERING} BEGIN ${body}; END` }
   }
-  // A REPLACE removes rows without firing delete triggers unless recursive_triggers is on, so they are noted just before.
-  // Compared with the column's own collation, as the unique index does.
+  // A REPLACE removes rows without firing delete triggers unless recursive_triggers is on, so they are noted just before:
+  // all whose values equal the new row's as the index sees them. One that an index leaves out by its WHERE is noted in vain.
   const note = (where: string) => record(table, tableId, "R", `${on}.`, all, ` FROM ${on} WHERE ${where}`)
-  const sameValues = (columns: ReadonlyArray<string>) => columns.map((name) => `${on}.${ident(name)} = NEW.${ident(name)}`).join(" AND ")
+  const newRow = `(SELECT ${columns.map((name) => `NEW.${ident(name)} AS ${ident(name)}`).join(", ")})`
+  const matches = (term: Term): string => {
+    const collation = term.collation === undefined ? "" : ` COLLATE ${ident(term.collation)}`
+    if ("expression" in term) return `(${term.expression}) = (SELECT ${term.expression} FROM ${newRow})${collation}`
+    const value = `NEW.${ident(term.column)}`
+    return `${on}.${ident(term.column)} = ${term.fallback === undefined ? value : `coalesce(${value}, ${term.fallback})`}${collation}`
+  }
+  const isSame = ({ terms }: Unique) => terms.map(matches).join(" AND ")
   const isOther = `NOT (${table.key.map((name) => `${on}.${ident(name)} IS OLD.${ident(name)}`).join(" AND ")})`
-  const uniques = [table.key, ...table.unique]
+  const byKey: ReadonlyArray<Unique> = enforced.some((unique) => isKey(table, unique)) ? [] : uniquesOf({ ...table, unique: [] })
+  const uniques = [...byKey, ...enforced]
+  const isByExpression = uniques.some(({ terms }) => terms.some((term) => "expression" in term))
+  const concerned = [...new Set(uniques.flatMap(({ terms }) => terms.flatMap((term) => ("column" in term ? [term.column] : []))))]
   const isKeyKept = table.key.map((name) => `NEW.${ident(name)} COLLATE BINARY IS OLD.${ident(name)}`).join(" AND ")
   const newKey = `CASE WHEN ${isKeyKept} THEN NULL ELSE ${localKeySql(table, "NEW.")} END`
   return [
-    trigger("bi", "BEFORE INSERT", uniques.map((columns) => note(sameValues(columns))).join("; ")),
+    trigger("bi", "BEFORE INSERT", uniques.map((unique) => note(isSame(unique))).join("; ")),
     trigger(
       "bu",
-      `BEFORE UPDATE OF ${[...new Set(uniques.flat())].map(ident).join(", ")}`,
-      uniques.map((columns) => note(`${sameValues(columns)} AND ${isOther}`)).join("; "),
+      `BEFORE UPDATE${isByExpression ? "" : ` OF ${concerned.map(ident).join(", ")}`}`,
+      uniques.map((unique) => note(`${isSame(unique)} AND ${isOther}`)).join("; "),
     ),
     trigger("ai", "AFTER INSERT", record(table, tableId, "I", "NEW.", keyPositions(table), "")),
     trigger("au", "AFTER UPDATE", record(table, tableId, "U", "OLD.", all, "", newKey)),

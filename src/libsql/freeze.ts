@@ -166,8 +166,10 @@ const readCurrent = (
     const tbl = ends[0]?.row.tbl ?? 0
     const from = ident(table.local)
     const select = `SELECT ${localKeySql(table, "t.")}, ${table.columns.map((column, i) => (present.has(i) ? safely(`t.${ident(column.name)}`) : "NULL")).join(", ")}`
+    // A collation may also find rows under another spelling of a key, which nobody asked for.
+    const wanted = new Set(ends.map(({ key }) => key))
     const take = (rows: ReadonlyArray<Values>) => {
-      for (const [key, ...values] of rows) into.set(keyId(tbl, String(key)), values)
+      for (const [key, ...values] of rows) if (wanted.has(String(key))) into.set(keyId(tbl, String(key)), values)
     }
     // The key's own cells stand in the captured write, so the row is found without a detour over text.
     const byWrite = ends.filter(({ row, key }) => key === row.key).map(({ row }) => row.id)
@@ -266,7 +268,7 @@ interface Taken {
   readonly lines: ReadonlyArray<string>
   readonly bytes: number
   readonly dropped: ReadonlyArray<number>
-  /** R rows that were deletes. */
+  /** Rows that stand as R or U and were deletes. */
   readonly deletes: ReadonlyArray<number>
   /** Inserts that were updates, with the R that holds their old values. */
   readonly updates: ReadonlyArray<readonly [id: number, note: number]>
@@ -297,7 +299,7 @@ const take = (
       const line = encodeChange(change)
       lines.push(line)
       bytes += line.length
-      if (row.op === "R") deletes.push(row.id)
+      if (outcome.kind === "delete" && row.op !== "D") deletes.push(row.id)
       if (outcome.kind === "update" && outcome.note !== null) updates.push([row.id, outcome.note])
     }
     if (cuts[i + 1] !== true) continue

@@ -6,7 +6,8 @@
  *     D   old values before a delete            R   a row that the next insert or update of its table may displace (REPLACE)
  *
  * An R whose row is next seen in place says nothing. One whose key is next made anew by the very insert it belongs to was
- * an update; one whose row is gone, or made anew by something else, was a delete that no trigger could see.
+ * an update; one whose row is gone, or made anew by something else, was a delete that no trigger could see, also when an action
+ * of a foreign key still wrote to it before.
  */
 import type { Cell } from "../model/value.ts"
 
@@ -60,6 +61,8 @@ export const resolve = (rows: ReadonlyArray<Captured>, beyond: ReadonlyMap<strin
   const next = new Map<string, Values | number>()
   // The next insert or update of each table: what an R belongs to.
   const writer = new Map<number, number>()
+  // Updates whose row is gone afterwards, by key: an action of a foreign key may write to a row that REPLACE then displaces.
+  const lastSeen = new Map<string, number>()
   const valuesAfter = (id: string): Values | null => {
     const state = next.get(id) ?? beyond.get(id)
     return state === undefined || typeof state === "number" ? null : state
@@ -81,6 +84,7 @@ export const resolve = (rows: ReadonlyArray<Captured>, beyond: ReadonlyMap<strin
         const mine = valuesAfter(newId)
         // Gone without a captured delete: the triggers were away, and what is gone is not taken for a delete.
         outcomes[i] = mine === null ? { kind: "drop" } : { kind: "update", base: row.old, mine, note: null }
+        if (mine === null && row.newKey === null) lastSeen.set(id, i)
         if (row.newKey !== null) next.set(newId, i)
         break
       }
@@ -89,12 +93,16 @@ export const resolve = (rows: ReadonlyArray<Captured>, beyond: ReadonlyMap<strin
         const isOwn = typeof state === "number" && state === writer.get(row.tbl)
         const made = isOwn ? outcomes[state] : undefined
         if (isOwn && made?.kind === "insert") outcomes[state] = { kind: "update", base: row.old, mine: made.mine, note: row.id }
+        const last = lastSeen.get(id)
+        if (last !== undefined) outcomes[last] = { kind: "delete", base: (rows[last] as Captured).old }
+        lastSeen.delete(id)
         const isInPlace = state !== undefined && typeof state !== "number"
         outcomes[i] = isInPlace || made?.kind === "insert" || made?.kind === "drop" ? { kind: "drop" } : { kind: "delete", base: row.old }
         break
       }
     }
     next.set(id, row.op === "I" ? i : row.old)
+    if (row.op === "I" || row.op === "D") lastSeen.delete(id)
     if (row.op === "I" || row.op === "U") writer.set(row.tbl, i)
   }
   return outcomes

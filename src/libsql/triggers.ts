@@ -8,6 +8,7 @@ import type { Manifest, Table } from "../model/table.ts"
 import { captureTriggers, streamTriggers, TRIGGER_ENDS, type Trigger, triggerName } from "./capture.ts"
 import type { LibsqlError, Tx } from "./client.ts"
 import { sameName } from "./shape.ts"
+import { readUniques } from "./uniques.ts"
 
 interface Present {
   readonly age: number
@@ -15,26 +16,6 @@ interface Present {
   readonly local: string
   readonly sql: string
 }
-
-/** Unique constraints and indexes of whole rows that the file itself enforces: what a REPLACE may displace rows by. */
-const readUniques = (tx: Tx): Effect.Effect<ReadonlyMap<string, ReadonlyArray<ReadonlyArray<string>>>, LibsqlError> =>
-  Effect.gen(function* () {
-    const rows = yield* tx.all<{ local: string; columns: string }>(
-      `SELECT m.name AS local, (SELECT json_group_array(i.name) FROM pragma_index_info(l.name) i) AS columns
-         FROM schoolbus_tables t JOIN sqlite_master m ON m.type = 'table' AND m.name = t.local COLLATE NOCASE, pragma_index_list(m.name) l
-        WHERE l."unique" = 1 AND l.partial = 0 AND l.origin <> 'pk' ORDER BY columns`,
-    )
-    const uniques = new Map<string, Array<ReadonlyArray<string>>>()
-    for (const row of rows) {
-      const columns = JSON.parse(row.columns) as ReadonlyArray<string | null>
-      // null: an expression.
-      if (columns.includes(null)) continue
-      const found = uniques.get(sameName(row.local)) ?? []
-      if (!found.some((other) => other.join("\0") === columns.join("\0"))) found.push(columns as ReadonlyArray<string>)
-      uniques.set(sameName(row.local), found)
-    }
-    return uniques
-  })
 
 /** Rows that only the hub writes need no capture; all others do, also where a school may not write: the hub then says so. */
 const isCaptured = (table: Table): boolean => !(table.system && table.direction === "down")
@@ -56,6 +37,12 @@ export const readTriggers = (tx: Tx, manifest: Manifest, streams: ReadonlyArray<
     const inFile = new Set((yield* tx.all<{ name: string }>("SELECT name FROM sqlite_master WHERE type = 'table'")).map(({ name }) => sameName(name)))
     const present = yield* tx.all<Present>("SELECT rowid AS age, name, tbl_name AS local, sql FROM sqlite_master WHERE type = 'trigger'")
     const uniques = yield* readUniques(tx)
+    const columns = new Map(
+      (yield* tx.all<{ local: string; columns: string }>(
+        `SELECT m.name AS local, (SELECT json_group_array(x.name) FROM pragma_table_xinfo(m.name) x) AS columns
+           FROM schoolbus_tables t JOIN sqlite_master m ON m.type = 'table' AND m.name = t.local COLLATE NOCASE`,
+      )).map((row) => [sameName(row.local), JSON.parse(row.columns) as ReadonlyArray<string>]),
+    )
     const names = new Set(locals.flatMap(({ local }) => TRIGGER_ENDS.map((end) => triggerName(local, end))))
     const newest = new Map<string, number>()
     for (const { age, name, local } of present) {
@@ -67,9 +54,8 @@ export const readTriggers = (tx: Tx, manifest: Manifest, streams: ReadonlyArray<
     for (const table of manifest.tables) {
       const id = ids.get(table.name)
       if (id === undefined || !inFile.has(sameName(table.local))) continue
-      const unique = uniques.get(sameName(table.local)) ?? []
       const triggers = [
-        ...(isCaptured(table) ? captureTriggers({ ...table, unique }, id) : []),
+        ...(isCaptured(table) ? captureTriggers(table, id, uniques.get(sameName(table.local)) ?? [], columns.get(sameName(table.local)) ?? []) : []),
         ...(streams.includes(table.local) ? streamTriggers(table) : []),
       ]
       wanted.push(...triggers)
