@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import { type Config, loadConfig } from "./config.ts"
+import { Compare } from "./down/compare.ts"
 import { Feed } from "./down/feed.ts"
 import { prepare, runSource, type SourceError, slotName } from "./down/source.ts"
 import { Calls, hubSyncNow } from "./http/calls.ts"
@@ -131,7 +132,7 @@ const layers = (options: HubOptions) => {
     }),
   )
   const base = Layer.mergeAll(postgres, Calls.layer.pipe(Layer.provideMerge(HubFactStore.layer)), tables.pipe(Layer.provideMerge(feed)))
-  const services = Layer.mergeAll(Apply.layer, hubStatus, hubConflicts, hubRuns, hubSyncNow)
+  const services = Layer.mergeAll(Compare.layer, Apply.layer, hubStatus, hubConflicts, hubRuns, hubSyncNow)
   return services.pipe(Layer.provideMerge(base))
 }
 

@@ -115,6 +115,15 @@ export interface Appender {
   readonly bodies: (keys: ReadonlyArray<readonly [tableId: number, key: string]>) => Effect.Effect<ReadonlyMap<string, string>, LibsqlError>
   /** A table's first copy is complete: its rows take new seqs and enter the cuts. */
   readonly loaded: (table: FeedTable) => Effect.Effect<void, LibsqlError>
+  /**
+   * Sends rows to a school once more: what it may see of them takes new seqs, of what it may not see a tombstone stands
+   * for it. Entries beyond `seq` are on their way anyway. Answers how many of each.
+   */
+  readonly again: (
+    school: string,
+    keys: ReadonlyArray<readonly [table: FeedTable, key: string]>,
+    seq: number,
+  ) => Effect.Effect<{ readonly rows: number; readonly gone: number }, LibsqlError>
   readonly tx: Tx
 }
 
@@ -167,6 +176,8 @@ export class Feed extends Context.Service<
       readonly staged: Staged | null
     }) => Effect.Effect<FeedPage, LibsqlError>
     readonly changed: (school: string, seq: number) => Effect.Effect<void>
+    /** The number under which the rows of this school alone stand; null before its first row. */
+    readonly audienceNo: (school: string) => Effect.Effect<number | null>
     readonly reader: {
       readonly get: (incarnation: string) => Effect.Effect<Reader | null, LibsqlError>
       readonly all: Effect.Effect<ReadonlyArray<Reader>, LibsqlError>
@@ -487,7 +498,31 @@ export class Feed extends Context.Service<
                   routes = plan
                   for (const table of installed) if (table.loading) loading.add(table.id)
                 }
-                const appender: Appender & Installing = { rows, truncate, position, bodies, loaded, tx, renumber, reroute, use }
+                const again: Appender["again"] = Effect.fnUntraced(function* (school, keys, beyond) {
+                  const own = intern({ value: school })
+                  yield* nameFresh
+                  const found = yield* tx.all<{ tbl: number; key: string; audience: number; seq: number; isRow: number }>(
+                    `SELECT e.tbl, e.key, e.audience, e.seq, e.body IS NOT NULL AS isRow FROM json_each(?1) j
+                       CROSS JOIN entry e ON e.tbl = j.value->>0 AND e.key = j.value->>1 AND e.audience IN (?2, ?3)`,
+                    [JSON.stringify(keys.map(([table, key]) => [table.id, key])), EVERY_SCHOOL, own],
+                  )
+                  const isComing = new Set(found.filter((entry) => entry.seq > beyond || entry.isRow === 1).map((entry) => rowKey(entry.tbl, entry.key)))
+                  const rows = found.filter((entry) => entry.isRow === 1 && entry.seq <= beyond)
+                  const gone = keys.filter(([table, key]) => !table.loading && !table.hubOnly && !isComing.has(rowKey(table.id, key)))
+                  for (const { audience } of rows) touched.set(audience, seq + rows.length + gone.length)
+                  yield* tx.many(
+                    "UPDATE entry SET seq = ? WHERE tbl = ? AND key = ? AND audience = ?",
+                    rows.map(({ tbl, key, audience }) => [BigInt(++seq), BigInt(tbl), key, BigInt(audience)]),
+                  )
+                  yield* tx.many(
+                    `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born) VALUES (?, ?, ?, ?, ?, NULL, 0, 0)
+                       ON CONFLICT (tbl, key, audience) DO UPDATE SET seq = excluded.seq, born = 0`,
+                    gone.map(([table, key]) => [BigInt(own), BigInt(table.class), BigInt(++seq), BigInt(table.id), key]),
+                  )
+                  if (gone.length > 0) touch(own)
+                  return { rows: rows.length, gone: gone.length }
+                })
+                const appender: Appender & Installing = { rows, truncate, position, bodies, loaded, again, tx, renumber, reroute, use }
                 const value = yield* body(appender)
                 yield* routing.settle
                 let cut = head.cut
@@ -835,6 +870,7 @@ export class Feed extends Context.Service<
         cluster: Effect.sync(() => systemId),
         page,
         changed,
+        audienceNo: (school) => Effect.sync(() => schoolAudience(school)),
         reader: {
           get: (incarnation) => Effect.sync(() => readers.get(incarnation) ?? null),
           all: Effect.sync(() => [...readers.values()]),

@@ -10,14 +10,17 @@ import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import { type AnyElysia, Elysia } from "elysia"
 import { z } from "zod"
+import { Compare } from "../down/compare.ts"
 import { Feed, type FeedPage, type Reader, type SchoolKey } from "../down/feed.ts"
 import type { LibsqlError } from "../libsql/client.ts"
 import { BodyFault, encodingFor, inflate, pressLines, readAll } from "../link/body.ts"
 import {
+  CompareAsk,
   Heartbeat,
   Hello,
   IDLE_MS,
   MAX_BODY_MS,
+  MAX_COMPARE_BYTES,
   MAX_PART_BYTES,
   PROTOCOL,
   type Pulse,
@@ -50,7 +53,7 @@ const STREAM_BEAT_MS = 15_000
 /** Text that is compressed and flushed together: what a broken download may lose. */
 const PIECE_BYTES = 64 * 1024
 
-type Services = Feed | Apply | Postgres | Calls
+type Services = Feed | Compare | Apply | Postgres | Calls
 
 const malformed = (error: z.ZodError): Answer =>
   refuse(422, "invalid", "Invalid input", "the request is not as the protocol says", {
@@ -70,9 +73,9 @@ const bodyFault = (status: 400 | 422, code: "invalid" | "not_a_batch") => (cause
 const readBody = (request: Request, maxBytes: number) =>
   Effect.tryPromise({ try: () => readAll(request.body, { maxBytes, idleMs: IDLE_MS, totalMs: MAX_BODY_MS }), catch: bodyFault(400, "invalid") })
 
-const readJson = <S extends z.ZodType>(request: Request, schema: S) =>
+const readJson = <S extends z.ZodType>(request: Request, schema: S, maxBytes = MAX_JSON_BYTES) =>
   Effect.gen(function* () {
-    const bytes = yield* readBody(request, MAX_JSON_BYTES)
+    const bytes = yield* readBody(request, maxBytes)
     const value = yield* Effect.try({
       try: () => JSON.parse(new TextDecoder().decode(bytes)) as unknown,
       catch: () => refuse(400, "invalid", "Malformed body", "the body is not valid JSON"),
@@ -202,15 +205,23 @@ const parsePull = (request: Request) =>
     return { query, cursor, staged: yield* parsed(Staged, json) }
   })
 
-/** One page. Asking tells which cut the school has applied; of a cut that this hub does not know, nothing counts as applied. */
+const unknownCut = refuse(
+  409,
+  "compare",
+  "The school's cut is unknown here",
+  "the hub, or head office's Postgres, was put back to another state; the node compares its rows by itself and goes on with what differs",
+)
+
+/** One page. Asking tells which cut the school has applied. */
 const readPage = (key: SchoolKey, incarnation: string, cursor: Cursor, staged: Staged | null) =>
   Effect.gen(function* () {
     const feed = yield* Feed
     // A school that has a cut goes on with the tables that are there; the first cut holds them all.
     if (cursor.seq === 0 && !(yield* feed.ready)) return yield* loading
     const page = yield* feed.page({ school: key.school, cursor, staged })
-    const applied = page.header.full ? { epoch: page.header.epoch, seq: 0, cut: "0" } : cursor
-    yield* feed.reader.seen(incarnation, applied)
+    // Of a cut that this hub does not know, nothing counts as applied.
+    yield* feed.reader.seen(incarnation, page.header.full ? { epoch: page.header.epoch, seq: 0, cut: "0" } : cursor)
+    if (page.header.full && cursor.seq > 0) return yield* unknownCut
     return page
   })
 
@@ -433,6 +444,33 @@ const push = (request: Request, gates: PushGates) =>
     return Option.isSome(taken) ? taken.value : yield* busy
   })
 
+// --- compare --------------------------------------------------------------------------------------------------------
+
+const compare = (request: Request) =>
+  Effect.gen(function* () {
+    const key = yield* authenticate(request)
+    const calls = yield* Calls
+    const { digests, prints, again } = yield* Compare
+    const query = yield* parsed(z.object({ incarnation: z.uuid(), token: z.string().max(200) }), queryOf(request))
+    yield* identify(key, query)
+    if (key.paused) return yield* paused
+    const said = yield* readJson(request, CompareAsk, MAX_COMPARE_BYTES)
+    const asked = Effect.gen(function* () {
+      switch (said.ask) {
+        case "digests":
+          return yield* digests(key.school, said.at, said.manifest, said.skip, { incarnation: query.incarnation, batch: said.batch })
+        case "prints":
+          return yield* prints(key.school, said.at, said.skip, said.buckets)
+        case "again":
+          return yield* again(key.school, said.at, said.names, said.keys)
+      }
+    })
+    return yield* calls.during(key.school)(asked).pipe(
+      Effect.map(answerJson),
+      Effect.catchTag("CompareRefused", (error) => Effect.fail(refuse(409, error.code, "Not to be compared now", error.message))),
+    )
+  })
+
 const heartbeat = (request: Request) =>
   Effect.gen(function* () {
     const key = yield* authenticate(request)
@@ -473,5 +511,6 @@ export const linkRoutes = (options: { readonly dataDir: string }): Effect.Effect
       .get("/api/sync/pull", ({ request }) => run(request, pull(request)))
       .get("/api/sync/stream", ({ request }) => run(request, stream(request)))
       .post("/api/sync/push", ({ request }) => run(request, push(request, gates)), raw)
+      .post("/api/sync/compare", ({ request }) => run(request, compare(request)), raw)
       .post("/api/sync/heartbeat", ({ request }) => run(request, heartbeat(request)), raw)
   })

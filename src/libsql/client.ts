@@ -57,12 +57,31 @@ export interface Tx {
   readonly many: (sql: string, rows: ReadonlyArray<ReadonlyArray<Cell>>) => Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>
   /** DDL or a script. */
   readonly exec: (sql: string) => Effect.Effect<void, LibsqlError>
+  /** Reads rows and keeps only their prints (model/digest.ts), so that a table of any size may be compared. */
+  readonly prints: (scan: PrintScan) => Effect.Effect<PrintsFound, LibsqlError>
+}
+
+/** A query whose rows are: table number, key as BLOB, then the content in pieces: BLOB, REAL or NULL. */
+export interface PrintScan {
+  readonly sql: string
+  readonly args: ReadonlyArray<Bind>
+  /** Tables whose content is JSON with numbers that Postgres may print otherwise than JavaScript does. */
+  readonly renumber: ReadonlyArray<number>
+  /** Names of keys whose text is wanted, by table. */
+  readonly wanted: ReadonlyMap<number, ReadonlySet<string>>
+}
+
+export interface PrintsFound {
+  readonly byTable: ReadonlyMap<number, Uint32Array>
+  readonly keys: ReadonlyArray<readonly [table: number, key: string]>
 }
 
 export interface LibsqlFile {
   readonly path: string
   readonly write: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
   readonly read: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
+  /** A read on a connection and worker of its own: for scans that others shall not wait for. */
+  readonly readApart: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
 }
 
 /**
@@ -100,6 +119,7 @@ type Command =
   | { readonly op: "exec"; readonly sql: string }
   | { readonly op: "run" | "all" | "values"; readonly sql: string; readonly args: ReadonlyArray<Bind> | undefined }
   | ({ readonly op: "many"; readonly sql: string } & Packed)
+  | ({ readonly op: "prints" } & PrintScan)
   | { readonly op: "reset" | "close" }
 export type Request = Command & { readonly id: number }
 export type Response =
@@ -162,6 +182,7 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
       many: (sql, rows) =>
         rows.length === 0 ? Effect.succeed([]) : (send({ op: "many", sql, ...pack(rows) }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>),
       exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),
+      prints: (scan) => send({ op: "prints", ...scan }) as Effect.Effect<PrintsFound, LibsqlError>,
     }
     yield* send({ op: "open", path, pragmas: PRAGMAS, timeoutMs: BUSY_TIMEOUT_MS })
     // The worker closes its connection by itself: ending it first would leave the WAL behind.
@@ -186,7 +207,12 @@ export const openFile = (path: string): Effect.Effect<LibsqlFile, LibsqlError, S
   Effect.gen(function* () {
     const writer = yield* makePort(path)
     const reader = yield* makePort(path)
-    return { path, write: makeTransact(writer, true), read: makeTransact(reader, false) }
+    return {
+      path,
+      write: makeTransact(writer, true),
+      read: makeTransact(reader, false),
+      readApart: (body) => Effect.scoped(Effect.flatMap(makePort(path), (port) => makeTransact(port, false)(body))),
+    }
   })
 
 /** The file of this node: `feed.db` at the hub, `school.db` in a school. */

@@ -4,7 +4,8 @@
  * stay prepared, values bound by their exact type.
  */
 import Database from "libsql"
-import type { Bind, Request, Response } from "./client.ts"
+import { Hasher, keyName, Prints } from "../model/digest.ts"
+import type { Bind, PrintScan, PrintsFound, Request, Response } from "./client.ts"
 
 const STATEMENT_CACHE = 256
 
@@ -58,6 +59,40 @@ const toArray = (args: ReadonlyArray<Bind> | undefined): Array<unknown> => (args
 const failure = (error: unknown): { code: string; message: string } => {
   const { code, message } = error as { code?: string; message?: string }
   return { code: code ?? "SQLITE_ERROR", message: message ?? String(error) }
+}
+
+const utf8 = new TextEncoder()
+const text = new TextDecoder()
+const NULL = utf8.encode("null")
+
+const print = ({ sql, args, renumber, wanted }: PrintScan): PrintsFound => {
+  const found = new Map<number, Prints>()
+  const keys: Array<readonly [number, string]> = []
+  const hasher = new Hasher()
+  let table = -1
+  let prints = new Prints()
+  let isRenumbered = false
+  for (const row of prepare(sql).raw(true).iterate(toArray(args)) as Iterable<ReadonlyArray<null | bigint | number | Uint8Array>>) {
+    const of = Number(row[0])
+    if (of !== table) {
+      table = of
+      prints = found.get(of) ?? new Prints()
+      found.set(of, prints)
+      isRenumbered = renumber.includes(of)
+    }
+    const { words, at } = prints.add()
+    const key = row[1] as Uint8Array
+    hasher.start().bytes(key).finish(words, at)
+    for (let i = 2; i < row.length; i++) {
+      const piece = row[i]
+      if (typeof piece === "number") hasher.ascii(JSON.stringify(piece))
+      else if (piece instanceof Uint8Array) hasher.bytes(isRenumbered ? utf8.encode(JSON.stringify(JSON.parse(text.decode(piece)))) : piece)
+      else hasher.bytes(NULL)
+    }
+    hasher.finish(words, at + 2)
+    if (wanted.get(of)?.has(keyName(words, at)) === true) keys.push([of, text.decode(key)])
+  }
+  return { byTable: new Map([...found].map(([of, list]) => [of, list.take()])), keys }
 }
 
 const answer = (request: Request): unknown => {
@@ -119,6 +154,8 @@ const answer = (request: Request): unknown => {
       }
       return failures
     }
+    case "prints":
+      return print(request)
     case "reset":
       close()
       return null

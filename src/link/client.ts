@@ -11,6 +11,10 @@ import type { Manifest } from "../model/table.ts"
 import { ACCEPT_ENCODING, BodyFault, compress, readAll, readChunks, splitLines, unpress } from "./body.ts"
 import { openLine } from "./frame.ts"
 import {
+  CompareAgain,
+  type CompareAsk,
+  CompareDigests,
+  ComparePrints,
   type Header,
   type Heartbeat,
   type Hello,
@@ -39,6 +43,8 @@ const LEAST_PART_BYTES = 16 * 1024
 const PART_SECONDS = 15
 /** Uncompressed, so that very regular rows stay below the hub's limits. */
 const MAX_SLICE_BYTES = 8 * 1024 * 1024
+/** The hub reads every row of the school before it answers, after whoever asked before. */
+const COMPARE_ANSWER_MS = 300_000
 /** A part that has gone out is answered when it is on the hub's disk, the last one when Postgres has committed. */
 const PUSH_ANSWER_MS = 240_000
 /** Rounds of sending what the hub says is missing, before the batch is started anew another time. */
@@ -89,6 +95,18 @@ export interface Link {
   ) => Effect.Effect<PulledPage | "nothing" | "asked", LinkError>
   readonly push: (identity: Identity, batch: OutgoingBatch) => Effect.Effect<VerdictsType, LinkError>
   readonly heartbeat: (identity: Identity, heartbeat: Heartbeat) => Effect.Effect<Pulse, LinkError>
+  /** Questions of a comparison; `bytes` of both directions as they stood in the bodies. */
+  readonly compare: {
+    readonly digests: (identity: Identity, ask: Asked<"digests">) => Effect.Effect<Counted<CompareDigests>, LinkError>
+    readonly prints: (identity: Identity, ask: Asked<"prints">) => Effect.Effect<Counted<ComparePrints>, LinkError>
+    readonly again: (identity: Identity, ask: Asked<"again">) => Effect.Effect<Counted<CompareAgain>, LinkError>
+  }
+}
+
+export type Asked<K extends CompareAsk["ask"]> = Omit<Extract<CompareAsk, { ask: K }>, "ask">
+export interface Counted<A> {
+  readonly answer: A
+  readonly bytes: number
 }
 
 /** A certificate is refused for its own fault or for this machine's clock; the difference is for a person to see. */
@@ -200,6 +218,21 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
       json((body) => schema.parse(body), response),
     )
 
+  const ask =
+    <K extends CompareAsk["ask"], S extends z.ZodType>(kind: K, schema: S) =>
+    (identity: Identity, asked: Asked<K>): Effect.Effect<Counted<z.infer<S>>, LinkError> =>
+      Effect.gen(function* () {
+        const body = JSON.stringify({ ask: kind, ...asked })
+        const headers = { "content-type": "application/json" }
+        const response = yield* request("POST", "/api/sync/compare", who(identity), body, headers, COMPARE_ANSWER_MS)
+        let received = 0
+        const answer = yield* json((value) => {
+          received = JSON.stringify(value).length
+          return schema.parse(value)
+        }, response)
+        return { answer, bytes: body.length + received }
+      })
+
   const readPage = async (response: Response): Promise<PulledPage> => {
     expectType(response, "application/x-ndjson")
     let header: Header | null = null
@@ -304,5 +337,6 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
         return yield* Effect.tryPromise({ try: () => readPage(response), catch: down })
       }),
     push,
+    compare: { digests: ask("digests", CompareDigests), prints: ask("prints", ComparePrints), again: ask("again", CompareAgain) },
   }
 }

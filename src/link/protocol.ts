@@ -5,7 +5,8 @@
  * `POST /api/sync/hello` Hello -> Welcome · `GET /api/sync/manifest` -> Manifest ·
  * `GET /api/sync/pull?incarnation&token&epoch&seq&cut&staged&wait` -> lines (204: nothing new) · `GET /api/sync/stream?…` the same
  * without end, an empty line while nothing happens · `POST /api/sync/push?incarnation&token&batch&hash&size&part&parts` bytes ->
- * Verdicts, or PartsMissing (202) · `POST /api/sync/heartbeat` Heartbeat -> Pulse. Every refusal is problem+json with a `code`.
+ * Verdicts, or PartsMissing (202) · `POST /api/sync/heartbeat` Heartbeat -> Pulse · `POST /api/sync/compare?incarnation&token`
+ * CompareAsk -> CompareDigests, ComparePrints or CompareAgain. Every refusal is problem+json with a `code`.
  *
  * A batch of `size` bytes goes in `parts` slices, the n-th (from 1) from `(n-1)*size/parts` to `n*size/parts`, rounded down, each
  * compressed by itself. Part 0 has no body: it asks what is missing, and hands the batch over when nothing is.
@@ -179,6 +180,9 @@ export type ProblemCode =
   | "restored" // 409: an older copy of a school file
   | "wrong_school" // 409: this file belongs to another school than the key
   | "hello" // 409: say hello again
+  | "compare" // 409: the school's cut is unknown here; compare, and go on from the cut that was compared with
+  | "manifest" // 409: fetch the manifest first
+  | "far_apart" // 409: too much is on its way to compare now
   | "batch_gap" // 409 {expected}
   | "batch_differs" // 409: same number, other bytes
   | "not_a_batch" // 422
@@ -186,6 +190,55 @@ export type ProblemCode =
   | "protocol" // 426: this hub speaks another version
   | "loading" // 503: the first copy of Postgres is not there yet
   | "unavailable" // 503: Postgres or the disk is away; try again
+
+/** Rows that the other side must leave out or look for, and prints of rows: lists of words as base64, by table. */
+const WordsByTable = z.record(z.string().max(200), z.base64())
+/** Keys that one comparison may leave out on each side; of more, the two are too far apart to be compared. */
+export const MAX_SKIPPED = 10_000
+/** Rows whose prints or keys one message may carry. */
+export const MAX_COMPARED = 50_000
+/** A compare request. */
+export const MAX_COMPARE_BYTES = 8 * 1024 * 1024
+
+/** The cut at which both sides are compared. */
+const Point = z.object({ epoch: z.string().max(64), seq: z.number().int().nonnegative(), cut: z.string().max(16) })
+export type Point = z.infer<typeof Point>
+
+/**
+ * `POST /api/sync/compare?incarnation&token`, three questions (model/digest.ts):
+ * - `digests`: of all rows that the school may see, as of its cut, or, when the hub does not know that cut, as of the head, once the
+ *   school's newest batch (`batch`, 0 = none) has gone through the feed;
+ * - `prints`: of the rows in some buckets;
+ * - `again`: the named rows shall come once more with the next pull, or a tombstone where the school may not see them.
+ */
+export const CompareAsk = z.discriminatedUnion("ask", [
+  z.object({ ask: z.literal("digests"), at: Point, manifest: z.number().int(), skip: WordsByTable, batch: z.number().int().nonnegative() }),
+  z.object({
+    ask: z.literal("prints"),
+    at: Point,
+    skip: WordsByTable,
+    buckets: z.record(z.string().max(200), z.object({ bits: z.number().int().min(0).max(16), list: z.array(z.number().int().nonnegative()).max(65536) })),
+  }),
+  z.object({
+    ask: z.literal("again"),
+    at: Point,
+    names: WordsByTable,
+    keys: z.record(z.string().max(200), z.array(z.string().max(64 * 1024)).max(MAX_COMPARED)),
+  }),
+])
+export type CompareAsk = z.infer<typeof CompareAsk>
+
+export const CompareDigests = z.object({
+  at: Point,
+  /** False: the hub does not know the school's cut; what differs is everything that happened since in one life or the other. */
+  known: z.boolean(),
+  tables: z.record(z.string(), z.object({ rows: z.number().int(), bits: z.number().int(), digests: z.base64(), newer: z.base64() })),
+})
+export type CompareDigests = z.infer<typeof CompareDigests>
+export const ComparePrints = z.object({ prints: WordsByTable })
+export type ComparePrints = z.infer<typeof ComparePrints>
+export const CompareAgain = z.object({ rows: z.number().int(), gone: z.number().int() })
+export type CompareAgain = z.infer<typeof CompareAgain>
 
 /** Batch bytes: NDJSON as `model/batch.ts` writes them. */
 export const BatchHeaderLine = z.object({
