@@ -11,6 +11,7 @@ import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import { Deliver } from "./down/deliver.ts"
 import { pullOnce, type PullOptions, refreshManifest } from "./down/pull.ts"
+import { isUnknownCut, takeUp } from "./down/verify.ts"
 import { deviceRoutes } from "./http/devices.ts"
 import { healthRoutes } from "./http/health.ts"
 import { authFor, makeApp } from "./http/server.ts"
@@ -26,6 +27,7 @@ import { lockFile } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
 import { missingTriggers, installTables } from "./libsql/schema.ts"
 import { type Identity, LinkDown, LinkRefused, makeLink } from "./link/client.ts"
+import { OpenLink } from "./link/open.ts"
 import { PROTOCOL } from "./link/protocol.ts"
 import type { Manifest } from "./model/table.ts"
 import { serve } from "./runtime.ts"
@@ -33,6 +35,7 @@ import { SchoolFactStore } from "./status/facts.ts"
 import { stopReason } from "./status/judge.ts"
 import { schoolConflicts, schoolRuns } from "./status/school-records.ts"
 import { schoolStatus } from "./status/school.ts"
+import { schoolVerify, verifyNightly } from "./status/school-verify.ts"
 import { Status } from "./status/snapshot.ts"
 import { SyncNow } from "./status/sync-now.ts"
 import { pushAll, sendAgainFrom } from "./up/up.ts"
@@ -64,6 +67,9 @@ const backoff = Schedule.min([Schedule.exponential("500 millis"), Schedule.space
 const HEALTHY_MS = 60_000
 const SYNC_CRON = "* * * * *"
 const TRIM_CRON = "17 3 * * *"
+const VERIFY_CRON = "41 2 * * *"
+/** Nightly comparisons of all schools do not meet at the hub at the same minute. */
+const VERIFY_SPREAD_MS = 60 * 60_000
 
 /** Codes after which calling again at once makes no sense: a person must act. */
 const STOPS = new Set([
@@ -230,9 +236,20 @@ const session = (options: SchoolOptions, link: ReturnType<typeof makeLink>, stre
       yield* pushAll(db, link, identity)
     }
 
+    /** Head office, or its hub, was put back: only what differs comes down, and the next pull goes on from there. */
+    const goOn = Effect.gen(function* () {
+      yield* Effect.logWarning("the hub does not know this file's cut; comparing, so that only differences come down")
+      const rows = yield* takeUp(link, identity)
+      yield* Effect.logInfo(rows === null ? "too much differs: everything comes anew" : `${rows} rows differ from head office`)
+    }).pipe(Effect.catchTag("NotComparable", (error) => Effect.fail(new LinkDown({ message: error.message }))))
+
     let received = 0
     const pull = Effect.gen(function* () {
-      const pulled = yield* pullOnce(link, identity, install, WAIT_SECONDS)
+      const pulled = yield* pullOnce(link, identity, install, WAIT_SECONDS).pipe(
+        Effect.catchTag("LinkRefused", (error) =>
+          isUnknownCut(error) ? Effect.as(goOn, { kind: "nothing", asked: false } as const) : Effect.fail(error),
+        ),
+      )
       yield* touch
       if (pulled.kind === "nothing") return yield* pulled.asked ? wake.open : Effect.void
       received += pulled.delivered.rows
@@ -309,10 +326,8 @@ const session = (options: SchoolOptions, link: ReturnType<typeof makeLink>, stre
       Effect.andThen(wake.close),
     )
     const beatAnyway = Effect.catchTag(beat, "LinkDown", (error) => Effect.logDebug(`heartbeat: ${error.message}`))
-    return yield* Effect.all([Effect.forever(pull), Effect.forever(pushSoon), Effect.repeat(beatAnyway, Schedule.spaced(HEARTBEAT_MS))], {
-      concurrency: "unbounded",
-      discard: true,
-    })
+    const loops = [Effect.forever(pull), Effect.forever(pushSoon), Effect.repeat(beatAnyway, Schedule.spaced(HEARTBEAT_MS))]
+    return yield* (yield* OpenLink).during({ link, identity })(Effect.all(loops, { concurrency: "unbounded", discard: true }))
   })
 
 /** Sessions, one after the other, for ever. What ended the last stands in the facts. */
@@ -396,6 +411,7 @@ const school = (options: SchoolOptions) =>
     const run = yield* Session
     yield* deliver.resume
     const streams = yield* subscribedTables(options.workers)
+    const nightly = Effect.provide(verifyNightly, yield* Effect.context<Libsql | OpenLink>())
     yield* guardTriggers(streams)
     const plugins = [yield* healthRoutes, yield* syncRoutes, yield* deviceRoutes]
     const app = makeApp({ plugins, auth: authFor(options) })
@@ -410,6 +426,7 @@ const school = (options: SchoolOptions) =>
       TRIM_CRON,
       Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.ignoreCause(trim(db, now), { log: "Warn" })),
     )
+    yield* cron(VERIFY_CRON, Effect.suspend(() => Effect.delay(nightly, Math.random() * VERIFY_SPREAD_MS)))
     yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(guardTriggers(streams), { log: "Warn" }), Schedule.spaced("10 seconds")))
     if (options.workers !== null) yield* startWorkers({ folder: options.workers, outDir: options.dataDir })
     return yield* sessions(options, streams)
@@ -433,8 +450,8 @@ const layers = (options: SchoolOptions) => {
       return db
     }),
   ).pipe(Layer.provide(Libsql.layer(join(options.dataDir, "school.db"))))
-  const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer).pipe(Layer.provideMerge(file))
-  return Layer.mergeAll(Deliver.layer, Roster.layer.pipe(Layer.provideMerge(Devices.layer)), schoolStatus, schoolConflicts, schoolRuns, syncNow).pipe(
+  const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer).pipe(Layer.provideMerge(file))
+  return Layer.mergeAll(Deliver.layer, Roster.layer.pipe(Layer.provideMerge(Devices.layer)), schoolStatus, schoolConflicts, schoolRuns, schoolVerify, syncNow).pipe(
     Layer.provideMerge(base),
   )
 }

@@ -162,6 +162,13 @@ CREATE TABLE schoolbus_run (
   error    TEXT
 );
 
+-- The last comparison with head office.
+CREATE TABLE schoolbus_verified (
+  id     INTEGER PRIMARY KEY CHECK (id = 1),
+  at     INTEGER NOT NULL,               -- ms since 1970
+  result TEXT NOT NULL                   -- JSON
+);
+
 -- Tables of people that were written since the terminals' rosters were last compared with them: marked by triggers in the
 -- writing transaction. taken: the roster is at work on it; what is written meanwhile makes a mark of its own.
 CREATE TABLE schoolbus_roster_dirty (

@@ -169,6 +169,18 @@ export const COMMANDS: ReadonlyArray<Command> = [
     load: () => import("./sync.ts").then((m) => m.run),
   },
   {
+    name: "verify",
+    summary: "compare this school's file with head office, or at the hub Postgres with the feed; exit 1 when they differ",
+    args: [],
+    options: [
+      { name: "repair", kind: "flag", help: "mend what differs: own writes go up and get a verdict, the rest is sent again" },
+      ...API_OPTIONS.map((option) => (option.name === "timeout" ? { ...option, default: "900" } : option)),
+      JSON_OPTION,
+    ],
+    examples: ["schoolbus verify", "schoolbus verify --repair --json"],
+    load: () => import("./verify.ts").then((m) => m.run),
+  },
+  {
     name: "slots",
     summary: "what each replication slot holds back; asks Postgres itself when --database-url is set",
     args: [],

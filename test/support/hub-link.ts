@@ -7,9 +7,11 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
+import { Compare } from "../../src/down/compare.ts"
 import { Feed } from "../../src/down/feed.ts"
 import { Calls } from "../../src/http/calls.ts"
 import { linkRoutes } from "../../src/http/link.ts"
+import { Libsql } from "../../src/libsql/client.ts"
 import { makeApp } from "../../src/http/server.ts"
 import { newKey } from "../../src/link/keys.ts"
 import { Postgres } from "../../src/postgres/client.ts"
@@ -35,7 +37,10 @@ export const openHubLink = async (world: World): Promise<HubLink> => {
   const dataDir = mkdtempSync(join(tmpdir(), "schoolbus-hub-"))
   const scope = Scope.makeUnsafe()
   const services = Layer.mergeAll(
-    Layer.succeed(Feed, world.feed),
+    Compare.layer.pipe(
+      Layer.provide(Layer.succeed(Libsql, world.feedFile)),
+      Layer.provideMerge(Layer.succeed(Feed, world.feed)),
+    ),
     Layer.succeed(Apply, world.apply),
     Layer.succeed(Postgres, world.pg),
     Calls.layer.pipe(Layer.provideMerge(HubFactStore.layer)),
