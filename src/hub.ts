@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import { type Config, loadConfig } from "./config.ts"
+import { FeedChecks } from "./down/check.ts"
 import { Compare } from "./down/compare.ts"
 import { Feed } from "./down/feed.ts"
 import { prepare, runSource, type SourceError, slotName } from "./down/source.ts"
@@ -13,12 +14,14 @@ import { authFor, makeApp } from "./http/server.ts"
 import { healthRoutes } from "./http/health.ts"
 import { linkRoutes } from "./http/link.ts"
 import { slotRoutes, syncRoutes } from "./http/sync.ts"
+import { verifyRoutes } from "./http/verify.ts"
 import { Libsql } from "./libsql/client.ts"
 import { lockFile } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
 import { type PostgresPool, openPool, Postgres } from "./postgres/client.ts"
 import { serve } from "./runtime.ts"
 import { HubFactStore } from "./status/facts.ts"
+import { hubVerify } from "./status/hub-verify.ts"
 import { hubStatus } from "./status/hub.ts"
 import { hubConflicts, hubRuns } from "./status/hub-records.ts"
 import { Apply } from "./up/apply.ts"
@@ -96,7 +99,7 @@ const hub = (options: HubOptions, config: Config) =>
     const pg = yield* Postgres
     const facts = yield* HubFactStore
     yield* facts.set({ stream: "starting" })
-    const plugins = [yield* linkRoutes({ dataDir: options.dataDir }), yield* healthRoutes, yield* syncRoutes, yield* slotRoutes]
+    const plugins = [yield* linkRoutes({ dataDir: options.dataDir }), yield* healthRoutes, yield* syncRoutes, yield* verifyRoutes, yield* slotRoutes]
     const app = makeApp({ plugins, auth: authFor(options) })
     yield* Effect.acquireRelease(
       Effect.tryPromise(() =>
@@ -131,8 +134,13 @@ const layers = (options: HubOptions) => {
       return { all: Effect.map(list, (all) => new Map(all.map((entry) => [entry.name, entry.table]))) }
     }),
   )
-  const base = Layer.mergeAll(postgres, Calls.layer.pipe(Layer.provideMerge(HubFactStore.layer)), tables.pipe(Layer.provideMerge(feed)))
-  const services = Layer.mergeAll(Compare.layer, Apply.layer, hubStatus, hubConflicts, hubRuns, hubSyncNow)
+  const base = Layer.mergeAll(
+    postgres,
+    FeedChecks.layer,
+    Calls.layer.pipe(Layer.provideMerge(HubFactStore.layer)),
+    tables.pipe(Layer.provideMerge(feed)),
+  )
+  const services = Layer.mergeAll(Compare.layer, hubVerify, Apply.layer, hubStatus, hubConflicts, hubRuns, hubSyncNow)
   return services.pipe(Layer.provideMerge(base))
 }
 

@@ -16,6 +16,7 @@ import { deviceRoutes } from "./http/devices.ts"
 import { healthRoutes } from "./http/health.ts"
 import { authFor, makeApp } from "./http/server.ts"
 import { syncRoutes } from "./http/sync.ts"
+import { verifyRoutes } from "./http/verify.ts"
 import { Devices } from "./iclock/devices.ts"
 import { installRoster, Roster } from "./iclock/fill.ts"
 import { listenIclock } from "./iclock/front.ts"
@@ -413,7 +414,7 @@ const school = (options: SchoolOptions) =>
     const streams = yield* subscribedTables(options.workers)
     const nightly = Effect.provide(verifyNightly, yield* Effect.context<Libsql | OpenLink>())
     yield* guardTriggers(streams)
-    const plugins = [yield* healthRoutes, yield* syncRoutes, yield* deviceRoutes]
+    const plugins = [yield* healthRoutes, yield* syncRoutes, yield* verifyRoutes, yield* deviceRoutes]
     const app = makeApp({ plugins, auth: authFor(options) })
     const server = yield* listen({ ...options, maxBodyBytes: 1024 * 1024 }, (request) => app.handle(request))
     yield* Effect.logInfo(`school node listens on http://${options.host}:${server.port}`)
@@ -426,7 +427,10 @@ const school = (options: SchoolOptions) =>
       TRIM_CRON,
       Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.ignoreCause(trim(db, now), { log: "Warn" })),
     )
-    yield* cron(VERIFY_CRON, Effect.suspend(() => Effect.delay(nightly, Math.random() * VERIFY_SPREAD_MS)))
+    yield* cron(
+      VERIFY_CRON,
+      Effect.suspend(() => Effect.delay(nightly, Math.random() * VERIFY_SPREAD_MS)),
+    )
     yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(guardTriggers(streams), { log: "Warn" }), Schedule.spaced("10 seconds")))
     if (options.workers !== null) yield* startWorkers({ folder: options.workers, outDir: options.dataDir })
     return yield* sessions(options, streams)
@@ -451,9 +455,15 @@ const layers = (options: SchoolOptions) => {
     }),
   ).pipe(Layer.provide(Libsql.layer(join(options.dataDir, "school.db"))))
   const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer).pipe(Layer.provideMerge(file))
-  return Layer.mergeAll(Deliver.layer, Roster.layer.pipe(Layer.provideMerge(Devices.layer)), schoolStatus, schoolConflicts, schoolRuns, schoolVerify, syncNow).pipe(
-    Layer.provideMerge(base),
-  )
+  return Layer.mergeAll(
+    Deliver.layer,
+    Roster.layer.pipe(Layer.provideMerge(Devices.layer)),
+    schoolStatus,
+    schoolConflicts,
+    schoolRuns,
+    schoolVerify,
+    syncNow,
+  ).pipe(Layer.provideMerge(base))
 }
 
 /** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the file, 78 when the file is newer than this program. */

@@ -25,8 +25,20 @@ export const run = async (input: Input, io: Io): Promise<number> => {
   io.out(
     table(
       io.look,
-      [{ title: "table" }, { title: "only there", right: true }, { title: "only here", right: true }, { title: "different", right: true }, { title: "for example" }],
-      differing.map((entry) => [clean(entry.table), String(entry.missing), String(entry.extra), String(entry.differing), clean(entry.keys.slice(0, 3).join(" "))]),
+      [
+        { title: "table" },
+        { title: "only there", right: true },
+        { title: "only here", right: true },
+        { title: "different", right: true },
+        { title: "for example" },
+      ],
+      differing.map((entry) => [
+        clean(entry.table),
+        String(entry.missing),
+        String(entry.extra),
+        String(entry.differing),
+        clean(entry.keys.slice(0, 3).join(" ")),
+      ]),
     ),
   )
   if (repair) io.out(`\n${result.repaired.up} go up and get a verdict, ${result.repaired.down} are sent again by head office\n`)

@@ -169,7 +169,9 @@ export class Compare extends Context.Service<
         again: (school, at, names, keys) =>
           Effect.gen(function* () {
             const own = yield* ownOf(school)
-            const tables = new Map((yield* feed.tables).filter((table) => !table.hubOnly && table.table.direction !== "up").map((table) => [table.name, table]))
+            const tables = new Map(
+              (yield* feed.tables).filter((table) => !table.hubOnly && table.table.direction !== "up").map((table) => [table.name, table]),
+            )
             const byId = new Map([...tables.values()].map((table) => [table.id, table]))
             const wanted = new Map(
               Object.entries(names).flatMap(([name, text]) => {

@@ -21,7 +21,8 @@ import type { WalMessage, WalReader, WalStopped } from "../postgres/wal.ts"
 import { idleStep } from "./ack.ts"
 import { audienceOf } from "./audience.ts"
 import { tokenize } from "./body.ts"
-import { type Bracket, Brackets, isOvertaken, settledRows, takeBracket } from "./bracket.ts"
+import { type Bracket, Brackets, isOvertaken, type ReadRow, settledRows, takeBracket } from "./bracket.ts"
+import { EXAMPLES, FeedChecks, type TableCheck } from "./check.ts"
 import type { Compute } from "./computed.ts"
 import type { DecodeTable, Decoder } from "./decode.ts"
 import { type Append, type Appender, Feed, type FeedTable, type Position, rowKey } from "./feed.ts"
@@ -87,9 +88,12 @@ export const commitMicros = (text: string): number => {
 }
 
 /** Runs until the stream stops or the catalog no longer fits. */
-export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped | ShapeChanged | LibsqlError | PostgresError, Feed | Scope.Scope> =>
+export const runDown = (
+  options: DownOptions,
+): Effect.Effect<never, WalStopped | ShapeChanged | LibsqlError | PostgresError, Feed | FeedChecks | Scope.Scope> =>
   Effect.gen(function* () {
     const feed = yield* Feed
+    const checks = yield* FeedChecks
     const { pg, wal } = options
     const brackets = new Brackets(options.notBefore)
     const decoder = options.decoder<Decoded>([...options.tables, marksTable])
@@ -98,6 +102,7 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
       return -1
     }
     const comparing = new Set<number>()
+    const checking = new Map<number, { readonly repair: boolean; readonly result: TableCheck }>()
     // Columns in which a null may stand for NaN or an infinity.
     const floats = new Map(
       options.isExact
@@ -111,6 +116,11 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
     let xid = first.position.xid
     let at = first.position.at
     let micros = commitMicros(at)
+
+    const forgetMet = (appender: Appender, rows: ReadonlyArray<{ readonly table: FeedTable; readonly key: string }>) =>
+      appender.tx.run(`DELETE FROM unmet WHERE (tbl, key) IN (SELECT value->>0, value->>1 FROM json_each(?))`, [
+        JSON.stringify(rows.map(({ table, key }) => [table.id, key])),
+      ])
 
     /** Writes compacted rows; rows whose message left something out are completed from the feed, or read again. */
     const writeRows = Effect.fnUntraced(function* (appender: Appender, pending: Map<string, Pending>) {
@@ -151,10 +161,23 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
       }
       const met = [...pending.values()].filter((row) => comparing.has(row.table.id))
       if (met.length > 0) {
-        yield* appender.tx.run(`DELETE FROM unmet WHERE (tbl, key) IN (SELECT value->>0, value->>1 FROM json_each(?))`, [
-          JSON.stringify(met.map((row) => [row.table.id, row.key])),
-        ])
+        yield* forgetMet(appender, met)
       }
+    })
+
+    /** Counts the rows that the feed does not hold as Postgres does; what the stream brought before them is in the feed. */
+    const countDifferences = Effect.fnUntraced(function* (appender: Appender, table: FeedTable, rows: ReadonlyArray<ReadRow>, result: TableCheck) {
+      const present = yield* appender.bodies(rows.map((row) => [table.id, row.key] as const))
+      // What the stream left out is on its way by itself.
+      const coming = new Set((yield* appender.tx.all<{ key: string }>("SELECT key FROM reread WHERE tbl = ?", [table.id])).map(({ key }) => key))
+      for (const { key, tokens } of rows) {
+        const body = present.get(rowKey(table.id, key))
+        if (body === `[${tokens.join(",")}]` || coming.has(key)) continue
+        if (body === undefined) result.missing++
+        else result.differing++
+        if (result.keys.length < EXAMPLES) result.keys.push(key)
+      }
+      result.rows += rows.length
     })
 
     /** The mark of a bracket has come: its rows enter, and the progress that they mean is written with them. */
@@ -162,7 +185,18 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
       const { read, table, want } = bracket
       if (read === null) return
       const settled = settledRows(bracket, read)
-      for (const row of settled) {
+      const check = want.kind === "chunk" ? checking.get(table.id) : undefined
+      if (check !== undefined) {
+        yield* writeRows(appender, pending)
+        pending.clear()
+        yield* countDifferences(appender, table, settled, check.result)
+        if (!check.repair)
+          yield* forgetMet(
+            appender,
+            settled.map(({ key }) => ({ table, key })),
+          )
+      }
+      for (const row of check?.repair === false ? [] : settled) {
         pending.set(rowKey(table.id, row.key), { table, key: row.key, tokens: row.tokens, at: micros, isInsert: false, ifDifferent: true })
       }
       if (want.kind === "keys") {
@@ -178,7 +212,12 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
         return
       }
       if (comparing.has(table.id)) {
-        const gone = yield* appender.tx.all<{ key: string }>("SELECT key FROM unmet WHERE tbl = ?", [table.id])
+        const unmet = yield* appender.tx.all<{ key: string }>("SELECT key FROM unmet WHERE tbl = ?", [table.id])
+        if (check !== undefined) {
+          check.result.extra += unmet.length
+          check.result.keys.push(...unmet.slice(0, EXAMPLES - check.result.keys.length).map(({ key }) => key))
+        }
+        const gone = check?.repair === false ? [] : unmet
         for (let i = 0; i < gone.length; i += CHUNK) {
           yield* appender.rows(
             gone.slice(i, i + CHUNK).map(({ key }) => ({ table, key, body: null, audience: null, at: micros, isInsert: false, ifDifferent: false })),
@@ -358,34 +397,53 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
       }
     })
 
-    /** Reads whole tables, chunk by chunk, each chunk in the feed before the next is read. */
-    const copy = Effect.gen(function* () {
-      for (const table of options.tables.filter((t) => options.reread.has(t.id))) {
-        const [row] = yield* feed.append((appender) =>
-          appender.tx.all<{ after: string | null; n: number }>(
-            "SELECT after, (SELECT count(*) FROM entry WHERE tbl = tables.id AND body IS NOT NULL) AS n FROM tables WHERE id = ?",
-            [table.id],
+    /** Reads a whole table, chunk by chunk, each chunk in the feed before the next is read. Of a loaded one, what is not met is gone. */
+    const readWhole = Effect.fnUntraced(function* (table: FeedTable, isLoading: boolean) {
+      const [row] = yield* feed.append((appender) =>
+        appender.tx.all<{ after: string | null; n: number }>(
+          "SELECT after, (SELECT count(*) FROM entry WHERE tbl = tables.id AND body IS NOT NULL) AS n FROM tables WHERE id = ?",
+          [table.id],
+        ),
+      )
+      let after = isLoading ? (row?.after ?? null) : null
+      if (!isLoading) {
+        comparing.add(table.id)
+        yield* feed.append((appender) =>
+          Effect.andThen(
+            appender.tx.run("DELETE FROM unmet WHERE tbl = ?", [table.id]),
+            appender.tx.run("INSERT INTO unmet (tbl, key) SELECT DISTINCT tbl, key FROM entry WHERE tbl = ? AND body IS NOT NULL", [table.id]),
           ),
         )
-        let after = table.loading ? (row?.after ?? null) : null
-        if (!table.loading) {
-          comparing.add(table.id)
-          yield* feed.append((appender) =>
-            Effect.andThen(
-              appender.tx.run("DELETE FROM unmet WHERE tbl = ?", [table.id]),
-              appender.tx.run("INSERT INTO unmet (tbl, key) SELECT DISTINCT tbl, key FROM entry WHERE tbl = ? AND body IS NOT NULL", [table.id]),
-            ),
-          )
-        }
-        let rows = table.loading ? (row?.n ?? 0) : 0
-        for (;;) {
-          const read = yield* takeBracket(pg, brackets, table, { kind: "chunk", after })
-          rows += read.rows.length
-          yield* options.onLoading(table.name, rows, read.last)
-          if (read.last) break
-          after = read.rows.at(-1)?.key ?? after
-        }
       }
+      let rows = isLoading ? (row?.n ?? 0) : 0
+      for (;;) {
+        const read = yield* takeBracket(pg, brackets, table, { kind: "chunk", after })
+        rows += read.rows.length
+        yield* options.onLoading(table.name, rows, read.last)
+        if (read.last) break
+        after = read.rows.at(-1)?.key ?? after
+      }
+    })
+
+    const copy = Effect.forEach(
+      options.tables.filter((table) => options.reread.has(table.id)),
+      (table) => readWhole(table, table.loading),
+      { discard: true },
+    )
+
+    /** Every table against Postgres, and how many rows differed. */
+    const check = Effect.fnUntraced(function* (repair: boolean) {
+      const results: Array<TableCheck> = []
+      for (const table of options.tables) {
+        const result: TableCheck = { table: table.name, rows: 0, missing: 0, extra: 0, differing: 0, keys: [] }
+        checking.set(table.id, { repair, result })
+        yield* Effect.ensuring(
+          readWhole(table, false),
+          Effect.sync(() => void checking.delete(table.id)),
+        )
+        results.push(result)
+      }
+      return results
     })
 
     const tableById = new Map(options.tables.map((table) => [table.id, table]))
@@ -415,7 +473,10 @@ export const runDown = (options: DownOptions): Effect.Effect<never, WalStopped |
     yield* Effect.all(
       [
         consume,
-        Effect.andThen(copy, Effect.repeat(rereadKeys, Schedule.spaced(REREAD_MS))),
+        Effect.andThen(
+          copy,
+          Effect.all([Effect.repeat(rereadKeys, Schedule.spaced(REREAD_MS)), checks.serve(check)], { concurrency: "unbounded", discard: true }),
+        ),
         Effect.repeat(forget, Schedule.spaced("1 second")),
         Effect.repeat(sweep, Schedule.spaced("1 hour")),
       ],

@@ -506,7 +506,9 @@ export class Feed extends Context.Service<
                        CROSS JOIN entry e ON e.tbl = j.value->>0 AND e.key = j.value->>1 AND e.audience IN (?2, ?3)`,
                     [JSON.stringify(keys.map(([table, key]) => [table.id, key])), EVERY_SCHOOL, own],
                   )
-                  const isComing = new Set(found.filter((entry) => entry.seq > beyond || entry.isRow === 1).map((entry) => rowKey(entry.tbl, entry.key)))
+                  const isComing = new Set(
+                    found.filter((entry) => entry.seq > beyond || entry.isRow === 1).map((entry) => rowKey(entry.tbl, entry.key)),
+                  )
                   const rows = found.filter((entry) => entry.isRow === 1 && entry.seq <= beyond)
                   const gone = keys.filter(([table, key]) => !table.loading && !table.hubOnly && !isComing.has(rowKey(table.id, key)))
                   for (const { audience } of rows) touched.set(audience, seq + rows.length + gone.length)

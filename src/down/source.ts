@@ -23,6 +23,7 @@ import { streamedTables } from "./audience.ts"
 import { makeCompute } from "./computed.ts"
 import { wal2jsonDecoder, wal2jsonOptions } from "./decode.ts"
 import { pgoutputDecoder, pgoutputOptions } from "./pgoutput.ts"
+import type { FeedChecks } from "./check.ts"
 import { MARKS, runDown, type ShapeChanged } from "./down.ts"
 import { Feed } from "./feed.ts"
 
@@ -142,7 +143,7 @@ const replaceUnpublished = (options: SourceOptions) => (error: SourceError) =>
     : Effect.void
 
 /** One life of the stream, from the checks to the failure that ends it. */
-export const runSource = (options: SourceOptions): Effect.Effect<never, SourceError, Feed> =>
+export const runSource = (options: SourceOptions): Effect.Effect<never, SourceError, Feed | FeedChecks> =>
   Effect.scoped(
     Effect.gen(function* () {
       const { pg, url, config } = options

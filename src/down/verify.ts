@@ -199,7 +199,12 @@ const findDifferences = (link: Link, identity: Identity, sides: Sides) =>
 const keysOf = (target: Target, names: ReadonlySet<string>) =>
   names.size === 0
     ? Effect.succeed<ReadonlyArray<string>>([])
-    : Effect.flatMap(Libsql, (db) => Effect.map(db.readApart((tx) => printsOf(tx, target, names)), ({ keys }) => keys))
+    : Effect.flatMap(Libsql, (db) =>
+        Effect.map(
+          db.readApart((tx) => printsOf(tx, target, names)),
+          ({ keys }) => keys,
+        ),
+      )
 
 const union = (...sets: ReadonlyArray<ReadonlySet<string>>): ReadonlySet<string> => new Set(sets.flatMap((set) => [...set]))
 
@@ -216,15 +221,17 @@ const captureRows = (target: Target, keys: ReadonlyArray<string>) =>
       rows += yield* db.write((tx) =>
         Effect.gen(function* () {
           const waiting = new Set(
-            (yield* tx.all<{ key: string }>(
-              `SELECT key FROM (${SHIELDED}) WHERE tbl = ? AND key IN (SELECT value FROM json_each(?))`,
-              [target.tbl, JSON.stringify(locals)],
-            )).map(({ key }) => key),
+            (yield* tx.all<{ key: string }>(`SELECT key FROM (${SHIELDED}) WHERE tbl = ? AND key IN (SELECT value FROM json_each(?))`, [
+              target.tbl,
+              JSON.stringify(locals),
+            ])).map(({ key }) => key),
           )
           const free = locals.filter((key) => !waiting.has(key))
           if (free.length === 0) return 0
           const columns = target.table.key.map((name) => ident(name)).join(", ")
-          return yield* tx.run(`${captureExisting(target.table, target.tbl)} WHERE (${columns}) IN (VALUES ${free.map((key) => `(${key})`).join(", ")})`)
+          return yield* tx.run(
+            `${captureExisting(target.table, target.tbl)} WHERE (${columns}) IN (VALUES ${free.map((key) => `(${key})`).join(", ")})`,
+          )
         }),
       )
     }
@@ -279,7 +286,9 @@ export const verify = (link: Link, identity: Identity, repair: Repair): Effect.E
     if (sides === null)
       return yield* new NotComparable({ message: `more than ${MAX_SKIPPED} rows wait to be sent or shown; compare when they have been` })
     if (!sides.hub.known)
-      return yield* new NotComparable({ message: "the hub does not know the cut that this file holds; the next sync takes up from there, compare then" })
+      return yield* new NotComparable({
+        message: "the hub does not know the cut that this file holds; the next sync takes up from there, compare then",
+      })
     const { found, bytes } = yield* findDifferences(link, identity, sides)
     const tables: Array<TableReport> = []
     const again: Array<{ table: string; names: ReadonlySet<string>; keys: ReadonlyArray<string> }> = []

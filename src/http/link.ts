@@ -465,10 +465,12 @@ const compare = (request: Request) =>
           return yield* again(key.school, said.at, said.names, said.keys)
       }
     })
-    return yield* calls.during(key.school)(asked).pipe(
-      Effect.map(answerJson),
-      Effect.catchTag("CompareRefused", (error) => Effect.fail(refuse(409, error.code, "Not to be compared now", error.message))),
-    )
+    return yield* calls
+      .during(key.school)(asked)
+      .pipe(
+        Effect.map(answerJson),
+        Effect.catchTag("CompareRefused", (error) => Effect.fail(refuse(409, error.code, "Not to be compared now", error.message))),
+      )
   })
 
 const heartbeat = (request: Request) =>

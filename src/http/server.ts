@@ -56,6 +56,7 @@ const LINK = new Set([
   "GET /api/sync/stream",
   "POST /api/sync/push",
   "POST /api/sync/heartbeat",
+  "POST /api/sync/compare",
 ])
 
 export const accessOf = (method: string, path: string): Access => {

@@ -7,7 +7,6 @@ import { readSlots } from "../postgres/health.ts"
 import { checkOf } from "../status/check.ts"
 import { type ConflictRefused, Conflicts, Runs } from "../status/records.ts"
 import { type Snapshot, Status } from "../status/snapshot.ts"
-import { Verify } from "../status/verify.ts"
 import { SyncNow, type SyncRequest, type SyncResult } from "../status/sync-now.ts"
 import { openEvents } from "./events.ts"
 import { answering, Refusal } from "./server.ts"
@@ -21,8 +20,6 @@ const TriggerBody = z
     school: School.exactOptional(),
   })
   .optional()
-
-const VerifyBody = z.strictObject({ repair: z.boolean().default(false) }).optional()
 
 const DatabaseBody = z
   .strictObject({
@@ -83,8 +80,8 @@ const databaseOf = (snapshot: Snapshot) => ({
 
 const resultOf = (result: SyncResult) => ({ success: result.started, ...result })
 
-export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Verify | Conflicts | Runs> = Effect.gen(function* () {
-  const context = yield* Effect.context<Status | SyncNow | Verify | Conflicts | Runs>()
+export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Conflicts | Runs> = Effect.gen(function* () {
+  const context = yield* Effect.context<Status | SyncNow | Conflicts | Runs>()
   const answer = answering(context)
   const events = yield* openEvents
   /** At the hub an unknown `?school=` is a mistake to tell, not an empty answer. */
@@ -176,20 +173,6 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Veri
       },
       { params: z.object({ id: z.uuid() }), body: ResolveBody },
     )
-    .post(
-      "/api/sync/verify",
-      ({ request, body }) =>
-        answer(
-          request,
-          Verify.use((service) => service.run(body?.repair ?? false)).pipe(
-            Effect.catchTag("VerifyRefused", (error) =>
-              Effect.fail(new Refusal({ status: 503, code: "not_now", title: "Not to be compared now", detail: error.message })),
-            ),
-          ),
-        ),
-      { body: VerifyBody },
-    )
-    .get("/api/sync/verify", ({ request }) => answer(request, Effect.map(Verify.use((service) => service.last), (last) => ({ last }))))
     .get("/api/database/status", ({ request }) => answer(request, Effect.map(snapshotOf(undefined), databaseOf)))
     .post(
       "/api/database/status",

@@ -30,7 +30,8 @@ const jsonSql = (kind: Exclude<Kind, "float">, value: string): string => {
 }
 
 /** NaN and the infinities are text; a whole number that a program wrote is the same number. */
-const floatSql = (value: string): string => `CASE typeof(${value}) WHEN 'text' THEN CAST(json_quote(${value}) AS BLOB) WHEN 'integer' THEN CAST(${value} AS REAL) ELSE ${value} END`
+const floatSql = (value: string): string =>
+  `CASE typeof(${value}) WHEN 'text' THEN CAST(json_quote(${value}) AS BLOB) WHEN 'integer' THEN CAST(${value} AS REAL) ELSE ${value} END`
 
 /** Rows of one table as `tx.prints` reads them. Numbers that SQLite would round in text stand as pieces of their own. */
 export const printSql = (table: Table, tbl: number): string => {

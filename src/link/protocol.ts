@@ -217,7 +217,10 @@ export const CompareAsk = z.discriminatedUnion("ask", [
     ask: z.literal("prints"),
     at: Point,
     skip: WordsByTable,
-    buckets: z.record(z.string().max(200), z.object({ bits: z.number().int().min(0).max(16), list: z.array(z.number().int().nonnegative()).max(65536) })),
+    buckets: z.record(
+      z.string().max(200),
+      z.object({ bits: z.number().int().min(0).max(16), list: z.array(z.number().int().nonnegative()).max(65536) }),
+    ),
   }),
   z.object({
     ask: z.literal("again"),

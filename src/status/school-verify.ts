@@ -33,14 +33,16 @@ export const verifyNow = (repair: Repair): Effect.Effect<Verified, VerifyRefused
     if (open === null) return yield* new VerifyRefused({ message: "the hub is not reachable now; compare when it is: schoolbus status" })
     const result = verifiedOf(yield* verify(open.link, open.identity, repair))
     yield* db.write((tx) =>
-      tx.run("INSERT INTO schoolbus_verified (id, at, result) VALUES (1, ?, ?) ON CONFLICT (id) DO UPDATE SET at = excluded.at, result = excluded.result", [
-        Date.parse(result.startedAt),
-        JSON.stringify(result),
-      ]),
+      tx.run(
+        "INSERT INTO schoolbus_verified (id, at, result) VALUES (1, ?, ?) ON CONFLICT (id) DO UPDATE SET at = excluded.at, result = excluded.result",
+        [Date.parse(result.startedAt), JSON.stringify(result)],
+      ),
     )
     yield* result.equal
       ? Effect.logInfo(`verify: equal with head office, ${result.bytes} bytes over the link`)
-      : Effect.logWarning(`verify: ${result.differences} rows differ from head office; ${result.repaired.up} go up, ${result.repaired.down} come down again`)
+      : Effect.logWarning(
+          `verify: ${result.differences} rows differ from head office; ${result.repaired.up} go up, ${result.repaired.down} come down again`,
+        )
     return result
   }).pipe(
     Effect.catchTags({
@@ -67,5 +69,7 @@ export const schoolVerify: Layer.Layer<Verify, never, Libsql | OpenLink> = Layer
 /** What the nightly comparison may mend without a person: rows that only head office writes. */
 export const verifyNightly = Effect.gen(function* () {
   const startedAt = yield* Clock.currentTimeMillis
-  yield* verifyNow("down").pipe(Effect.catch((error) => Effect.logInfo(`the comparison of ${new Date(startedAt).toISOString()} was left out: ${error.message}`)))
+  yield* verifyNow("down").pipe(
+    Effect.catch((error) => Effect.logInfo(`the comparison of ${new Date(startedAt).toISOString()} was left out: ${error.message}`)),
+  )
 })

@@ -16,6 +16,7 @@ import * as Scope from "effect/Scope"
 import postgres from "postgres"
 import { type Cluster, startCluster } from "../../scripts/cluster.ts"
 import { type ConfigInput, parseConfig } from "../../src/config.ts"
+import { FeedChecks } from "../../src/down/check.ts"
 import { wal2jsonOptions } from "../../src/down/decode.ts"
 import { Feed } from "../../src/down/feed.ts"
 import { runSource, slotName } from "../../src/down/source.ts"
@@ -69,6 +70,7 @@ export const openFeed = async (url: string, path: string): Promise<OpenFeed> => 
       stream = Effect.runFork(
         runSource({ url, pg, config, onStreaming: Effect.void, onLoading: () => Effect.void }).pipe(
           Effect.provideService(Feed, feed),
+          Effect.provide(FeedChecks.layer),
           Effect.tapCause((cause) =>
             Effect.sync(() => {
               failure = cause

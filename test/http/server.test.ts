@@ -45,6 +45,7 @@ const linkRoutes = () =>
     .post("/api/sync/hello", () => "link")
     .post("/api/sync/push", () => "link")
     .post("/api/sync/heartbeat", () => "link")
+    .post("/api/sync/compare", () => "link")
     .get("/api/sync/pull", () => "link")
     .get("/api/sync/stream", () => "link")
     .get("/api/sync/manifest", () => "link")

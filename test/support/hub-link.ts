@@ -37,10 +37,7 @@ export const openHubLink = async (world: World): Promise<HubLink> => {
   const dataDir = mkdtempSync(join(tmpdir(), "schoolbus-hub-"))
   const scope = Scope.makeUnsafe()
   const services = Layer.mergeAll(
-    Compare.layer.pipe(
-      Layer.provide(Layer.succeed(Libsql, world.feedFile)),
-      Layer.provideMerge(Layer.succeed(Feed, world.feed)),
-    ),
+    Compare.layer.pipe(Layer.provide(Layer.succeed(Libsql, world.feedFile)), Layer.provideMerge(Layer.succeed(Feed, world.feed))),
     Layer.succeed(Apply, world.apply),
     Layer.succeed(Postgres, world.pg),
     Calls.layer.pipe(Layer.provideMerge(HubFactStore.layer)),

@@ -13,6 +13,7 @@ import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import postgres from "postgres"
 import { type Config, type ConfigInput, parseConfig } from "../../src/config.ts"
+import { FeedChecks } from "../../src/down/check.ts"
 import { Deliver, type RowsLine } from "../../src/down/deliver.ts"
 import { Feed } from "../../src/down/feed.ts"
 import { runSource } from "../../src/down/source.ts"
@@ -37,6 +38,7 @@ export interface World {
   /** The feed's file and the hub's pool, for services that read them beside the feed. */
   readonly feedFile: LibsqlFile
   readonly pg: PostgresPool
+  readonly checks: Context.Service.Shape<typeof FeedChecks>
   readonly apply: Context.Service.Shape<typeof Apply>
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Promise<A>
   /** Waits until everything committed so far stands in the feed. */
@@ -85,6 +87,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
   for (const id of schools) await sql`INSERT INTO schoolbus.schools (id, name) VALUES (${id}, ${id})`
   const feedLayer = Feed.layer.pipe(Layer.provide(Layer.succeed(Libsql, feedFile)))
   const feed = Context.get(await inScope(Layer.build(feedLayer)), Feed)
+  const checks = Context.get(await inScope(Layer.build(FeedChecks.layer)), FeedChecks)
   const tables = Layer.succeed(Tables, { all: Effect.map(feed.tables, (list) => new Map(list.map((t) => [t.name, t.table]))) })
   const apply = Context.get(await inScope(Layer.build(Apply.layer.pipe(Layer.provide(tables), Layer.provide(Layer.succeed(Postgres, pg))))), Apply)
 
@@ -93,6 +96,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
     Effect.runFork(
       runSource({ url: database.url, pg, config: parsed, onStreaming: Effect.void, onLoading: () => Effect.void }).pipe(
         Effect.provideService(Feed, feed),
+        Effect.provideService(FeedChecks, checks),
         Effect.tapCause((cause) =>
           Effect.sync(() => {
             failure = cause
@@ -203,6 +207,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
     feed,
     feedFile,
     pg,
+    checks,
     apply,
     run,
     settle,
