@@ -48,6 +48,10 @@ export class FeedChecks extends Context.Service<
     Effect.gen(function* () {
       const queue = yield* Queue.bounded<Check>(MAX_WAITING)
       let isServed = false
+      const serving = (served: boolean) =>
+        Effect.sync(() => {
+          isServed = served
+        })
       return FeedChecks.of({
         ask: (repair) =>
           Effect.gen(function* () {
@@ -58,7 +62,7 @@ export class FeedChecks extends Context.Service<
           }),
         serve: (answer) =>
           Effect.acquireUseRelease(
-            Effect.sync(() => void (isServed = true)),
+            serving(true),
             () =>
               Effect.forever(
                 Effect.gen(function* () {
@@ -70,7 +74,7 @@ export class FeedChecks extends Context.Service<
                   )
                 }),
               ),
-            () => Effect.sync(() => void (isServed = false)),
+            () => serving(false),
           ),
       })
     }),

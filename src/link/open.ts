@@ -20,13 +20,17 @@ export class OpenLink extends Context.Service<
 >()("schoolbus/link/OpenLink") {
   static readonly layer = Layer.sync(OpenLink, () => {
     let now: Open | null = null
+    const become = (open: Open | null) =>
+      Effect.sync(() => {
+        now = open
+      })
     return OpenLink.of({
       get: Effect.sync(() => now),
       during: (open) => (effect) =>
         Effect.acquireUseRelease(
-          Effect.sync(() => void (now = open)),
+          become(open),
           () => effect,
-          () => Effect.sync(() => void (now = null)),
+          () => become(null),
         ),
     })
   })
