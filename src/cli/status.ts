@@ -84,6 +84,9 @@ const schoolLines = (look: Look, school: SchoolSnapshot): string =>
     `Link: ${school.link.state}, last contact ${since(school, school.link.lastContactAt)}, last complete sync ${since(school, school.link.lastSyncAt)}\n`,
     `To send: ${countText(school.totals.pending)} changes${school.sending.oldestPendingAt === null ? "" : `, the oldest from ${since(school, school.sending.oldestPendingAt)}`}\n`,
     school.devices.total === 0 ? "" : `Terminals: ${school.devices.approved} approved, ${school.devices.waiting} waiting for approval\n`,
+    school.verified === null
+      ? ""
+      : `Compared with head office ${since(school, school.verified.at)}: ${school.verified.left === 0 ? "equal" : `${alarm(look, school.verified.left)} rows differ; schoolbus verify --repair`}\n`,
     ...school.workers
       .filter((w) => w.failed > 0)
       .map((w) => `Worker ${clean(w.module)}: ${alarm(look, w.failed)} events failed${w.error === null ? "" : ` (${clean(w.error)})`}\n`),

@@ -13,8 +13,8 @@ export interface CheckItem {
   readonly level: Level
   readonly message: string
 }
-/** `slots` and `nodes` exist at the hub, `link` in a school. */
-export type CheckId = "postgres" | "stream" | "slots" | "nodes" | "link" | "lag" | "conflicts" | "devices"
+/** `slots` and `nodes` exist at the hub, `link` and `verify` in a school. */
+export type CheckId = "postgres" | "stream" | "slots" | "nodes" | "link" | "lag" | "conflicts" | "devices" | "verify"
 
 /** One value for graphs: `label=value[unit];warning;critical;min`. */
 interface Perf {
@@ -164,6 +164,9 @@ const checkSchool = (school: SchoolSnapshot, boundsOf: BoundsOf, { items, perf }
     { label: "oldest_pending", value: Math.round(waiting), unit: "s", ...boundsOf("lag") },
   )
   checkConflicts(school, boundsOf, { items, perf })
+  const left = school.verified?.left ?? 0
+  if (left > 0) push("verify", "WARNING", `${left} rows differ from head office: schoolbus verify --repair`)
+  else push("verify", "OK", school.verified === null ? "not compared with head office yet" : "equal with head office")
   if (school.devices.waiting > 0) push("devices", "WARNING", `${school.devices.waiting} terminal(s) wait for approval`)
   else push("devices", "OK", `${school.devices.approved} terminal(s)`)
 }
@@ -212,4 +215,5 @@ const PERF_OF: Readonly<Record<CheckId, ReadonlyArray<string>>> = {
   lag: ["pending", "oldest_pending"],
   conflicts: ["open_conflicts", "failed"],
   devices: [],
+  verify: [],
 }

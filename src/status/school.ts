@@ -5,6 +5,7 @@ import * as Layer from "effect/Layer"
 import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import type { Manifest, Table } from "../model/table.ts"
 import { runtimeName } from "../runtime.ts"
+import type { Verified } from "./verify.ts"
 import { VERSION } from "../version.ts"
 import { SchoolFactStore } from "./facts.ts"
 import { judgeSchool, schoolSentence } from "./judge.ts"
@@ -71,8 +72,10 @@ const readFacts = (tx: Tx) =>
     const workers = yield* tx.all<{ module: string; failed: number; error: string | null }>(
       "SELECT module, failed, error FROM schoolbus_worker ORDER BY module",
     )
+    const [compared] = yield* tx.all<{ result: string }>("SELECT result FROM schoolbus_verified")
+    const verified = compared === undefined ? null : (JSON.parse(compared.result) as Verified)
     const [sequence] = yield* tx.all<{ seq: number }>("SELECT seq FROM sqlite_sequence WHERE name = 'changes'")
-    return { newest: sequence?.seq ?? 0, state, pending, work, behind, conflicts, quarantine, staged: staged?.n === 1, devices, workers }
+    return { newest: sequence?.seq ?? 0, state, pending, work, behind, conflicts, quarantine, staged: staged?.n === 1, devices, workers, verified }
   })
 
 const make = Effect.gen(function* () {
@@ -183,6 +186,14 @@ const make = Effect.gen(function* () {
         waiting: read.devices.find((row) => row.status === "pending")?.n ?? 0,
       },
       workers: read.workers,
+      verified:
+        read.verified === null
+          ? null
+          : {
+              at: read.verified.startedAt,
+              differences: read.verified.differences,
+              left: Math.max(0, read.verified.differences - read.verified.repaired.up - read.verified.repaired.down),
+            },
     }
     return result
   })

@@ -71,6 +71,8 @@ export interface SchoolSnapshot extends Base {
   readonly receiving: { readonly epoch: string; readonly seq: string; readonly behind: number; readonly applying: boolean }
   readonly devices: { readonly total: number; readonly approved: number; readonly waiting: number }
   readonly workers: ReadonlyArray<{ readonly module: string; readonly failed: number; readonly error: string | null }>
+  /** The last comparison with head office; `left`: rows that differed and were not mended. null = none yet. */
+  readonly verified: { readonly at: string; readonly differences: number; readonly left: number } | null
 }
 
 /** One school as the hub sees it. */

@@ -96,3 +96,10 @@ describe("metrics", () => {
     expect(metricsOf(aSchool())).toContain('schoolbus_link_up{node="north"} 1\n')
   })
 })
+
+it("rows that differ from head office are a warning until they are mended", () => {
+  const differing = checkOf(aSchool({ verified: { at: "2026-11-24T03:00:00.000Z", differences: 3, left: 2 } }))
+  expect(differing.level).toBe("WARNING")
+  expect(differing.line).toContain("2 rows differ from head office: schoolbus verify --repair")
+  expect(checkOf(aSchool({ verified: { at: "2026-11-24T03:00:00.000Z", differences: 3, left: 0 } })).level).toBe("OK")
+})

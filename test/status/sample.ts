@@ -69,5 +69,6 @@ export const aSchool = (part: Partial<SchoolSnapshot> = {}): SchoolSnapshot => (
   receiving: { epoch: "e", seq: "42", behind: 0, applying: false },
   devices: { total: 1, approved: 1, waiting: 0 },
   workers: [],
+  verified: null,
   ...part,
 })
