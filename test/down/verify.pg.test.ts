@@ -183,7 +183,7 @@ describe("the feed against Postgres", () => {
       world.feedFile.write((tx) =>
         tx.exec(`UPDATE entry SET body = replace(body, 'Amina 30"', 'Amina XX"') WHERE key IN ${body("Amina 30")};
           DELETE FROM entry WHERE key IN ${body("Amina 31")};
-          INSERT INTO entry (audience, class, seq, tbl, key, body, at) SELECT audience, class, seq + 100000, tbl, '["00000000-0000-0000-0000-000000000000"]', body, at FROM entry WHERE key IN ${body("Amina 32")}`),
+          INSERT INTO entry (audience, class, seq, tbl, key, body, at, born) SELECT audience, class, seq + 100000, tbl, '["00000000-0000-0000-0000-000000000000"]', body, at, born FROM entry WHERE key IN ${body("Amina 32")}`),
       ),
     )
     const found = await world.run(world.checks.ask(false))
