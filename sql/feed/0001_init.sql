@@ -67,6 +67,15 @@ CREATE TABLE touched (
   PRIMARY KEY (rule, value)
 ) WITHOUT ROWID;
 
+-- Of tables with columns that the newer write decides: JSON object, column -> [commit time in microseconds, xid] of its last
+-- change, null = unknown; "*" = all that are not named. No row: every column is as old as the entry.
+CREATE TABLE column_time (
+  tbl   INTEGER NOT NULL,
+  key   TEXT NOT NULL,
+  times TEXT NOT NULL,
+  PRIMARY KEY (tbl, key)
+) WITHOUT ROWID;
+
 -- Keys that a keyed comparison has not met again yet; what is left at its end no longer exists in Postgres.
 CREATE TABLE unmet (
   tbl INTEGER NOT NULL,

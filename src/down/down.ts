@@ -26,6 +26,7 @@ import { EXAMPLES, FeedChecks, type TableCheck } from "./check.ts"
 import type { Compute } from "./computed.ts"
 import type { DecodeTable, Decoder } from "./decode.ts"
 import { type Append, type Appender, Feed, type FeedTable, type Position, rowKey } from "./feed.ts"
+import { isTimed, noteTimes, type Written } from "./times.ts"
 
 /** Messages of an unfinished txn that are held before it is written chunk by chunk. */
 const LARGE_TXN = 20_000
@@ -78,6 +79,9 @@ interface Pending {
   at: number
   isInsert: boolean
   ifDifferent: boolean
+  /** Of tables whose columns have times: what earlier txns wrote to the row since the last flush. */
+  earlier?: Array<Written>
+  xid?: number
 }
 
 /** `"2026-01-01 08:00:00.123456+00"` -> microseconds since 1970. */
@@ -125,6 +129,13 @@ export const runDown = (
     /** Writes compacted rows; rows whose message left something out are completed from the feed, or read again. */
     const writeRows = Effect.fnUntraced(function* (appender: Appender, pending: Map<string, Pending>) {
       if (pending.size === 0) return
+      yield* noteTimes(
+        appender.tx,
+        [...pending.values()].flatMap((row) =>
+          isTimed(row.table) ? [{ ...row, xid: row.xid ?? xid, isRead: row.ifDifferent, earlier: row.earlier ?? [] }] : [],
+        ),
+        tokenize,
+      )
       const incomplete = [...pending.values()].filter((row) => row.tokens?.includes(undefined) === true)
       const present =
         incomplete.length === 0 ? new Map<string, string>() : yield* appender.bodies(incomplete.map((row) => [row.table.id, row.key] as const))
@@ -286,8 +297,10 @@ export const runDown = (
             const id = rowKey(table.id, event.key)
             const before = pending.get(id)
             if (before === undefined) {
-              pending.set(id, { table, key: event.key, tokens: event.tokens, at: micros, isInsert: event.isInsert, ifDifferent: false })
+              pending.set(id, { table, key: event.key, tokens: event.tokens, at: micros, isInsert: event.isInsert, ifDifferent: false, xid })
             } else {
+              if (isTimed(table)) before.earlier = [...(before.earlier ?? []), { tokens: before.tokens, at: before.at, xid: before.xid ?? xid }]
+              before.xid = xid
               const known = before.tokens
               before.tokens = known !== null && event.tokens.includes(undefined) ? event.tokens.map((token, i) => token ?? known[i]) : event.tokens
               before.at = micros

@@ -442,6 +442,7 @@ export class Feed extends Context.Service<
                   const holders = yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ? AND body IS NOT NULL", [
                     table.id,
                   ])
+                  yield* tx.run("DELETE FROM column_time WHERE tbl = ?", [table.id])
                   yield* tx.run(
                     `UPDATE entry SET body = NULL, at = ?1, seq = ?2 + r.n
                        FROM (SELECT audience AS a, key AS k, row_number() OVER () AS n FROM entry WHERE tbl = ?3 AND body IS NOT NULL) r
@@ -631,6 +632,7 @@ export class Feed extends Context.Service<
             for (const { id } of present.filter(({ name }) => !taken.has(name))) {
               yield* tx.run("DELETE FROM entry WHERE tbl = ?", [id])
               yield* tx.run("DELETE FROM tie WHERE rule = ?", [id])
+              yield* tx.run("DELETE FROM column_time WHERE tbl = ?", [id])
               yield* tx.run("DELETE FROM unmet WHERE tbl = ?", [id])
               yield* tx.run("DELETE FROM reread WHERE tbl = ?", [id])
               yield* tx.run("DELETE FROM tables WHERE id = ?", [id])
