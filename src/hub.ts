@@ -8,6 +8,7 @@ import { type Config, loadConfig } from "./config.ts"
 import { FeedChecks } from "./down/check.ts"
 import { Compare } from "./down/compare.ts"
 import { Feed } from "./down/feed.ts"
+import { feedTimes } from "./down/times.ts"
 import { prepare, runSource, type SourceError, slotName } from "./down/source.ts"
 import { Calls, hubSyncNow } from "./http/calls.ts"
 import { authFor, makeApp } from "./http/server.ts"
@@ -131,7 +132,11 @@ const layers = (options: HubOptions) => {
     Tables,
     Effect.gen(function* () {
       const { tables: list } = yield* Feed
-      return { all: Effect.map(list, (all) => new Map(all.map((entry) => [entry.name, entry.table]))) }
+      const db = yield* Libsql
+      return {
+        all: Effect.map(list, (all) => new Map(all.map((entry) => [entry.name, entry.table]))),
+        times: (name, keys) => Effect.flatMap(list, (all) => feedTimes(db, all, name, keys)),
+      }
     }),
   )
   const base = Layer.mergeAll(

@@ -104,6 +104,20 @@ CREATE TABLE schoolbus.stored (
 CREATE INDEX stored_row ON schoolbus.stored (table_name, row_key);
 CREATE INDEX stored_batch ON schoolbus.stored (incarnation, batch);
 
+-- When schools captured what they pushed, for columns that the newer write decides: at, ms since 1970. xid: the push's own,
+-- row_xid: what xmin of the row said after it. column_name: * for an inserted row, - for a deleted one.
+CREATE TABLE schoolbus.column_times (
+  table_name  text NOT NULL,
+  row_key     text NOT NULL,
+  column_name text NOT NULL,
+  at          bigint NOT NULL,
+  xid         bigint NOT NULL,
+  row_xid     bigint NOT NULL,
+  written_at  timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (table_name, row_key, column_name)
+);
+CREATE INDEX column_times_written ON schoolbus.column_times (written_at);
+
 -- The end of a read outside the stream: when this row arrives in the stream, everything the read could see has arrived.
 CREATE TABLE schoolbus.marks (
   id text PRIMARY KEY,

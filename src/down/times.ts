@@ -45,11 +45,7 @@ export const isTimed = (table: FeedTable): boolean => timedOf(table).length > 0
 const timeOf = (written: Written | undefined): Time => (written === undefined ? null : [written.at, written.xid])
 
 /** Before the rows are written: what stands in the feed is what they are compared with. */
-export const noteTimes = (
-  tx: Tx,
-  rows: ReadonlyArray<Timed>,
-  tokenize: (body: string) => ReadonlyArray<string>,
-): Effect.Effect<void, LibsqlError> =>
+export const noteTimes = (tx: Tx, rows: ReadonlyArray<Timed>, tokenize: (body: string) => ReadonlyArray<string>): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     // An insert needs nothing: all its columns are as old as its entry.
     const timed = rows.filter((row) => !row.isInsert || row.earlier.length > 0)
@@ -99,8 +95,22 @@ export interface Copy {
   readonly columns: Readonly<Record<string, { readonly at: number; readonly xid: number } | null>>
 }
 
-/** By wire key; rows that the feed never had are left out. */
-export const readTimes = (db: LibsqlFile, table: FeedTable, keys: ReadonlyArray<string>): Effect.Effect<ReadonlyMap<string, Copy>, LibsqlError> =>
+/** By wire key; rows that the feed never had are left out, and all when it cannot be read: their times are unknown then. */
+export const feedTimes = (
+  db: LibsqlFile,
+  tables: ReadonlyArray<FeedTable>,
+  name: string,
+  keys: ReadonlyArray<string>,
+): Effect.Effect<ReadonlyMap<string, Copy>> => {
+  const table = tables.find((one) => one.name === name)
+  return table === undefined
+    ? Effect.succeed(new Map())
+    : readTimes(db, table, keys).pipe(
+        Effect.catch((error) => Effect.as(Effect.logWarning(`times of ${name} could not be read: ${error.message}`), new Map<string, Copy>())),
+      )
+}
+
+const readTimes = (db: LibsqlFile, table: FeedTable, keys: ReadonlyArray<string>): Effect.Effect<ReadonlyMap<string, Copy>, LibsqlError> =>
   Effect.map(
     db.read((tx) =>
       tx.all<{ key: string; body: string | null; at: number; times: string | null }>(
@@ -122,7 +132,11 @@ export const readTimes = (db: LibsqlFile, table: FeedTable, keys: ReadonlyArray<
           })
           return [
             key,
-            { row: Object.fromEntries(table.columns.map((column, i) => [column.name, values[i] ?? null])), at: null, columns: Object.fromEntries(columns) },
+            {
+              row: Object.fromEntries(table.columns.map((column, i) => [column.name, values[i] ?? null])),
+              at: null,
+              columns: Object.fromEntries(columns),
+            },
           ]
         }),
       ),

@@ -59,7 +59,8 @@ export class Apply extends Context.Service<
             message: `the bytes are batch ${header.number} of ${header.incarnation}, the request says batch ${input.number} of ${input.incarnation}`,
           })
         }
-        const ground = { school: input.school, tables: yield* tables.all, ...(tables.had === undefined ? {} : { had: tables.had }) }
+        const { had, times } = tables
+        const ground = { school: input.school, tables: yield* tables.all, ...(had && { had }), ...(times && { times }) }
         return yield* pg
           .tx((session) => applyBatch(session, input, decoded.ok, ground))
           .pipe(
@@ -75,7 +76,7 @@ export class Apply extends Context.Service<
   )
 }
 
-const applyBatch = (session: Session, input: BatchInput, decoded: DecodedBatch, base: Pick<Ground, "school" | "tables" | "had">) =>
+const applyBatch = (session: Session, input: BatchInput, decoded: DecodedBatch, base: Pick<Ground, "school" | "tables" | "had" | "times">) =>
   Effect.gen(function* () {
     yield* setTimeouts(session)
     const last = yield* lockHead(session, input)

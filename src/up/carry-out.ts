@@ -6,6 +6,7 @@
  *
  * Whatever is wrong with one row is that row's outcome; the others are carried out.
  */
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { wireKey } from "../model/key.ts"
 import { ruleOf, type Table } from "../model/table.ts"
@@ -29,15 +30,17 @@ import { currentKey, rowId, type RowChange } from "./coalesce.ts"
 import { matching, tupleText, unnest } from "./lists.ts"
 import { isOwnBaseRule } from "./merge.ts"
 import { type Compared, whichGreater } from "./order.ts"
-import { type Decision, type Proposal, resolve, type Row } from "./resolve.ts"
+import { type Decision, type Office, type Proposal, resolve, type Row } from "./resolve.ts"
 import { readReferencing, readShapes, type Shape } from "./shape.ts"
 import type { Tables } from "./tables.ts"
+import { type Pushing, readOfficeTimes, recordTimes } from "./times.ts"
 import { type Step, type Write, writeAll } from "./write.ts"
 
 export interface Ground {
   readonly school: string
   readonly tables: ReadonlyMap<string, Table>
   readonly had?: Tables["Service"]["had"]
+  readonly times?: Tables["Service"]["times"]
   /** What Postgres made of values that this file sent and may not have seen come down yet, by `rowId`, then by column. */
   readonly stored: ReadonlyMap<string, ReadonlyMap<string, ReadonlyArray<{ readonly sent: Wire; readonly stored: Wire }>>>
   /** Bases of columns that wait for a person, by `rowId`: an open conflict is measured from where it began. */
@@ -68,6 +71,7 @@ interface Work extends Pointing, Leaving {
   respelled: ReadonlySet<string>
   theirs: Row | null
   theirsAt: number | null
+  xmin: string | null
   isMineGreater: ReadonlySet<string>
   decision: Decision | null
   refusal: Refusal | null
@@ -107,7 +111,13 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
     yield* spell(session, all)
     yield* lock(session, all)
     yield* compare(session, all)
-    yield* decide(ground, all)
+    const times = yield* readOfficeTimes(
+      session,
+      ground.times,
+      all.filter(({ refusal }) => refusal === null).map(metOf),
+      yield* Clock.currentTimeMillis,
+    )
+    yield* decide(ground, all, new Map([...times].map(([met, office]) => [met.work, office])))
     const writing = () => all.filter((work) => work.refusal === null && work.decision !== null && work.decision.write !== "nothing")
     yield* checkReferences(
       session,
@@ -128,6 +138,7 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
     }
     yield* write(session, writing())
     const altered = yield* readAltered(session, writing())
+    yield* recordTimes(session, writing().map(pushingOf))
 
     return changes.map((change): Outcome => {
       const work = works.get(change)
@@ -142,6 +153,27 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
       return { row: change, decision, refusal: null, after, keyAfter, altered: [...mergedOf(work, after, altered.get(work) ?? [])] }
     })
   })
+
+const metOf = (work: Work) => ({
+  work,
+  table: work.table,
+  shape: work.shape,
+  key: work.key,
+  keyWires: work.change.key,
+  op: work.change.op,
+  base: work.base,
+  mine: work.mine,
+  theirs: work.theirs,
+  theirsAt: work.theirsAt,
+  xmin: work.xmin,
+})
+
+const pushingOf = ({ table, shape, key, row, isDelete, change, decision }: Work): Pushing => {
+  const { at, columnAt } = change
+  const keyAfter = isDelete ? change.key : table.key.map((name) => row[name] ?? null)
+  const keyTexts = isDelete ? key : textsOf(table, table.key, row)
+  return { table, shape, keyAfter, keyTexts, write: decision?.write ?? "nothing", set: decision?.set ?? {}, at, columnAt }
+}
 
 /** What became of sent values: a trigger's change of them, and sums and lists, which took in what head office had written. */
 const mergedOf = (work: Work, after: Row | null, altered: Outcome["altered"]): Outcome["altered"] => {
@@ -174,6 +206,7 @@ const startWork = (change: RowChange, table: Table, shape: Shape): Work => {
     respelled: new Set(),
     theirs: null,
     theirsAt: null,
+    xmin: null,
     isMineGreater: new Set(),
     decision: null,
     refusal: null,
@@ -273,20 +306,21 @@ const lock = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<void,
       const columns = table.columns.filter((column) => shape.columns.has(column.name))
       const types = table.key.map((name) => shape.columns.get(name)?.base ?? "text")
       const rows = yield* session.texts(
-        `SELECT ${time}, ${columns.map((column) => `t.${ident(column.name)}`).join(", ")} FROM ${from} JOIN ${qualified(table.name)} AS t ON ${matching(table.key, types)}
+        `SELECT ${time}, t.xmin::text, ${columns.map((column) => `t.${ident(column.name)}`).join(", ")} FROM ${from} JOIN ${qualified(table.name)} AS t ON ${matching(table.key, types)}
           ORDER BY ${table.key.map((name) => `t.${ident(name)}`).join(", ")}${shape.can.update ? " FOR UPDATE OF t" : ""}`,
         params,
       )
       const found = new Map(
-        rows.map(([at, ...cells]) => {
+        rows.map(([at, xmin, ...cells]) => {
           const row: Row = Object.fromEntries(columns.map((column, i) => [column.name, textToWire(column.kind, cells[i] ?? null)]))
-          return [tupleText(textsOf(table, table.key, row)), { row, at: at == null ? null : Number(at) }] as const
+          return [tupleText(textsOf(table, table.key, row)), { row, at: at == null ? null : Number(at), xmin: xmin ?? null }] as const
         }),
       )
       for (const work of own) {
         const present = found.get(tupleText(work.key))
         work.theirs = present?.row ?? null
         work.theirsAt = present?.at ?? null
+        work.xmin = present?.xmin ?? null
       }
     }
   })
@@ -311,7 +345,7 @@ const compare = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<vo
   })
 
 /** Says of each row whether the school may, and what is to be written. */
-const decide = (ground: Ground, works: ReadonlyArray<Work>): Effect.Effect<void> =>
+const decide = (ground: Ground, works: ReadonlyArray<Work>, times: ReadonlyMap<Work, Pick<Office, "at" | "columnAt">>): Effect.Effect<void> =>
   Effect.gen(function* () {
     const open = works.filter((work) => work.refusal === null)
     // Keys that another change of this batch frees: whoever takes them meets no row.
@@ -356,7 +390,8 @@ const decide = (ground: Ground, works: ReadonlyArray<Work>): Effect.Effect<void>
       // A row that was moved to another school is out of this one's reach, whatever the strategy.
       const rule: Table = isOutside && change.op === "update" ? { ...table, strategy: "vps_wins" } : table
       work.theirs = theirs
-      work.decision = resolve(rule, proposal, { row: theirs, at: work.theirsAt, columnAt: {}, isMineGreater: work.isMineGreater })
+      const { isMineGreater } = work
+      work.decision = resolve(rule, proposal, { at: work.theirsAt, columnAt: {}, ...times.get(work), row: theirs, isMineGreater })
       work.isDelete = work.decision.write === "delete"
       work.row = { ...(theirs ?? {}), ...work.decision.set }
       work.written = new Set(Object.keys(work.decision.set))

@@ -79,7 +79,7 @@ export const discardQuarantined = (pg: PostgresPool, id: string, by: string): Ef
 /** Tries the change again; when it still cannot be written the record says why now. */
 export const retryQuarantined = (
   pg: PostgresPool,
-  ground: Pick<Ground, "tables" | "had">,
+  ground: Pick<Ground, "tables" | "had" | "times">,
   id: string,
   by: string,
 ): Effect.Effect<void, QuarantineRefused | PostgresError> =>

@@ -2,6 +2,16 @@
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import type { Table } from "../model/table.ts"
+import type { Wire } from "../model/value.ts"
+
+/** A row as the feed has it; null = deleted. Times are ms since 1970. */
+export interface FeedCopy {
+  readonly row: Readonly<Record<string, Wire>> | null
+  /** Of a deleted row: when. */
+  readonly at: number | null
+  /** Of columns that the newer write decides: their last change, and the xid of its txn; null = unknown. */
+  readonly columns: Readonly<Record<string, { readonly at: number; readonly xid: number } | null>>
+}
 
 export class Tables extends Context.Service<
   Tables,
@@ -14,5 +24,7 @@ export class Tables extends Context.Service<
      * row that does not exist counts as deleted.
      */
     readonly had?: (school: string, table: string, keys: ReadonlyArray<string>) => Effect.Effect<ReadonlySet<string>>
+    /** By wire key, of rows that the feed has or had. Without it every row is as old as its last commit. */
+    readonly times?: (table: string, keys: ReadonlyArray<string>) => Effect.Effect<ReadonlyMap<string, FeedCopy>>
   }
 >()("schoolbus/up/Tables") {}

@@ -17,6 +17,7 @@ import { FeedChecks } from "../../src/down/check.ts"
 import { Deliver, type RowsLine } from "../../src/down/deliver.ts"
 import { Feed } from "../../src/down/feed.ts"
 import { runSource } from "../../src/down/source.ts"
+import { feedTimes } from "../../src/down/times.ts"
 import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
 import { freeze } from "../../src/libsql/freeze.ts"
 import { migrateFile } from "../../src/libsql/migrate.ts"
@@ -88,7 +89,10 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
   const feedLayer = Feed.layer.pipe(Layer.provide(Layer.succeed(Libsql, feedFile)))
   const feed = Context.get(await inScope(Layer.build(feedLayer)), Feed)
   const checks = Context.get(await inScope(Layer.build(FeedChecks.layer)), FeedChecks)
-  const tables = Layer.succeed(Tables, { all: Effect.map(feed.tables, (list) => new Map(list.map((t) => [t.name, t.table]))) })
+  const tables = Layer.succeed(Tables, {
+    all: Effect.map(feed.tables, (list) => new Map(list.map((t) => [t.name, t.table]))),
+    times: (name, keys) => Effect.flatMap(feed.tables, (list) => feedTimes(feedFile, list, name, keys)),
+  })
   const apply = Context.get(await inScope(Layer.build(Apply.layer.pipe(Layer.provide(tables), Layer.provide(Layer.succeed(Postgres, pg))))), Apply)
 
   let failure: unknown

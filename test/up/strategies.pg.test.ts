@@ -3,6 +3,7 @@ import { openOffice } from "./office.ts"
 
 const DDL = `
 CREATE TABLE kept (id int PRIMARY KEY, school_id text, points int DEFAULT 0, balance numeric(14,2), big bigint, tags text[], notes text, seen date, low timestamptz, best text, last_login timestamptz, v int);
+CREATE TABLE timed (id int PRIMARY KEY, best text);
 CREATE FUNCTION double() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.v IS DISTINCT FROM OLD.v THEN NEW.v := NEW.v + 100; END IF; RETURN NEW; END $$;
 CREATE TRIGGER t BEFORE UPDATE ON kept FOR EACH ROW EXECUTE FUNCTION double();`
 
@@ -12,6 +13,7 @@ let b: ReturnType<typeof o.school>
 let k = 0
 beforeAll(async () => {
   o = await openOffice(DDL, {
+    timed: { audience: "all", strategy: "newest_wins" },
     kept: {
       audience: "all",
       strategy: "merge",
@@ -133,6 +135,38 @@ describe("other rules", () => {
     ])
     expect(gone.verdict(0)).toBe("conflict")
     expect(await read("points")).toEqual({ points: 2 })
+  })
+})
+
+describe("a school clock in 1970 or 2099", () => {
+  const HOUR = 3_600_000
+  const newest = (mine: string, at: number) => ({ ...edit({ best: "base" }, { best: mine }), table: "timed", at })
+  /** Head office writes now; the school was last heard an hour ago, or a moment after head office's write. */
+  test.each([
+    ["1970, heard an hour ago", 0, -HOUR, "office"],
+    ["1970, heard since", 0, 5, "school"],
+    ["2099, heard an hour ago", Date.parse("2099-01-01"), -HOUR, "school"],
+    ["right, written before head office", -HOUR / 2, -HOUR, "office"],
+  ])("%s", async (_, at, heard, winner) => {
+    await o.sql(`INSERT INTO timed VALUES (${k}, 'office')`)
+    const [written] = await o.sql(`SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1000 AS at FROM timed WHERE id = ${k}`)
+    const now = Number(written?.["at"])
+    while (Date.now() <= now + 10) await new Promise((resolve) => setTimeout(resolve, 1))
+    await a.push([newest("school", at < 0 ? now + at : at)], { contacts: [[0, now + heard, now + heard]] })
+    expect(await o.sql(`SELECT best FROM timed WHERE id = ${k}`)).toEqual([{ best: winner }])
+    const [record] = await o.sql(
+      `SELECT mine_at, extract(epoch FROM mine_at) * 1000 AS at FROM schoolbus.conflicts WHERE table_name = 'public.timed' AND row_key = '[${k}]'`,
+    )
+    expect(Number(record?.["at"])).toBeGreaterThanOrEqual(now + heard - 1)
+    expect(Number(record?.["at"])).toBeLessThanOrEqual(Date.now())
+  })
+  test("decides nothing where newest_wins has no say", async () => {
+    await put("best = 'b', points = 7")
+    await a.push([
+      { ...edit({ best: "a", points: 5 }, { best: "c", points: 6 }), at: 0 },
+      { ...edit({ best: "c" }, { best: "d" }), at: 4e12 },
+    ])
+    expect(await read("best, points")).toEqual({ best: "d", points: 8 })
   })
 })
 
