@@ -25,6 +25,8 @@ export interface TerminalOptions {
   readonly data?: string
   /** Seconds between polls, also after a failure; the server's Delay and ErrorDelay when absent. */
   readonly interval?: number
+  /** Whom it holds when it is new here. */
+  readonly users?: ReadonlyArray<TerminalUser>
   /** Users that fit in; one more is answered with 8, as firmware does. */
   readonly capacity?: number
   readonly log?: (line: string) => void
@@ -122,7 +124,7 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
   const memory: Memory =
     options.data !== undefined && existsSync(options.data)
       ? (JSON.parse(readFileSync(options.data, "utf8")) as Memory)
-      : { users: [], unsent: [], punches: 0 }
+      : { users: [...(options.users ?? [])], unsent: [], punches: 0 }
   const save = (): void => {
     if (options.data === undefined) return
     writeFileSync(`${options.data}.new`, JSON.stringify(memory))

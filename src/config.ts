@@ -78,6 +78,8 @@ const PeopleRule = z.strictObject({
 })
 
 export type PluginName = "wal2json" | "pgoutput"
+const TimeOfDay = z.string().regex(/^([01]\d|2[0-3]):[0-5]\d$/, "write it like 07:30")
+const DayName = z.enum(["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"])
 
 const ConfigFile = z.strictObject({
   plugin: z.enum(["wal2json", "pgoutput"]).default("wal2json"),
@@ -85,6 +87,7 @@ const ConfigFile = z.strictObject({
   devices: z
     .strictObject({
       people: z.record(z.string(), PeopleRule),
+      terminalUsers: z.enum(["adopt", "keep", "remove"]).exactOptional(),
       attendance: z
         .strictObject({
           table: z.string(),
@@ -92,6 +95,23 @@ const ConfigFile = z.strictObject({
           at: z.string(),
           status: z.string().exactOptional(),
           device: z.string().exactOptional(),
+          rows: z.enum(["punch", "day"]).exactOptional(),
+          day: z.string().exactOptional(),
+          out: z.string().exactOptional(),
+          values: z
+            .strictObject({ present: z.string().exactOptional(), late: z.string().exactOptional(), out: z.string().exactOptional() })
+            .exactOptional(),
+          hours: z
+            .strictObject({
+              from: TimeOfDay,
+              graceMinutes: z.number().int().min(0).max(600).exactOptional(),
+              days: z.partialRecord(DayName, TimeOfDay).exactOptional(),
+            })
+            .exactOptional(),
+          weekend: z.array(DayName).exactOptional(),
+          holidays: z
+            .array(z.string().regex(/^\d{4}-\d\d-\d\d(\/\d{4}-\d\d-\d\d)?$/, "write it like 2026-12-25 or 2026-12-19/2027-01-05"))
+            .exactOptional(),
         })
         .exactOptional(),
     })
@@ -192,6 +212,7 @@ export const parseConfig = (source: string, value: unknown): Config | ConfigRefu
       ? {}
       : {
           devices: {
+            ...(devices.terminalUsers === undefined ? {} : { terminalUsers: devices.terminalUsers }),
             people: Object.fromEntries(Object.entries(devices.people).map(([name, rule]) => [qualify(name), rule])),
             ...(devices.attendance === undefined ? {} : { attendance: { ...devices.attendance, table: qualify(devices.attendance.table) } }),
           },

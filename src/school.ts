@@ -20,6 +20,7 @@ import { verifyRoutes } from "./http/verify.ts"
 import { Devices } from "./iclock/devices.ts"
 import { installRoster, Roster } from "./iclock/fill.ts"
 import { listenIclock } from "./iclock/front.ts"
+import { Commands } from "./iclock/queue.ts"
 import { pendingByTable } from "./libsql/changes.ts"
 import { Libsql } from "./libsql/client.ts"
 import { noteContact } from "./libsql/contact.ts"
@@ -51,6 +52,8 @@ export interface SchoolOptions {
   readonly port: number
   readonly iclockPort: number | null
   readonly host: string
+  /** Where terminals call; null: `host`. They are on the LAN while operators may stay on this machine. */
+  readonly iclockHost: string | null
   readonly adminToken: string | null
   readonly adopt: boolean
   /** Once, for a file that was copied or put back: it starts a new life under a new name. */
@@ -419,8 +422,9 @@ const school = (options: SchoolOptions) =>
     const server = yield* listen({ ...options, maxBodyBytes: 1024 * 1024 }, (request) => app.handle(request))
     yield* Effect.logInfo(`school node listens on http://${options.host}:${server.port}`)
     if (options.iclockPort !== null) {
-      const terminals = yield* listenIclock({ port: options.iclockPort, host: options.host })
-      yield* Effect.logInfo(`terminals may call http://${options.host}:${terminals.port}/iclock/`)
+      const host = options.iclockHost ?? options.host
+      const terminals = yield* listenIclock({ port: options.iclockPort, host })
+      yield* Effect.logInfo(`terminals may call http://${host}:${terminals.port}/iclock/`)
     }
     yield* cron(SYNC_CRON, Effect.andThen(run.closeRun("schedule", false), run.wake.open))
     yield* cron(
@@ -454,10 +458,11 @@ const layers = (options: SchoolOptions) => {
       return db
     }),
   ).pipe(Layer.provide(Libsql.layer(join(options.dataDir, "school.db"))))
+  const terminals = Roster.layer.pipe(Layer.provideMerge(Commands.layer), Layer.provideMerge(Devices.layer))
   const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer).pipe(Layer.provideMerge(file))
   return Layer.mergeAll(
     Deliver.layer,
-    Roster.layer.pipe(Layer.provideMerge(Devices.layer)),
+    terminals,
     schoolStatus,
     schoolConflicts,
     schoolRuns,

@@ -1,4 +1,5 @@
 -- Attendance terminals as the schools' nodes report them. Written by the nodes, read here; a school owns its own rows.
+-- `devices` and `device_user_mappings` also come down again to a school whose file was made anew.
 -- Times of a terminal are text as the terminal wrote them; everything else is timestamptz.
 
 CREATE TABLE schoolbus.devices (
@@ -9,13 +10,18 @@ CREATE TABLE schoolbus.devices (
   status      text NOT NULL,               -- pending, approved, retired
   zone        text NOT NULL,               -- IANA name: Africa/Nairobi
   address     text,                        -- last address it called from
-  pinned_address text,                     -- only calls from here count
+  pinned_address text,                     -- only calls from here count: an address, or a net like 10.20.0.0/24
+  family      text NOT NULL,               -- att: attendance; acc: access control (3.x)
   model       text,
   firmware    text,
   push_version text,
   users_reported integer,                  -- what the terminal itself says it holds
   punches_reported integer,
   skew_seconds integer,                    -- its clock minus ours, as last measured
+  card_form   text,                        -- how it writes card numbers itself: decimal, bracket
+  unsupported text NOT NULL,               -- commands that it said it does not know, by comma
+  offset_told integer,                     -- minutes east of UTC, as last told to it
+  replaced_by integer,                     -- the terminal that hangs there now
   att_stamp   text NOT NULL,               -- last ATTLOG stamp of an upload that we stored
   op_stamp    text NOT NULL,
   first_seen_at timestamptz NOT NULL,
@@ -31,11 +37,12 @@ CREATE TABLE schoolbus.device_commands (
   id          bigint NOT NULL,             -- as the terminal sees it: C:<id>:…
   command     text NOT NULL,
   pin         text,                        -- the person it is about
-  status      text NOT NULL,               -- pending, sent, done, failed, cancelled
+  status      text NOT NULL,               -- pending, sent, done, failed, cancelled, expired
   attempts    integer NOT NULL,
   result      integer,                     -- the terminal's Return
   error       text,
   created_at  timestamptz NOT NULL,
+  expires_at  timestamptz,                 -- not sent after this; null: it waits for ever
   sent_at     timestamptz,
   done_at     timestamptz,
   PRIMARY KEY (school, device_id, id)
@@ -80,6 +87,7 @@ CREATE TABLE schoolbus.punches (
   verify        text NOT NULL,
   at_utc        timestamptz,               -- the same moment, by the terminal's zone
   zone          text NOT NULL,
+  skew_seconds  integer,                   -- the terminal's clock minus the node's, when this upload told it
   work_code     text,
   raw           text NOT NULL,             -- the line as it came
   person_table  text,                      -- null: nobody is known under this pin

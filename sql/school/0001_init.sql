@@ -14,6 +14,7 @@ CREATE TABLE schoolbus_state (
   applying    TEXT,                      -- JSON of the cut that is being applied in chunks, while rows of it may show; null = none
   clock_offset INTEGER NOT NULL DEFAULT 0,-- server time minus own time, ms, at the last contact
   contact_at  INTEGER NOT NULL DEFAULT 0,-- own time of the last contact, ms since 1970
+  terminals   INTEGER NOT NULL DEFAULT 0,-- 1: this file knows the terminals and pins that head office has of the school
   stop        TEXT                       -- named reason why this node does not sync: cloned, restored, wrong_cluster, schema_ahead
 );
 
@@ -169,10 +170,10 @@ CREATE TABLE schoolbus_verified (
   result TEXT NOT NULL                   -- JSON
 );
 
--- Tables of people that were written since the terminals' rosters were last compared with them: marked by triggers in the
+-- Tables of people and terminals that were written since the terminals' rosters were last compared with them: marked by triggers in the
 -- writing transaction. taken: the roster is at work on it; what is written meanwhile makes a mark of its own.
 CREATE TABLE schoolbus_roster_dirty (
-  tbl   TEXT NOT NULL,                   -- "students"; "*" = every terminal, also what failed before
+  tbl   TEXT NOT NULL,                   -- "students"; "*" = also what failed before; "=3" = everyone on terminal 3
   taken INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (tbl, taken)
 ) WITHOUT ROWID;
@@ -203,6 +204,7 @@ CREATE TABLE schoolbus_iclock_user (
   pin  TEXT NOT NULL,
   name TEXT NOT NULL,
   card TEXT,
+  privilege INTEGER NOT NULL DEFAULT 0,  -- above 0: may open the terminal's menu
   at   INTEGER NOT NULL,
   PRIMARY KEY (device_id, pin)
 ) WITHOUT ROWID;

@@ -60,6 +60,7 @@ export const COMMANDS: ReadonlyArray<Command> = [
       DATA_DIR,
       PORT,
       { name: "iclock-port", kind: "port", help: "port for attendance terminals; absent = no terminals" },
+      { name: "iclock-host", kind: "text", help: "address that terminals call, e.g. that of the LAN; absent = as --host" },
       HOST,
       ADMIN_TOKEN,
       { name: "adopt", kind: "flag", help: "take over tables with rows that stand in school.db already" },

@@ -22,6 +22,7 @@ export const school = async (input: Input, _io: Io): Promise<number> => {
     dataDir: input.text("data-dir"),
     port: input.number("port"),
     host: input.text("host"),
+    iclockHost: input.textOr("iclock-host", null),
     iclockPort: input.numberOr("iclock-port", null),
     adminToken: input.textOr("admin-token", null),
     adopt: input.flag("adopt"),

@@ -89,6 +89,8 @@ const deviceProblems = (config: Config, catalog: Catalog): ReadonlyArray<string>
           devices.attendance.at,
           devices.attendance.status,
           devices.attendance.device,
+          devices.attendance.day,
+          devices.attendance.out,
         ])),
   ]
 }

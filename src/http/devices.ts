@@ -1,20 +1,39 @@
 /** The operator's API for terminals, on the school's node; the paths below `/api/v1` answer in the form that existing tools expect. */
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { type AnyElysia, Elysia } from "elysia"
 import { z } from "zod"
+import { alertsOf } from "../iclock/alerts.ts"
 import { type Device, type DeviceRefused, Devices } from "../iclock/devices.ts"
+import { csvStart, type PunchFilter, punchPage } from "../iclock/export.ts"
 import { type DeviceSync, Roster } from "../iclock/fill.ts"
-import type { LibsqlError } from "../libsql/client.ts"
+import { type CommandRecord, Commands } from "../iclock/queue.ts"
+import { Libsql, type LibsqlError } from "../libsql/client.ts"
 import { answering, Refusal } from "./server.ts"
 
 const Approval = z
   .strictObject({
     zone: z.string().min(1).max(60).exactOptional(),
     name: z.string().min(1).max(80).exactOptional(),
-    address: z.string().min(1).max(45).exactOptional(),
+    /** An address or a net; empty: from anywhere. */
+    address: z.string().max(45).exactOptional(),
   })
   .default({})
-const Command = z.strictObject({ command: z.string().min(1).max(40) })
+const Command = z.strictObject({
+  command: z.string().min(1).max(40),
+  from: z.string().max(40).exactOptional(),
+  to: z.string().max(40).exactOptional(),
+  confirm: z.string().max(64).exactOptional(),
+})
+const Replacement = z.strictObject({ serial: z.string().min(1).max(64) })
+const Claim = z.strictObject({
+  pin: z.string().min(1).max(24),
+  person: z.string().min(1).max(200),
+  table: z.string().min(1).max(130).exactOptional(),
+})
+const History = z.object({ limit: z.coerce.number().int().min(1).max(1000).default(100) })
+const Moment = z.string().regex(/^\d{4}-\d\d-\d\d([ T]\d\d(:\d\d){0,2})?$/, "write it like 2026-03-03 or 2026-03-03 07:30:00")
+const Export = z.object({ device: z.string().max(64).exactOptional(), from: Moment.exactOptional(), to: Moment.exactOptional() })
 
 const STATUS = { not_found: 404, not_ready: 503, invalid: 422 } as const
 const TITLE = { not_found: "No such terminal", not_ready: "Not ready", invalid: "Not possible" } as const
@@ -24,7 +43,7 @@ const toRefusal = (error: DeviceRefused | LibsqlError): Refusal | LibsqlError =>
     ? new Refusal({ status: STATUS[error.code], code: `device_${error.code}`, title: TITLE[error.code], detail: error.message })
     : error
 
-const view = (device: Device) => ({
+const view = (device: Device, now: number) => ({
   id: device.id,
   serial: device.serial,
   name: device.name,
@@ -41,6 +60,24 @@ const view = (device: Device) => ({
   firstSeenAt: device.first_seen_at,
   lastSeenAt: device.last_seen_at,
   approvedAt: device.approved_at,
+  family: device.family,
+  unsupported: device.unsupported === "" ? [] : device.unsupported.split(","),
+  replacedBy: device.replaced_by,
+  alerts: alertsOf(device, now),
+})
+
+const commandView = (row: CommandRecord) => ({
+  id: row.id,
+  command: row.command,
+  pin: row.pin,
+  status: row.status,
+  attempts: row.attempts,
+  result: row.result,
+  error: row.error,
+  createdAt: row.created_at,
+  expiresAt: row.expires_at,
+  sentAt: row.sent_at,
+  doneAt: row.done_at,
 })
 
 const studentsOf = (sync: DeviceSync) =>
@@ -58,10 +95,38 @@ const studentsOf = (sync: DeviceSync) =>
     error: person.error,
   }))
 
-export const deviceRoutes: Effect.Effect<AnyElysia, never, Devices | Roster> = Effect.map(Effect.context<Devices | Roster>(), (context) => {
+/** Punches as a stream of pages: none is held longer than it takes to send. */
+const csvStream = (
+  filter: PunchFilter,
+  page: (filter: PunchFilter, after: number) => Promise<{ readonly lines: string; readonly next: number | null }>,
+) => {
+  const encoder = new TextEncoder()
+  let after: number | null = 0
+  return new ReadableStream<Uint8Array>({
+    start: (controller) => controller.enqueue(encoder.encode(csvStart())),
+    pull: async (controller) => {
+      if (after === null) return controller.close()
+      const { lines, next } = await page(filter, after)
+      after = next
+      if (lines !== "") controller.enqueue(encoder.encode(lines))
+      if (next === null) controller.close()
+    },
+  })
+}
+
+type Needs = Devices | Commands | Roster | Libsql
+
+export const deviceRoutes: Effect.Effect<AnyElysia, never, Needs> = Effect.map(Effect.context<Needs>(), (context) => {
   const answer = answering(context)
-  const run = <A>(request: Request, effect: Effect.Effect<A, DeviceRefused | LibsqlError, Devices | Roster>) =>
+  const run = <A>(request: Request, effect: Effect.Effect<A, DeviceRefused | LibsqlError, Needs>) =>
     answer(request, Effect.mapError(effect, toRefusal))
+  /** Another zone reaches the terminal at its next handshake, which it is told to make. */
+  const approve = (id: string, body: z.infer<typeof Approval>) =>
+    Effect.tap(
+      Devices.use((devices) => devices.approve(id, body)),
+      () => Roster.use((roster) => roster.tellZones),
+    )
+  const shown = <E, R>(device: Effect.Effect<Device, E, R>) => Effect.zipWith(device, Clock.currentTimeMillis, view)
   const status = (id: string) => Roster.use((roster) => roster.status(id))
   const sync = (id: string) =>
     Effect.map(
@@ -70,31 +135,54 @@ export const deviceRoutes: Effect.Effect<AnyElysia, never, Devices | Roster> = E
     )
   const queued = (data: { readonly totalStudents: number; readonly commandsQueued: number }): string =>
     `full sync of ${data.totalStudents} people: ${data.commandsQueued} commands queued`
+  const page = (filter: PunchFilter, after: number) =>
+    Effect.runPromiseWith(context)(Libsql.use((db) => db.read((tx) => punchPage(tx, filter, after))))
+  const command = (id: string, body: z.infer<typeof Command>) =>
+    Effect.map(
+      Commands.use((commands) => commands.send(id, body)),
+      (commandId) => ({ id: commandId }),
+    )
 
   return new Elysia({ name: "devices" })
     .get("/api/devices", ({ request }) =>
       run(
         request,
-        Devices.use((devices) => Effect.map(devices.list, (items) => ({ items: items.map(view) }))),
+        Devices.use((devices) =>
+          Effect.zipWith(devices.list, Clock.currentTimeMillis, (items, now) => ({ items: items.map((device) => view(device, now)) })),
+        ),
       ),
     )
+    .post("/api/devices/:id/approve", ({ request, params, body }) => run(request, shown(approve(params.id, body))), {
+      body: Approval,
+    })
+    .post("/api/devices/:id/retire", ({ request, params }) => run(request, shown(Devices.use((devices) => devices.retire(params.id)))))
     .post(
-      "/api/devices/:id/approve",
+      "/api/devices/:id/replace",
+      ({ request, params, body }) => run(request, shown(Devices.use((devices) => devices.replace(params.id, body.serial)))),
+      { body: Replacement },
+    )
+    .post(
+      "/api/devices/:id/claims",
       ({ request, params, body }) =>
         run(
           request,
-          Devices.use((devices) => Effect.map(devices.approve(params.id, body), view)),
+          Effect.map(
+            Roster.use((roster) => roster.claim(params.id, body)),
+            (punches) => ({ punches }),
+          ),
         ),
-      { body: Approval },
+      { body: Claim },
     )
     .get("/api/devices/:id/sync-status", ({ request, params }) =>
       run(
         request,
-        Effect.map(status(params.id), (found) => ({
-          device: view(found.device),
+        Effect.zipWith(status(params.id), Clock.currentTimeMillis, (found, now) => ({
+          device: view(found.device, now),
           summary: found.summary,
           students: studentsOf(found),
-          unknownPins: found.foreign,
+          unknownPins: found.unknown,
+          terminalUsers: found.foreign,
+          comparedAt: found.comparedAt,
         })),
       ),
     )
@@ -104,14 +192,30 @@ export const deviceRoutes: Effect.Effect<AnyElysia, never, Devices | Roster> = E
         Effect.map(sync(params.id), (data) => ({ ...data, message: queued(data) })),
       ),
     )
-    .post(
+    .get(
       "/api/devices/:id/commands",
-      ({ request, params, body }) =>
+      ({ request, params, query }) =>
         run(
           request,
-          Devices.use((devices) => Effect.map(devices.command(params.id, body.command), (id) => ({ id }))),
+          Effect.map(
+            Commands.use((commands) => commands.history(params.id, query.limit)),
+            (rows) => ({ items: rows.map(commandView) }),
+          ),
         ),
-      { body: Command },
+      { query: History },
+    )
+    .post("/api/devices/:id/commands", ({ request, params, body }) => run(request, command(params.id, body)), { body: Command })
+    .get(
+      "/api/punches.csv",
+      ({ query }) =>
+        new Response(csvStream({ serial: query.device ?? null, from: query.from ?? null, to: query.to?.replace("T", " ") ?? null }, page), {
+          headers: {
+            "content-type": "text/csv; charset=utf-8",
+            "content-disposition": 'attachment; filename="punches.csv"',
+            "cache-control": "no-store",
+          },
+        }),
+      { query: Export },
     )
     .get("/api/v1/device/:id/sync-status", ({ request, params }) =>
       run(
@@ -124,5 +228,23 @@ export const deviceRoutes: Effect.Effect<AnyElysia, never, Devices | Roster> = E
         request,
         Effect.map(sync(params.id), (data) => ({ success: true, message: queued(data), data })),
       ),
+    )
+    .post(
+      "/api/v1/device/:id/approve",
+      ({ request, params, body }) =>
+        run(
+          request,
+          Effect.map(shown(approve(params.id, body)), (data) => ({ success: true, data })),
+        ),
+      { body: Approval },
+    )
+    .post(
+      "/api/v1/device/:id/commands",
+      ({ request, params, body }) =>
+        run(
+          request,
+          Effect.map(command(params.id, body), (data) => ({ success: true, message: "command queued", data })),
+        ),
+      { body: Command },
     )
 })

@@ -2,13 +2,13 @@
  * A punch -> the row of the school's attendance table, by the config's rule (pure). What the rule does not name is taken from
  * what is known: the school, the person's own row, the moment. A row that cannot be made is a fault in words, never a guess.
  */
-import { audienceColumn, type Column, type DeviceRules, type Table } from "../model/table.ts"
+import { type AttendanceRules, audienceColumn, type Column, type Table } from "../model/table.ts"
 import type { Cell } from "../model/value.ts"
 import { timestamptz, utcToWall } from "./clock.ts"
 
 export interface AttendanceRule {
   readonly table: Table
-  readonly rule: NonNullable<DeviceRules["attendance"]>
+  readonly rule: AttendanceRules
   /** The table of the person who punched, its id column by the people rule, and that person's row. */
   readonly people: Table
   readonly idColumn: string
@@ -20,6 +20,8 @@ export interface AttendancePunch {
   readonly rowId: string
   /** ms since 1970. */
   readonly at: number
+  /** The last out of the day; null or absent: none yet. */
+  readonly out?: number | null
   readonly status: string
   readonly serial: string
   readonly deviceId: number
@@ -56,6 +58,35 @@ const textAs = (column: Column, text: string): Cell => {
   }
 }
 
+const DAYS = ["sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"] as const
+const weekday = (day: string): string => DAYS[new Date(`${day}T00:00:00Z`).getUTCDay()] ?? ""
+
+/** `day`: `"2026-03-03"`, where the terminal hangs. */
+export const isDayOff = (rule: AttendanceRules, day: string): boolean =>
+  (rule.weekend ?? []).includes(weekday(day)) ||
+  (rule.holidays ?? []).some((span) => {
+    const [from = "", to = from] = span.split("/")
+    return from <= day && day <= to
+  })
+
+/** What stands in the status column for a punch at this wall clock; `isFirst`: the person's first of the day. */
+export const statusFor = (rule: AttendanceRules, wall: string, isFirst: boolean): string => {
+  const present = rule.values?.present ?? "present"
+  if (!isFirst) return rule.values?.out ?? present
+  const from = rule.hours?.days?.[weekday(wall.slice(0, 10))] ?? rule.hours?.from
+  if (from === undefined) return present
+  const minutes = (time: string): number => Number(time.slice(0, 2)) * 60 + Number(time.slice(3, 5))
+  return minutes(wall.slice(11, 16)) > minutes(from) + (rule.hours?.graceMinutes ?? 0) ? (rule.values?.late ?? "late") : present
+}
+
+/** A status that this rule wrote; anything else was written by a person. */
+export const isOurs = (rule: AttendanceRules, status: string | null): boolean =>
+  status === null || [rule.values?.present ?? "present", rule.values?.late ?? "late", rule.values?.out].includes(status)
+
+/** The column that says which day a row is of. */
+export const dayColumnOf = ({ table, rule }: Pick<AttendanceRule, "table" | "rule">): string | null =>
+  rule.day ?? (table.columns.find((column) => column.name === rule.at)?.type === "date" ? rule.at : null)
+
 /** False: this table is about other people, e.g. attendance of pupils when a teacher punched. */
 export const concerns = ({ table, rule, people }: AttendanceRule): boolean => {
   const reference = table.references.find((one) => one.columns.length === 1 && one.columns[0] === rule.person)
@@ -70,6 +101,8 @@ export const attendanceRow = (config: AttendanceRule, person: ReadonlyMap<string
     const { name } = column
     if (name === rule.person) return person.get(references(name)?.to[0] ?? idColumn) ?? person.get(idColumn) ?? null
     if (name === rule.at) return momentAs(column, punch.at, punch.zone)
+    if (name === rule.day) return momentAs(column, punch.at, punch.zone)
+    if (name === rule.out) return punch.out == null ? null : momentAs(column, punch.out, punch.zone)
     if (name === rule.status) return textAs(column, punch.status)
     if (name === rule.device) return textAs(column, column.kind === "text" ? punch.serial : String(punch.deviceId))
     if (name === audienceColumn(table.audience)) return textAs(column, punch.school)

@@ -1,5 +1,5 @@
 /** Uploads: ATTLOG, OPERLOG, USERINFO, rtlog, options (pure). Never throws; a line that cannot be read is kept as it came, with the reason. */
-import { readWall, utcToWall } from "./clock.ts"
+import { numberToWall, readWall, utcToWall } from "./clock.ts"
 import { type Line, linesOf } from "./request.ts"
 
 /** A longer line of a text table is no record; firmware writes some 60 bytes. */
@@ -27,6 +27,10 @@ export interface TerminalUser {
   readonly pin: string
   readonly name: string
   readonly card: string | null
+  /** How it wrote the card; null: there is none. */
+  readonly cardForm: "decimal" | "bracket" | null
+  /** 0: an ordinary user. */
+  readonly privilege: number
 }
 
 /** What an upload held. Each of its `count` lines is in one of the lists, or is biometric, which is neither asked for nor kept. */
@@ -125,9 +129,18 @@ const BIOMETRIC = new Set(["FP", "FACE", "FVEIN", "USERPIC", "BIOPHOTO", "BIODAT
 const readUser = (fields: ReadonlyMap<string, string>): Read => {
   const pin = fields.get("pin") ?? ""
   if (!PIN.test(pin)) return reject("a user without a PIN")
+  const cardText = fields.get("card") ?? fields.get("cardno") ?? ""
+  const card = normalCard(cardText)
+  const privilege = fields.get("pri") ?? fields.get("privilege") ?? ""
   return {
     kind: "user",
-    user: { pin: normalPin(pin), name: fields.get("name") ?? "", card: normalCard(fields.get("card") ?? fields.get("cardno") ?? "") },
+    user: {
+      pin: normalPin(pin),
+      name: fields.get("name") ?? "",
+      card,
+      cardForm: card === null ? null : cardText.startsWith("[") ? "bracket" : "decimal",
+      privilege: /^\d{1,3}$/.test(privilege) ? Number(privilege) : 0,
+    },
   }
 }
 
@@ -162,14 +175,24 @@ const readRealtime = (text: string, zone: string): Read => {
 
 export const parseRtlog = (body: Uint8Array, zone: string): Upload => collect(body, (text) => readRealtime(text, zone))
 
+/** A stored record of a 3.x terminal: `transaction cardno=⇥pin=⇥verified=⇥doorid=⇥eventtype=⇥inoutstate=⇥time_second=`. */
+const readTransaction = (fields: ReadonlyMap<string, string>, zone: string, raw: string): Read => {
+  const of = (...names: ReadonlyArray<string>): string => names.map((name) => fields.get(name)).find((value) => value !== undefined) ?? ""
+  if (/^0*$/.test(of("pin")) || !isEntry(of("eventtype", "event"))) return { kind: "event" }
+  const time = of("time", "time_second")
+  return attendance([of("pin"), numberToWall(time) ?? time, of("inoutstate", "inoutstatus"), of("verified", "verifytype")], zone, raw)
+}
+
 /** 3.x `tabledata`: `user uid=…⇥pin=…`; templates are biometric, other tables are kept as they came. */
-const readTableData = (text: string): Read => {
+const readTableData = (text: string, zone: string): Read => {
   const word = /^([A-Za-z][A-Za-z0-9]*)[ \t]/.exec(text)?.[1] ?? ""
-  if (word.toLowerCase() === "user") return readUser(fieldsOf(text.slice(word.length + 1).split("\t")))
+  const fields = () => fieldsOf(text.slice(word.length + 1).split("\t"))
+  if (word.toLowerCase() === "user") return readUser(fields())
+  if (word.toLowerCase() === "transaction") return readTransaction(fields(), zone, text)
   return /^(biodata|biophoto|userpic|templatev10|facev7|fvtemplate)$/i.test(word) ? { kind: "biometric" } : { kind: "event" }
 }
 
-export const parseTableData = (body: Uint8Array): Upload => collect(body, readTableData)
+export const parseTableData = (body: Uint8Array, zone: string): Upload => collect(body, (text) => readTableData(text, zone))
 
 /** Lines of a table that is neither asked for nor kept. */
 export const countLines = (body: Uint8Array): number => linesOf(body).length

@@ -90,3 +90,21 @@ export const wallNumber = (wall: string): number => {
   const [year = 2000, month = 1, day = 1, hour = 0, minute = 0, second = 0] = wall.split(/[- :]/).map(Number)
   return ((year - 2000) * 372 + (month - 1) * 31 + (day - 1)) * 86_400 + hour * 3600 + minute * 60 + second
 }
+
+/** The wall clock of such a number; null when it is none. */
+export const numberToWall = (text: string): string | null => {
+  if (!/^\d{1,10}$/.test(text)) return null
+  const seconds = Number(text)
+  const days = Math.floor(seconds / 86_400)
+  const rest = seconds % 86_400
+  const parts = [Math.floor(days / 372) + 2000, Math.floor((days % 372) / 31) + 1, (days % 31) + 1]
+  const time = [Math.floor(rest / 3600), Math.floor((rest % 3600) / 60), rest % 60]
+  return readWall(`${parts.join("-")} ${time.join(":")}`)
+}
+
+/** `"+0300"` */
+export const offsetText = (zone: string, at: number): string => {
+  const minutes = offsetMinutes(zone, at)
+  const size = Math.abs(minutes)
+  return `${minutes < 0 ? "-" : "+"}${two(String(Math.floor(size / 60)))}${two(String(size % 60))}`
+}

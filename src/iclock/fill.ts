@@ -10,22 +10,42 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Semaphore from "effect/Semaphore"
-import { readText, safely } from "../libsql/cells.ts"
 import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import type { Manifest } from "../model/table.ts"
-import type { Cell } from "../model/value.ts"
-import { timestamptz } from "./clock.ts"
-import { cutName, deleteUser, isDelete, QUERY_USERS, updateUser } from "./command.ts"
-import { type Device, type DeviceRefused, Devices, markAll, notApproved, queueCommands, readSchool } from "./devices.ts"
+import { claimPin, mapUnknown } from "./claim.ts"
+import { offsetMinutes, timestamptz } from "./clock.ts"
+import { authorizeUser, cutName, deleteUser, QUERY_USERS, updateUser } from "./command.ts"
+import { type Device, DeviceRefused, Devices, markAll, notApproved, readSchool } from "./devices.ts"
+import {
+  checkedSince,
+  forgetUnlisted,
+  type HeldRow,
+  isRemoved,
+  readForeign,
+  readHeld,
+  readPeople,
+  readRoster,
+  readUnknown,
+  type UnknownPin,
+  wrongCard,
+} from "./held.ts"
 import type { School } from "./punches.ts"
-import { type Held, type Person, type Roster as RosterInput, type RosterStep, rosterSteps, rosterTriggers } from "./roster.ts"
+import { Commands, knows, notOpen, queueCommands } from "./queue.ts"
+import { type ForeignUser, type Person, type Roster as RosterInput, type RosterStep, rosterSteps, rosterTriggers } from "./roster.ts"
 
 /** How often marks are looked for. */
 const POLL_MS = 500
+/** How often the hour of every terminal is compared with the clock. */
+const ZONE_POLL_MS = 30_000
+/** A terminal that does not shake hands again when told to is told again after this. */
+const CHECK_AGAIN_MS = 3_600_000
 /** Steps per transaction. */
 const CHUNK_STEPS = 100
 const ASK_CRON = "0 */2 * * *"
 const COMPARE_CRON = "10 */2 * * *"
+const TRIM_CRON = "23 3 * * *"
+/** What a verification asks waits no longer than until the next one. */
+const ASK_EXPIRES_MS = 2 * 3_600_000
 
 export interface PersonStatus {
   readonly pin: string | null
@@ -54,149 +74,100 @@ export interface DeviceSync {
     readonly not_synced: number
   }
   readonly people: ReadonlyArray<PersonStatus>
-  /** Pins that the terminal reports and nobody here has. */
-  readonly foreign: ReadonlyArray<string>
+  /** Users that the terminal reports and nobody here has. */
+  readonly foreign: ReadonlyArray<ForeignUser & { readonly name: string }>
+  /** Pins of punches that nobody is known for. */
+  readonly unknown: ReadonlyArray<UnknownPin>
+  /** When the terminal's own list was last compared. */
+  readonly comparedAt: string | null
 }
 
-const NOT_ACTIVE = "0, '0', 'f', 'false', 'no', 'inactive', ''"
-
-/** People whom terminals should hold, by the config's rule: active, with a card or pin where the rule names such columns. */
-const readPeople = (tx: Tx, manifest: Manifest) =>
-  Effect.gen(function* () {
-    const people: Array<Person> = []
-    for (const [name, rule] of Object.entries(manifest.devices?.people ?? {})) {
-      const table = manifest.tables.find((one) => one.name === name)
-      if (table === undefined) continue
-      const column = (wanted: string | undefined) => (wanted === undefined ? "NULL" : safely(ident(wanted)))
-      const isActive = rule.active === undefined ? "1" : `(${ident(rule.active)} IS NOT NULL AND ${ident(rule.active)} NOT IN (${NOT_ACTIVE}))`
-      const carries = [rule.card, rule.pin].flatMap((one) => (one === undefined ? [] : [`coalesce(${ident(one)}, '') <> ''`]))
-      const rows = yield* tx.values(
-        `SELECT ${[rule.id, rule.name, rule.card, rule.pin, rule.group].map(column).join(", ")} FROM ${ident(table.local)}
-          WHERE ${isActive} ${carries.length === 0 ? "" : `AND (${carries.join(" OR ")})`} ORDER BY ${ident(rule.id)}`,
-      )
-      for (const row of rows) {
-        const text = (cell: Cell | undefined): string | null => (cell == null ? null : readText(cell).trim() || null)
-        people.push({ table: name, id: text(row[0]) ?? "", name: text(row[1]) ?? "", card: text(row[2]), pin: text(row[3]), group: text(row[4]) })
-      }
-    }
-    return people
-  })
-
-interface StatusRow {
+interface StepRow {
   readonly pin: string
-  readonly person_table: string
-  readonly person_id: string
+  readonly table: string
+  readonly person: string
   readonly name: string
   readonly card: string | null
-  readonly status: PersonStatus["status"]
-  readonly attempts: number
-  readonly error: string | null
-  readonly synced_at: string | null
-  readonly command: string | null
-  /** 1: it was confirmed before the terminal's last own list, which does not have it. */
-  readonly missing: number
+  readonly isLeaving: boolean
+  readonly commands: ReadonlyArray<string>
 }
 
-/** Pins of one terminal with their newest command, and whether the terminal's own list (asked for, and come) lacks them. */
-const readHeld = (tx: Tx, school: string, device: Device) =>
-  tx.all<StatusRow>(
-    `WITH asked AS (
-       SELECT max(sent_at) AS at FROM device_commands WHERE school = ?1 AND device_id = ?2 AND command = '${QUERY_USERS}' AND status = 'done'
-     ), listed AS (
-       SELECT u.pin FROM schoolbus_iclock_user u, asked WHERE u.device_id = ?2 AND u.at >= unixepoch(substr(asked.at, 1, 19)) * 1000
-     )
-     SELECT s.pin, s.person_table, s.person_id, s.name, s.card, s.status, s.attempts, s.error, s.synced_at, c.command,
-            (s.status = 'synced' AND s.synced_at < (SELECT at FROM asked) AND EXISTS (SELECT 1 FROM listed)
-               AND s.pin NOT IN (SELECT pin FROM listed)) AS missing
-       FROM device_user_sync_status s
-       LEFT JOIN device_commands c ON c.school = s.school AND c.device_id = s.device_id AND c.id = s.command_id
-      WHERE s.school = ?1 AND s.device_id = ?2`,
-    [school, device.id],
-  )
-
-const readForeign = (tx: Tx, school: string, device: Device) =>
-  Effect.map(
-    tx.all<{ pin: string }>(
-      `SELECT pin FROM schoolbus_iclock_user u WHERE device_id = ?2
-          AND NOT EXISTS (SELECT 1 FROM device_user_mappings m WHERE m.school = ?1 AND m.device_id = ?2 AND m.pin = u.pin) ORDER BY pin`,
-      [school, device.id],
-    ),
-    (rows) => rows.map((row) => row.pin),
-  )
-
-const readRoster = (tx: Tx, { school, manifest }: School, device: Device, people: ReadonlyArray<Person>, again: RosterInput["again"]) =>
-  Effect.gen(function* () {
-    // A person has the same number on every terminal where it is free; the one of this terminal counts.
-    const mappings = yield* tx.all<{ pin: string; person_table: string; person_id: string }>(
-      "SELECT pin, person_table, person_id FROM device_user_mappings WHERE school = ?1 ORDER BY device_id = ?2, to_at IS NULL, device_id, from_at",
-      [school, device.id],
-    )
-    const held = (yield* readHeld(tx, school, device)).filter((row) => {
-      // Without its table nothing is known about a person; that is no reason to remove them.
-      const isRuled = manifest.devices?.people[row.person_table] !== undefined
-      return !isRuled || manifest.tables.some((table) => table.name === row.person_table)
-    })
-    return {
-      people,
-      held: held.map(
-        (row): Held => ({
-          pin: row.pin,
-          table: row.person_table,
-          id: row.person_id,
-          name: row.name,
-          card: row.card,
-          status: row.status,
-          removing: row.command !== null && isDelete(row.command),
-          missing: row.missing === 1,
-        }),
-      ),
-      taken: new Map(mappings.map((row) => [row.pin, { table: row.person_table, id: row.person_id }])),
-      foreign: new Set(yield* readForeign(tx, school, device)),
-      again,
-    } satisfies RosterInput
-  })
+const rowOf = (step: RosterStep, device: Device): ReadonlyArray<StepRow> => {
+  switch (step.kind) {
+    case "add": {
+      const { pin, person } = step
+      const user = updateUser({ pin, name: person.name, card: person.card })
+      const commands = device.family === "acc" ? [user, authorizeUser(pin)] : [user]
+      return [{ pin, table: person.table, person: person.id, name: cutName(person.name), card: person.card, isLeaving: false, commands }]
+    }
+    case "remove": {
+      const { pin, table, id, name, card } = step.held
+      return [{ pin, table, person: id, name: name ?? "", card, isLeaving: true, commands: [deleteUser(pin)] }]
+    }
+    default:
+      return []
+  }
+}
 
 /** Writes some steps of one terminal: pins, commands, states. The newest command for a pin is the only one that counts. */
-const writeSteps = (tx: Tx, school: string, device: Device, steps: ReadonlyArray<RosterStep>, now: number) =>
+const writeSteps = (tx: Tx, state: School, device: Device, steps: ReadonlyArray<RosterStep>, now: number) =>
   Effect.gen(function* () {
+    const { school } = state
     const at = timestamptz(now)
     const id = BigInt(device.id)
-    const rows = steps.map((step) =>
-      step.kind === "add"
-        ? {
-            pin: step.pin,
-            table: step.person.table,
-            person: step.person.id,
-            name: cutName(step.person.name),
-            card: step.person.card,
-            command: updateUser({ pin: step.pin, name: step.person.name, card: step.person.card }),
-          }
-        : {
-            pin: step.held.pin,
-            table: step.held.table,
-            person: step.held.id,
-            name: step.held.name,
-            card: step.held.card,
-            command: deleteUser(step.held.pin),
-          },
-    )
-    yield* tx.many(
-      `INSERT INTO device_user_mappings (school, device_id, pin, person_table, person_id, from_at, to_at) VALUES (?1,?2,?3,?4,?5,?6,?7)
-       ON CONFLICT (school, device_id, pin) DO UPDATE SET to_at = excluded.to_at WHERE (to_at IS NULL) <> (excluded.to_at IS NULL)`,
-      rows.map((row) => [school, id, row.pin, row.table, row.person, at, isDelete(row.command) ? at : null]),
-    )
+    const freed = steps.flatMap((step) => (step.kind === "free" ? [step.pin] : []))
+    const rows = steps.flatMap((step) => rowOf(step, device))
     yield* tx.run(
       `UPDATE device_commands SET status = 'cancelled', done_at = ?1 WHERE school = ?2 AND device_id = ?3 AND status IN ('pending', 'sent')
           AND pin IN (SELECT value FROM json_each(?4))`,
-      [at, school, device.id, JSON.stringify(rows.map((row) => row.pin))],
+      [at, school, device.id, JSON.stringify([...freed, ...rows.map((row) => row.pin)])],
     )
-    const ids = yield* queueCommands(tx, { school, deviceId: device.id, now }, rows)
+    for (const table of ["device_user_mappings", "device_user_sync_status"]) {
+      yield* tx.run(`DELETE FROM ${table} WHERE school = ? AND device_id = ? AND pin IN (SELECT value FROM json_each(?))`, [
+        school,
+        device.id,
+        JSON.stringify(freed),
+      ])
+    }
+    yield* tx.many(
+      `INSERT INTO device_user_mappings (school, device_id, pin, person_table, person_id, from_at, to_at) VALUES (?1,?2,?3,?4,?5,?6,?7)
+       ON CONFLICT (school, device_id, pin) DO UPDATE SET to_at = excluded.to_at WHERE (to_at IS NULL) <> (excluded.to_at IS NULL)`,
+      rows.map((row) => [school, id, row.pin, row.table, row.person, at, row.isLeaving ? at : null]),
+    )
+    const commands = rows.flatMap((row) => row.commands.map((command) => ({ command, pin: row.pin })))
+    const ids = yield* queueCommands(tx, { school, deviceId: device.id, now }, commands)
+    // The last command of a person: when it is done, all are.
+    const lastId = new Map(commands.map((command, i) => [command.pin, ids[i] ?? 0]))
     yield* tx.many(
       `INSERT INTO device_user_sync_status (school, device_id, pin, person_table, person_id, name, card, status, command_id, attempts, updated_at)
        VALUES (?,?,?,?,?,?,?,'pending',?,0,?)
        ON CONFLICT (school, device_id, pin) DO UPDATE SET name = excluded.name, card = excluded.card, status = 'pending',
          command_id = excluded.command_id, attempts = 0, error = NULL, updated_at = excluded.updated_at`,
-      rows.map((row, i) => [school, id, row.pin, row.table, row.person, row.name, row.card, BigInt(ids[i] ?? 0), at]),
+      rows.map((row) => [school, id, row.pin, row.table, row.person, row.name, row.card, BigInt(lastId.get(row.pin) ?? 0), at]),
+    )
+    yield* expel(tx, school, device, steps, now)
+    yield* mapUnknown(
+      tx,
+      state,
+      device,
+      rows.map((row) => row.pin),
+      now,
+    )
+  })
+
+const expel = (tx: Tx, school: string, device: Device, steps: ReadonlyArray<RosterStep>, now: number) =>
+  Effect.gen(function* () {
+    const pins = steps.flatMap((step) => (step.kind === "expel" ? [step.pin] : []))
+    if (pins.length === 0) return
+    const tried = yield* tx.all<{ pin: string }>(
+      `SELECT DISTINCT pin FROM device_commands WHERE school = ? AND device_id = ? AND pin IN (SELECT value FROM json_each(?)) AND status <> 'cancelled'`,
+      [school, device.id, JSON.stringify(pins)],
+    )
+    const wanted = pins.filter((pin) => !tried.some((row) => row.pin === pin))
+    yield* queueCommands(
+      tx,
+      { school, deviceId: device.id, now },
+      wanted.map((pin) => ({ command: deleteUser(pin), pin })),
     )
   })
 
@@ -211,29 +182,40 @@ export class Roster extends Context.Service<
       idOrSerial: string,
     ) => Effect.Effect<{ readonly device: Device; readonly people: number; readonly queued: number }, DeviceRefused | LibsqlError>
     readonly status: (idOrSerial: string) => Effect.Effect<DeviceSync, DeviceRefused | LibsqlError>
+    /** Whose a pin is that nobody had; the number of punches that are this person's now. */
+    readonly claim: (
+      idOrSerial: string,
+      of: { readonly pin: string; readonly person: string; readonly table?: string },
+    ) => Effect.Effect<number, DeviceRefused | LibsqlError>
     /** Turns what is marked into commands, now. */
     readonly settle: Effect.Effect<void, LibsqlError>
     /** Asks every approved terminal what it holds, and compares it with its roster. */
     readonly verify: Effect.Effect<void, LibsqlError>
+    /** Tells terminals whose hour has changed. */
+    readonly tellZones: Effect.Effect<void, LibsqlError>
   }
 >()("schoolbus/iclock/Roster") {
-  static readonly layer: Layer.Layer<Roster, never, Libsql | Devices> = Layer.effect(
+  static readonly layer: Layer.Layer<Roster, never, Libsql | Devices | Commands> = Layer.effect(
     Roster,
     Effect.gen(function* () {
       const db = yield* Libsql
       const devices = yield* Devices
+      const commands = yield* Commands
       const one = Semaphore.makeUnsafe(1)
 
-      /** One terminal; the number of commands queued. */
+      /** One terminal; the number of people and pins that commands were queued for. */
       const fill = (state: School, device: Device, people: ReadonlyArray<Person>, again: RosterInput["again"]) =>
         Effect.gen(function* () {
-          const steps = rosterSteps(yield* db.read((tx) => readRoster(tx, state, device, people, again)))
+          const now = yield* Clock.currentTimeMillis
+          const input = yield* db.read((tx) => readRoster(tx, state, device, people, { again, now }))
+          const steps = rosterSteps(input)
           for (const chunk of chunksOf(steps)) {
-            const now = yield* Clock.currentTimeMillis
-            yield* db.write((tx) => writeSteps(tx, state.school, device, chunk, now))
-            yield* devices.changed
+            yield* db.write((tx) => writeSteps(tx, state, device, chunk, now))
+            yield* commands.changed
           }
-          return steps.length
+          const { listedAt } = input
+          if (listedAt !== null && again !== "nothing") yield* db.write((tx) => forgetUnlisted(tx, device, listedAt))
+          return steps.filter((step) => step.kind !== "free").length
         })
 
       const read = db.read((tx) =>
@@ -260,7 +242,7 @@ export class Roster extends Context.Service<
 
       const settle = one.withPermit(
         Effect.gen(function* () {
-          const marks = yield* db.read((tx) => tx.all<{ tbl: string }>("SELECT tbl FROM schoolbus_roster_dirty LIMIT 100"))
+          const marks = yield* db.read((tx) => tx.all<{ tbl: string }>("SELECT tbl FROM schoolbus_roster_dirty LIMIT 1000"))
           if (marks.length === 0 || (yield* db.read(readSchool)) === null) return
           // Marks are dropped when their work is done; what is written meanwhile marks anew.
           yield* db.write((tx) =>
@@ -269,9 +251,17 @@ export class Roster extends Context.Service<
               tx.run("DELETE FROM schoolbus_roster_dirty WHERE taken = 0"),
             ),
           )
+          // A terminal may have been approved, or a pin given, at head office.
+          yield* devices.changed
+          yield* commands.changed
           const found = yield* read
           const again = marks.some((mark) => mark.tbl === "*") ? "failed" : "nothing"
-          if (found !== null) for (const device of yield* approved) yield* fill(found.state, device, found.people, again)
+          if (found !== null) {
+            for (const device of yield* approved) {
+              const isWhole = marks.some((mark) => mark.tbl === `=${device.id}`)
+              yield* fill(found.state, device, found.people, isWhole ? "everyone" : again)
+            }
+          }
           yield* db.write((tx) => tx.run("DELETE FROM schoolbus_roster_dirty WHERE taken = 1"))
         }),
       )
@@ -284,21 +274,35 @@ export class Roster extends Context.Service<
             const state = yield* readSchool(tx)
             if (state === null) return
             for (const device of all) {
-              const open = yield* tx.all<{ command: string }>(
-                "SELECT command FROM device_commands WHERE school = ? AND device_id = ? AND status IN ('pending', 'sent') AND command IN ('INFO', ?)",
-                [state.school, device.id, QUERY_USERS],
-              )
-              const wanted = ["INFO", QUERY_USERS].filter((command) => !open.some((row) => row.command === command))
+              const wanted = (yield* notOpen(tx, device.id, ["INFO", QUERY_USERS])).filter((command) => knows(device, command))
               yield* queueCommands(
                 tx,
                 { school: state.school, deviceId: device.id, now },
-                wanted.map((command) => ({ command, pin: null })),
+                wanted.map((command) => ({ command, pin: null, expiresMs: ASK_EXPIRES_MS })),
               )
             }
             yield* markAll(tx)
           }),
         )
-        yield* devices.changed
+        yield* commands.changed
+      })
+
+      const tellZones = Effect.gen(function* () {
+        const now = yield* Clock.currentTimeMillis
+        const late = (yield* approved).filter((device) => device.offset_told !== null && device.offset_told !== offsetMinutes(device.zone, now))
+        for (const device of late) {
+          const isTold = yield* db.write((tx) =>
+            Effect.gen(function* () {
+              const state = yield* readSchool(tx)
+              if (state === null || (yield* checkedSince(tx, device, now - CHECK_AGAIN_MS))) return false
+              yield* queueCommands(tx, { school: state.school, deviceId: device.id, now }, [
+                { command: "CHECK", pin: null, expiresMs: CHECK_AGAIN_MS },
+              ])
+              return true
+            }),
+          )
+          if (isTold) yield* commands.changed
+        }
       })
 
       const status = (wanted: string) =>
@@ -306,34 +310,65 @@ export class Roster extends Context.Service<
           const device = yield* devices.find(wanted)
           const found = yield* read
           const people = found?.people ?? []
+          const now = yield* Clock.currentTimeMillis
           return yield* db.read((tx) =>
             Effect.gen(function* () {
               const state = yield* readSchool(tx)
-              const rows = state === null ? [] : yield* readHeld(tx, state.school, device)
-              const foreign = state === null ? [] : yield* readForeign(tx, state.school, device)
-              return { device, ...statusOf(people, rows), foreign }
+              if (state === null) return { device, ...statusOf(people, []), foreign: [], unknown: [], comparedAt: null }
+              const { rows, listedAt } = yield* readHeld(tx, state.school, device, now)
+              const foreign = yield* readForeign(tx, state.school, device)
+              const unknown = yield* readUnknown(tx, state.school, device)
+              return { device, ...statusOf(people, rows), foreign, unknown, comparedAt: listedAt }
             }),
           )
         })
 
-      yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(settle, { log: "Warn" }), Schedule.spaced(POLL_MS)))
-      const compare = db.write(markAll)
+      const claim = (wanted: string, of: { readonly pin: string; readonly person: string; readonly table?: string }) =>
+        one.withPermit(
+          Effect.gen(function* () {
+            const device = yield* devices.find(wanted)
+            const now = yield* Clock.currentTimeMillis
+            const mapped = yield* db.write((tx) =>
+              Effect.gen(function* () {
+                const state = yield* devices.school(tx)
+                const done = yield* claimPin(tx, state, device, of, now)
+                if (typeof done === "string") return yield* new DeviceRefused({ code: "invalid", message: done })
+                yield* markAll(tx)
+                return done
+              }),
+            )
+            yield* commands.changed
+            return mapped
+          }),
+        )
+
+      const quietly = <E>(effect: Effect.Effect<unknown, E>) => Effect.ignoreCause(effect, { log: "Warn" })
+      yield* Effect.forkScoped(Effect.repeat(quietly(settle), Schedule.spaced(POLL_MS)))
+      yield* Effect.forkScoped(Effect.repeat(quietly(tellZones), Schedule.spaced(ZONE_POLL_MS)))
       for (const [pattern, job] of [
         [ASK_CRON, verify],
-        [COMPARE_CRON, compare],
+        [COMPARE_CRON, db.write(markAll)],
+        [TRIM_CRON, commands.trim],
       ] as const) {
         yield* Effect.acquireRelease(
-          Effect.sync(() => new Cron(pattern, () => void Effect.runPromise(Effect.ignoreCause(job, { log: "Warn" })))),
+          Effect.sync(() => new Cron(pattern, () => void Effect.runPromise(quietly(job as Effect.Effect<unknown, LibsqlError>)))),
           (running) => Effect.sync(() => running.stop()),
         )
       }
-      return Roster.of({ sync, status, settle, verify })
+      return Roster.of({ sync, status, claim, settle, verify, tellZones })
     }),
   )
 }
 
-const statusOf = (people: ReadonlyArray<Person>, rows: ReadonlyArray<StatusRow>): Pick<DeviceSync, "summary" | "people"> => {
-  const isRemoved = (row: StatusRow): boolean => row.command !== null && isDelete(row.command)
+/** What the terminal itself says stands above what it once confirmed. */
+const judged = (row: HeldRow): Pick<PersonStatus, "status" | "error"> => {
+  if (row.missing === 1) return { status: "pending", error: "the terminal's own list does not show this person; it is sent again" }
+  if (wrongCard(row)) return { status: "failed", error: `the terminal shows the card ${row.listed_card ?? "(none)"}; it is sent again` }
+  if (row.lingers === 1) return { status: "pending", error: "the terminal's own list still shows this person; it is removed again" }
+  return { status: row.status === "unknown" ? "not_synced" : row.status, error: row.error }
+}
+
+const statusOf = (people: ReadonlyArray<Person>, rows: ReadonlyArray<HeldRow>): Pick<DeviceSync, "summary" | "people"> => {
   const byPerson = new Map(rows.filter((row) => !isRemoved(row)).map((row) => [`${row.person_table}\0${row.person_id}`, row]))
   const listed = people.map((person): PersonStatus => {
     const row = byPerson.get(`${person.table}\0${person.id}`)
@@ -341,14 +376,7 @@ const statusOf = (people: ReadonlyArray<Person>, rows: ReadonlyArray<StatusRow>)
     const base = { table, id, name, card, group, removed: false }
     return row === undefined
       ? { ...base, pin: null, status: "not_synced", attempts: 0, error: null, syncedAt: null }
-      : {
-          ...base,
-          pin: row.pin,
-          status: row.missing === 1 ? "pending" : row.status,
-          attempts: row.attempts,
-          error: row.error,
-          syncedAt: row.synced_at,
-        }
+      : { ...base, pin: row.pin, ...judged(row), attempts: row.attempts, syncedAt: row.synced_at }
   })
   const wanted = new Set(people.map((person) => `${person.table}\0${person.id}`))
   const leaving = rows
@@ -358,13 +386,12 @@ const statusOf = (people: ReadonlyArray<Person>, rows: ReadonlyArray<StatusRow>)
         pin: row.pin,
         table: row.person_table,
         id: row.person_id,
-        name: row.name,
+        name: row.name ?? "",
         card: row.card,
         group: null,
-        status: row.status,
+        ...judged(row),
         removed: true,
         attempts: row.attempts,
-        error: row.error,
         syncedAt: row.synced_at,
       }),
     )
@@ -397,10 +424,16 @@ export const installRoster = (tx: Tx, manifest: Manifest): Effect.Effect<void, L
       yield* tx.exec(sql)
     }
     const names = new Set(manifest.tables.map((table) => table.local))
-    if (names.has("device_commands") && names.has("device_user_sync_status")) {
-      yield* tx.exec("CREATE INDEX IF NOT EXISTS schoolbus_commands_open ON device_commands (device_id, id) WHERE status IN ('pending', 'sent')")
-      yield* tx.exec("CREATE INDEX IF NOT EXISTS schoolbus_commands_id ON device_commands (device_id, id)")
-      yield* tx.exec("CREATE INDEX IF NOT EXISTS schoolbus_sync_command ON device_user_sync_status (device_id, command_id)")
+    if (names.has("device_commands") && names.has("device_user_sync_status") && names.has("punches")) {
+      for (const index of INDEXES) yield* tx.exec(`CREATE INDEX IF NOT EXISTS ${index}`)
     }
     yield* markAll(tx)
   })
+
+const INDEXES: ReadonlyArray<string> = [
+  "schoolbus_commands_open ON device_commands (device_id, id) WHERE status IN ('pending', 'sent')",
+  "schoolbus_commands_id ON device_commands (device_id, id)",
+  "schoolbus_commands_pin ON device_commands (device_id, pin)",
+  "schoolbus_sync_command ON device_user_sync_status (device_id, command_id)",
+  "schoolbus_punches_unknown ON punches (device_serial, pin) WHERE person_id IS NULL",
+]

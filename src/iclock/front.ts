@@ -12,6 +12,7 @@ import type { Libsql } from "../libsql/client.ts"
 import type { Devices } from "./devices.ts"
 import { CONTINUE, type Head, type IclockAnswer, MAX_BODY_BYTES, readChunks, readHead, writeAnswer } from "./http.ts"
 import { parseRequest } from "./request.ts"
+import type { Commands } from "./queue.ts"
 import { type Admitted, admit, exchange } from "./routes.ts"
 
 /** Without a byte from the sender for so long, the connection ends. */
@@ -39,10 +40,12 @@ const makeInbox = () => {
   }
 }
 
-type Run = <A>(effect: Effect.Effect<A, never, Devices | Libsql>) => Promise<A>
+type Run = <A>(effect: Effect.Effect<A, never, Devices | Commands | Libsql>) => Promise<A>
 
 /** Not stored, so not acknowledged: the terminal keeps its records and sends them again. */
-const guarded = <A>(effect: Effect.Effect<A | IclockAnswer, unknown, Devices | Libsql>): Effect.Effect<A | IclockAnswer, never, Devices | Libsql> =>
+const guarded = <A>(
+  effect: Effect.Effect<A | IclockAnswer, unknown, Devices | Commands | Libsql>,
+): Effect.Effect<A | IclockAnswer, never, Devices | Commands | Libsql> =>
   Effect.catchCause(effect, (cause) => Effect.as(Effect.logError("iclock", cause), { status: 503, text: "not stored: try again" }))
 
 const converse = (socket: Socket, run: Run): void => {
@@ -117,9 +120,9 @@ const converse = (socket: Socket, run: Run): void => {
 export const listenIclock = (options: {
   readonly port: number
   readonly host: string
-}): Effect.Effect<{ readonly port: number }, IclockPortTaken, Scope.Scope | Devices | Libsql> =>
+}): Effect.Effect<{ readonly port: number }, IclockPortTaken, Scope.Scope | Devices | Commands | Libsql> =>
   Effect.gen(function* () {
-    const run = Effect.runPromiseWith(yield* Effect.context<Devices | Libsql>())
+    const run = Effect.runPromiseWith(yield* Effect.context<Devices | Commands | Libsql>())
     const sockets = new Set<Socket>()
     const server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => {
       sockets.add(socket)

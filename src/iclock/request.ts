@@ -36,6 +36,27 @@ export const serialOf = (request: IclockRequest): string | null => {
   return /^[A-Za-z0-9_-]{1,64}$/.test(serial) ? serial : null
 }
 
+const ipv4 = (text: string): number | null => {
+  const parts = text.split(".").map(Number)
+  return /^\d{1,3}(\.\d{1,3}){3}$/.test(text) && parts.every((part) => part <= 255) ? parts.reduce((all, part) => all * 256 + part, 0) : null
+}
+
+/** `"10.20.0.7"`, `"10.20.0.0/24"`, or an IPv6 address as it is printed. */
+export const isAddressRule = (rule: string): boolean => {
+  const [address = "", bits] = rule.split("/")
+  if (ipv4(address) !== null) return bits === undefined || (/^\d{1,2}$/.test(bits) && Number(bits) <= 32)
+  return bits === undefined && /^[0-9a-f:.]{2,45}$/i.test(address) && address.includes(":")
+}
+
+export const isFrom = (rule: string, address: string): boolean => {
+  const [net = "", bits] = rule.split("/")
+  const left = ipv4(net)
+  const right = ipv4(address)
+  if (bits === undefined || left === null || right === null) return rule.toLowerCase() === address.toLowerCase()
+  const size = 2 ** (32 - Number(bits))
+  return Math.floor(left / size) === Math.floor(right / size)
+}
+
 const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
 const gb18030 = new TextDecoder("gb18030")
 const TAB = 9

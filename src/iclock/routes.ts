@@ -18,18 +18,21 @@ import {
   parseUnknown,
   type Upload,
 } from "./cdata.ts"
-import { utcToWall, wallNumber } from "./clock.ts"
-import { inCardForm, parseResults, updateUser } from "./command.ts"
-import { cardFormOf, type Device, type DeviceFacts, Devices, readSchool } from "./devices.ts"
+import { offsetMinutes, offsetText, utcToWall, wallNumber } from "./clock.ts"
+import { inDialect, parseResults, updateUser } from "./command.ts"
+import { type Device, type DeviceFacts, Devices, readSchool } from "./devices.ts"
 import { accessOptions, handshakeReply, registryCode } from "./handshake.ts"
 import type { IclockAnswer } from "./http.ts"
-import { skewOf, storePunches } from "./punches.ts"
-import { type IclockRequest, serialOf } from "./request.ts"
+import { freshOf, skewOf, storePunches } from "./punches.ts"
+import { Commands, dialectOf } from "./queue.ts"
+import { type IclockRequest, isFrom, serialOf } from "./request.ts"
 
 /** Events of one terminal that are kept; the oldest leave. */
 const MAX_EVENTS = 10_000
 /** A clock that moved by less is not written down anew. */
 const SKEW_STEP_SECONDS = 5
+/** Uploads of one serial number that are worked on at the same time: a terminal sends one after the other, a flood does not. */
+const MAX_UPLOADS_AT_ONCE = 8
 
 const accepted = (text: string): IclockAnswer => ({ status: 200, text })
 const refused = (text: string): IclockAnswer => ({ status: 403, text })
@@ -50,7 +53,7 @@ export const admit = (request: IclockRequest, address: string): Effect.Effect<Ad
     if (met.kind === "not_ready") return { status: 503, text: "not ready: no contact with head office yet" }
     if (met.kind === "unknown" || met.device.status !== "approved") return refused("refused: this terminal is not approved")
     const pinned = met.device.pinned_address
-    return pinned !== null && pinned !== address ? refused("refused: another address is expected") : { device: met.device, isLive: met.isLive }
+    return pinned !== null && !isFrom(pinned, address) ? refused("refused: another address is expected") : { device: met.device, isLive: met.isLive }
   })
 
 // --- uploads --------------------------------------------------------------------------------------------------------
@@ -59,9 +62,9 @@ const isStamp = (stamp: string | undefined): stamp is string => stamp !== undefi
 
 const storeUsers = (tx: Tx, device: Device, upload: Upload, now: number) =>
   tx.many(
-    `INSERT INTO schoolbus_iclock_user (device_id, pin, name, card, at) VALUES (?,?,?,?,?)
-     ON CONFLICT (device_id, pin) DO UPDATE SET name = excluded.name, card = excluded.card, at = excluded.at`,
-    upload.users.map((user) => [BigInt(device.id), user.pin, user.name, user.card, BigInt(now)]),
+    `INSERT INTO schoolbus_iclock_user (device_id, pin, name, card, privilege, at) VALUES (?,?,?,?,?,?)
+     ON CONFLICT (device_id, pin) DO UPDATE SET name = excluded.name, card = excluded.card, privilege = excluded.privilege, at = excluded.at`,
+    upload.users.map((user) => [BigInt(device.id), user.pin, user.name, user.card, BigInt(user.privilege), BigInt(now)]),
   )
 
 const storeEvents = (tx: Tx, device: Device, upload: Upload, now: number) =>
@@ -78,45 +81,61 @@ const storeEvents = (tx: Tx, device: Device, upload: Upload, now: number) =>
     )
   })
 
-/** Everything of an upload in one transaction. */
+/** Everything of an upload in one transaction; what adds nothing takes no lock. */
 const store = (
   { device, isLive }: Admitted,
   of: { readonly table: string; readonly upload: Upload; readonly stamps?: Partial<Pick<Device, "att_stamp" | "op_stamp">> },
-): Effect.Effect<void, LibsqlError, Devices | Libsql> =>
+): Effect.Effect<void, LibsqlError, Devices | Commands | Libsql> =>
   Effect.gen(function* () {
     const { upload, table, stamps } = of
     const db = yield* Libsql
     const now = yield* Clock.currentTimeMillis
     const skewMs = skewOf(upload.punches, device.zone, now, isLive)
-    yield* db.write((tx) =>
+    const { state, fresh } = yield* db.read((tx) =>
       Effect.gen(function* () {
-        const state = yield* readSchool(tx)
-        if (state === null) return yield* Effect.die(new Error("a terminal was admitted before the school was known"))
-        if (upload.punches.length > 0) yield* storePunches(tx, { ...state, device, records: upload.punches, now, skewMs })
-        yield* storeUsers(tx, device, upload, now)
-        yield* storeEvents(tx, device, upload, now)
-        yield* tx.many(
-          `INSERT OR IGNORE INTO schoolbus_iclock_reject (serial, "table", raw, reason, at) VALUES (?,?,?,?,?)`,
-          upload.rejects.map((reject) => [device.serial, table, reject.raw, reject.reason, BigInt(now)]),
-        )
+        const known = yield* readSchool(tx)
+        if (known === null) return yield* Effect.die(new Error("a terminal was admitted before the school was known"))
+        return { state: known, fresh: yield* freshOf(tx, known.school, device.serial, upload.punches) }
       }),
     )
+    if (fresh.size + upload.users.length + upload.events.length + upload.rejects.length > 0) {
+      yield* db.write((tx) =>
+        Effect.gen(function* () {
+          yield* storePunches(tx, { ...state, device, now, skewMs }, fresh)
+          yield* storeUsers(tx, device, upload, now)
+          yield* storeEvents(tx, device, upload, now)
+          yield* tx.many(
+            `INSERT OR IGNORE INTO schoolbus_iclock_reject (serial, "table", raw, reason, at) VALUES (?,?,?,?,?)`,
+            upload.rejects.map((reject) => [device.serial, table, reject.raw, reject.reason, BigInt(now)]),
+          )
+        }),
+      )
+    }
     const skew = skewMs === null ? null : Math.round(skewMs / 1000)
     const isMoved = skew !== null && Math.abs(skew - (device.skew_seconds ?? 0)) >= SKEW_STEP_SECONDS
+    const form = upload.users.find((user) => user.cardForm !== null)?.cardForm
     // A stamp is a hint: it may be lost, the records may not.
-    yield* (yield* Devices).learn(device, { ...stamps, ...(isMoved ? { skew_seconds: skew } : {}) })
+    yield* (yield* Devices).learn(device, {
+      ...stamps,
+      ...(isMoved ? { skew_seconds: skew } : {}),
+      ...(form == null ? {} : { card_form: form }),
+    })
+    if (upload.events.some(isLoss)) yield* (yield* Commands).suspect(device)
   })
+
+/** Operations 9, 13 and 22: a user was deleted, the data cleared, the terminal set back, by hand. */
+const isLoss = (event: Uint8Array): boolean => /^OPLOG (9|13|22)[\t ]/.test(new TextDecoder("latin1").decode(event.subarray(0, 16)))
 
 const factsOf = (options: ReadonlyMap<string, string>): DeviceFacts => {
   const count = (name: string): number | undefined => (/^\d{1,9}$/.test(options.get(name) ?? "") ? Number(options.get(name)) : undefined)
-  const text = (name: string): string | undefined =>
-    options
-      .get(name)
+  const text = (...names: ReadonlyArray<string>): string | undefined =>
+    names
+      .flatMap((name) => options.get(name) ?? [])[0]
       ?.replace(/[^\x20-\x7e]/g, "")
       .slice(0, 80) || undefined
   const facts = {
     model: text("devicename"),
-    firmware: text("fwversion"),
+    firmware: text("fwversion", "firmver"),
     push_version: text("pushversion"),
     users_reported: count("usercount"),
     punches_reported: count("transactioncount"),
@@ -124,31 +143,54 @@ const factsOf = (options: ReadonlyMap<string, string>): DeviceFacts => {
   return Object.fromEntries(Object.entries(facts).filter(([, value]) => value !== undefined))
 }
 
+/** Facts that a terminal tells of itself. When it holds fewer users than it confirmed, it is asked whom. */
+const hear = (device: Device, options: ReadonlyMap<string, string>): Effect.Effect<void, LibsqlError, Devices | Commands | Libsql> =>
+  Effect.gen(function* () {
+    const devices = yield* Devices
+    const facts = factsOf(options)
+    yield* devices.learn(device, facts)
+    if (facts.users_reported == null) return
+    yield* devices.counted(device)
+    const db = yield* Libsql
+    const [row] = yield* db.read((tx) =>
+      tx.all<{ n: number }>("SELECT count(*) AS n FROM device_user_sync_status WHERE device_id = ? AND status = 'synced'", [device.id]),
+    )
+    if ((row?.n ?? 0) > facts.users_reported) yield* (yield* Commands).suspect(device)
+  })
+
 /** 3.x terminals that told what they are; they say it again after a restart of this node. */
 const registered = new Set<string>()
 
 const handshake = ({ device }: Admitted, query: ReadonlyMap<string, string>) =>
   Effect.gen(function* () {
     const pushver = query.get("pushver")
-    if (pushver !== undefined && /^[\w.]{1,20}$/.test(pushver) && device.push_version === null)
-      yield* (yield* Devices).learn(device, { push_version: pushver })
-    if (query.get("devicetype")?.toLowerCase() === "acc") {
+    const isAccess = query.get("devicetype")?.toLowerCase() === "acc"
+    const now = yield* Clock.currentTimeMillis
+    yield* (yield* Devices).learn(device, {
+      ...(pushver !== undefined && /^[\w.]{1,20}$/.test(pushver) && device.push_version === null ? { push_version: pushver } : {}),
+      ...(isAccess ? { family: "acc" } : query.get("devicetype")?.toLowerCase() === "att" ? { family: "att" } : {}),
+      offset_told: offsetMinutes(device.zone, now),
+    })
+    if (isAccess) {
       return accepted(registered.has(device.serial) ? `registry=ok\n${registryCode(device.serial)}\n${accessOptions(device.serial)}` : "OK")
     }
-    return accepted(handshakeReply(device, yield* Clock.currentTimeMillis))
+    return accepted(handshakeReply(device, now))
   })
 
-/** A terminal meets somebody whom it does not hold: the person's line, if the pin is known here. */
+/** A terminal meets somebody whom it does not hold: the person's line, if the pin is known here and not on its way off. */
 const roamingUser = ({ device }: Admitted, pin: string) =>
   Effect.gen(function* () {
     const db = yield* Libsql
+    const now = yield* Clock.currentTimeMillis
     const [row] = yield* db.read((tx) =>
       tx.all<{ pin: string; name: string; card: string | null }>(
-        "SELECT pin, name, card FROM device_user_sync_status WHERE pin = ? AND status <> 'deleted' ORDER BY device_id = ? DESC LIMIT 1",
+        `SELECT s.pin, s.name, s.card FROM device_user_sync_status s
+           JOIN device_user_mappings m ON m.school = s.school AND m.device_id = s.device_id AND m.pin = s.pin
+          WHERE s.pin = ? AND s.status <> 'deleted' AND m.to_at IS NULL ORDER BY s.device_id = ? DESC LIMIT 1`,
         [normalPin(pin), device.id],
       ),
     )
-    return accepted(row === undefined ? "NONE" : `${inCardForm(updateUser(row), cardFormOf(device))}\n`)
+    return accepted(row === undefined ? "NONE" : `${inDialect(updateUser(row), dialectOf(device, now)) ?? "NONE"}\n`)
   })
 
 const cdata = (admitted: Admitted, request: IclockRequest, body: Uint8Array) =>
@@ -173,16 +215,17 @@ const cdata = (admitted: Admitted, request: IclockRequest, body: Uint8Array) =>
         return yield* counted(parseOperlog(body), table === "OPERLOG" && isStamp(opStamp) ? { op_stamp: opStamp } : {})
       }
       case "RTLOG":
+        yield* (yield* Devices).learn(device, { family: "acc" })
         yield* store(admitted, { table, upload: parseRtlog(body, device.zone) })
         return accepted("OK")
       case "ERRORLOG":
         yield* store(admitted, { table, upload: parseEvents(body) })
         return accepted("OK")
       case "OPTIONS":
-        yield* (yield* Devices).learn(device, factsOf(parseOptions(body)))
+        yield* hear(device, parseOptions(body))
         return accepted("OK")
       case "TABLEDATA": {
-        const upload = parseTableData(body)
+        const upload = parseTableData(body, device.zone)
         yield* store(admitted, { table, upload })
         return accepted(`${(query.get("tablename") ?? "user").replace(/[^\w]/g, "")}=${upload.count}`)
       }
@@ -206,51 +249,86 @@ const cdata = (admitted: Admitted, request: IclockRequest, body: Uint8Array) =>
 
 const getrequest = ({ device }: Admitted, request: IclockRequest) =>
   Effect.gen(function* () {
-    const devices = yield* Devices
     const info = request.query.get("info")?.split(",")
-    if (info !== undefined) {
-      const [firmware = "", users = "", , punches = ""] = info
-      yield* devices.learn(device, factsOf(new Map(Object.entries({ fwversion: firmware, usercount: users, transactioncount: punches }))))
-    }
-    return accepted((yield* devices.take(device)) ?? "OK")
-  })
+    if (info === undefined) return accepted((yield* (yield* Commands).take(device)) ?? "OK")
+    const [firmware = "", users = "", , punches = ""] = info
+    yield* hear(device, new Map(Object.entries({ fwversion: firmware, usercount: users, transactioncount: punches })))
+    const now = yield* (yield* Devices).find(device.serial)
+    return accepted((yield* (yield* Commands).take(now)) ?? "OK")
+  }).pipe(Effect.catchTag("DeviceRefused", (error) => Effect.succeed(refused(error.message))))
 
 const devicecmd = ({ device }: Admitted, request: IclockRequest, body: Uint8Array) =>
   Effect.gen(function* () {
-    const devices = yield* Devices
     const { query } = request
     const inQuery =
       query.has("id") && query.has("return") ? new TextEncoder().encode(`ID=${query.get("id")}&Return=${query.get("return")}\n`) : new Uint8Array()
     const results = [...parseResults(inQuery), ...parseResults(body)]
-    yield* devices.results(device, results)
-    for (const { facts } of results) yield* devices.learn(device, factsOf(facts))
+    yield* (yield* Commands).results(device, results)
+    for (const { facts } of results) yield* hear(device, facts)
     return accepted("OK")
   })
 
-/** What an admitted terminal asked for. */
-export const exchange = (admitted: Admitted, request: IclockRequest, body: Uint8Array): Effect.Effect<IclockAnswer, LibsqlError, Devices | Libsql> =>
+/** Answers of 3.x terminals to what they were asked: rows, options or a count. */
+const querydata = (admitted: Admitted, request: IclockRequest, body: Uint8Array) =>
   Effect.gen(function* () {
-    const { serial } = admitted.device
+    const name = (request.query.get("tablename") ?? "user").replace(/[^\w]/g, "")
+    if (request.query.get("type")?.toLowerCase() === "options") {
+      yield* hear(admitted.device, parseOptions(body))
+      return accepted("OK")
+    }
+    const upload = parseTableData(body, admitted.device.zone)
+    yield* store(admitted, { table: `querydata ${name}`, upload })
+    return accepted(`${name}=${upload.count}`)
+  })
+
+/** Uploads under way, by serial number. */
+const underWay = new Map<string, number>()
+
+const limited = (serial: string, answer: Effect.Effect<IclockAnswer, LibsqlError, Devices | Commands | Libsql>) =>
+  Effect.suspend(() => {
+    const n = underWay.get(serial) ?? 0
+    if (n >= MAX_UPLOADS_AT_ONCE) return Effect.succeed<IclockAnswer>({ status: 503, text: "busy: try again" })
+    underWay.set(serial, n + 1)
+    return Effect.ensuring(
+      answer,
+      Effect.sync(() => {
+        const left = (underWay.get(serial) ?? 1) - 1
+        if (left > 0) underWay.set(serial, left)
+        else underWay.delete(serial)
+      }),
+    )
+  })
+
+/** What an admitted terminal asked for. */
+export const exchange = (
+  admitted: Admitted,
+  request: IclockRequest,
+  body: Uint8Array,
+): Effect.Effect<IclockAnswer, LibsqlError, Devices | Commands | Libsql> =>
+  Effect.gen(function* () {
+    const { device } = admitted
+    const { serial } = device
     switch (request.name) {
       case "cdata":
-        return yield* cdata(admitted, request, body)
+        return yield* body.length === 0 ? cdata(admitted, request, body) : limited(serial, cdata(admitted, request, body))
       case "getrequest":
         return yield* getrequest(admitted, request)
       case "devicecmd":
         return yield* devicecmd(admitted, request, body)
       case "registry":
         registered.add(serial)
-        yield* (yield* Devices).learn(admitted.device, factsOf(parseOptions(body)))
+        yield* (yield* Devices).learn(device, { family: "acc" })
+        yield* hear(device, parseOptions(body))
         return accepted(registryCode(serial))
       case "push":
+        yield* (yield* Devices).learn(device, { family: "acc" })
         return accepted(accessOptions(serial))
-      case "querydata": {
-        const upload = parseTableData(body)
-        yield* store(admitted, { table: `querydata ${request.query.get("tablename") ?? ""}`, upload })
-        return accepted(`${(request.query.get("tablename") ?? "user").replace(/[^\w]/g, "")}=${upload.count}`)
+      case "querydata":
+        return yield* limited(serial, querydata(admitted, request, body))
+      case "rtdata": {
+        const now = yield* Clock.currentTimeMillis
+        return accepted(`DateTime=${wallNumber(utcToWall(now, "UTC"))},ServerTZ=${offsetText(device.zone, now)}`)
       }
-      case "rtdata":
-        return accepted(`DateTime=${wallNumber(utcToWall(yield* Clock.currentTimeMillis, "UTC"))},ServerTZ=+0000`)
       case "ping":
       case "fdata":
         return accepted("OK")

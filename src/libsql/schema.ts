@@ -164,7 +164,7 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
     if (isDropped) {
       yield* tx.run("DELETE FROM schoolbus_stage")
       yield* tx.run("DELETE FROM schoolbus_staged")
-      yield* tx.run("UPDATE schoolbus_state SET epoch = '', seq = 0, cut = '0', applying = NULL")
+      yield* tx.run("UPDATE schoolbus_state SET epoch = '', seq = 0, cut = '0', applying = NULL, terminals = 0")
     }
     yield* tx.run("UPDATE schoolbus_state SET manifest = ?", [text])
   })

@@ -15,16 +15,26 @@ const told = (name: string): BuiltinTable => ({
   system: true,
 })
 
-/** Terminals and punches: written by the school node, read at head office. */
-const device = (name: string): BuiltinTable => ({ ...own, name: `schoolbus.${name}`, local: name, direction: "up", system: false })
+/** Terminals and punches: written by the school's node, read at head office. */
+const device = (name: string, more: Pick<BuiltinTable, "direction" | "priority">): BuiltinTable => ({
+  ...own,
+  ...more,
+  name: `schoolbus.${name}`,
+  local: name,
+  system: false,
+})
 
 export const builtinTables: ReadonlyArray<BuiltinTable> = [
   told("ledger"),
   told("conflicts"),
   told("quarantine"),
-  device("devices"),
-  device("device_commands"),
-  device("device_user_mappings"),
-  device("device_user_sync_status"),
-  device("punches"),
+  // Approvals and pins outlive a school's file: a pin is one person's for ever, also for a file that was made anew.
+  device("devices", { direction: "both", priority: "critical" }),
+  device("device_user_mappings", { direction: "both", priority: "critical" }),
+  device("device_commands", { direction: "up", priority: "low" }),
+  device("device_user_sync_status", { direction: "up", priority: "medium" }),
+  device("punches", { direction: "up", priority: "critical" }),
 ]
+
+/** Written by one node alone: what differs was written by an earlier life of the school's file, and is no disagreement. */
+export const isOwnOfNode = (table: Pick<Table, "name" | "system">): boolean => !table.system && table.name.startsWith("schoolbus.")

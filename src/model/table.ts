@@ -80,15 +80,39 @@ export interface Table {
   readonly system: boolean
 }
 
+/** How punches become attendance: column names of `table`, and the hours and days that decide. */
+export interface AttendanceRules {
+  readonly table: string
+  readonly person: string
+  readonly at: string
+  readonly status?: string
+  readonly device?: string
+  /** `punch`: every punch makes a row. `day`: one row per person and day, `at` the first in, `out` the last out. */
+  readonly rows?: "punch" | "day"
+  /** The column of the day, where the table has one. */
+  readonly day?: string
+  readonly out?: string
+  /** What stands in `status`; without it, the terminal's own number. */
+  readonly values?: { readonly present?: string; readonly late?: string; readonly out?: string }
+  /** `from`: later than this and the grace is late. Per day of the week where it differs: `friday: "08:00"`. */
+  readonly hours?: { readonly from: string; readonly graceMinutes?: number; readonly days?: Readonly<Record<string, string>> }
+  /** Days without attendance, lower case: `["saturday", "sunday"]`. */
+  readonly weekend?: ReadonlyArray<string>
+  /** Days and spans without attendance: `"2026-12-25"`, `"2026-12-19/2027-01-05"`. */
+  readonly holidays?: ReadonlyArray<string>
+}
+
 /** Where people and attendance stand in the user's tables; everything is a column name of that table. */
 export interface DeviceRules {
+  /** Users whom somebody entered on a terminal: taken for the person with the same card, left alone, or removed. */
+  readonly terminalUsers?: "adopt" | "keep" | "remove"
   readonly people: Readonly<
     Record<
       string,
       { readonly id: string; readonly name: string; readonly card?: string; readonly pin?: string; readonly active?: string; readonly group?: string }
     >
   >
-  readonly attendance?: { readonly table: string; readonly person: string; readonly at: string; readonly status?: string; readonly device?: string }
+  readonly attendance?: AttendanceRules
 }
 
 /** What the hub tells a school about its tables. A new version means: fetch, migrate, then apply. */

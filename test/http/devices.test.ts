@@ -4,6 +4,8 @@ import { deviceRoutes } from "../../src/http/devices.ts"
 import { type Auth, makeApp } from "../../src/http/server.ts"
 import { Devices } from "../../src/iclock/devices.ts"
 import { Roster } from "../../src/iclock/fill.ts"
+import { Commands } from "../../src/iclock/queue.ts"
+import { Libsql } from "../../src/libsql/client.ts"
 import { type Node, openNode } from "../iclock/node.ts"
 
 const SN = "TSTA240300017"
@@ -14,7 +16,14 @@ beforeEach(async () => {
 afterEach(() => node.close())
 
 const call = async (method: string, path: string, body?: unknown, auth: Auth = { mode: "local" }) => {
-  const routes = await node.run(deviceRoutes.pipe(Effect.provideService(Devices, node.devices), Effect.provideService(Roster, node.roster)))
+  const routes = await node.run(
+    deviceRoutes.pipe(
+      Effect.provideService(Devices, node.devices),
+      Effect.provideService(Commands, node.commands),
+      Effect.provideService(Roster, node.roster),
+      Effect.provideService(Libsql, node.school.file),
+    ),
+  )
   const response: Response = await makeApp({ plugins: [routes], auth }).handle(
     new Request(`http://node.local${path}`, {
       method,
@@ -66,6 +75,7 @@ it("a serial can be approved before the terminal has called, without a body, in 
 
 it("another zone of an approved terminal reaches it by a new handshake", async () => {
   await node.approve(SN, "Africa/Nairobi")
+  await node.get(`/iclock/cdata?SN=${SN}&options=all`)
   await call("POST", `/api/devices/${SN}/approve`, { zone: "Asia/Kolkata" })
   expect(node.rows("SELECT command, status FROM device_commands")).toEqual([["CHECK", "pending"]])
   expect((await node.get(`/iclock/cdata?SN=${SN}&options=all`)).body).toContain("\nTimeZone=330\n")

@@ -86,9 +86,9 @@ describe("OPERLOG and USERINFO", () => {
     )
     expect(upload.count).toBe(8)
     expect(upload.users).toEqual([
-      { pin: "1201", name: "Amina=Okafor", card: "123456789" },
-      { pin: "42", name: "B", card: null },
-      { pin: "77", name: "C", card: null },
+      { pin: "1201", name: "Amina=Okafor", card: "123456789", cardForm: "bracket", privilege: 0 },
+      { pin: "42", name: "B", card: null, cardForm: null, privilege: 0 },
+      { pin: "77", name: "C", card: null, cardForm: null, privilege: 0 },
     ])
     expect(upload.events.length).toBe(1)
     expect(upload.rejects.map((reject) => reject.reason)).toEqual(["a user without a PIN", "an unknown kind of line"])
@@ -160,7 +160,7 @@ const parsers: ReadonlyArray<readonly [string, (body: Uint8Array) => Upload]> = 
   ["ATTLOG", (body) => parseAttlog(body, "America/St_Johns")],
   ["OPERLOG", parseOperlog],
   ["rtlog", (body) => parseRtlog(body, "UTC")],
-  ["tabledata", parseTableData],
+  ["tabledata", (body) => parseTableData(body, "UTC")],
   ["ERRORLOG", parseEvents],
   ["unknown", parseUnknown],
 ]

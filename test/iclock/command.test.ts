@@ -102,9 +102,9 @@ describe("results", () => {
     ["DATA UPDATE USERINFO PIN=1", -1005, "retry"],
     ["DATA UPDATE USERINFO PIN=1", -1003, "retry"],
     ["DATA DELETE USERINFO PIN=1", -10, "done"],
-    ["DATA DELETE USERINFO PIN=1", -1002, "failed"],
+    ["DATA DELETE USERINFO PIN=1", -1002, "unsupported"],
     ["DATA QUERY USERINFO", 12, "done"],
-    ["AC_UNLOCK", -22, "failed"],
+    ["AC_UNLOCK", -22, "unsupported"],
   ] as const)("%s with %i is %s", (command, result, outcome) => {
     const judgement = judgeResult(command, result)
     expect(judgement.outcome).toBe(outcome)

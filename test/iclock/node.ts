@@ -9,6 +9,7 @@ import * as Scope from "effect/Scope"
 import { type Device, Devices } from "../../src/iclock/devices.ts"
 import { installRoster, Roster } from "../../src/iclock/fill.ts"
 import { listenIclock } from "../../src/iclock/front.ts"
+import { Commands } from "../../src/iclock/queue.ts"
 import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
 import type { Column, DeviceRules, Manifest, Table } from "../../src/model/table.ts"
 import { kindOf } from "../../src/model/value.ts"
@@ -39,7 +40,7 @@ export const deviceTables = (): ReadonlyArray<Table> => {
       key: key === undefined ? ["id"] : names(key),
       unique: [...body.matchAll(/UNIQUE \(([^)]*)\)/g)].map((match) => names(match[1])),
       audience: { column: "school" },
-      direction: "up",
+      direction: ["devices", "device_user_mappings"].includes(name) ? "both" : "up",
     }
   })
 }
@@ -74,6 +75,7 @@ export interface Node {
   readonly school: SchoolFile
   readonly port: number
   readonly devices: Context.Service.Shape<typeof Devices>
+  readonly commands: Context.Service.Shape<typeof Commands>
   readonly roster: Context.Service.Shape<typeof Roster>
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Promise<A>
   /** Sends bytes as they are; what came back until the connection ended. `end: false` leaves our half open. */
@@ -113,10 +115,14 @@ export const sendTo = (port: number, bytes: string | Uint8Array, end = false): P
 
 /** The device services and the terminals' port of one school file, in the caller's scope. */
 export const serveFile = async (file: LibsqlFile, scope: Scope.Scope) => {
-  const layer = Roster.layer.pipe(Layer.provideMerge(Devices.layer), Layer.provideMerge(Layer.succeed(Libsql, file)))
+  const layer = Roster.layer.pipe(
+    Layer.provideMerge(Commands.layer),
+    Layer.provideMerge(Devices.layer),
+    Layer.provideMerge(Layer.succeed(Libsql, file)),
+  )
   const context = await Effect.runPromise(Scope.provide(Layer.build(layer), scope))
   const { port } = await Effect.runPromise(Scope.provide(Effect.provideContext(listenIclock({ port: 0, host: "127.0.0.1" }), context), scope))
-  return { devices: Context.get(context, Devices), roster: Context.get(context, Roster), port }
+  return { devices: Context.get(context, Devices), commands: Context.get(context, Commands), roster: Context.get(context, Roster), port }
 }
 
 export interface NodeOptions {
@@ -136,10 +142,10 @@ export const openNode = async (options: NodeOptions = {}): Promise<Node> => {
   }
   if (options.ready !== false) {
     await school.install(manifest)
-    await school.write((tx) => Effect.andThen(tx.run("UPDATE schoolbus_state SET school = 's1'"), installRoster(tx, manifest)))
+    await school.write((tx) => Effect.andThen(tx.run("UPDATE schoolbus_state SET school = 's1', cut = '1'"), installRoster(tx, manifest)))
   }
   const scope = Scope.makeUnsafe()
-  const { devices, roster, port } = await serveFile(school.file, scope)
+  const { devices, commands, roster, port } = await serveFile(school.file, scope)
   const run = <A, E>(effect: Effect.Effect<A, E>) => Effect.runPromise(effect)
   const own = await run(Scope.provide(openFile(school.path), scope))
   const program: Node["program"] = (sql, args) => run(own.write((tx) => Effect.asVoid(tx.run(sql, args))))
@@ -148,6 +154,7 @@ export const openNode = async (options: NodeOptions = {}): Promise<Node> => {
     school,
     port,
     devices,
+    commands,
     roster,
     run,
     send,

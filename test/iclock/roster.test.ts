@@ -1,7 +1,7 @@
 import fc from "fast-check"
 import { describe, expect, it } from "vitest"
 import { cutName } from "../../src/iclock/command.ts"
-import { type Held, type Person, type Roster, rosterSteps, rosterTriggers } from "../../src/iclock/roster.ts"
+import { type ForeignUser, type Held, type Person, type Roster, rosterSteps, rosterTriggers } from "../../src/iclock/roster.ts"
 import { manifestOf } from "../support/school-file.ts"
 import { rules, students } from "./node.ts"
 
@@ -22,13 +22,30 @@ const held = (pin: string, id: string, more: Partial<Held> = {}): Held => ({
   card: null,
   status: "synced",
   removing: false,
-  missing: false,
+  differs: false,
+  unsent: false,
   ...more,
 })
-const roster = (more: Partial<Roster>): Roster => ({ people: [], held: [], taken: new Map(), foreign: new Set(), again: "nothing", ...more })
-const owner = (id: string) => ({ table: "public.students", id })
+const roster = (more: Partial<Roster>): Roster => ({
+  people: [],
+  held: [],
+  taken: new Map(),
+  foreign: [],
+  unknown: new Set(),
+  policy: "keep",
+  again: "nothing",
+  ...more,
+})
+const owner = (id: string, here = true) => ({ table: "public.students", id, here })
+const user = (pin: string, more: Partial<ForeignUser> = {}): ForeignUser => ({ pin, card: null, privileged: false, ...more })
 const show = (input: Partial<Roster>): ReadonlyArray<string> =>
-  rosterSteps(roster(input)).map((step) => (step.kind === "add" ? `+${step.pin} ${step.person.id}` : `-${step.held.pin} ${step.held.id}`))
+  rosterSteps(roster(input)).map((step) =>
+    step.kind === "add"
+      ? `+${step.pin} ${step.person.id}`
+      : step.kind === "remove"
+        ? `-${step.held.pin} ${step.held.id}`
+        : `${step.kind} ${step.pin}`,
+  )
 
 describe("pins", () => {
   it.each([
@@ -47,7 +64,7 @@ describe("pins", () => {
       },
       ["+3 a"],
     ],
-    ["none of the terminal's own users", { people: [person("a")], foreign: new Set(["5"]) }, ["+6 a"]],
+    ["none of the terminal's own users", { people: [person("a")], foreign: [user("5")] }, ["+6 a"]],
     ["never 0", { people: [person("0")] }, ["+1 0"]],
     ["a number where the row names none that could be one", { people: [person("a", { pin: "A-7" })] }, ["+1 a"]],
   ] as ReadonlyArray<[string, Partial<Roster>, ReadonlyArray<string>]>)("%s", (_, input, steps) =>
@@ -70,7 +87,7 @@ describe("differences", () => {
     ["nothing for who is being removed", { held: [held("1", "a", { removing: true, status: "sent" })] }, []],
     ["nothing for who is gone", { held: [held("1", "a", { removing: true, status: "deleted" })] }, []],
     ["who comes back while being removed", { people: [person("a")], held: [held("1", "a", { removing: true, status: "sent" })] }, ["+1 a"]],
-    ["who is missing on the terminal", { people: [person("a")], held: [held("1", "a", { missing: true })] }, ["+1 a"]],
+    ["who is missing on the terminal", { people: [person("a")], held: [held("1", "a", { differs: true })] }, ["+1 a"]],
     ["nothing for what failed, by itself", { people: [person("a")], held: [held("1", "a", { status: "failed" })] }, []],
     ["what failed, at a verification", { people: [person("a")], held: [held("1", "a", { status: "failed" })], again: "failed" }, ["+1 a"]],
     ["a removal that failed, at a verification", { held: [held("1", "a", { status: "failed", removing: true })], again: "failed" }, ["-1 a"]],
@@ -86,15 +103,17 @@ it("any people on any terminal: no pin is shared, none changes its owner, and a 
   )
   fc.assert(
     fc.property(fc.array(people, { minLength: 1, maxLength: 5 }), fc.uniqueArray(fc.constantFrom("1", "3", "8")), (rounds, foreign) => {
-      const taken = new Map<string, { table: string; id: string }>()
+      const taken = new Map<string, { table: string; id: string; here: boolean }>()
       let now = new Map<string, Held>()
       for (const round of rounds) {
-        const input = () => roster({ people: round.map((p) => person(p.id, p)), held: [...now.values()], taken, foreign: new Set(foreign) })
+        const input = () =>
+          roster({ people: round.map((p) => person(p.id, p)), held: [...now.values()], taken, foreign: foreign.map((pin) => user(pin)) })
         for (const step of rosterSteps(input())) {
           if (step.kind === "remove") {
             now.set(step.held.pin, { ...step.held, removing: true, status: "deleted" })
             continue
           }
+          if (step.kind !== "add") throw new Error(step.kind)
           expect(taken.get(step.pin)?.id ?? step.person.id).toBe(step.person.id)
           taken.delete(step.pin)
           taken.set(step.pin, owner(step.person.id))

@@ -246,7 +246,7 @@ it("what somebody removed at the terminal is put back by the verification, and o
   await node.student("D")
   await settled(terminal, ["A", "B", "C", "D", "Guest"])
   expect(node.rows("SELECT command FROM device_commands WHERE id > 3 AND pin IS NOT NULL ORDER BY id").length).toBe(2)
-  expect((await node.run(node.roster.status(SN))).foreign).toEqual(["900"])
+  expect((await node.run(node.roster.status(SN))).foreign.map(({ pin, name }) => [pin, name])).toEqual([["900", "Guest"]])
   expect(node.rows("SELECT users_reported FROM devices")).toEqual([[3n]])
   rmSync(data, { force: true })
 })
