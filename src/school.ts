@@ -460,15 +460,7 @@ const layers = (options: SchoolOptions) => {
   ).pipe(Layer.provide(Libsql.layer(join(options.dataDir, "school.db"))))
   const terminals = Roster.layer.pipe(Layer.provideMerge(Commands.layer), Layer.provideMerge(Devices.layer))
   const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer).pipe(Layer.provideMerge(file))
-  return Layer.mergeAll(
-    Deliver.layer,
-    terminals,
-    schoolStatus,
-    schoolConflicts,
-    schoolRuns,
-    schoolVerify,
-    syncNow,
-  ).pipe(Layer.provideMerge(base))
+  return Layer.mergeAll(Deliver.layer, terminals, schoolStatus, schoolConflicts, schoolRuns, schoolVerify, syncNow).pipe(Layer.provideMerge(base))
 }
 
 /** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the file, 78 when the file is newer than this program. */
