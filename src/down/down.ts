@@ -30,8 +30,9 @@ import { isTimed, noteTimes, type Written } from "./times.ts"
 
 /** Messages of an unfinished txn that are held before it is written chunk by chunk. */
 const LARGE_TXN = 20_000
-/** Compacted rows handed to the writer at once. */
-const CHUNK = 10_000
+/** Compacted rows handed to the writer at once; it is at work on them while the next are decoded. */
+const CHUNK = 2_000
+const CHUNK_CHARS = 4 * 1024 * 1024
 /** Keys of one re-read, and how often re-reads are looked for. */
 const REREAD_KEYS = 1_000
 const REREAD_MS = 500
@@ -250,6 +251,7 @@ export const runDown = (
     ) {
       let position: Position | null = null
       let touchedTxn = false
+      let chars = 0
       for (const message of messages) {
         const event = decoder.read(message.text)
         switch (event.kind) {
@@ -347,24 +349,30 @@ export const runDown = (
               message: `the stream sent something that the decoder does not know: ${event.text.slice(0, 200)}`,
             })
         }
-        if (pending.size >= CHUNK) {
+        chars += message.text.length
+        if (pending.size >= CHUNK || (chars >= CHUNK_CHARS && pending.size > 0)) {
           yield* writeRows(appender, pending)
           pending.clear()
+          chars = 0
         }
       }
       return position
     })
 
     const consume = Effect.gen(function* () {
-      let carry: ReadonlyArray<WalMessage> = []
+      // What has come and is not written yet; it ends before the first commit that is not.
+      let carry: Array<WalMessage> = []
       while (true) {
         const taken = yield* wal.take
-        const messages = carry.length === 0 ? taken.messages : [...carry, ...taken.messages]
+        const messages = carry
+        // Only what is new is looked through: a large txn comes in thousands of pieces.
+        let end = lastCommit(taken.messages)
+        if (end >= 0) end += messages.length
+        for (const message of taken.messages) messages.push(message)
         carry = []
         if (messages.length === 0) {
           if (taken.keepalive !== null && taken.keepalive > idle) idle = taken.keepalive
         } else {
-          let end = lastCommit(messages)
           if (end === -1 && messages.length < LARGE_TXN) {
             carry = messages
             continue

@@ -365,35 +365,45 @@ export class Feed extends Context.Service<
                   at: () => now,
                 })
                 const write = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
-                  const puts: Array<Array<Cell>> = []
-                  const careful: Array<Array<Cell>> = []
-                  const moves: Array<Array<Cell>> = []
+                  const puts: Array<string> = []
+                  const careful: Array<string> = []
+                  const rewritten: Array<Array<Cell>> = []
                   const spreads: Array<Array<Cell>> = []
                   const deletes: Array<Array<Cell>> = []
                   for (const { table, key, body: row, audience, at, isInsert, ifDifferent } of appends) {
                     seq++
-                    const n = BigInt(seq)
-                    const id = BigInt(table.id)
-                    const cls = BigInt(classIn(table))
                     now = at
                     if (table.hubOnly) hubRowsChanged = true
                     if (row === null) {
-                      deletes.push([n, BigInt(at), id, key])
+                      deletes.push([BigInt(seq), BigInt(at), BigInt(table.id), key])
                       continue
                     }
+                    const cls = classIn(table)
                     const numbers = audience !== null && "numbers" in audience ? audience.numbers : null
                     const no = table.hubOnly ? NOBODY : (numbers?.[0] ?? intern(audience))
-                    ;(ifDifferent ? careful : puts).push([BigInt(no), cls, n, id, key, row, BigInt(at), n])
+                    const list = ifDifferent ? careful : puts
+                    // Key and body are JSON already; SQLite hands such text back as it stands.
+                    list.push(`[${no},${cls},${seq},${table.id},${key},${row},${at},${seq}]`)
                     touch(no)
                     for (const other of numbers?.slice(1) ?? []) {
-                      ;(ifDifferent ? careful : puts).push([BigInt(other), cls, n, id, key, row, BigInt(at), n])
+                      list.push(`[${other},${cls},${seq},${table.id},${key},${row},${at},${seq}]`)
                       touch(other)
                     }
                     if (isInsert || table.hubOnly) continue
-                    if (numbers === null || numbers.length === 1) moves.push([n, BigInt(at), id, key, BigInt(no)])
-                    else spreads.push([n, BigInt(at), id, key, JSON.stringify(numbers)])
+                    if (numbers === null || numbers.length === 1) rewritten.push([BigInt(seq), BigInt(at), BigInt(table.id), key, BigInt(no)])
+                    else spreads.push([BigInt(seq), BigInt(at), BigInt(table.id), key, JSON.stringify(numbers)])
                   }
                   yield* nameFresh
+                  // Few of the rows that were written again were somewhere else before.
+                  const moved =
+                    rewritten.length === 0
+                      ? []
+                      : yield* tx.all<{ i: number }>(
+                          `SELECT DISTINCT j.key AS i FROM json_each(?) j CROSS JOIN entry e ON e.tbl = j.value->>0 AND e.key = j.value->>1
+                            WHERE e.body IS NOT NULL AND e.audience <> j.value->>2`,
+                          [JSON.stringify(rewritten.map(([, , id, key, no]) => [Number(id), key, Number(no)]))],
+                        )
+                  const moves = moved.map(({ i }) => rewritten[i] as Array<Cell>)
                   // Whoever held a row that is deleted or moved must be woken.
                   const gone = [...deletes, ...moves, ...spreads].map((row) => [row[2], row[3]])
                   if (gone.length > 0) {
@@ -421,10 +431,11 @@ export class Feed extends Context.Service<
                     )
                   }
                   written += appends.length
-                  const upsert = `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born) VALUES (?,?,?,?,?,?,?,?)
+                  const upsert = `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born)
+                      SELECT value->>0, value->>1, value->>2, value->>3, value->4, value->5, value->>6, value->>7 FROM json_each(CAST(? AS TEXT)) WHERE true
                     ON CONFLICT (tbl, key, audience) DO UPDATE SET class = excluded.class, seq = excluded.seq, body = excluded.body, at = excluded.at`
-                  yield* tx.many(upsert, puts)
-                  yield* tx.many(`${upsert} WHERE entry.body IS NOT excluded.body`, careful)
+                  yield* tx.bulk(upsert, puts)
+                  yield* tx.bulk(`${upsert} WHERE entry.body IS NOT excluded.body`, careful)
                 })
                 const rows = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
                   if (routes.size === 0) return yield* write(appends)

@@ -55,6 +55,11 @@ export interface Tx {
   readonly run: (sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<number, LibsqlError>
   /** One prepared statement for many rows, cells bound exactly as they are. Rows that violate a constraint are reported, not thrown. */
   readonly many: (sql: string, rows: ReadonlyArray<ReadonlyArray<Cell>>) => Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>
+  /**
+   * One statement over many rows, the quickest way to write them. Each row is the text of a JSON array; the statement's parameter is
+   * their list, for `FROM json_each(CAST(? AS TEXT))`. It does not wait: what fails, fails the transaction at its end.
+   */
+  readonly bulk: (sql: string, rows: ReadonlyArray<string>) => Effect.Effect<void, LibsqlError>
   /** DDL or a script. */
   readonly exec: (sql: string) => Effect.Effect<void, LibsqlError>
   /** Reads rows and keeps only their prints (model/digest.ts), so that a table of any size may be compared. */
@@ -112,11 +117,19 @@ const pack = (rows: ReadonlyArray<ReadonlyArray<Cell>>): Packed => {
   return { width, cells, integers }
 }
 
+/** Rows and characters of one `bulk` statement, and how many statements may be on their way to the worker. */
+const BULK_ROWS = 1_000
+const BULK_CHARS = 1024 * 1024
+const BULK_AHEAD = 4
+
+const encoder = new TextEncoder()
+
 type Command =
   | { readonly op: "open"; readonly path: string; readonly pragmas: ReadonlyArray<string>; readonly timeoutMs: number }
   | { readonly op: "begin"; readonly write: boolean }
   | { readonly op: "end"; readonly commit: boolean }
   | { readonly op: "exec"; readonly sql: string }
+  | { readonly op: "ahead"; readonly sql: string; readonly bytes: Uint8Array }
   | { readonly op: "run" | "all" | "values"; readonly sql: string; readonly args: ReadonlyArray<Bind> | undefined }
   | ({ readonly op: "many"; readonly sql: string } & Packed)
   | ({ readonly op: "prints" } & PrintScan)
@@ -175,12 +188,47 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
           worker.postMessage({ ...command, id })
         }),
       )
+    // Statements under way that nobody waits for. When one fails, the worker refuses what follows it up to the rollback.
+    let ahead = 0
+    let room = (): void => undefined
+    const sendAhead = (sql: string, list: string): void => {
+      const id = ++last
+      ahead++
+      waiting.set(id, {
+        sql,
+        resume: () => {
+          ahead--
+          room()
+        },
+      })
+      // As bytes it is handed over; a text would be copied twice.
+      const bytes = encoder.encode(list)
+      if (fault === null) worker.postMessage({ op: "ahead", sql, bytes, id } satisfies Request, [bytes.buffer])
+      else failAll(fault)
+    }
+    const untilRoom: Effect.Effect<void> = Effect.callback((resume) => {
+      room = () => {
+        if (ahead >= BULK_AHEAD) return
+        room = () => undefined
+        resume(Effect.void)
+      }
+      room()
+    })
     const tx: Tx = {
       all: <Row>(sql: string, args?: ReadonlyArray<Bind>) => send({ op: "all", sql, args }) as Effect.Effect<ReadonlyArray<Row>, LibsqlError>,
       values: (sql, args) => send({ op: "values", sql, args }) as Effect.Effect<ReadonlyArray<ReadonlyArray<Cell>>, LibsqlError>,
       run: (sql, args) => send({ op: "run", sql, args }) as Effect.Effect<number, LibsqlError>,
       many: (sql, rows) =>
         rows.length === 0 ? Effect.succeed([]) : (send({ op: "many", sql, ...pack(rows) }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>),
+      bulk: Effect.fnUntraced(function* (sql, rows) {
+        for (let from = 0; from < rows.length; ) {
+          let to = from
+          for (let chars = 0; to < rows.length && to - from < BULK_ROWS && chars < BULK_CHARS; to++) chars += (rows[to] as string).length
+          if (ahead >= BULK_AHEAD) yield* untilRoom
+          sendAhead(sql, `[${rows.slice(from, to).join(",")}]`)
+          from = to
+        }
+      }),
       exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),
       prints: (scan) => send({ op: "prints", ...scan }) as Effect.Effect<PrintsFound, LibsqlError>,
     }

@@ -14,6 +14,8 @@ let pragmas: ReadonlyArray<string> = []
 let timeoutMs = 0
 let db: Database.Database | undefined
 let statements = new Map<string, Database.Statement>()
+/** Why the transaction cannot be committed: a statement failed that nobody waited for, so others may have been sent after it. */
+let spoiled: unknown = null
 
 const open = (): Database.Database => {
   if (db !== undefined) return db
@@ -96,6 +98,8 @@ const print = ({ sql, args, renumber, wanted }: PrintScan): PrintsFound => {
 }
 
 const answer = (request: Request): unknown => {
+  // Without this, what was sent after the failure would stand without it, or even outside the transaction, which some failures end.
+  if (spoiled !== null && request.op !== "close" && request.op !== "reset" && !(request.op === "end" && !request.commit)) throw spoiled
   switch (request.op) {
     case "open":
       path = request.path
@@ -107,12 +111,21 @@ const answer = (request: Request): unknown => {
       open().exec(request.write ? "BEGIN IMMEDIATE" : "BEGIN")
       return null
     case "end":
+      spoiled = null
       open().exec(request.commit ? "COMMIT" : "ROLLBACK")
       return null
     case "exec":
       open().exec(request.sql)
       // Schema may have changed under the prepared statements.
       statements = new Map()
+      return null
+    case "ahead":
+      try {
+        prepare(request.sql).run([request.bytes])
+      } catch (error) {
+        spoiled = error
+        throw error
+      }
       return null
     case "run":
       return Number(prepare(request.sql).run(toArray(request.args)).changes)

@@ -11,7 +11,7 @@ import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
 import { SESSION } from "./client.ts"
 
 /** Messages and bytes that may wait for the caller before the socket is paused. */
-export const MAX_BUFFERED = 4096
+export const MAX_BUFFERED = 16_384
 export const MAX_BUFFERED_BYTES = 16 * 1024 * 1024
 /** Well under wal_sender_timeout (60 s unless changed). */
 const STATUS_INTERVAL_MS = 10_000
@@ -148,7 +148,8 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
       lastByteAt = Date.now()
       messages.push({ lsn, text })
       bytes += text.length
-      if (messages.length === 1) notify()
+      // What else stands in the same piece of the stream comes along.
+      if (messages.length === 1) setImmediate(notify)
       if (messages.length < MAX_BUFFERED && bytes < MAX_BUFFERED_BYTES) return undefined
       return new Promise<void>((go) => {
         resume = go
