@@ -56,6 +56,7 @@ const AudienceRule = z.union(
 const TableRule = z.strictObject({
   audience: AudienceRule,
   direction: z.enum(["both", "up", "down"]).default("both"),
+  insert: z.literal("vps").exactOptional(),
   priority: z.enum(["critical", "high", "medium", "low", "background"]).default("medium"),
   strategy: StrategyName.exactOptional(),
   columns: z.record(z.string(), ColumnRuleName).default({}),
@@ -131,6 +132,8 @@ export interface TableRules {
   readonly strategy: Strategy
   readonly columnStrategies: Readonly<Record<string, ColumnRule>>
   readonly exclude: ReadonlyArray<string>
+  /** `"vps"`: only head office makes new rows. */
+  readonly insert?: "vps"
   readonly uniqueRule: UniqueRule
 }
 
@@ -206,6 +209,7 @@ export const parseConfig = (source: string, value: unknown): Config | ConfigRefu
       strategy: strategyFor(name, rule),
       columnStrategies: rule.columns,
       exclude: rule.exclude,
+      ...(rule.insert === undefined ? {} : { insert: rule.insert }),
       uniqueRule: rule.unique,
     })),
     ...(devices === undefined

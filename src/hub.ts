@@ -9,7 +9,7 @@ import { FeedChecks } from "./down/check.ts"
 import { Compare } from "./down/compare.ts"
 import { Feed } from "./down/feed.ts"
 import { feedTimes } from "./down/times.ts"
-import { prepare, runSource, type SourceError, slotName } from "./down/source.ts"
+import { CatalogRefused, prepare, runSource, type SourceError, slotName } from "./down/source.ts"
 import { Calls, hubSyncNow } from "./http/calls.ts"
 import { authFor, makeApp } from "./http/server.ts"
 import { healthRoutes } from "./http/health.ts"
@@ -19,7 +19,9 @@ import { verifyRoutes } from "./http/verify.ts"
 import { Libsql } from "./libsql/client.ts"
 import { lockFile } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
+import type { Catalog } from "./postgres/catalog.ts"
 import { type PostgresPool, openPool, Postgres } from "./postgres/client.ts"
+import { keyProblems } from "./postgres/key-types.ts"
 import { serve } from "./runtime.ts"
 import { HubFactStore } from "./status/facts.ts"
 import { hubVerify } from "./status/hub-verify.ts"
@@ -94,6 +96,11 @@ const streamLoop = (options: { readonly url: string; readonly pg: PostgresPool; 
     )
   })
 
+const refuseUnsafeKeys = ({ tables }: Catalog) => {
+  const problems = keyProblems(tables)
+  return problems.length === 0 ? Effect.void : Effect.fail(new CatalogRefused({ problems }))
+}
+
 /** Runs until it is interrupted; its layers close in reverse. */
 const hub = (options: HubOptions, config: Config) =>
   Effect.gen(function* () {
@@ -163,7 +170,9 @@ export const runHub = async (options: HubOptions): Promise<number> => {
     yield* Effect.promise(() => mkdir(options.dataDir, { recursive: true }))
     yield* lockFile(join(options.dataDir, "feed.db"))
     // A config that Postgres contradicts is refused before anything runs; a Postgres that is away is waited for.
-    yield* Effect.scoped(Effect.flatMap(openPool(options.databaseUrl, { name: "check", max: 1 }), (pg) => prepare(pg, config))).pipe(
+    yield* Effect.scoped(
+      Effect.flatMap(openPool(options.databaseUrl, { name: "check", max: 1 }), (pg) => Effect.flatMap(prepare(pg, config), refuseUnsafeKeys)),
+    ).pipe(
       Effect.catchTag("PostgresError", (error) =>
         error.sqlstate === "42501" || error.sqlstate === "3D000" || error.sqlstate.startsWith("28")
           ? Effect.fail(error)

@@ -5,6 +5,7 @@ CREATE SCHEMA IF NOT EXISTS schoolbus;
 CREATE TABLE schoolbus.schools (
   id         text PRIMARY KEY CHECK (id <> '' AND length(id) <= 200),
   name       text NOT NULL,
+  number     integer NOT NULL GENERATED ALWAYS AS IDENTITY UNIQUE, -- names the range of bigint keys that the school may give out
   paused     boolean NOT NULL DEFAULT false,
   revoked_at timestamptz,
   created_at timestamptz NOT NULL DEFAULT now()

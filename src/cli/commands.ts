@@ -284,8 +284,8 @@ export const COMMANDS: ReadonlyArray<Command> = [
     name: "doctor",
     summary: "what in Postgres stands in the way, with the command that mends it",
     args: [],
-    options: [DATABASE, SLOT, JSON_OPTION],
-    examples: ["schoolbus doctor --database-url postgres://…", "schoolbus doctor --json"],
+    options: [DATABASE, SLOT, { name: "config", kind: "text", help: "also judge the tables that this config lists" }, JSON_OPTION],
+    examples: ["schoolbus doctor --database-url postgres://… --config schoolbus.config.ts", "schoolbus doctor --json"],
     load: () => import("./doctor.ts").then((m) => m.run),
   },
   {

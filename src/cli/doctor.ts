@@ -1,8 +1,11 @@
 /** `doctor`: what on the Postgres side stands in the way, or will one day; each finding with the command that mends it. */
 import * as Effect from "effect/Effect"
 import type { PostgresPool } from "../postgres/client.ts"
+import { loadConfig } from "../config.ts"
+import { slotName, wantedTables } from "../down/source.ts"
+import { readCatalog } from "../postgres/catalog.ts"
 import { readSlots, type SlotHealth } from "../postgres/health.ts"
-import { slotName } from "../down/source.ts"
+import { keyProblems } from "../postgres/key-types.ts"
 import { migrationFiles } from "../libsql/migrate.ts"
 import { runtimeName } from "../runtime.ts"
 import { withPostgres } from "./database.ts"
@@ -157,11 +160,37 @@ const readFacts = (pg: PostgresPool) =>
     return facts
   })
 
+/** What the hub would refuse at its start: tables that cannot be synced as the config says, keys that schools would give out twice. */
+const tableFindings = (pg: PostgresPool, file: string) =>
+  Effect.gen(function* () {
+    const config = yield* loadConfig(file)
+    const catalog = yield* pg.tx((session) =>
+      readCatalog(
+        session,
+        wantedTables(config).filter(({ system }) => !system),
+      ),
+    )
+    const finding = (id: string, problems: ReadonlyArray<string>, good: string): Finding =>
+      problems.length === 0
+        ? { id, status: "ok", message: good }
+        : { id, status: "fail", message: problems.join("; "), fix: "as said; the hub refuses to start until then" }
+    return [
+      finding("tables", catalog.problems, `${config.tables.length} tables of ${file}`),
+      finding("key-types", keyProblems(catalog.tables), "no key that two schools could both give out"),
+    ]
+  }).pipe(
+    Effect.catchTag("ConfigRefused", (error) =>
+      Effect.succeed([{ id: "tables", status: "fail", message: error.message, fix: "schoolbus config validate" } satisfies Finding]),
+    ),
+  )
+
 const reached = async (input: Input): Promise<ReadonlyArray<Finding>> => {
   try {
+    const config = input.textOr("config", null)
     return [
       { id: "pg-reachable", status: "ok", message: "Postgres answers" },
       ...findings(await withPostgres(input, readFacts), input.textOr("slot", slotName(input.text("database-url")))),
+      ...(config === null ? [] : await withPostgres(input, (pg) => tableFindings(pg, config))),
     ]
   } catch (cause) {
     if (!(cause instanceof CommandFailed)) throw cause

@@ -12,6 +12,7 @@ import * as Schedule from "effect/Schedule"
 import * as Semaphore from "effect/Semaphore"
 import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
 import type { Cursor } from "../model/cursor.ts"
+import { keyRangeOf } from "../model/key-range.ts"
 import { classOf, type DeviceRules, isThrough, type Manifest, type Table } from "../model/table.ts"
 import type { Cell } from "../model/value.ts"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
@@ -228,7 +229,10 @@ export class Feed extends Context.Service<
 
       // Keys and schools as the feed holds them.
       let keys = new Map<string, { readonly school: string; readonly hash: string; readonly revoked: boolean }>()
-      let schools = new Map<string, { readonly id: string; readonly name: string; readonly paused: boolean; readonly revoked: boolean }>()
+      let schools = new Map<
+        string,
+        { readonly id: string; readonly name: string; readonly number: number; readonly paused: boolean; readonly revoked: boolean }
+      >()
       const loadKeys = Effect.gen(function* () {
         const rows = yield* db.read((tx) =>
           tx.all<{ name: string; columns: string; body: string }>(
@@ -244,7 +248,13 @@ export class Feed extends Context.Service<
           const value = (name: string) => values[names.indexOf(name)] ?? null
           if (row.name === "schoolbus.schools") {
             const id = String(value("id"))
-            nextSchools.set(id, { id, name: String(value("name")), paused: value("paused") === true, revoked: value("revoked_at") !== null })
+            nextSchools.set(id, {
+              id,
+              name: String(value("name")),
+              number: Number(value("number")),
+              paused: value("paused") === true,
+              revoked: value("revoked_at") !== null,
+            })
           } else {
             nextKeys.set(String(value("id")), { school: String(value("school")), hash: String(value("hash")), revoked: value("revoked_at") !== null })
           }
@@ -668,6 +678,11 @@ export class Feed extends Context.Service<
         return { tables: installed, reread }
       })
 
+      const schoolOf = (id: string): Manifest["school"] => {
+        const known = schools.get(id)
+        const keys = keyRangeOf(known?.number ?? 0)
+        return { id, name: known?.name ?? id, ...(keys === null ? {} : { keys }) }
+      }
       const schoolAudience = (school: string): number | null => numberOf.get(school) ?? null
       const newestOf = (audience: number) =>
         Effect.gen(function* () {
@@ -878,7 +893,7 @@ export class Feed extends Context.Service<
         manifest: (school) =>
           Effect.sync(() => ({
             version: manifestVersion,
-            school: { id: school, name: schools.get(school)?.name ?? school },
+            school: schoolOf(school),
             tables: feedTables.filter((table) => !table.hubOnly).map((table) => table.table),
             ...(devices === undefined ? {} : { devices }),
           })),

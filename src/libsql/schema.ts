@@ -2,6 +2,7 @@
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import { randomKeySql, rangedColumn } from "../model/key-range.ts"
 import type { Manifest, Table } from "../model/table.ts"
 import { type Kind, sqliteType, type Wire } from "../model/value.ts"
 import { captureExisting } from "./capture.ts"
@@ -40,7 +41,8 @@ const columnSql = (column: Table["columns"][number], isAdded: boolean): string =
 const list = (names: ReadonlyArray<string>): string => names.map(ident).join(", ")
 
 /** Foreign keys are declared only where the parent's audience contains the child's: a parent that every school holds. */
-export const createTable = (table: Table, manifest: Pick<Manifest, "tables">): string => {
+export const createTable = (table: Table, manifest: Pick<Manifest, "tables"> & Partial<Pick<Manifest, "school">>): string => {
+  const ranged = manifest.school?.keys === undefined ? null : rangedColumn(table)
   const parents = table.references.flatMap((reference) => {
     const parent = manifest.tables.find((t) => t.name === reference.table)
     if (parent === undefined || parent.audience !== "all" || parent.direction === "up") return []
@@ -50,7 +52,11 @@ export const createTable = (table: Table, manifest: Pick<Manifest, "tables">): s
     return isUnique ? [`FOREIGN KEY (${list(reference.columns)}) REFERENCES ${ident(parent.local)} (${list(reference.to)})`] : []
   })
   const parts = [
-    ...table.columns.map((column) => columnSql(column, false)),
+    ...table.columns.map((column) =>
+      column.name === ranged && manifest.school?.keys !== undefined
+        ? `${columnSql({ ...column, default: null }, false)} DEFAULT (${randomKeySql(manifest.school.keys)})`
+        : columnSql(column, false),
+    ),
     `PRIMARY KEY (${list(table.key)})`,
     ...table.unique.map((columns) => `UNIQUE (${list(columns)})`),
     ...parents,

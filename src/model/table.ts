@@ -76,6 +76,10 @@ export interface Table {
   readonly exclude?: ReadonlyArray<string>
   /** Absent: `manual`. */
   readonly uniqueRule?: UniqueRule
+  /** `"vps"`: new rows are made at head office only; absent: schools may insert as `direction` says. */
+  readonly insert?: "vps"
+  /** The key is a bigint that schools give out from their own range (`model/key-range.ts`). */
+  readonly keyRange?: true
   /** True for tables of schema `schoolbus`: the sync's own rows, which no school program writes. */
   readonly system: boolean
 }
@@ -118,7 +122,8 @@ export interface DeviceRules {
 /** What the hub tells a school about its tables. A new version means: fetch, migrate, then apply. */
 export interface Manifest {
   readonly version: number
-  readonly school: { readonly id: string; readonly name: string }
+  /** `keys`: the bigint keys that this school may give out; absent when it has no number yet. */
+  readonly school: { readonly id: string; readonly name: string; readonly keys?: { readonly from: string; readonly to: string } }
   readonly tables: ReadonlyArray<Table>
   readonly devices?: DeviceRules
 }

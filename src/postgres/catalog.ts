@@ -2,12 +2,13 @@
 import * as Effect from "effect/Effect"
 import { type Audience, type Column, type ColumnRule, isThrough, type Reference, type Table } from "../model/table.ts"
 import { kindOf, type Wire } from "../model/value.ts"
+import { hasKeyRange } from "./key-types.ts"
 import type { PostgresError, Session } from "./client.ts"
 
 /** The rules of one table, as config and the built-in list give them. */
 export type Wanted = Pick<
   Table,
-  "name" | "audience" | "direction" | "priority" | "strategy" | "columnStrategies" | "exclude" | "uniqueRule" | "system"
+  "name" | "audience" | "direction" | "priority" | "strategy" | "columnStrategies" | "exclude" | "uniqueRule" | "insert" | "system"
 > & {
   readonly local?: string
 }
@@ -164,7 +165,7 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
           problems.push(`key column ${column} of table ${rule.name} is floating-point, which cannot name a row exactly; use numeric, bigint or uuid`)
       }
       toastable.set(rule.name, new Set(mine.filter((column) => column.toastable).map((column) => column.name)))
-      tables.push({
+      const table: Table = {
         ...rule,
         local: rule.local ?? localName(rule.name),
         columns: mine.map((column): Column => {
@@ -184,7 +185,8 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         references: references
           .filter((row) => row.tbl === rule.name)
           .map((row): Reference => ({ columns: JSON.parse(row.cols), table: row.target, to: JSON.parse(row.target_cols) })),
-      })
+      }
+      tables.push(hasKeyRange(table) ? { ...table, keyRange: true } : table)
     }
     const byLocal = new Map<string, string>()
     for (const table of tables) {

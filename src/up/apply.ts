@@ -11,6 +11,7 @@ import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import { decodeBatch, type DecodedBatch } from "../link/frame.ts"
 import type { Exception, Verdicts } from "../model/change.ts"
+import { keyRangeOf } from "../model/key-range.ts"
 import type { Table } from "../model/table.ts"
 import { Postgres, type PostgresError, type Session } from "../postgres/client.ts"
 import { carryOut, type Ground, type Outcome, setTimeouts } from "./carry-out.ts"
@@ -90,7 +91,9 @@ const applyBatch = (session: Session, input: BatchInput, decoded: DecodedBatch, 
       input,
       changes.filter((change) => base.tables.has(change.table)),
     )
-    const ground: Ground = { ...base, stored: open.stored, openBases: open.bases }
+    const [school] = yield* session.query<{ number: number }>("SELECT number FROM schoolbus.schools WHERE id = $1", [input.school])
+    const keys = keyRangeOf(school?.number ?? 0)
+    const ground: Ground = { ...base, stored: open.stored, openBases: open.bases, ...(keys === null ? {} : { keys }) }
     const outcomes = yield* carryOut(session, ground, coalesce(changes, open.waiting))
     const exceptions = [...(yield* keepUnreadable(session, input, unreadable)), ...(yield* record(session, input, outcomes, open))]
     yield* retryDependants(session, ground, insertedTables(outcomes))

@@ -12,6 +12,7 @@
  * A refusal reads the same whether the other row exists or not.
  */
 import * as Effect from "effect/Effect"
+import { isInRange, type KeyRange, rangedColumn } from "../model/key-range.ts"
 import { audienceColumn, type Table } from "../model/table.ts"
 import { type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
@@ -57,6 +58,7 @@ export const formRefusal = (
     readonly newKey: ReadonlyArray<unknown> | null
     readonly mine: Readonly<Record<string, unknown>>
   },
+  keys: KeyRange | null = null,
 ): Refusal | null => {
   if (table === undefined || shape === undefined || table.system)
     return { reason: "unknown_table", detail: `${name || "the table"} is not a table that is synced` }
@@ -67,6 +69,12 @@ export const formRefusal = (
   if (change.key.includes(null) || change.newKey?.includes(null)) return { reason: "not_null", detail: `a key column of ${name} is empty` }
   if (table.audience === "all" && (change.op === "delete" || change.newKey !== null)) {
     return { reason: "shared", detail: `rows of ${name} belong to every school, so one school may not delete them or change their key` }
+  }
+  if (change.op === "insert" && table.insert === "vps") return { reason: "insert", detail: `new rows of ${name} are made at head office only` }
+  const made = change.op === "insert" ? change.key[0] : change.newKey?.[0]
+  if (keys !== null && made !== undefined && rangedColumn(table) !== null && !isInRange(keys, made)) {
+    const detail = `${table.key[0]} of a new row of ${name} lies outside this school's range ${keys.from} to ${keys.to}; leave it out, and the file gives one`
+    return { reason: "key_range", detail }
   }
   for (const column of Object.keys(change.mine)) {
     const known = shape.columns.get(column)

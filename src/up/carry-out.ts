@@ -9,6 +9,7 @@
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { wireKey } from "../model/key.ts"
+import type { KeyRange } from "../model/key-range.ts"
 import { ruleOf, type Table } from "../model/table.ts"
 import { isRefused, type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
@@ -41,6 +42,8 @@ export interface Ground {
   readonly tables: ReadonlyMap<string, Table>
   readonly had?: Tables["Service"]["had"]
   readonly times?: Tables["Service"]["times"]
+  /** The bigint keys that the school may give out; absent: a person has looked at the change. */
+  readonly keys?: KeyRange
   /** What Postgres made of values that this file sent and may not have seen come down yet, by `rowId`, then by column. */
   readonly stored: ReadonlyMap<string, ReadonlyMap<string, ReadonlyArray<{ readonly sent: Wire; readonly stored: Wire }>>>
   /** Bases of columns that wait for a person, by `rowId`: an open conflict is measured from where it began. */
@@ -103,7 +106,7 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
       if (change.op === "none") continue
       const table = ground.tables.get(change.table)
       const shape = shapes.get(change.table)
-      const refusal = formRefusal(table, shape, change.table, change)
+      const refusal = formRefusal(table, shape, change.table, change, ground.keys)
       if (refusal !== null || table === undefined || shape === undefined) refusals.set(change, refusal ?? notYours)
       else works.set(change, startWork(change, table, shape))
     }

@@ -83,7 +83,7 @@ beforeAll(async () => {
   db = await createDatabase()
   await query(
     db.url,
-    "CREATE TABLE pupils (id int PRIMARY KEY, school_id text, name text); INSERT INTO pupils SELECT i, 'north', 'p' || i FROM generate_series(1, 25) i; CREATE TABLE keyless (x int)",
+    "CREATE TABLE pupils (id bigint PRIMARY KEY, school_id text, name text); CREATE TABLE rooms (id serial PRIMARY KEY, school_id text); INSERT INTO pupils SELECT i, 'north', 'p' || i FROM generate_series(1, 25) i; CREATE TABLE keyless (x int)",
   )
   writeFileSync(config, `export default { tables: { pupils: { audience: { column: "school_id" } } } }`)
 })
@@ -159,6 +159,19 @@ describe("services", () => {
     const ran = await run(["hub", "--config", bad, "--database-url", db.url, "--data-dir", join(folder, "bad"), "--port", "0"])
     expect(ran.code).toBe(78)
     for (const word of ["keyless", "nowhere", "skool"]) expect(ran.err).toContain(word)
+  })
+
+  it("refuse keys that two schools would both give out, with the ALTER that mends it; doctor says so too", async () => {
+    const unsafe = join(folder, "unsafe.config.ts")
+    writeFileSync(unsafe, `export default { tables: { rooms: { audience: { column: "school_id" } } } }`)
+    const ran = await run(["hub", "--config", unsafe, "--database-url", db.url, "--data-dir", join(folder, "unsafe"), "--port", "0"])
+    expect(ran.code).toBe(78)
+    expect(ran.err).toContain('ALTER TABLE "public"."rooms" ALTER COLUMN "id" TYPE bigint')
+    const doctor = await run(["doctor", "--database-url", db.url, "--config", unsafe, "--json"])
+    const { checks } = JSON.parse(doctor.out) as { checks: ReadonlyArray<{ id: string; status: string; message: string }> }
+    expect([doctor.code, checks.find((check) => check.id === "key-types")?.status]).toEqual([1, "fail"])
+    writeFileSync(unsafe.replace("unsafe.", "safe."), `export default { tables: { rooms: { audience: { column: "school_id" }, insert: "vps" } } }`)
+    expect((await run(["doctor", "--database-url", db.url, "--config", unsafe.replace("unsafe.", "safe."), "--json"])).code).toBe(0)
   })
 
   it("run, tell their status, keep others from their files, and end with 0 on SIGTERM", async () => {
