@@ -6,6 +6,7 @@ import { slotName, wantedTables } from "../down/source.ts"
 import { readCatalog } from "../postgres/catalog.ts"
 import { readSlots, type SlotHealth } from "../postgres/health.ts"
 import { keyProblems } from "../postgres/key-types.ts"
+import { probeWal2json, type Wal2json } from "../postgres/probe.ts"
 import { migrationFiles } from "../libsql/migrate.ts"
 import { runtimeName } from "../runtime.ts"
 import { withPostgres } from "./database.ts"
@@ -32,6 +33,34 @@ export interface ServerFacts {
   readonly migrations: ReadonlyArray<number> | null
   readonly newestMigration: number
   readonly slots: ReadonlyArray<SlotHealth>
+  readonly wal2json: Wal2json
+}
+
+/** What the decoder makes of NaN and infinities, and whether it is there at all. */
+const decoderFinding = (facts: ServerFacts, slot: SlotHealth | undefined): Finding => {
+  const id = "decoder"
+  const major = Math.floor(facts.version / 10_000)
+  if (slot?.plugin === "pgoutput") return { id, status: "ok", message: "pgoutput, exact for every value" }
+  switch (facts.wal2json) {
+    case "exact":
+      return { id, status: "ok", message: "wal2json 2.6 or newer, exact for every value" }
+    case "old":
+      return {
+        id,
+        status: "warn",
+        message: "wal2json before 2.6 sends NaN and infinities as null, so rows with null numbers are read again",
+        fix: `set plugin: "pgoutput" in the config, or install wal2json 2.6`,
+      }
+    case "absent":
+      return {
+        id,
+        status: slot === undefined ? "warn" : "fail",
+        message: "wal2json is not installed on the server",
+        fix: `set plugin: "pgoutput" in the config, or install postgresql-${major}-wal2json`,
+      }
+    case "unknown":
+      return { id, status: "ok", message: "wal2json's version could not be tried: no right to make a slot, no free slot, or a long transaction" }
+  }
 }
 
 const OLDEST = 130_000
@@ -91,6 +120,7 @@ export const findings = (facts: ServerFacts, slotName: string): ReadonlyArray<Fi
       : facts.migrations.length === 0 || Math.max(...facts.migrations) <= facts.newestMigration
         ? ok("migrations-current", `schema schoolbus, ${facts.migrations.length} migrations`)
         : fail("migrations-current", "schema schoolbus was made by a newer schoolbus", "update this program"),
+    decoderFinding(facts, slot),
     slot === undefined
       ? warn("slot-exists", `no slot ${slotName} yet`, "start the hub: it makes it")
       : ok("slot-exists", `${slot.slot}, ${slot.plugin}, holds ${sizeText(slot.retainedBytes)}`),
@@ -156,6 +186,7 @@ const readFacts = (pg: PostgresPool) =>
       migrations: migrations?.map((row) => row.number) ?? null,
       newestMigration: files.at(-1)?.number ?? 0,
       slots,
+      wal2json: yield* probeWal2json(pg),
     }
     return facts
   })

@@ -4,6 +4,7 @@
  * stand, so that no number is ever rounded. `pgoutput.ts` has the other decoder.
  */
 import type { Kind } from "../model/value.ts"
+import { EXACT_NUMBERS } from "../postgres/probe.ts"
 import type { PluginOptions } from "../postgres/wal.ts"
 
 /** What the decoder must know of a table; `columns` in the order in which Postgres numbers them. */
@@ -55,8 +56,7 @@ export const wal2jsonOptions = (tables: ReadonlyArray<string>): PluginOptions =>
     ["include-lsn", "false"],
     ["add-tables", tables.map(escapeTable).join(",")],
   ],
-  // Since 2.6. Without it NaN and infinities come as null.
-  optional: [["numeric-data-types-as-string", "true"]],
+  optional: [[EXACT_NUMBERS, "true"]],
   encoding: "utf8",
 })
 

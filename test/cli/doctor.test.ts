@@ -1,0 +1,47 @@
+import { expect, test } from "vitest"
+import { findings, type ServerFacts } from "../../src/cli/doctor.ts"
+import type { SlotHealth } from "../../src/postgres/health.ts"
+
+const slot = (plugin: string): SlotHealth => ({
+  slot: "schoolbus_db",
+  database: "db",
+  plugin,
+  active: true,
+  walStatus: "reserved",
+  retainedBytes: 0,
+  lagBytes: 0,
+  lagSeconds: 0,
+  safeWalBytes: null,
+  growthBytesPerSecond: null,
+  timeLeftSeconds: null,
+  inactiveSince: null,
+  maxSlotWalKeepSize: "4GB",
+})
+
+const facts = (part: Partial<ServerFacts>): ServerFacts => ({
+  version: 150_018,
+  settings: { wal_level: "logical", max_replication_slots: "20" },
+  slotsUsed: 1,
+  mayReplicate: true,
+  isSuperuser: false,
+  maySchema: true,
+  migrations: [1],
+  newestMigration: 1,
+  slots: [],
+  wal2json: "old",
+  ...part,
+})
+
+const decoder = (part: Partial<ServerFacts>) => findings(facts(part), "schoolbus_db").find((finding) => finding.id === "decoder")
+
+test("pgoutput is recommended where wal2json sends NaN as null, or is absent", () => {
+  expect(decoder({})).toMatchObject({ status: "warn", fix: expect.stringContaining('plugin: "pgoutput"') })
+  expect(decoder({ wal2json: "absent" })).toMatchObject({ status: "warn", fix: expect.stringContaining('plugin: "pgoutput"') })
+  expect(decoder({ wal2json: "absent", slots: [slot("wal2json")] })).toMatchObject({ status: "fail" })
+})
+
+test("nothing is recommended to who has it, or a wal2json that is exact", () => {
+  expect(decoder({ slots: [slot("pgoutput")] })).toMatchObject({ status: "ok" })
+  expect(decoder({ wal2json: "exact" })).toMatchObject({ status: "ok" })
+  expect(decoder({ wal2json: "unknown" })).toMatchObject({ status: "ok" })
+})
