@@ -76,7 +76,8 @@ CREATE TABLE column_time (
   PRIMARY KEY (tbl, key)
 ) WITHOUT ROWID;
 
--- Keys that a keyed comparison has not met again yet; what is left at its end no longer exists in Postgres.
+-- Keys that a keyed comparison has not met again yet; what is left at its end no longer exists in Postgres. The empty key
+-- stands for the comparison itself.
 CREATE TABLE unmet (
   tbl INTEGER NOT NULL,
   key TEXT NOT NULL,
@@ -84,7 +85,8 @@ CREATE TABLE unmet (
 ) WITHOUT ROWID;
 
 -- Rows whose message left something out that the feed does not know: read again by key, outside the stream.
--- why: toast (a column stored out of line), nan (a null that may stand for NaN or Infinity).
+-- why: toast (a column stored out of line), nan (a null that may stand for NaN or Infinity); table: the whole table is
+-- to be compared, under the empty key.
 CREATE TABLE reread (
   tbl INTEGER NOT NULL,
   key TEXT NOT NULL,

@@ -32,6 +32,8 @@ export type Event<T extends DecodeTable> =
     }
   | { readonly kind: "delete"; readonly table: T; readonly key: string }
   | { readonly kind: "truncate"; readonly tables: ReadonlyArray<T> }
+  /** A row whose key the message does not tell: NaN or an infinity in a numeric key, which came as null. */
+  | { readonly kind: "unnamed"; readonly table: T }
   /** A table that is not synced, or a message of another kind. */
   | { readonly kind: "none" }
   /** The row does not have the shape that the catalog said: the catalog must be read again. */
@@ -156,6 +158,9 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
     return at + 1
   }
 
+  const unnamed = new Set(tables.filter((table) => table.key.some((i) => table.columns[i]?.kind === "numeric")))
+  const isUnnamed = (table: T, tokens: Tokens): boolean => unnamed.has(table) && table.key.some((i) => tokens[i] === "null")
+
   const readRow = (text: string, action: string): Event<T> => {
     const names = text.indexOf('"schema":')
     const columnsAt = text.indexOf(',"columns":[', names)
@@ -171,6 +176,7 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
     if (action === "D") {
       const end = identityAt === -1 ? { unknown: "no identity" } : readColumns(text, identityAt + ',"identity":'.length, table, identity)
       if (typeof end !== "number") return shape(end.unknown)
+      if (isUnnamed(table, identity)) return { kind: "unnamed", table }
       const key = keyOf(table, identity)
       return key === null ? shape("a delete without its key") : { kind: "delete", table, key }
     }
@@ -182,8 +188,10 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
     if (action === "U" && text.startsWith(',"identity":[', end)) {
       const after = readColumns(text, end + ',"identity":'.length, table, identity)
       if (typeof after !== "number") return shape(after.unknown)
+      if (isUnnamed(table, identity)) return { kind: "unnamed", table }
       oldKey = keyOf(table, identity)
     }
+    if (isUnnamed(table, tokens)) return { kind: "unnamed", table }
     for (let i = 0; i < tokens.length; i++) {
       if (tokens[i] !== undefined) continue
       const column = table.columns[i] as T["columns"][number]

@@ -13,6 +13,7 @@ import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
+import * as Semaphore from "effect/Semaphore"
 import type * as Scope from "effect/Scope"
 import type { LibsqlError } from "../libsql/client.ts"
 import { type Lsn, parseLsn } from "../model/lsn.ts"
@@ -224,7 +225,7 @@ export const runDown = (
         return
       }
       if (comparing.has(table.id)) {
-        const unmet = yield* appender.tx.all<{ key: string }>("SELECT key FROM unmet WHERE tbl = ?", [table.id])
+        const unmet = yield* appender.tx.all<{ key: string }>("SELECT key FROM unmet WHERE tbl = ? AND key <> ''", [table.id])
         if (check !== undefined) {
           check.result.extra += unmet.length
           check.result.keys.push(...unmet.slice(0, EXAMPLES - check.result.keys.length).map(({ key }) => key))
@@ -328,6 +329,10 @@ export const runDown = (
               ifDifferent: false,
             })
             break
+          case "unnamed":
+            if (isMark(event.table)) break
+            yield* appender.tx.run("INSERT OR IGNORE INTO reread (tbl, key, why) VALUES (?, '', 'table')", [event.table.id])
+            break
           case "truncate":
             brackets.noteTxn(xid)
             yield* writeRows(appender, pending)
@@ -429,10 +434,16 @@ export const runDown = (
       let after = isLoading ? (row?.after ?? null) : null
       if (!isLoading) {
         comparing.add(table.id)
+        // The empty key is no row's: it says that a comparison is under way, also of a table without rows.
         yield* feed.append((appender) =>
-          Effect.andThen(
-            appender.tx.run("DELETE FROM unmet WHERE tbl = ?", [table.id]),
-            appender.tx.run("INSERT INTO unmet (tbl, key) SELECT DISTINCT tbl, key FROM entry WHERE tbl = ? AND body IS NOT NULL", [table.id]),
+          Effect.all(
+            [
+              appender.tx.run("DELETE FROM unmet WHERE tbl = ?", [table.id]),
+              appender.tx.run("INSERT INTO unmet (tbl, key) SELECT DISTINCT tbl, key FROM entry WHERE tbl = ? AND body IS NOT NULL", [table.id]),
+              appender.tx.run("INSERT INTO unmet (tbl, key) VALUES (?, '')", [table.id]),
+              checking.has(table.id) ? Effect.void : appender.tx.run("DELETE FROM reread WHERE tbl = ? AND why = 'table'", [table.id]),
+            ],
+            { discard: true },
           ),
         )
       }
@@ -452,15 +463,19 @@ export const runDown = (
       { discard: true },
     )
 
+    /** One table is compared at a time. */
+    const comparison = Semaphore.makeUnsafe(1)
     /** Every table against Postgres, and how many rows differed. */
     const check = Effect.fnUntraced(function* (repair: boolean) {
       const results: Array<TableCheck> = []
       for (const table of options.tables) {
         const result: TableCheck = { table: table.name, rows: 0, missing: 0, extra: 0, differing: 0, keys: [] }
-        checking.set(table.id, { repair, result })
-        yield* Effect.ensuring(
-          readWhole(table, false),
-          Effect.sync(() => void checking.delete(table.id)),
+        yield* comparison.withPermit(
+          Effect.acquireUseRelease(
+            Effect.sync(() => void checking.set(table.id, { repair, result })),
+            () => readWhole(table, false),
+            () => Effect.sync(() => void checking.delete(table.id)),
+          ),
         )
         results.push(result)
       }
@@ -475,6 +490,10 @@ export const runDown = (
       for (const row of wanted) {
         const table = tableById.get(row.tbl)
         if (table === undefined) continue
+        if (row.why === "table") {
+          yield* comparison.withPermit(readWhole(table, false))
+          continue
+        }
         const group = groups.get(`${row.tbl} ${row.why}`) ?? { table, why: row.why, keys: [] }
         group.keys.push(row.key)
         groups.set(`${row.tbl} ${row.why}`, group)

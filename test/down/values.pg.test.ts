@@ -233,7 +233,11 @@ describe.each(["wal2json", "pgoutput"] as const)("%s", (plugin) => {
       const rows = await inPostgres(world, table)
       const originals = rows.filter(([n]) => Number(n) < COPIES)
       const copies = rows.filter(([n]) => Number(n) >= COPIES)
-      const values = (all: typeof rows) => all.map((row) => namesOf(table).map((name, i) => (name === "n" || name === "half" ? name : row[i])))
+      const base = await bases(world, table.name)
+      // A floating-point -0 is 0 in every SQLite.
+      const zero = (name: string, text: string | null | undefined) => (text === "-0" && base.get(name)?.startsWith("float") === true ? "0" : text)
+      const values = (all: typeof rows) =>
+        all.map((row) => namesOf(table).map((name, i) => (name === "n" || name === "half" ? name : zero(name, row[i]))))
       expect(values(copies), `SEED=${seed} ${table.name}`).toEqual(values(originals))
     }
     await world.settle()

@@ -11,6 +11,8 @@ export interface TypeSpec {
   readonly ddl: ReadonlyArray<string>
   readonly edges: ReadonlyArray<string>
   readonly value: fc.Arbitrary<string>
+  /** Between the elements of its arrays, where it is not a comma. */
+  readonly delimiter?: string
 }
 
 const spec = (sql: string, edges: ReadonlyArray<string>, value?: fc.Arbitrary<string>): TypeSpec => ({
@@ -232,11 +234,14 @@ export const scalars: ReadonlyArray<TypeSpec> = [
     ["[(0,0),(1.5,-2)]"],
     fc.tuple(point, point).map(([a, b]) => `[${a},${b}]`),
   ),
-  spec(
-    "box",
-    ["(1,1),(0,0)"],
-    fc.tuple(point, point).map(([a, b]) => `${a},${b}`),
-  ),
+  {
+    ...spec(
+      "box",
+      ["(1,1),(0,0)"],
+      fc.tuple(point, point).map(([a, b]) => `${a},${b}`),
+    ),
+    delimiter: ";",
+  },
   spec(
     "path",
     ["((0,0),(1,1))", "[(0,0),(1,1),(2,0.1)]"],
@@ -328,16 +333,17 @@ export const derive = (made: number, base: TypeSpec, shape: "domain" | "array" |
     case "array": {
       // `NULL` quoted is a text, unquoted it is no value.
       const item = (s: string) => `"${s.replace(/["\\]/g, "\\$&")}"`
-      const list = (values: ReadonlyArray<string>) => `{${values.map(item).join(",")}}`
+      const delimiter = base.delimiter ?? ","
+      const list = (values: ReadonlyArray<string>) => `{${values.map(item).join(delimiter)}}`
       return {
         sql: `${base.sql}[]`,
         ddl: base.ddl,
         edges: [
           "{}",
           list(base.edges),
-          `{NULL,${item(base.edges[0] ?? "")}}`,
+          `{NULL${delimiter}${item(base.edges[0] ?? "")}}`,
           `[-1:0]=${list([base.edges[0] ?? "", base.edges.at(-1) ?? ""])}`,
-          `{${list(base.edges.slice(0, 1))},${list(base.edges.slice(-1))}}`,
+          `{${list(base.edges.slice(0, 1))}${delimiter}${list(base.edges.slice(-1))}}`,
         ],
         value: fc.array(base.value, { maxLength: 4 }).map(list),
       }

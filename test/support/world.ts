@@ -10,6 +10,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import postgres from "postgres"
 import { type Config, type ConfigInput, parseConfig } from "../../src/config.ts"
@@ -101,6 +102,11 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
       runSource({ url: database.url, pg, config: parsed, onStreaming: Effect.void, onLoading: () => Effect.void }).pipe(
         Effect.provideService(Feed, feed),
         Effect.provideService(FeedChecks, checks),
+        // The walsender of the stream before ends a moment after its connection.
+        Effect.retry({
+          while: (error) => error._tag === "SlotBusy" || (error._tag === "WalStopped" && error.busy),
+          schedule: Schedule.spaced("20 millis"),
+        }),
         Effect.tapCause((cause) =>
           Effect.sync(() => {
             failure = cause
