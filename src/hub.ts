@@ -138,10 +138,11 @@ const layers = (options: HubOptions) => {
   const tables = Layer.effect(
     Tables,
     Effect.gen(function* () {
-      const { tables: list } = yield* Feed
+      const { tables: list, had } = yield* Feed
       const db = yield* Libsql
       return {
         all: Effect.map(list, (all) => new Map(all.map((entry) => [entry.name, entry.table]))),
+        had,
         times: (name, keys) => Effect.flatMap(list, (all) => feedTimes(db, all, name, keys)),
       }
     }),

@@ -26,6 +26,8 @@ import { makeRouting } from "./route.ts"
 const READ_ROWS = 1000
 const FLUSH_READERS_MS = 1000
 const PRUNE_MS = 60_000
+/** A deleted row is remembered for this long at least: edits made before a school heard of it may still be on their way. */
+const TOMBSTONE_MS = 7 * 24 * 3600 * 1000
 
 /** A synced table as the feed holds it. */
 export interface FeedTable extends DecodeTable {
@@ -162,6 +164,8 @@ export class Feed extends Context.Service<
     readonly waitingRereads: (
       limit: number,
     ) => Effect.Effect<ReadonlyArray<{ readonly tbl: number; readonly key: string; readonly why: string }>, LibsqlError>
+    /** Of these keys of a table, those whose row the school has or had, as far as the feed remembers. */
+    readonly had: (school: string, table: string, keys: ReadonlyArray<string>) => Effect.Effect<ReadonlySet<string>>
     readonly newEpoch: Effect.Effect<void, LibsqlError>
     readonly setLife: (life: string, systemId: string, timeline: number) => Effect.Effect<void, LibsqlError>
     readonly ready: Effect.Effect<boolean>
@@ -834,12 +838,14 @@ export class Feed extends Context.Service<
         const live = [...readers.values()].filter(
           (reader) => reader.closed === 0 && reader.epoch === head.epoch && schools.get(reader.school)?.revoked === false,
         )
+        const before = ((yield* Clock.currentTimeMillis) - TOMBSTONE_MS) * 1000
         const horizon = live.reduce((least, reader) => Math.min(least, reader.seq), head.seq)
         yield* db.write((tx) =>
           Effect.andThen(
-            tx.run("DELETE FROM entry WHERE body IS NULL AND seq <= ? AND (class > 0 OR tbl IN (SELECT id FROM tables WHERE status = 'ready'))", [
-              horizon,
-            ]),
+            tx.run(
+              "DELETE FROM entry WHERE body IS NULL AND seq <= ? AND at < ? AND (class > 0 OR tbl IN (SELECT id FROM tables WHERE status = 'ready'))",
+              [horizon, before],
+            ),
             tx.run("DELETE FROM cut WHERE seq < ? AND seq <> (SELECT seq FROM hub) AND seq NOT IN (SELECT seq FROM reader)", [horizon]),
           ),
         )
@@ -865,6 +871,18 @@ export class Feed extends Context.Service<
         ),
         waitingRereads: (limit) =>
           db.read((tx) => tx.all<{ tbl: number; key: string; why: string }>("SELECT tbl, key, why FROM reread LIMIT ?", [limit])),
+        had: (school, name, keys) =>
+          Effect.suspend(() => {
+            const table = feedTables.find((one) => one.name === name)
+            if (table === undefined) return Effect.succeed(new Set<string>())
+            const rows = db.read((tx) =>
+              tx.all<{ key: string }>(
+                `SELECT e.key FROM json_each(?) j CROSS JOIN entry e ON e.tbl = ? AND e.key = j.value WHERE e.audience IN (${EVERY_SCHOOL}, ?)`,
+                [JSON.stringify(keys), table.id, schoolAudience(school) ?? EVERY_SCHOOL],
+              ),
+            )
+            return Effect.orDie(Effect.map(rows, (found) => new Set(found.map(({ key }) => key))))
+          }),
         newEpoch: alone.withPermit(
           Effect.uninterruptible(
             Effect.gen(function* () {

@@ -33,6 +33,16 @@ export type Audience = "all" | { readonly column: string } | Through
 
 export const isThrough = (audience: Audience): audience is Through => audience !== "all" && "through" in audience
 
+/**
+ * Whether a link names the row that it places, as an enrolment names a pupil. Not so when the placed row names its link, as a
+ * mark names its pupil: then links may come before the rows that they will place.
+ */
+export const linkNamesRow = (rule: Through, row: Pick<Table, "key" | "unique">, link: Pick<Table, "key" | "unique">): boolean => {
+  const isKey = (table: Pick<Table, "key" | "unique">, names: ReadonlyArray<string>) =>
+    [table.key, ...table.unique].some((columns) => columns.every((name) => names.includes(name)))
+  return isKey(row, Object.keys(rule.on)) || !isKey(link, Object.values(rule.on))
+}
+
 /** The column that holds a school's id; null when the audience is another. */
 export const audienceColumn = (audience: Audience): string | null => (audience !== "all" && "column" in audience ? audience.column : null)
 

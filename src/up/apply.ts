@@ -12,7 +12,7 @@ import * as Schedule from "effect/Schedule"
 import { decodeBatch, type DecodedBatch } from "../link/frame.ts"
 import type { Exception, Verdicts } from "../model/change.ts"
 import { keyRangeOf } from "../model/key-range.ts"
-import type { Table } from "../model/table.ts"
+import { isThrough, type Table } from "../model/table.ts"
 import { Postgres, type PostgresError, type Session } from "../postgres/client.ts"
 import { carryOut, type Ground, type Outcome, setTimeouts } from "./carry-out.ts"
 import { coalesce } from "./coalesce.ts"
@@ -61,7 +61,7 @@ export class Apply extends Context.Service<
           })
         }
         const { had, times } = tables
-        const ground = { school: input.school, tables: yield* tables.all, ...(had && { had }), ...(times && { times }) }
+        const ground = { school: input.school, tables: yield* tables.all, had, ...(times && { times }) }
         return yield* pg
           .tx((session) => applyBatch(session, input, decoded.ok, ground))
           .pipe(
@@ -96,7 +96,7 @@ const applyBatch = (session: Session, input: BatchInput, decoded: DecodedBatch, 
     const ground: Ground = { ...base, stored: open.stored, openBases: open.bases, ...(keys === null ? {} : { keys }) }
     const outcomes = yield* carryOut(session, ground, coalesce(changes, open.waiting))
     const exceptions = [...(yield* keepUnreadable(session, input, unreadable)), ...(yield* record(session, input, outcomes, open))]
-    yield* retryDependants(session, ground, insertedTables(outcomes))
+    yield* retryDependants(session, ground, new Set([...insertedTables(outcomes), ...partedTables(outcomes, ground.tables)]))
 
     const verdicts: Verdicts = { batch: input.number, hash: input.hash, changes: batch.changes.length + unreadable.length, exceptions }
     yield* session.execute(
@@ -174,3 +174,12 @@ const keepUnreadable = (
 
 const insertedTables = (outcomes: ReadonlyArray<Outcome>): ReadonlySet<Table["name"]> =>
   new Set(outcomes.flatMap(({ row, decision }) => (decision?.write === "insert" ? [row.table] : [])))
+
+/** Of rows and links that were refused for want of each other: what one waits for may be waiting for it since an earlier batch. */
+const partedTables = (outcomes: ReadonlyArray<Outcome>, tables: ReadonlyMap<string, Table>): ReadonlySet<Table["name"]> => {
+  const refused = new Set(outcomes.flatMap(({ row, refusal }) => (/^(no_audience|foreign_key)$/.test(refusal?.reason ?? "") ? [row.table] : [])))
+  const parted = [...tables.values()].flatMap(({ name, audience }) =>
+    isThrough(audience) && (refused.has(name) || refused.has(audience.through)) ? [name, audience.through] : [],
+  )
+  return new Set(parted)
+}

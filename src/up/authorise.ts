@@ -2,10 +2,11 @@
  * May this school write these rows? Decided in the push's own transaction, under its row locks, from Postgres and never
  * from the feed:
  *
- * - old and new row lie inside the school;
- * - every value that a foreign key points to is a row that the school could see before the batch, or one that the batch
- *   itself writes (the school's own id, in the audience column, needs no row that it can see);
- * - rows of every school are neither deleted nor given another key by one of them;
+ * - old and new row lie inside the school, at the end of the batch too;
+ * - every value that a foreign key points to, and every row that a link would place, is one that the school could see before
+ *   the batch, or that the batch itself inserts: else a school could pull any pupil by inserting a link. (The school's own
+ *   id, in the audience column, needs no row that it can see.)
+ * - rows that other schools see too are neither deleted nor given another key by one of them;
  * - a delete or key change reaches, through ON DELETE and ON UPDATE actions, only rows of this school. Rows of tables that
  *   are not synced belong to head office: a school that cannot see them may not remove them.
  *
@@ -13,10 +14,11 @@
  */
 import * as Effect from "effect/Effect"
 import { isInRange, type KeyRange, rangedColumn } from "../model/key-range.ts"
-import { audienceColumn, type Table } from "../model/table.ts"
+import { audienceColumn, isThrough, linkNamesRow, type Table } from "../model/table.ts"
 import { type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
 import { matching, tupleText, unnest } from "./lists.ts"
+import { belongs, belongsAlone, type Places, rowsNamed, whichAlone } from "./place.ts"
 import type { Row } from "./resolve.ts"
 import type { Referencing, Shape } from "./shape.ts"
 
@@ -29,6 +31,7 @@ export interface Refusal {
 export const notYours: Refusal = { reason: "not_allowed", detail: "the row does not exist, or does not belong to this school" }
 export const notVisible: Refusal = { reason: "foreign_key", detail: "the row refers to one that does not exist, or does not belong to this school" }
 export const taken: Refusal = { reason: "unique", detail: "a row with this key exists already and cannot be taken over" }
+export const homeless = (link: string): Refusal => ({ reason: "no_audience", detail: `no row of ${link} places the row in this school` })
 const shared: Refusal = { reason: "shared", detail: "rows that do not belong to this school alone would be removed or changed with it" }
 
 export const textOf = (table: Table, column: string, value: Wire): string | null =>
@@ -37,11 +40,12 @@ export const textOf = (table: Table, column: string, value: Wire): string | null
 export const textsOf = (table: Table, columns: ReadonlyArray<string>, row: Row): ReadonlyArray<string | null> =>
   columns.map((name) => textOf(table, name, row[name] ?? null))
 
-/** Whether a row, as it is or would be, belongs to the school; null: it does. */
+/** Whether a row, as it is or would be, belongs to the school by its own values; null: it does. */
 export const placement = (table: Table, row: Row, school: string): Refusal | null => {
   if (table.audience === "all") return null
   const column = audienceColumn(table.audience)
-  if (column === null) return { ...notYours, detail: "rows that other rows place are not written by schools" }
+  // Other rows say so, once all are written.
+  if (column === null) return null
   const value = textOf(table, column, row[column] ?? null)
   if (value === null) return { reason: "no_audience", detail: `${column} is empty, so the row would belong to no school` }
   return value === school ? null : { ...notYours, detail: `${column} names another school` }
@@ -111,6 +115,8 @@ export interface Pointing {
   readonly row: Row
   /** The columns that are written. */
   readonly written: ReadonlySet<string>
+  /** There is no such row in Postgres yet. */
+  readonly isInsert: boolean
   refusal: Refusal | null
   /** Rows of this batch without which this one would point to nothing the school can see. */
   readonly needs: Set<Pointing>
@@ -120,11 +126,11 @@ export interface Pointing {
 export const checkReferences = (
   session: Session,
   rows: ReadonlyArray<Pointing>,
-  tables: ReadonlyMap<string, Table>,
-  shapes: ReadonlyMap<string, Shape>,
+  places: Places,
   school: string,
 ): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
+    const { tables, shapes } = places
     const byTable = Map.groupBy(rows, (row) => row.table)
     for (const [table, own] of byTable) {
       for (const reference of table.references) {
@@ -140,12 +146,8 @@ export const checkReferences = (
         const shape = shapes.get(table.name)
         const types = reference.columns.map((name) => shape?.columns.get(name)?.base ?? "text")
         const distinct = [...new Map(wanting.map(({ tuple, values }) => [tuple, values])).values()]
-        const seen =
-          parent === undefined
-            ? new Set<string>()
-            : yield* visibleParents(session, parent, shapes.get(parent.name), reference.to, types, distinct, school)
-        const made = new Map<string, Pointing>()
-        if (parent !== undefined) for (const row of byTable.get(parent) ?? []) made.set(tupleText(textsOf(parent, reference.to, row.row)), row)
+        const seen = parent === undefined ? new Set<string>() : yield* visibleParents(session, places, parent, reference.to, types, distinct, school)
+        const made = parent === undefined ? new Map<string, Pointing>() : madeBy(byTable.get(parent) ?? [], parent, reference.to)
         for (const { row, tuple } of wanting) {
           if (seen.has(tuple)) continue
           const maker = made.get(tuple)
@@ -154,7 +156,49 @@ export const checkReferences = (
         }
       }
     }
+    yield* checkNamed(session, byTable, places, school)
     refuseDependants(rows)
+  })
+
+/** Rows that the batch inserts, by the values of some columns. */
+const madeBy = (rows: ReadonlyArray<Pointing>, table: Table, columns: ReadonlyArray<string>): ReadonlyMap<string, Pointing> =>
+  new Map(rows.flatMap((row) => (row.isInsert ? [[tupleText(textsOf(table, columns, row.row)), row] as const] : [])))
+
+/** Refuses links that would place rows which the school could not see before. */
+const checkNamed = (
+  session: Session,
+  byTable: ReadonlyMap<Table, ReadonlyArray<Pointing>>,
+  places: Places,
+  school: string,
+): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    for (const child of places.tables.values()) {
+      if (!isThrough(child.audience)) continue
+      const rule = child.audience
+      const link = places.tables.get(rule.through)
+      const links = link === undefined ? [] : (byTable.get(link) ?? [])
+      const columns = Object.values(rule.on)
+      const naming = links.flatMap((row) => {
+        if (row.refusal !== null || !columns.some((name) => row.written.has(name))) return []
+        const values = textsOf(row.table, columns, row.row)
+        return values.includes(null) ? [] : [{ row, values, tuple: tupleText(values) }]
+      })
+      if (link === undefined || naming.length === 0) continue
+      const distinct = new Map(naming.map(({ tuple, values }) => [tuple, values]))
+      const found = yield* rowsNamed(session, places, child, rule, [...distinct.values()], school)
+      const byTuple = new Map([...distinct.keys()].map((tuple, i) => [tuple, found[i]]))
+      const made = madeBy(byTable.get(child) ?? [], child, Object.keys(rule.on))
+      const mustName = linkNamesRow(rule, child, link)
+      for (const { row, tuple } of naming) {
+        const named = byTuple.get(tuple)
+        if (named?.isEachSeen !== true) row.refusal = notVisible
+        else if (mustName && named.rows === 0) {
+          const maker = made.get(tuple)
+          if (maker === undefined) row.refusal = notVisible
+          else row.needs.add(maker)
+        }
+      }
+    }
   })
 
 /** What needs a refused row is refused too, as its dependant. */
@@ -173,24 +217,25 @@ export const dependant: Refusal = { reason: "dependant", detail: "the row refers
 /** Among the wanted tuples, those that a row of `parent` has which the school can see. They stay so until the push ends. */
 const visibleParents = (
   session: Session,
+  places: Places,
   parent: Table,
-  shape: Shape | undefined,
   columns: ReadonlyArray<string>,
   types: ReadonlyArray<string>,
   tuples: ReadonlyArray<ReadonlyArray<string | null>>,
   school: string,
 ): Effect.Effect<ReadonlySet<string>, PostgresError> => {
+  const shape = places.shapes.get(parent.name)
   if (shape?.can.select !== true) return Effect.succeed(new Set())
   const { from, params, width } = unnest(tuples, columns.length)
-  const lock = parent.audience !== "all" && shape.can.update ? " FOR SHARE OF t" : ""
-  const column = audienceColumn(parent.audience)
-  const audience = column === null ? "NULL" : `t.${ident(column)}`
+  const order = `ORDER BY ${parent.key.map((name) => `t.${ident(name)}`).join(", ")}`
+  const lock = parent.audience !== "all" && shape.can.update ? ` ${order} FOR SHARE OF t` : ""
   return Effect.map(
     session.texts(
-      `SELECT ${columns.map((_, i) => `u.u${i}`).join(", ")}, ${audience} FROM ${from} JOIN ${qualified(parent.name)} t ON ${matching(columns, types)}${lock}`,
-      params,
+      `SELECT ${columns.map((_, i) => `u.u${i}`).join(", ")} FROM ${from} JOIN ${qualified(parent.name)} t ON ${matching(columns, types)}
+        WHERE ${belongs(places, parent, "t", `$${width + 1}::text`)}${lock}`,
+      [...params, school],
     ),
-    (rows) => new Set(rows.flatMap((row) => (parent.audience === "all" || row[width] === school ? [tupleText(row.slice(0, width))] : []))),
+    (rows) => new Set(rows.map(tupleText)),
   )
 }
 
@@ -213,16 +258,21 @@ export const checkReach = (
   session: Session,
   leaving: ReadonlyArray<Leaving>,
   referencing: ReadonlyArray<Referencing>,
-  tables: ReadonlyMap<string, Table>,
-  shapes: ReadonlyMap<string, Shape>,
+  places: Places,
   school: string,
 ): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
+    const losing = leaving.filter((row) => isThrough(row.table.audience) && (row.isDelete || row.table.key.some((name) => row.written.has(name))))
+    for (const [table, rows] of Map.groupBy(losing, (row) => row.table)) {
+      const keys = rows.map((row) => row.key)
+      const alone = yield* whichAlone(session, places, table, keys, school)
+      for (const [i, row] of rows.entries()) if (!alone.has(i)) row.refusal ??= shared
+    }
     const met = new Set<string>()
     const number = new Map(leaving.map((row, i) => [row, i]))
-    let rows: ReadonlyArray<Reached> = leaving.map((row) => ({ ...row, origin: row }))
+    let rows: ReadonlyArray<Reached> = leaving.flatMap((row) => (row.refusal === null ? [{ ...row, origin: row }] : []))
     while (rows.length > 0) {
-      const reached = yield* reachOnce(session, rows, referencing, tables, shapes, school)
+      const reached = yield* reachOnce(session, rows, referencing, places, school)
       // Rows that reach each other in a circle are followed once from each row of the batch.
       rows = reached.filter((row) => {
         const id = `${number.get(row.origin)}\0${row.table.name}\0${tupleText(row.key)}`
@@ -235,11 +285,11 @@ const reachOnce = (
   session: Session,
   leaving: ReadonlyArray<Reached>,
   referencing: ReadonlyArray<Referencing>,
-  tables: ReadonlyMap<string, Table>,
-  shapes: ReadonlyMap<string, Shape>,
+  places: Places,
   school: string,
 ): Effect.Effect<ReadonlyArray<Reached>, PostgresError> =>
   Effect.gen(function* () {
+    const { tables, shapes } = places
     const next: Array<Reached> = []
     for (const [table, rows] of Map.groupBy(leaving, (row) => row.table)) {
       for (const foreign of referencing) {
@@ -256,7 +306,6 @@ const reachOnce = (
           continue
         }
         const child = tables.get(foreign.child)
-        const own = child === undefined ? null : audienceColumn(child.audience)
         const childKey = child?.key ?? []
         const types = table.key.map((name) => shapes.get(table.name)?.columns.get(name)?.base ?? "text")
         const { from, params } = unnest(
@@ -265,14 +314,14 @@ const reachOnce = (
         )
         const join = foreign.to.map((name, i) => `c.${ident(foreign.columns[i] ?? "")} = t.${ident(name)}`).join(" AND ")
         const reached = yield* session.texts(
-          `SELECT u.u${table.key.length}, ${own === null ? "NULL" : `c.${ident(own)}`}${childKey.map((name) => `, c.${ident(name)}`).join("")}
+          `SELECT u.u${table.key.length}, ${child === undefined ? "false" : belongsAlone(places, child, "c", `$${table.key.length + 2}::text`)}${childKey.map((name) => `, c.${ident(name)}`).join("")}
              FROM ${from} JOIN ${qualified(table.name)} t ON ${matching(table.key, types)} JOIN ${qualified(foreign.child)} c ON ${join}`,
-          params,
+          child === undefined ? params : [...params, school],
         )
-        for (const [index, audience, ...key] of reached) {
+        for (const [index, isAlone, ...key] of reached) {
           const by = affected[Number(index)]
           if (by === undefined || by.origin.refusal !== null) continue
-          if (own === null || child === undefined || audience !== school) by.origin.refusal = shared
+          if (child === undefined || isAlone !== "t") by.origin.refusal = shared
           else
             next.push({
               table: child,

@@ -10,18 +10,20 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { wireKey } from "../model/key.ts"
 import type { KeyRange } from "../model/key-range.ts"
-import { ruleOf, type Table } from "../model/table.ts"
+import { audienceColumn, isThrough, ruleOf, type Table } from "../model/table.ts"
 import { isRefused, type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
 import {
   checkReach,
   checkReferences,
   formRefusal,
+  homeless,
   type Leaving,
   notYours,
   placement,
   type Pointing,
   type Refusal,
+  refuseDependants,
   taken,
   textOf,
   textsOf,
@@ -31,16 +33,17 @@ import { currentKey, rowId, type RowChange } from "./coalesce.ts"
 import { matching, tupleText, unnest } from "./lists.ts"
 import { isOwnBaseRule } from "./merge.ts"
 import { type Compared, whichGreater } from "./order.ts"
+import { chainOf, lockLinks, type Places, whichBelong } from "./place.ts"
 import { type Decision, type Office, type Proposal, resolve, type Row } from "./resolve.ts"
 import { readReferencing, readShapes, type Shape } from "./shape.ts"
 import type { Tables } from "./tables.ts"
 import { type Pushing, readOfficeTimes, recordTimes } from "./times.ts"
-import { type Step, type Write, writeAll } from "./write.ts"
+import { isMovable, type Step, type Write, writeAll } from "./write.ts"
 
 export interface Ground {
   readonly school: string
   readonly tables: ReadonlyMap<string, Table>
-  readonly had?: Tables["Service"]["had"]
+  readonly had: Tables["Service"]["had"]
   readonly times?: Tables["Service"]["times"]
   /** The bigint keys that the school may give out; absent: a person has looked at the change. */
   readonly keys?: KeyRange
@@ -81,6 +84,9 @@ interface Work extends Pointing, Leaving {
   row: Row
   written: ReadonlySet<string>
   isDelete: boolean
+  isInsert: boolean
+  /** Head office's row belongs to the school. */
+  isInside: boolean
 }
 
 /** Head office's programs never wait longer for us, nor we for them. */
@@ -98,8 +104,14 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
       if (known === undefined) continue
       names.add(table)
       for (const reference of known.references) names.add(reference.table)
+      for (const child of ground.tables.values()) if (isThrough(child.audience) && child.audience.through === table) names.add(child.name)
+    }
+    for (const name of [...names]) {
+      const known = ground.tables.get(name)
+      if (known !== undefined) for (const link of chainOf(ground.tables, known)) names.add(link.name)
     }
     const shapes = yield* readShapes(session, [...names])
+    const places: Places = { tables: ground.tables, shapes }
     const refusals = new Map<RowChange, Refusal>()
     const works = new Map<RowChange, Work>()
     for (const change of changes) {
@@ -112,7 +124,8 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
     }
     const all = [...works.values()]
     yield* spell(session, all)
-    yield* lock(session, all)
+    yield* lock(session, all, places)
+    yield* findInside(session, all, places, ground.school)
     yield* compare(session, all)
     const times = yield* readOfficeTimes(
       session,
@@ -125,21 +138,21 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
     yield* checkReferences(
       session,
       writing().filter((work) => !work.isDelete),
-      ground.tables,
-      shapes,
+      places,
       ground.school,
     )
     const leaving = writing().filter((work) => work.decision?.write !== "insert")
     if (leaving.length > 0) {
       const referencing = yield* readReferencing(session, [...ground.tables.keys()])
       const parents = new Set(leaving.map((work) => work.table.name))
-      if (referencing.some((foreign) => parents.has(foreign.parent))) {
-        const missing = [...ground.tables.keys()].filter((name) => !shapes.has(name))
+      const isReaching = referencing.some((foreign) => parents.has(foreign.parent))
+      if (isReaching || leaving.some((work) => isThrough(work.table.audience))) {
+        const missing = isReaching ? [...ground.tables.keys()].filter((name) => !shapes.has(name)) : []
         const known = new Map([...shapes, ...(yield* readShapes(session, missing))])
-        yield* checkReach(session, leaving, referencing, ground.tables, known, ground.school)
+        yield* checkReach(session, leaving, referencing, { tables: ground.tables, shapes: known }, ground.school)
       }
     }
-    yield* write(session, writing())
+    yield* writePlaced(session, writing, places, ground.school)
     const altered = yield* readAltered(session, writing())
     yield* recordTimes(session, writing().map(pushingOf))
 
@@ -216,6 +229,8 @@ const startWork = (change: RowChange, table: Table, shape: Shape): Work => {
     row: {},
     written: new Set(),
     isDelete: false,
+    isInsert: false,
+    isInside: false,
     needs: new Set(),
   }
 }
@@ -291,8 +306,8 @@ const spell = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<void
     }
   })
 
-/** Locks and reads head office's rows: one statement per table, tables by name, rows in key order. */
-const lock = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<void, PostgresError> =>
+/** Locks and reads head office's rows: one statement per table, links before the rows that they place, rows in key order. */
+const lock = (session: Session, works: ReadonlyArray<Work>, places: Places): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
     const byTable = Map.groupBy(
       works.filter((work) => work.refusal === null),
@@ -301,10 +316,22 @@ const lock = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<void,
     if (byTable.size === 0) return
     const [setting] = yield* session.query<{ on: string }>("SELECT current_setting('track_commit_timestamp') AS on")
     const time = setting?.on === "on" ? "extract(epoch FROM pg_xact_commit_timestamp(t.xmin)) * 1000" : "NULL"
-    for (const [table, own] of [...byTable].sort(([a], [b]) => (a.name < b.name ? -1 : 1))) {
+    const level = (table: Table) => chainOf(places.tables, table).length
+    for (const [table, own] of [...byTable].sort(([a], [b]) => level(a) - level(b) || (a.name < b.name ? -1 : 1))) {
       const shape = own[0]?.shape
       if (shape === undefined) continue
       const keys = [...new Map(own.map((work) => [work.id, work.key])).values()]
+      if (isThrough(table.audience)) {
+        const columns = Object.keys(table.audience.on)
+        const naming = own.filter((work) => columns.some((name) => name in work.mine))
+        yield* lockLinks(
+          session,
+          places,
+          table,
+          keys,
+          naming.map((work) => textsOf(table, columns, { ...work.base, ...work.mine })),
+        )
+      }
       const { from, params } = unnest(keys, table.key.length)
       const columns = table.columns.filter((column) => shape.columns.has(column.name))
       const types = table.key.map((name) => shape.columns.get(name)?.base ?? "text")
@@ -325,6 +352,24 @@ const lock = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<void,
         work.theirsAt = present?.at ?? null
         work.xmin = present?.xmin ?? null
       }
+    }
+  })
+
+/** Which of head office's rows belong to the school, as it stands now that they are locked. */
+const findInside = (session: Session, works: ReadonlyArray<Work>, places: Places, school: string): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const present = works.filter((work) => work.refusal === null && work.theirs !== null)
+    for (const work of present) work.isInside = work.theirs !== null && placement(work.table, work.theirs, school) === null
+    const placedByOthers = present.filter((work) => isThrough(work.table.audience))
+    for (const [table, own] of Map.groupBy(placedByOthers, (work) => work.table)) {
+      const inside = yield* whichBelong(
+        session,
+        places,
+        table,
+        own.map((work) => work.key),
+        school,
+      )
+      for (const [i, work] of own.entries()) work.isInside = inside.has(i)
     }
   })
 
@@ -353,30 +398,34 @@ const decide = (ground: Ground, works: ReadonlyArray<Work>, times: ReadonlyMap<W
     const open = works.filter((work) => work.refusal === null)
     // Keys that another change of this batch frees: whoever takes them meets no row.
     const freed = new Set(open.flatMap((work) => (work.change.op !== "insert" && work.change.newKey !== null ? [work.id] : [])))
-    const unseen = open.filter(
-      (work) => work.change.op !== "insert" && (work.theirs === null || placement(work.table, work.theirs, ground.school) !== null),
-    )
+    const unseen = open.filter((work) => work.change.op !== "insert" && !work.isInside)
     const had = new Set<string>()
-    if (ground.had !== undefined) {
-      for (const [table, own] of Map.groupBy(unseen, (work) => work.table)) {
-        const keys = yield* ground.had(
-          ground.school,
-          table.name,
-          own.map((work) => wireKey(work.change.key)),
-        )
-        for (const work of own) if (keys.has(wireKey(work.change.key))) had.add(work.id)
-      }
-    } else for (const work of unseen) if (work.theirs === null) had.add(work.id)
+    for (const [table, own] of Map.groupBy(unseen, (work) => work.table)) {
+      const keys = yield* ground.had(
+        ground.school,
+        table.name,
+        own.map((work) => wireKey(work.change.key)),
+      )
+      for (const work of own) if (keys.has(wireKey(work.change.key)) || isOwnByKey(work, ground.school)) had.add(work.id)
+    }
 
     for (const work of open) {
       const { change, table } = work
-      const isOutside = work.theirs !== null && placement(table, work.theirs, ground.school) !== null
+      const isOutside = work.theirs !== null && !work.isInside
       let theirs = isOutside ? null : work.theirs
       if (change.op === "insert") work.refusal = placement(table, work.mine, ground.school)
       if (change.op === "insert") {
         if (freed.has(work.id)) theirs = null
         else if (isOutside) work.refusal ??= taken
-      } else if (theirs === null && !had.has(work.id)) work.refusal = notYours
+      } else if (theirs === null && !had.has(work.id)) {
+        // Of rows that only go up nobody remembers who had them. A delete of one that the school cannot see does nothing.
+        if (change.op === "delete" && table.direction === "up") {
+          work.decision = { write: "nothing", set: {}, verdict: "applied", disagreements: [] }
+          work.theirs = null
+          continue
+        }
+        work.refusal = notYours
+      }
       if (change.op === "update" && work.refusal === null) work.refusal = placement(table, { ...(theirs ?? work.base), ...work.mine }, ground.school)
       if (work.refusal !== null) continue
 
@@ -396,10 +445,17 @@ const decide = (ground: Ground, works: ReadonlyArray<Work>, times: ReadonlyMap<W
       const { isMineGreater } = work
       work.decision = resolve(rule, proposal, { at: work.theirsAt, columnAt: {}, ...times.get(work), row: theirs, isMineGreater })
       work.isDelete = work.decision.write === "delete"
+      work.isInsert = work.decision.write === "insert"
       work.row = { ...(theirs ?? {}), ...work.decision.set }
       work.written = new Set(Object.keys(work.decision.set))
     }
   })
+
+/** The key says the school, so no other school can have had the row. */
+const isOwnByKey = ({ table, base, theirs }: Work, school: string): boolean => {
+  const column = audienceColumn(table.audience)
+  return theirs === null && column !== null && table.key.includes(column) && textOf(table, column, base[column] ?? null) === school
+}
 
 /** The school's base, unless the hub knows better what the school started from. */
 const baseOf = (ground: Ground, work: Work, theirs: Row | null): Pick<Proposal, "base" | "settled"> => {
@@ -422,6 +478,37 @@ const textsOfSet = (table: Table, set: Row): Record<string, string | null> =>
   Object.fromEntries(
     Object.entries(set).map(([name, value]) => [name, wireToText(table.columns.find((column) => column.name === name)?.kind ?? "text", value)]),
   )
+
+/** Writes, and takes back what no link places once all is written; the others are written without it. */
+const writePlaced = (session: Session, writing: () => ReadonlyArray<Work>, places: Places, school: string): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const isAsked = ({ table, isDelete, isInsert, written }: Work) =>
+      !isDelete && isThrough(table.audience) && (isInsert || Object.keys(table.audience.on).some((name) => written.has(name)))
+    while (true) {
+      const works = writing()
+      if (!works.some(isAsked)) return yield* write(session, works)
+      yield* session.execute("SAVEPOINT placed_rows")
+      yield* write(session, works)
+      const homelessOnes: Array<Work> = []
+      for (const [table, own] of Map.groupBy(
+        works.filter((work) => work.refusal === null && isAsked(work)),
+        (work) => work.table,
+      )) {
+        const keys = own.map((work) => textsOf(table, table.key, work.row))
+        const inside = yield* whichBelong(session, places, table, keys, school)
+        homelessOnes.push(...own.filter((_, i) => !inside.has(i)))
+      }
+      if (homelessOnes.length === 0) {
+        yield* session.execute("RELEASE SAVEPOINT placed_rows")
+        return
+      }
+      yield* session.execute("ROLLBACK TO SAVEPOINT placed_rows; RELEASE SAVEPOINT placed_rows")
+      // What Postgres refused may have been in the way of a row that is left out now.
+      for (const work of works) if (isMovable(work.refusal)) work.refusal = null
+      for (const work of homelessOnes) work.refusal = homeless(isThrough(work.table.audience) ? work.table.audience.through : "")
+      refuseDependants(works)
+    }
+  })
 
 const write = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {

@@ -4,7 +4,7 @@
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import type { Table } from "../model/table.ts"
+import { isThrough, type Table } from "../model/table.ts"
 import type { PostgresError, PostgresPool, Session } from "../postgres/client.ts"
 import { carryOut, type Ground, type Outcome, setTimeouts } from "./carry-out.ts"
 import { changeOfRecord, closeQuarantined, type Open, record } from "./records.ts"
@@ -123,13 +123,14 @@ const settle = (session: Session, kept: Kept, outcomes: ReadonlyArray<Outcome>, 
 /** Changes that waited for a row which has just arrived are tried again in the same transaction. */
 export const retryDependants = (session: Session, ground: Ground, arrived: ReadonlySet<string>): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
-    const children = [...ground.tables.values()]
-      .filter((table: Table) => table.references.some((reference) => arrived.has(reference.table)))
-      .map((table) => table.name)
+    const links = [...ground.tables.values()].flatMap(({ name, audience }) => (isThrough(audience) && arrived.has(name) ? [audience.through] : []))
+    const waitsFor = ({ name, audience, references }: Table, rows: ReadonlySet<string>): boolean =>
+      links.includes(name) || references.some(({ table }) => rows.has(table)) || (isThrough(audience) && rows.has(audience.through))
+    const children = [...ground.tables.values()].filter((table) => waitsFor(table, arrived)).map((table) => table.name)
     if (children.length === 0) return
     const waiting = yield* session.query<Kept>(
       `SELECT id::text AS id, school, incarnation::text AS incarnation, batch::text AS batch, change, status FROM schoolbus.quarantine
-        WHERE school = $1 AND status = 'open' AND reason IN ('dependant', 'foreign_key') AND table_name = ANY ($2::text[]) ORDER BY at, id LIMIT ${DEPENDANTS_AT_ONCE} FOR UPDATE`,
+        WHERE school = $1 AND status = 'open' AND reason IN ('dependant', 'foreign_key', 'no_audience') AND table_name = ANY ($2::text[]) ORDER BY at, id LIMIT ${DEPENDANTS_AT_ONCE} FOR UPDATE`,
       [ground.school, children],
     )
     const rows = waiting.flatMap((kept) => {

@@ -20,10 +20,9 @@ export class Tables extends Context.Service<
     /**
      * Of these wire keys, those whose row the school has or had, as far as the feed remembers (tombstones included). Asked
      * only about rows that the school cannot see now, so that an edit of a row that head office deleted or moved away is
-     * told from a guessed key; a guess gets the same answer whether or not another school has the row. Without it every
-     * row that does not exist counts as deleted.
+     * told from a guessed key; a guess gets the same answer whether or not another school has the row.
      */
-    readonly had?: (school: string, table: string, keys: ReadonlyArray<string>) => Effect.Effect<ReadonlySet<string>>
+    readonly had: (school: string, table: string, keys: ReadonlyArray<string>) => Effect.Effect<ReadonlySet<string>>
     /** By wire key, of rows that the feed has or had. Without it every row is as old as its last commit. */
     readonly times?: (table: string, keys: ReadonlyArray<string>) => Effect.Effect<ReadonlyMap<string, FeedCopy>>
   }

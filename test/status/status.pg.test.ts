@@ -84,7 +84,10 @@ beforeAll(async () => {
     Layer.succeed(Feed, world.feed),
     Layer.succeed(Libsql, world.feedFile),
     Layer.succeed(Postgres, world.pg),
-    Layer.succeed(Tables, { all: Effect.map(world.feed.tables, (list) => new Map(list.map((t) => [t.name, t.table]))) }),
+    Layer.succeed(Tables, {
+      all: Effect.map(world.feed.tables, (list) => new Map(list.map((t) => [t.name, t.table]))),
+      had: world.feed.had,
+    }),
     HubFactStore.layer,
   )
   hub = await build(Layer.mergeAll(hubStatus, hubConflicts, hubRuns).pipe(Layer.provideMerge(base)))

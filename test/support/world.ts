@@ -92,6 +92,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
   const checks = Context.get(await inScope(Layer.build(FeedChecks.layer)), FeedChecks)
   const tables = Layer.succeed(Tables, {
     all: Effect.map(feed.tables, (list) => new Map(list.map((t) => [t.name, t.table]))),
+    had: feed.had,
     times: (name, keys) => Effect.flatMap(feed.tables, (list) => feedTimes(feedFile, list, name, keys)),
   })
   const apply = Context.get(await inScope(Layer.build(Apply.layer.pipe(Layer.provide(tables), Layer.provide(Layer.succeed(Postgres, pg))))), Apply)

@@ -107,7 +107,7 @@ describe("a conflict of a whole row", () => {
 })
 
 describe("quarantine", () => {
-  const retry = (id: string) => o.withPg((pg) => retryQuarantined(pg, { tables: o.tables }, id, "amina"))
+  const retry = (id: string) => o.withPg((pg) => retryQuarantined(pg, { tables: o.tables, had: o.had }, id, "amina"))
   const kept = async (id: string) => (await o.sql(`SELECT status, reason, decided_by FROM schoolbus.quarantine WHERE id = '${id}'`))[0]
   const pupil = (more: object) => ({ table: "pupils", op: "insert" as const, key: [k], mine: { id: k, school_id: "a", name: "n", ...more } })
 

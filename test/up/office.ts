@@ -29,6 +29,7 @@ export interface ClockDraft {
 export interface OfficeOptions {
   /** Another role than the owner applies the pushes. */
   readonly role?: string
+  /** Without it the school had every row that is gone. */
   readonly had?: Tables["Service"]["had"]
 }
 
@@ -56,12 +57,27 @@ export const openOffice = async (ddl: string, rules: Readonly<Record<string, Rul
   const all = new Map(catalog.tables.map((table) => [table.name, table]))
 
   const url = options.role === undefined ? db.url : Object.assign(new URL(db.url), { username: options.role }).href
-  const tables = Layer.succeed(Tables, { all: Effect.succeed(all), ...(options.had === undefined ? {} : { had: options.had }) })
+  const isGone = async (name: string, key: string): Promise<boolean> => {
+    const values = JSON.parse(key) as ReadonlyArray<unknown>
+    const where = (all.get(name)?.key ?? []).map((column, i) => `"${column}"::text = '${String(values[i]).replaceAll("'", "''")}'`)
+    const [schema, table] = name.split(".")
+    return (await sql(`SELECT 1 AS one FROM "${schema}"."${table}" WHERE ${where.join(" AND ")}`)).length === 0
+  }
+  const gone: Tables["Service"]["had"] = (_, name, keys) =>
+    Effect.promise(async () => {
+      const found = new Set<string>()
+      for (const key of keys) if (await isGone(name, key)) found.add(key)
+      return found
+    })
+  const had = options.had ?? gone
+  const tables = Layer.succeed(Tables, { all: Effect.succeed(all), had })
   const runtime = ManagedRuntime.make(Apply.layer.pipe(Layer.provide(tables), Layer.provideMerge(Postgres.layer(url, "test"))))
 
   return {
     sql,
+    url: db.url,
     tables: all,
+    had,
     withPg: <A, E>(body: (pg: PostgresPool) => Effect.Effect<A, E>): Promise<A> => runtime.runPromise(Effect.flatMap(Postgres, body)),
     close: async () => {
       await runtime.dispose()
@@ -113,3 +129,5 @@ export const openOffice = async (ddl: string, rules: Readonly<Record<string, Rul
     },
   }
 }
+
+export type Office = Awaited<ReturnType<typeof openOffice>>
