@@ -22,6 +22,7 @@ import { Feed } from "../../src/down/feed.ts"
 import { runSource, slotName } from "../../src/down/source.ts"
 import { Libsql, openFile } from "../../src/libsql/client.ts"
 import { migrateFile } from "../../src/libsql/migrate.ts"
+import { newKey } from "../../src/link/keys.ts"
 import { parseLsn } from "../../src/model/lsn.ts"
 import { openPool } from "../../src/postgres/client.ts"
 import { migrateHub } from "../../src/postgres/migrate.ts"
@@ -94,15 +95,26 @@ export interface Ground {
   readonly sql: postgres.Sql
   /** A folder that goes away with the ground. */
   readonly dir: string
+  /** The school's key, known to every feed of this ground. */
+  readonly key: string
   /** Every transaction that `make` commits is what a drain finds; `make` gets a connection. */
   readonly backlog: (make: (sql: postgres.Sql) => Promise<unknown>) => Promise<void>
   /** Seconds that the stream and the feed take for the backlog. */
   readonly drain: () => Promise<number>
   /** Seconds that pg_recvlogical takes to throw the same backlog away, with the same plugin options over the same TCP. */
   readonly drainPeer: () => Promise<number>
+  /** End of the backlog. */
+  readonly end: () => string
+  /** Native logical replication into a second database: from before the backlog, or from now on. */
+  readonly native: (from: "backlog" | "now") => Promise<Native>
   /** The slot and a copy of the feed as they were before the backlog, for a hub process. */
   readonly rewind: (dataDir: string) => Promise<void>
   readonly close: () => Promise<void>
+}
+
+export interface Native {
+  readonly sql: postgres.Sql
+  readonly drop: () => Promise<void>
 }
 
 /** Inserts `rows` rows in transactions of `size`. */
@@ -137,6 +149,9 @@ export const openGround = async (): Promise<Ground> => {
   await Effect.runPromise(migrateHub(await Effect.runPromise(Scope.provide(openPool(url, { name: "bench", max: 1 }), pool))))
   await Effect.runPromise(Scope.close(pool, Exit.void))
   await sql`INSERT INTO schoolbus.schools (id, name) VALUES (${SCHOOL}, ${SCHOOL})`
+  const key = newKey()
+  await sql`INSERT INTO schoolbus.school_keys (id, school, hash) VALUES (${key.id}, ${SCHOOL}, ${key.hash})`
+  await sql`CREATE PUBLICATION bench FOR TABLE attendance`
 
   const dropSlot = async (name: string): Promise<void> => {
     // A slot is free a moment after its reader has left.
@@ -180,6 +195,8 @@ export const openGround = async (): Promise<Ground> => {
     url,
     sql,
     dir,
+    key: key.text,
+    end: () => end,
     backlog,
     rewind,
     drain: async () => {
@@ -223,6 +240,28 @@ export const openGround = async (): Promise<Ground> => {
       if (code !== 0) throw new Error(`pg_recvlogical ended with ${code}`)
       await dropSlot(name)
       return seconds
+    },
+    native: async (from) => {
+      const name = `bench_native_${++copies}`
+      if (from === "backlog") await sql`SELECT pg_copy_logical_replication_slot('bench_base', ${name}, false, 'pgoutput')`
+      else await sql`SELECT pg_create_logical_replication_slot(${name}, 'pgoutput')`
+      await sql.unsafe(`CREATE DATABASE ${name}`)
+      const other = postgres(cluster.url(name), { max: 1, onnotice: () => undefined })
+      await other.unsafe(SCHEMA)
+      await other.unsafe(
+        `CREATE SUBSCRIPTION ${name} CONNECTION '${url}' PUBLICATION bench WITH (create_slot = false, slot_name = '${name}', copy_data = false)`,
+      )
+      return {
+        sql: other,
+        drop: async () => {
+          await other.unsafe(`ALTER SUBSCRIPTION ${name} DISABLE`)
+          await other.unsafe(`ALTER SUBSCRIPTION ${name} SET (slot_name = NONE)`)
+          await other.unsafe(`DROP SUBSCRIPTION ${name}`)
+          await other.end({ timeout: 2 })
+          await dropSlot(name)
+          await sql.unsafe(`DROP DATABASE ${name} WITH (FORCE)`)
+        },
+      }
     },
     close: async () => {
       await sql.end({ timeout: 2 })

@@ -1,0 +1,46 @@
+/** A backlog from the slot to the committed school file, by a hub and a new school that both start now. */
+import { atLeast, bench } from "./frame.ts"
+import { insertRows, openGround } from "./ground.ts"
+import { openNodes, reader, until } from "./nodes.ts"
+
+export default bench({
+  name: "end-to-end",
+  about: "a backlog from the slot to the school's file, start of both processes included, against native logical replication",
+  bars: {
+    rows: { what: "1,000,000 rows in transactions of 100", unit: "rows/s", want: atLeast(0.3) },
+    hub: { what: "peak memory of the hub meanwhile", unit: "MiB" },
+    school: { what: "peak memory of the school meanwhile", unit: "MiB" },
+  },
+  run: async function* ({ rounds, size, say }) {
+    const ground = await openGround()
+    const nodes = openNodes(ground)
+    try {
+      const rows = size(1_000_000, 50_000)
+      await ground.backlog((sql) => insertRows(sql, rows, 100))
+      for (let round = 0; round < rounds; round++) {
+        let began = performance.now()
+        const native = await ground.native("backlog")
+        await until("native replication", async () => Number((await native.sql`SELECT max(id) AS n FROM attendance`)[0]?.["n"]) === rows)
+        const peer = rows / ((performance.now() - began) / 1000)
+        await native.drop()
+
+        began = performance.now()
+        const hub = await nodes.hub()
+        const school = await nodes.school(hub)
+        const file = reader(school.dir)
+        await until("all rows in the school", () => file.one("SELECT count(*) FROM attendance") === rows, 600_000, 50)
+        const figure = rows / ((performance.now() - began) / 1000)
+        say(`${Math.round(figure)} rows/s, native ${Math.round(peer)}`)
+        yield { bar: "rows", figure, peer }
+        yield { bar: "hub", figure: hub.peakMiB() }
+        yield { bar: "school", figure: school.peakMiB() }
+        file.close()
+        await school.stop()
+        await hub.stop()
+      }
+    } finally {
+      nodes.close()
+      await ground.close()
+    }
+  },
+})

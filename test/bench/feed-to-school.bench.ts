@@ -1,0 +1,157 @@
+/**
+ * What stands in a hub's feed, through HTTP and compression into a committed school file, against plain `json_each` upserts
+ * of the same rows into a file of the same shape, written by the same kind of connection in transactions of the same size.
+ */
+import { mkdtempSync } from "node:fs"
+import { join } from "node:path"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import { Deliver } from "../../src/down/deliver.ts"
+import { pullOnce, refreshManifest } from "../../src/down/pull.ts"
+import { Libsql, openFile } from "../../src/libsql/client.ts"
+import { migrateFile } from "../../src/libsql/migrate.ts"
+import { makeLink } from "../../src/link/client.ts"
+import { PROTOCOL } from "../../src/link/protocol.ts"
+import { VERSION } from "../../src/version.ts"
+import { atLeast, bench } from "./frame.ts"
+import { type Ground, insertRows, openGround } from "./ground.ts"
+import { openNodes, reader, until } from "./nodes.ts"
+
+/** Rows of a cut that is one page. */
+const CUT = 4_000
+const COLUMNS = ["id", "school_id", "student_id", "class_id", "day", "status", "marked_by", "note", "updated_at"]
+const INSTALL = { streams: [], adopt: false, alsoInstall: () => Effect.void }
+
+/** A school's end of the link in this process: pulls when it is told to. */
+const openPuller = async (ground: Ground, hubUrl: string) => {
+  const scope = Scope.makeUnsafe()
+  const file = await Effect.runPromise(Scope.provide(openFile(join(mkdtempSync(join(ground.dir, "school-")), "school.db")), scope))
+  const incarnation = crypto.randomUUID()
+  await Effect.runPromise(migrateFile(file, "school"))
+  await Effect.runPromise(file.write((tx) => tx.run("INSERT INTO schoolbus_state (id, incarnation) VALUES (1, ?)", [incarnation])))
+  const libsql = Layer.succeed(Libsql, file)
+  const services = await Effect.runPromise(Scope.provide(Layer.build(Deliver.layer.pipe(Layer.provideMerge(libsql))), scope))
+  const link = makeLink({ hub: hubUrl, key: ground.key })
+  const { token } = await Effect.runPromise(
+    link.hello({
+      ...{ protocol: PROTOCOL, incarnation, token: "", epoch: "", seq: 0, cut: "0", lastBatch: 0, manifest: 0 },
+      ...{ clock: Date.now(), version: VERSION },
+    }),
+  )
+  const identity = { incarnation, token }
+  await Effect.runPromise(Effect.provide(refreshManifest(link, identity, INSTALL), services))
+  return {
+    file: Context.get(services, Libsql),
+    /** Until a cut is applied; the pages that it took. */
+    pull: async (): Promise<number> => {
+      for (let pages = 1; ; pages++) {
+        const pulled = await Effect.runPromise(Effect.provide(pullOnce(link, identity, INSTALL, 20), services))
+        if (pulled.kind === "nothing" || pulled.delivered.applied) return pages
+      }
+    },
+    close: () => Effect.runPromise(Scope.close(scope, Exit.void)),
+  }
+}
+
+/** Plain upserts of what stands in Postgres; seconds. */
+const upsertPlainly = async (ground: Ground, lists: ReadonlyArray<ReadonlyArray<ReadonlyArray<unknown>>>): Promise<number> => {
+  const scope = Scope.makeUnsafe()
+  const file = await Effect.runPromise(Scope.provide(openFile(join(mkdtempSync(join(ground.dir, "plain-")), "plain.db")), scope))
+  await Effect.runPromise(
+    file.write((tx) =>
+      tx.exec(`CREATE TABLE attendance (id BIGINT PRIMARY KEY, school_id TEXT NOT NULL, student_id INTEGER NOT NULL, class_id INTEGER, day TEXT, status TEXT,
+        marked_by TEXT, note TEXT, updated_at TEXT)`),
+    ),
+  )
+  const upsert = `INSERT INTO attendance (${COLUMNS}) SELECT ${COLUMNS.map((_, i) => `value->>${i}`)} FROM json_each(?) WHERE true
+    ON CONFLICT (id) DO UPDATE SET ${COLUMNS.slice(1).map((name) => `${name} = excluded.${name}`)}`
+  const began = performance.now()
+  for (const rows of lists) {
+    await Effect.runPromise(
+      file.write((tx) =>
+        Effect.gen(function* () {
+          for (let i = 0; i < rows.length; i += 1000) yield* tx.run(upsert, [JSON.stringify(rows.slice(i, i + 1000))])
+        }),
+      ),
+    )
+  }
+  const seconds = (performance.now() - began) / 1000
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  return seconds
+}
+
+export default bench({
+  name: "feed-to-school",
+  about: "from the feed to the committed school file over HTTP, against plain json_each upserts of the same rows",
+  bars: {
+    straight: { what: `cuts of one page (${CUT.toLocaleString("en-US")} rows)`, unit: "rows/s", want: atLeast(0.6) },
+    staged: { what: "one cut of 200,000 rows, staged", unit: "rows/s", want: atLeast(0.45) },
+  },
+  run: async function* ({ rounds, size, say }) {
+    const ground = await openGround()
+    const nodes = openNodes(ground)
+    try {
+      await ground.backlog((sql) => sql`SELECT 1`)
+      const hub = await nodes.hub()
+      const feed = reader(hub.dir, "feed.db")
+      const rowsOf = async (from: number, to: number) =>
+        (await ground.sql`SELECT id::text, school_id, student_id::text, class_id, day::text, status, marked_by, note, updated_at::text
+            FROM attendance WHERE id BETWEEN ${from} AND ${to} ORDER BY id`.values()) as ReadonlyArray<ReadonlyArray<unknown>>
+      const arrived = (rows: number) =>
+        until(
+          "the feed",
+          () =>
+            feed.one(
+              "SELECT count(*) FROM entry WHERE class > 0 AND body IS NOT NULL AND tbl = (SELECT id FROM tables WHERE name = 'public.attendance')",
+            ) === rows,
+        )
+      const total = size(200_000, 20_000)
+      const cuts = size(20, 4)
+      for (let round = 0; round < rounds; round++) {
+        const puller = await openPuller(ground, hub.url)
+        await ground.sql`DELETE FROM attendance`
+        await arrived(0)
+        await puller.pull()
+        let ms = 0
+        const lists: Array<ReadonlyArray<ReadonlyArray<unknown>>> = []
+        for (let cut = 0; cut < cuts; cut++) {
+          await insertRows(ground.sql, CUT, CUT, cut * CUT + 1)
+          await arrived((cut + 1) * CUT)
+          lists.push(await rowsOf(cut * CUT + 1, (cut + 1) * CUT))
+          const began = performance.now()
+          const pages = await puller.pull()
+          ms += performance.now() - began
+          if (pages !== 1) throw new Error(`a cut of ${CUT} rows took ${pages} pages`)
+        }
+        const straight = (CUT * cuts) / (ms / 1000)
+        const plain = (CUT * cuts) / (await upsertPlainly(ground, lists))
+        say(`straight ${Math.round(straight)} rows/s, plain ${Math.round(plain)}`)
+        yield { bar: "straight", figure: straight, peer: plain }
+        await puller.close()
+
+        await insertRows(ground.sql, total - CUT * cuts, 5_000, CUT * cuts + 1)
+        await arrived(total)
+        const fresh = await openPuller(ground, hub.url)
+        const began = performance.now()
+        await fresh.pull()
+        const staged = total / ((performance.now() - began) / 1000)
+        const [row] = await Effect.runPromise(fresh.file.read((tx) => tx.all<{ n: number }>("SELECT count(*) AS n FROM attendance")))
+        if (row?.n !== total) throw new Error(`${row?.n} rows of ${total} arrived`)
+        const all: Array<ReadonlyArray<ReadonlyArray<unknown>>> = []
+        for (let from = 1; from <= total; from += CUT) all.push(await rowsOf(from, Math.min(total, from + CUT - 1)))
+        const peer = total / (await upsertPlainly(ground, all))
+        say(`staged ${Math.round(staged)} rows/s, plain ${Math.round(peer)}`)
+        yield { bar: "staged", figure: staged, peer }
+        await fresh.close()
+      }
+      feed.close()
+      await hub.stop()
+    } finally {
+      nodes.close()
+      await ground.close()
+    }
+  },
+})
