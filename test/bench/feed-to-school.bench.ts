@@ -17,7 +17,7 @@ import { makeLink } from "../../src/link/client.ts"
 import { PROTOCOL } from "../../src/link/protocol.ts"
 import { VERSION } from "../../src/version.ts"
 import { atLeast, bench } from "./frame.ts"
-import { type Ground, insertRows, openGround } from "./ground.ts"
+import { type Ground, insertRows, openGround, SCHOOL } from "./ground.ts"
 import { openNodes, reader, until } from "./nodes.ts"
 
 /** Rows of a cut that is one page. */
@@ -31,7 +31,7 @@ const openPuller = async (ground: Ground, hubUrl: string) => {
   const file = await Effect.runPromise(Scope.provide(openFile(join(mkdtempSync(join(ground.dir, "school-")), "school.db")), scope))
   const incarnation = crypto.randomUUID()
   await Effect.runPromise(migrateFile(file, "school"))
-  await Effect.runPromise(file.write((tx) => tx.run("INSERT INTO schoolbus_state (id, incarnation) VALUES (1, ?)", [incarnation])))
+  await Effect.runPromise(file.write((tx) => tx.run("INSERT INTO schoolbus_state (id, incarnation, school) VALUES (1, ?, ?)", [incarnation, SCHOOL])))
   const libsql = Layer.succeed(Libsql, file)
   const services = await Effect.runPromise(Scope.provide(Layer.build(Deliver.layer.pipe(Layer.provideMerge(libsql))), scope))
   const link = makeLink({ hub: hubUrl, key: ground.key })
