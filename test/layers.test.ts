@@ -14,6 +14,7 @@ const COLUMNS: ReadonlyArray<ReadonlyArray<string>> = [
   ["main.ts"],
   ["cli"],
   ["hub.ts", "school.ts"],
+  ["session.ts"],
   ["http", "dashboard"],
   ["status", "workers"],
   ["down", "up", "iclock"],
@@ -29,7 +30,7 @@ const PURE = [
   /^up\/(resolve|coalesce)\.ts$/,
   /^iclock\/(handshake|cdata|command|roster)\.ts$/,
   /^libsql\/capture\.ts$/,
-  /^link\/(protocol|frame)\.ts$/,
+  /^link\/(protocol|frame|backoff|metered)\.ts$/,
 ]
 
 interface Import {

@@ -110,7 +110,7 @@ CREATE TABLE schoolbus_staged (
   cls   INTEGER PRIMARY KEY,
   seq   INTEGER NOT NULL,
   rows  INTEGER NOT NULL,
-  bytes INTEGER NOT NULL                 -- of the lines, as text
+  bytes INTEGER NOT NULL                 -- of the rows, as text
 );
 
 -- Keys that a full cut has named so far; what it has not named at its end is removed.
@@ -150,6 +150,13 @@ CREATE TABLE schoolbus_dead_letter (
   error  TEXT NOT NULL,
   at     INTEGER NOT NULL
 );
+
+-- Bytes over the link, by day of this machine's clock ("2026-03-01"), capped: what a daily budget is counted against.
+CREATE TABLE schoolbus_traffic (
+  day      TEXT PRIMARY KEY,
+  sent     INTEGER NOT NULL DEFAULT 0,
+  received INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
 
 -- Sync runs, newest last, capped.
 CREATE TABLE schoolbus_run (

@@ -70,6 +70,10 @@ export const COMMANDS: ReadonlyArray<Command> = [
         help: "once, for a file that was copied or put back from a backup: it starts anew and sends what has no verdict again",
       },
       { name: "workers", kind: "text", help: "folder of worker modules" },
+      { name: "metered", kind: "flag", help: "the link costs by the byte: sync in cycles, critical changes at once" },
+      { name: "cycle-minutes", kind: "number", default: "15", help: "metered: minutes between two cycles" },
+      { name: "budget-mb", kind: "number", help: "metered: megabytes a day, both directions; absent = no limit" },
+      { name: "hours", kind: "list", help: "metered: times of day when it may call, e.g. 19:00-06:00,12:00-13:00; absent = always" },
     ],
     examples: [
       "schoolbus school --hub https://sync.example.org --key-file /etc/schoolbus/key",

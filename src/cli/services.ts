@@ -1,6 +1,7 @@
 /** `hub`, `school`: the options of the two services. They run until SIGTERM or SIGINT, end with 0 then, and say themselves why they could not start. */
 import type { Io } from "./io.ts"
-import type { Input } from "./options.ts"
+import { type Metered, parseHours } from "../link/metered.ts"
+import { type Input, usage } from "./options.ts"
 
 export const hub = async (input: Input, _io: Io): Promise<number> => {
   const { runHub } = await import("../hub.ts")
@@ -12,6 +13,17 @@ export const hub = async (input: Input, _io: Io): Promise<number> => {
     host: input.text("host"),
     adminToken: input.textOr("admin-token", null),
   })
+}
+
+/** `--metered` and what belongs to it; any of the others means a metered link, too. */
+const meteredOf = (input: Input): Metered | null => {
+  const hours = parseHours(input.list("hours"))
+  if ("refused" in hours) throw usage(`--hours: ${hours.refused}`, "schoolbus school --help")
+  const budgetMb = input.numberOr("budget-mb", null)
+  const cycleMinutes = input.number("cycle-minutes")
+  if (cycleMinutes <= 0) throw usage("--cycle-minutes must be more than 0", "schoolbus school --help")
+  if (!input.flag("metered") && budgetMb === null && hours.length === 0 && input.origin("cycle-minutes") === "default") return null
+  return { cycleMinutes, hours, budgetBytes: budgetMb === null ? null : Math.round(budgetMb * 1_000_000) }
 }
 
 export const school = async (input: Input, _io: Io): Promise<number> => {
@@ -27,6 +39,7 @@ export const school = async (input: Input, _io: Io): Promise<number> => {
     adminToken: input.textOr("admin-token", null),
     adopt: input.flag("adopt"),
     newLife: input.flag("new-life"),
+    metered: meteredOf(input),
     workers: input.textOr("workers", null),
   })
 }

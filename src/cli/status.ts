@@ -1,7 +1,7 @@
 /** `status`: the snapshot for people, or as it is for programs. */
 import { ago } from "../status/check.ts"
 import { labelOf } from "../status/judge.ts"
-import type { HubSnapshot, SchoolSnapshot, Snapshot, TableStatus } from "../status/snapshot.ts"
+import type { HubSnapshot, MeteredView, Progress, SchoolSnapshot, Snapshot, TableStatus } from "../status/snapshot.ts"
 import { apiOf } from "./api.ts"
 import type { Io } from "./io.ts"
 import { EXIT, type Input } from "./options.ts"
@@ -34,13 +34,19 @@ const tableLines = (look: Look, all: ReadonlyArray<TableStatus>): string => {
       )}`
 }
 
+const progressText = (p: Progress): string => {
+  const percent = p.total === 0 ? null : (p.percent ?? Math.floor((100 * p.rows) / p.total))
+  const bytes = p.bytes === undefined || p.totalBytes === undefined ? "" : `, ${sizeText(p.bytes)} of ${sizeText(p.totalBytes)}`
+  return `${countText(p.rows)} of ${countText(p.total)} rows${bytes}${percent === null ? "" : ` (${percent} %)`}`
+}
+
+const meteredText = (m: MeteredView): string => {
+  const used = m.budgetBytes === null ? sizeText(m.usedBytes) : `${sizeText(m.usedBytes)} of ${sizeText(m.budgetBytes)}`
+  return `Metered link: a sync every ${m.cycleMinutes} min${m.hours === "" ? "" : `, ${m.hours}`}; ${used} used today\n`
+}
+
 const progressLines = (snapshot: Snapshot): string =>
-  snapshot.progress
-    .map(
-      (p) =>
-        `${p.table === null ? "Receiving" : `First copy of ${clean(p.table)}`}: ${countText(p.rows)} of ${countText(p.total)} rows${p.total === 0 ? "" : ` (${Math.floor((100 * p.rows) / p.total)} %)`}\n`,
-    )
-    .join("")
+  snapshot.progress.map((p) => `${p.table === null ? "Receiving" : `First copy of ${clean(p.table)}`}: ${progressText(p)}\n`).join("")
 
 const hubLines = (look: Look, hub: HubSnapshot): string => {
   const slot = hub.slot
@@ -71,6 +77,7 @@ const hubLines = (look: Look, hub: HubSnapshot): string => {
             alarm(look, s.failed),
           ]),
         )}`,
+    ...hub.schools.flatMap((s) => (s.progress == null ? [] : [`${clean(s.school)} is receiving: ${progressText(s.progress)}\n`])),
     ...hub.schools.filter((s) => s.state === "stuck" && s.reason !== "").map((s) => `${red(look, clean(s.school))}: ${clean(s.reason)}\n`),
     tableLines(look, hub.tables),
     slot === null
@@ -83,6 +90,7 @@ const schoolLines = (look: Look, school: SchoolSnapshot): string =>
   [
     `Link: ${school.link.state}, last contact ${since(school, school.link.lastContactAt)}, last complete sync ${since(school, school.link.lastSyncAt)}\n`,
     `To send: ${countText(school.totals.pending)} changes${school.sending.oldestPendingAt === null ? "" : `, the oldest from ${since(school, school.sending.oldestPendingAt)}`}\n`,
+    school.metered == null ? "" : meteredText(school.metered),
     school.devices.total === 0 ? "" : `Terminals: ${school.devices.approved} approved, ${school.devices.waiting} waiting for approval\n`,
     school.verified === null
       ? ""

@@ -68,6 +68,8 @@ export interface Delivered {
   readonly received: Received
   /** A complete cut has become visible. */
   readonly applied: boolean
+  /** False: the page did not go on from what is here; nothing of it was kept, and the next one must be asked for anew. */
+  readonly taken: boolean
 }
 
 /** The cut that is being applied in chunks. */
@@ -89,7 +91,7 @@ interface StateRow {
   readonly applying: string | null
 }
 
-const nothing = { rows: 0, settled: [], behind: 0, received: { rows: 0, bytes: 0 }, applied: false } satisfies Omit<Delivered, "cursor">
+const nothing = { rows: 0, settled: [], behind: 0, received: { rows: 0, bytes: 0 }, applied: false, taken: true } satisfies Omit<Delivered, "cursor">
 
 const NO_MANIFEST: Manifest = { version: 0, school: { id: "", name: "" }, tables: [] }
 
@@ -337,9 +339,9 @@ export class Deliver extends Context.Service<
         const goesOn = staging !== null && header.resumed && staging.first.epoch === header.epoch && staging.first.from === header.from
         const isPartlyShown = state.applying !== null
         if (!goesOn && (staging !== null || isLeft)) yield* discardStage(db)
-        // With rows of the lost staging the cursor is gone, too: what this page goes on from is not what is here.
+        // With rows of the lost staging the cursor is torn, too: what this page goes on from is not what is here.
         if (!goesOn && (header.resumed || (isPartlyShown && !header.full))) {
-          return { ...nothing, cursor: cursorOf(yield* db.read(readState)), behind: yield* db.read(countBehind) }
+          return { ...nothing, taken: false, cursor: cursorOf(yield* db.read(readState)), behind: yield* db.read(countBehind) }
         }
         const isComplete = trailer?.complete === true
         const rows = lines.reduce((n, line) => n + line[5].length, 0)

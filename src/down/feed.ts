@@ -74,6 +74,12 @@ export interface FeedState {
   readonly timeline: number | null
 }
 
+/** What a school has not received: rows, and bytes of their text. */
+interface Left {
+  readonly rows: number
+  readonly bytes: number
+}
+
 export interface FeedPage {
   readonly header: Header
   /** Sealed, header and trailer included. */
@@ -183,6 +189,8 @@ export class Feed extends Context.Service<
     readonly changed: (school: string, seq: number) => Effect.Effect<void>
     /** The number under which the rows of this school alone stand; null before its first row. */
     readonly audienceNo: (school: string) => Effect.Effect<number | null>
+    /** A cut of this feed's present epoch, by number and name. */
+    readonly knows: (cursor: Cursor) => Effect.Effect<boolean, LibsqlError>
     readonly reader: {
       readonly get: (incarnation: string) => Effect.Effect<Reader | null, LibsqlError>
       readonly all: Effect.Effect<ReadonlyArray<Reader>, LibsqlError>
@@ -732,7 +740,22 @@ export class Feed extends Context.Service<
         readonly key: string
         readonly body: string | null
       }
-      const remaining = new Map<string, number>()
+      /** What a school that goes on exactly after its last page has left. */
+      const remaining = new Map<string, { readonly at: string; readonly left: Left }>()
+      const countLeft = (tx: Tx, own: number, from: number, staged: Staged | null) =>
+        Effect.gen(function* () {
+          const left = { rows: 0, bytes: 0 }
+          for (const cls of [10, 8, 5, 3, 1]) {
+            const [row] = yield* tx.all<Left>(
+              `SELECT count(*) AS rows, coalesce(sum(length(key) + coalesce(length(body), 4) + 3), 0) AS bytes FROM entry
+                WHERE audience IN (?, ?) AND class = ? AND seq > ?`,
+              [EVERY_SCHOOL, own, cls, Math.max(from, staged?.after[String(cls)] ?? 0)],
+            )
+            left.rows += row?.rows ?? 0
+            left.bytes += row?.bytes ?? 0
+          }
+          return left
+        })
 
       const page = Effect.fnUntraced(function* (request: { readonly school: string; readonly cursor: Cursor; readonly staged: Staged | null }) {
         const tableById = new Map(feedTables.map((table) => [table.id, table]))
@@ -753,8 +776,10 @@ export class Feed extends Context.Service<
             let count = 0
             let complete = true
             let line: { cls: number; table: FeedTable; rows: Array<string>; bytes: number; last: number } | null = null
+            const lastOf = new Map<number, number>()
             const flush = () => {
               if (line === null) return
+              lastOf.set(line.cls, line.last)
               const names = JSON.stringify(line.table.columns.map((column) => column.name))
               lines.push(sealLine(`["rows",${line.cls},${line.last},${JSON.stringify(line.table.name)},${names},[${line.rows.join(",")}]]`))
               line = null
@@ -799,19 +824,17 @@ export class Feed extends Context.Service<
               }
             }
             flush()
-            const [cached] = [remaining.get(request.school)]
-            let left = count
+            const asked = JSON.stringify([from, staged?.after ?? null])
+            let left = { rows: count, bytes }
             if (!complete) {
-              left =
-                staged !== null && cached !== undefined
-                  ? Math.max(cached, count)
-                  : ((yield* tx.all<{ n: number }>(`SELECT count(*) AS n FROM entry WHERE audience IN (?, ?) AND class > 0 AND seq > ?`, [
-                      EVERY_SCHOOL,
-                      own,
-                      from,
-                    ]))[0]?.n ?? count)
-              remaining.set(request.school, left - count)
-            }
+              const known = remaining.get(request.school)
+              // After a line that broke the school is elsewhere than the last page would have taken it: counted anew.
+              left = known?.at === asked ? known.left : yield* countLeft(tx, own, from, staged)
+              const next = Object.fromEntries([...lastOf].map(([cls, seq]) => [String(cls), seq]))
+              const rest = { rows: Math.max(0, left.rows - count), bytes: Math.max(0, left.bytes - bytes) }
+              remaining.set(request.school, { at: JSON.stringify([from, { ...staged?.after, ...next }]), left: rest })
+              left = { rows: Math.max(left.rows, count), bytes: Math.max(left.bytes, bytes) }
+            } else remaining.delete(request.school)
             const header: Header = {
               school: request.school,
               epoch: hub.epoch,
@@ -821,7 +844,8 @@ export class Feed extends Context.Service<
               manifest: hub.manifest,
               head: hub.seq,
               headCut,
-              left,
+              left: left.rows,
+              leftBytes: left.bytes,
             }
             const empty = count === 0 && staged === null && !full
             return {
@@ -919,6 +943,10 @@ export class Feed extends Context.Service<
         page,
         changed,
         audienceNo: (school) => Effect.sync(() => schoolAudience(school)),
+        knows: (cursor) =>
+          cursor.epoch !== head.epoch
+            ? Effect.succeed(false)
+            : db.read((tx) => Effect.map(tx.all("SELECT 1 FROM cut WHERE seq = ? AND id = ?", [cursor.seq, cursor.cut]), (rows) => rows.length > 0)),
         reader: {
           get: (incarnation) => Effect.sync(() => readers.get(incarnation) ?? null),
           all: Effect.sync(() => [...readers.values()]),

@@ -1,8 +1,10 @@
-/** Hub -> school: asks for the next page, from what is durably here, and delivers it. */
+/** Hub -> school: asks for pages, from what is durably here, and delivers them. */
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { Libsql, type LibsqlError, type LibsqlFile } from "../libsql/client.ts"
 import { installTables, type InstallOptions, type TableRefused } from "../libsql/schema.ts"
-import type { Identity, Link, LinkError } from "../link/client.ts"
+import type { Identity, Link, LinkError, PulledPage } from "../link/client.ts"
+import type { Header } from "../link/protocol.ts"
 import type { Manifest } from "../model/table.ts"
 import { Deliver, type Delivered, type DeliverRefused } from "./deliver.ts"
 
@@ -28,25 +30,82 @@ export type Pulled =
   /** `asked`: head office wants a sync now. */
   | { readonly kind: "nothing"; readonly asked: boolean }
   /** The line broke inside the page; what had arrived is staged. */
-  | { readonly kind: "part"; readonly delivered: Delivered; readonly left: number }
-  | { readonly kind: "page"; readonly delivered: Delivered; readonly left: number }
+  | { readonly kind: "part"; readonly delivered: Delivered; readonly header: Header }
+  | { readonly kind: "page"; readonly delivered: Delivered; readonly header: Header }
 
-/** One page, waiting up to `wait` seconds for something new. A new manifest is installed before its rows are applied. */
-export const pullOnce = (
-  link: Link,
-  identity: Identity,
-  options: PullOptions,
-  wait: number,
-): Effect.Effect<Pulled, LinkError | LibsqlError | TableRefused | DeliverRefused, Libsql | Deliver> =>
+type PullError = LinkError | LibsqlError | TableRefused | DeliverRefused
+
+/** A new manifest is installed before its rows are applied. */
+const takePage = (link: Link, identity: Identity, options: PullOptions, page: PulledPage): Effect.Effect<Pulled, PullError, Libsql | Deliver> =>
   Effect.gen(function* () {
     const deliver = yield* Deliver
-    const page = yield* link.pull(identity, yield* deliver.cursor, yield* deliver.staged, wait)
-    if (typeof page === "string") return { kind: "nothing", asked: page === "asked" }
     const attempt = deliver.page(page.header, page.lines, page.trailer)
     const delivered = yield* attempt.pipe(
       Effect.catchTag("DeliverRefused", (error) =>
         error.reason === "manifest" ? Effect.andThen(refreshManifest(link, identity, options), attempt) : Effect.fail(error),
       ),
     )
-    return { kind: page.trailer === null ? "part" : "page", delivered, left: page.header.left }
+    return { kind: page.trailer === null ? "part" : "page", delivered, header: page.header }
   })
+
+/** One page, waiting up to `wait` seconds for something new. */
+export const pullOnce = (link: Link, identity: Identity, options: PullOptions, wait: number): Effect.Effect<Pulled, PullError, Libsql | Deliver> =>
+  Effect.gen(function* () {
+    const deliver = yield* Deliver
+    const page = yield* link.pull(identity, yield* deliver.cursor, yield* deliver.staged, wait)
+    return typeof page === "string" ? { kind: "nothing", asked: page === "asked" } : yield* takePage(link, identity, options, page)
+  })
+
+/**
+ * Pages as they come, until the line ends; `unsuited`: no stream comes through here. A page that did not fit what is here ends
+ * it without a fault: the hub goes on from where it believes us to be, so it must be told anew.
+ */
+const streamPages = (
+  link: Link,
+  identity: Identity,
+  options: PullOptions,
+  onPulled: (pulled: Pulled) => Effect.Effect<void, PullError>,
+): Effect.Effect<"unsuited" | "anew", PullError, Libsql | Deliver> =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const deliver = yield* Deliver
+      const stream = yield* link
+        .stream(identity, yield* deliver.cursor, yield* deliver.staged)
+        .pipe(Effect.catchTag("LinkRefused", (error) => (error.status === 404 ? Effect.succeed("unsuited" as const) : Effect.fail(error))))
+      if (stream === "unsuited") return stream
+      for (;;) {
+        const page = yield* stream.next
+        const pulled = page === "asked" ? ({ kind: "nothing", asked: true } as const) : yield* takePage(link, identity, options, page)
+        yield* onPulled(pulled)
+        if (pulled.kind !== "nothing" && !pulled.delivered.taken) return "anew"
+      }
+    }),
+  )
+
+/** Through a proxy that held a stream up, the next one is tried after so long. */
+const STREAM_AGAIN_MS = 30 * 60_000
+const WAIT_SECONDS = 25
+
+/** What is known of the way to the hub, over all sessions. */
+export interface Way {
+  /** ms since 1970; until then pages are asked for one by one. */
+  noStreamUntil: number
+}
+
+/** Takes what comes, for ever: from a stream where the way to the hub lets one through, else by asking again and again. */
+export const follow = (
+  link: Link,
+  identity: Identity,
+  options: PullOptions,
+  way: Way,
+  onPulled: (pulled: Pulled) => Effect.Effect<void, PullError>,
+): Effect.Effect<never, PullError, Libsql | Deliver> =>
+  Effect.forever(
+    Effect.gen(function* () {
+      const now = yield* Clock.currentTimeMillis
+      if (now < way.noStreamUntil) return yield* onPulled(yield* pullOnce(link, identity, options, WAIT_SECONDS))
+      if ((yield* streamPages(link, identity, options, onPulled)) === "anew") return
+      way.noStreamUntil = now + STREAM_AGAIN_MS
+      yield* Effect.logInfo("something on the way to the hub holds a stream up (a proxy that collects bytes?); asking for pages one by one")
+    }),
+  )

@@ -23,7 +23,12 @@ export const stageLines = (tx: Tx, header: Header, lines: ReadonlyArray<RowsLine
     yield* tx.many(
       `INSERT INTO schoolbus_staged (cls, seq, rows, bytes) VALUES (?, ?, ?, ?) ON CONFLICT (cls) DO UPDATE SET
          seq = max(seq, excluded.seq), rows = rows + excluded.rows, bytes = bytes + excluded.bytes`,
-      lines.map((line, i) => [BigInt(line[1]), BigInt(line[2]), BigInt(line[5].length), BigInt(texts[i]?.length ?? 0)]),
+      lines.map((line, i) => [
+        BigInt(line[1]),
+        BigInt(line[2]),
+        BigInt(line[5].length),
+        BigInt((texts[i]?.length ?? 0) - JSON.stringify(line.slice(0, 5)).length),
+      ]),
     )
   })
 
@@ -53,7 +58,7 @@ export const stagedPosition = (tx: Tx): Effect.Effect<Staged | null, LibsqlError
 
 export interface Received {
   readonly rows: number
-  /** Of the lines, as text. */
+  /** Of the rows, as text. */
   readonly bytes: number
 }
 
@@ -72,9 +77,12 @@ export const classUnderWay = (tx: Tx): Effect.Effect<number | null, LibsqlError>
 export const hasLines = (tx: Tx): Effect.Effect<boolean, LibsqlError> =>
   Effect.map(tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_stage) AS n"), ([row]) => row?.n === 1)
 
+/** No hub knows a cut of this name. */
+const TORN = "torn"
+
 /**
- * Throws the staging away: first what makes the lines count, then the lines. When rows of it show already, nothing says any
- * more which state of head office that is: the cursor goes with it, and the next cut is a full one, compared with what is here.
+ * Throws the staging away: first what makes the lines count, then the lines. When rows of it show already, this is no state
+ * of head office any more: the cursor gets a name that no hub knows, and what is here is compared with what is there.
  */
 export const discardStage = (db: LibsqlFile): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
@@ -82,7 +90,7 @@ export const discardStage = (db: LibsqlFile): Effect.Effect<void, LibsqlError> =
       Effect.gen(function* () {
         yield* tx.run("DELETE FROM schoolbus_staged")
         yield* tx.run("DELETE FROM schoolbus_stage WHERE tbl IS NULL")
-        yield* tx.run("UPDATE schoolbus_state SET epoch = '', seq = 0, cut = '0', applying = NULL WHERE applying IS NOT NULL")
+        yield* tx.run("UPDATE schoolbus_state SET cut = CASE seq WHEN 0 THEN cut ELSE ? END, applying = NULL WHERE applying IS NOT NULL", [TORN])
       }),
     )
     while (

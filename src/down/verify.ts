@@ -342,6 +342,8 @@ export const takeUp = (link: Link, identity: Identity): Effect.Effect<number | n
     const db = yield* Libsql
     const deliver = yield* Deliver
     yield* deliver.resume
+    // The rest of a cut that is under way will never come.
+    yield* deliver.discardStaging
     const sides = yield* bothSides(link, identity)
     const anew: Point = { epoch: "", seq: 0, cut: "0" }
     if (sides === null) return yield* Effect.as(moveCursor(anew), null)

@@ -5,6 +5,7 @@
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import type { z } from "zod"
 import { Feed, type Reader, type SchoolKey } from "../down/feed.ts"
 import type { LibsqlError } from "../libsql/client.ts"
 import { keyMatches, parseKey } from "../link/keys.ts"
@@ -23,6 +24,16 @@ export const refuse = (
   extra: Readonly<Record<string, unknown>> = {},
   headers: Readonly<Record<string, string>> = {},
 ): Answer => new Answer({ respond: () => problem(status, code, title, detail, extra, headers) })
+
+/** What a request says, as the schema wants it; else 422, which names where it is wrong and repeats nothing. */
+export const parsed = <S extends z.ZodType>(schema: S, value: unknown): Effect.Effect<z.infer<S>, Answer> => {
+  const result = schema.safeParse(value)
+  if (result.success) return Effect.succeed(result.data)
+  const errors = result.error.issues.map((issue) => ({ path: `/${issue.path.map(String).join("/")}`, message: issue.message }))
+  return Effect.fail(refuse(422, "invalid", "Invalid input", "the request is not as the protocol says", { errors }))
+}
+
+export const queryOf = (request: Request): Readonly<Record<string, string>> => Object.fromEntries(new URL(request.url).searchParams)
 
 /** The same caller is not written into the log more often than this. */
 const LOG_EVERY_MS = 60_000

@@ -1,19 +1,17 @@
-/** The hub's end of the link (link/protocol.ts): hello, manifest, pull, stream, push, heartbeat. */
+/** The hub's end of the link (link/protocol.ts): hello, manifest, push, heartbeat; pull and stream stand in pull.ts. */
 import { createHash, randomBytes } from "node:crypto"
 import { join } from "node:path"
-import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import { type AnyElysia, Elysia } from "elysia"
 import { z } from "zod"
 import { Compare } from "../down/compare.ts"
-import { Feed, type FeedPage, type Reader, type SchoolKey } from "../down/feed.ts"
+import { Feed, type Reader, type SchoolKey } from "../down/feed.ts"
 import type { LibsqlError } from "../libsql/client.ts"
-import { BodyFault, encodingFor, inflate, pressLines, readAll } from "../link/body.ts"
+import { BodyFault, inflate, readAll } from "../link/body.ts"
 import {
   CompareAsk,
   Heartbeat,
@@ -24,19 +22,16 @@ import {
   MAX_PART_BYTES,
   PROTOCOL,
   type Pulse,
-  PullQuery,
   PushQuery,
   sliceOf,
-  Staged,
-  SYNC_HEADER,
   type Welcome,
 } from "../link/protocol.ts"
 import { judgeToken, nextToken, printToken } from "../link/token.ts"
-import type { Cursor } from "../model/cursor.ts"
 import { isTransient, Postgres, type PostgresError } from "../postgres/client.ts"
 import { Apply } from "../up/apply.ts"
 import { Calls } from "./calls.ts"
-import { type Answer, authenticate, identify, loading, paused, refuse, refuseCopy, tokenState } from "./link-caller.ts"
+import { type Answer, authenticate, identify, parsed, paused, queryOf, refuse, refuseCopy, tokenState } from "./link-caller.ts"
+import { openStreams, pull, stream } from "./pull.ts"
 import { answering } from "./server.ts"
 import { openUploads, type Uploads } from "./uploads.ts"
 
@@ -45,27 +40,8 @@ const MAX_PUSHES = 32
 const MAX_APPLIES = 4
 const MAX_PUSHES_OF_SCHOOL = 4
 const MAX_JSON_BYTES = 64 * 1024
-/** A wake-up that brings nothing is not repeated faster than this. */
-const LOOK_AGAIN_MS = 1_000
-/** A stream looks at least this often whether its key still holds. */
-const STREAM_LOOK_MS = 4_000
-const STREAM_BEAT_MS = 15_000
-/** Text that is compressed and flushed together: what a broken download may lose. */
-const PIECE_BYTES = 64 * 1024
 
 type Services = Feed | Compare | Apply | Postgres | Calls
-
-const malformed = (error: z.ZodError): Answer =>
-  refuse(422, "invalid", "Invalid input", "the request is not as the protocol says", {
-    errors: error.issues.map((issue) => ({ path: `/${issue.path.map(String).join("/")}`, message: issue.message })),
-  })
-
-const parsed = <S extends z.ZodType>(schema: S, value: unknown): Effect.Effect<z.infer<S>, Answer> => {
-  const result = schema.safeParse(value)
-  return result.success ? Effect.succeed(result.data) : Effect.fail(malformed(result.error))
-}
-
-const queryOf = (request: Request): Readonly<Record<string, string>> => Object.fromEntries(new URL(request.url).searchParams)
 
 const bodyFault = (status: 400 | 422, code: "invalid" | "not_a_batch") => (cause: unknown) =>
   refuse(status, code, "The body could not be read", cause instanceof BodyFault ? cause.message : "the connection broke")
@@ -189,162 +165,6 @@ const manifest = (request: Request) =>
     const query = yield* parsed(z.object({ incarnation: z.uuid(), token: z.string().max(200) }), queryOf(request))
     yield* identify(key, query)
     return answerJson(yield* feed.manifest(key.school))
-  })
-
-// --- pull and stream ------------------------------------------------------------------------------------------------
-
-const parsePull = (request: Request) =>
-  Effect.gen(function* () {
-    const query = yield* parsed(PullQuery, queryOf(request))
-    const cursor: Cursor = { epoch: query.epoch, seq: query.seq, cut: query.cut }
-    if (query.staged === "") return { query, cursor, staged: null }
-    const json = yield* Effect.try({
-      try: () => JSON.parse(query.staged) as unknown,
-      catch: () => refuse(422, "invalid", "Invalid input", "staged is not JSON"),
-    })
-    return { query, cursor, staged: yield* parsed(Staged, json) }
-  })
-
-const unknownCut = refuse(
-  409,
-  "compare",
-  "The school's cut is unknown here",
-  "the hub, or head office's Postgres, was put back to another state; the node compares its rows by itself and goes on with what differs",
-)
-
-/** One page. Asking tells which cut the school has applied. */
-const readPage = (key: SchoolKey, incarnation: string, cursor: Cursor, staged: Staged | null) =>
-  Effect.gen(function* () {
-    const feed = yield* Feed
-    // A school that has a cut goes on with the tables that are there; the first cut holds them all.
-    if (cursor.seq === 0 && !(yield* feed.ready)) return yield* loading
-    const page = yield* feed.page({ school: key.school, cursor, staged })
-    // Of a cut that this hub does not know, nothing counts as applied.
-    yield* feed.reader.seen(incarnation, page.header.full ? { epoch: page.header.epoch, seq: 0, cut: "0" } : cursor)
-    if (page.header.full && cursor.seq > 0) return yield* unknownCut
-    return page
-  })
-
-const piecesOf = function* (page: FeedPage): Generator<string> {
-  let piece = ""
-  for (const line of page.lines) {
-    piece += `${line}\n`
-    if (piece.length < PIECE_BYTES) continue
-    yield piece
-    piece = ""
-  }
-  if (piece !== "") yield piece
-}
-
-const answerLines = (request: Request, pieces: AsyncIterator<string> | Iterator<string>, onEnd: () => void): Response => {
-  const encoding = encodingFor(request.headers.get("accept-encoding"))
-  return new Response(pressLines(pieces, encoding, onEnd), {
-    headers: {
-      "content-type": "application/x-ndjson",
-      "cache-control": "no-store, no-transform",
-      "x-accel-buffering": "no",
-      ...(encoding === "identity" ? {} : { "content-encoding": encoding }),
-    },
-  })
-}
-
-const nothingNew = (isAsked: boolean): Response =>
-  new Response(null, { status: 204, headers: { "cache-control": "no-store", [SYNC_HEADER]: isAsked ? "1" : "0" } })
-
-const pull = (request: Request) =>
-  Effect.gen(function* () {
-    const key = yield* authenticate(request)
-    const calls = yield* Calls
-    const feed = yield* Feed
-    const { query, cursor, staged } = yield* parsePull(request)
-    yield* identify(key, { ...query, ...cursor })
-    if (key.paused) return yield* paused
-    const deadline = (yield* Clock.currentTimeMillis) + query.wait * 1000
-    return yield* calls.during(key.school)(
-      Effect.gen(function* () {
-        for (let round = 0; ; round++) {
-          const page = yield* readPage(key, query.incarnation, cursor, staged)
-          if (!page.empty) return answerLines(request, piecesOf(page), yield* calls.enter(key.school))
-          if (yield* calls.take(key.school)) return nothingNew(true)
-          const left = deadline - (yield* Clock.currentTimeMillis)
-          if (left <= 0) return nothingNew(false)
-          if (round > 0) yield* Effect.sleep(Math.min(left, LOOK_AGAIN_MS))
-          yield* Effect.raceAll([feed.changed(key.school, Math.max(cursor.seq, page.header.head)), calls.asked(key.school), Effect.sleep(left)])
-          // Whoever was shut out while waiting gets nothing more.
-          yield* authenticate(request)
-        }
-      }),
-    )
-  })
-
-/** `["rows",8,812,…`: class and last seq of a line, without reading its rows. */
-const ROWS = /^\["rows",(\d+),(\d+),/
-
-/** Where a receiver stands that has taken every line of the page. */
-const after = (cursor: Cursor, staged: Staged | null, page: FeedPage): { readonly cursor: Cursor; readonly staged: Staged | null } => {
-  const { header } = page
-  if (page.complete) return { cursor: { epoch: header.epoch, seq: header.head, cut: header.headCut }, staged: null }
-  const positions: Record<string, number> = { ...staged?.after }
-  for (const line of page.lines) {
-    const [, cls, seq] = ROWS.exec(line) ?? []
-    if (cls !== undefined) positions[cls] = Number(seq)
-  }
-  return { cursor, staged: { head: header.head, headCut: header.headCut, after: positions } }
-}
-
-/** The same pages without end, in one answer. It ends when the key no longer holds; the school then asks anew and hears why. */
-const stream = (request: Request) =>
-  Effect.gen(function* () {
-    const key = yield* authenticate(request)
-    const calls = yield* Calls
-    const feed = yield* Feed
-    const context = yield* Effect.context<Services>()
-    const start = yield* parsePull(request)
-    yield* identify(key, { ...start.query, ...start.cursor })
-    if (key.paused) return yield* paused
-    const first = yield* readPage(key, start.query.incarnation, start.cursor, start.staged)
-    const left = new AbortController()
-    const run = async <A>(effect: Effect.Effect<A, Answer | LibsqlError, Services>): Promise<A | null> => {
-      const exit = await Effect.runPromiseExitWith(context)(effect, { signal: left.signal })
-      if (Exit.isSuccess(exit)) return exit.value
-      const failed = Cause.findErrorOption(exit.cause)
-      if (!Cause.hasInterruptsOnly(exit.cause) && !(Option.isSome(failed) && failed.value._tag === "Answer")) {
-        await Effect.runPromise(Effect.logWarning("a stream ended", exit.cause))
-      }
-      return null
-    }
-    const pieces = (async function* () {
-      let { cursor, staged } = start
-      let quietMs = 0
-      for (let page: FeedPage | null = first; page !== null; ) {
-        if (!page.empty) {
-          yield* piecesOf(page)
-          ;({ cursor, staged } = after(cursor, staged, page))
-          quietMs = 0
-        } else {
-          const { head } = page.header
-          const waited = await run(Effect.timed(Effect.race(feed.changed(key.school, Math.max(cursor.seq, head)), Effect.sleep(STREAM_LOOK_MS))))
-          if (waited === null) return
-          quietMs += STREAM_LOOK_MS
-          if (quietMs >= STREAM_BEAT_MS) {
-            quietMs = 0
-            yield "\n"
-          }
-        }
-        page = await run(
-          Effect.gen(function* () {
-            const now = yield* authenticate(request)
-            if (now.paused) return yield* paused
-            return yield* feed.page({ school: key.school, cursor, staged })
-          }),
-        )
-      }
-    })()
-    const leave = yield* calls.enter(key.school)
-    return answerLines(request, pieces, () => {
-      left.abort()
-      leave()
-    })
   })
 
 // --- push -----------------------------------------------------------------------------------------------------------
@@ -482,8 +302,11 @@ const heartbeat = (request: Request) =>
     const reader = yield* feed.reader.get(said.incarnation)
     if (reader === null || reader.school !== key.school)
       return yield* refuse(409, "hello", "Say hello first", "this hub does not know the file; the node says hello again by itself")
-    const { incarnation, ...status } = said
-    yield* calls.during(key.school)(feed.reader.seen(incarnation, { pending: said.pending, status: JSON.stringify(status) }))
+    const { incarnation, cursor, ...status } = said
+    // Forwards only, and only to a cut that this hub knows: what is counted as applied is forgotten here.
+    const isNews = cursor !== undefined && cursor.epoch === reader.epoch && cursor.seq > reader.seq && (yield* feed.knows(cursor))
+    const applied = isNews ? cursor : {}
+    yield* calls.during(key.school)(feed.reader.seen(incarnation, { pending: said.pending, status: JSON.stringify(status), ...applied }))
     const pulse: Pulse = { clock: yield* Clock.currentTimeMillis, sync: yield* calls.take(key.school), paused: key.paused }
     return answerJson(pulse)
   })
@@ -492,6 +315,7 @@ const heartbeat = (request: Request) =>
 
 export const linkRoutes = (options: { readonly dataDir: string }): Effect.Effect<AnyElysia, never, Services | Scope.Scope> =>
   Effect.gen(function* () {
+    const streams = yield* openStreams
     const context = yield* Effect.context<Services>()
     const answer = answering(context)
     const hellos = yield* Semaphore.make(1)
@@ -511,7 +335,7 @@ export const linkRoutes = (options: { readonly dataDir: string }): Effect.Effect
       .post("/api/sync/hello", ({ request }) => run(request, hello(request, hellos)), raw)
       .get("/api/sync/manifest", ({ request }) => run(request, manifest(request)))
       .get("/api/sync/pull", ({ request }) => run(request, pull(request)))
-      .get("/api/sync/stream", ({ request }) => run(request, stream(request)))
+      .get("/api/sync/stream", ({ request }) => run(request, stream(request, streams)))
       .post("/api/sync/push", ({ request }) => run(request, push(request, gates)), raw)
       .post("/api/sync/compare", ({ request }) => run(request, compare(request)), raw)
       .post("/api/sync/heartbeat", ({ request }) => run(request, heartbeat(request)), raw)

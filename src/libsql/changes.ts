@@ -19,3 +19,23 @@ export const pendingByTable = (tx: Tx): Effect.Effect<ReadonlyArray<PendingTable
 /** True when a program has written something that no batch carries yet. */
 export const hasOpen = (tx: Tx): Effect.Effect<boolean, LibsqlError> =>
   Effect.map(tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM changes WHERE batch IS NULL) AS n"), ([row]) => row?.n === 1)
+
+/** Names of the tables with writes that the hub has not answered. */
+export const unansweredTables = (tx: Tx): Effect.Effect<ReadonlyArray<string>, LibsqlError> =>
+  Effect.map(
+    tx.all<{ name: string }>(
+      `SELECT t.name FROM schoolbus_tables t WHERE EXISTS (
+         SELECT 1 FROM changes c LEFT JOIN schoolbus_batch b ON b.number = c.batch
+          WHERE c.tbl = t.id AND (c.batch IS NULL OR (b.answered_at IS NULL AND b.settled_at IS NULL)))`,
+    ),
+    (rows) => rows.map(({ name }) => name),
+  )
+
+/** True when there is something that no answer of the hub covers: open writes, or a batch. */
+export const hasUnanswered = (tx: Tx): Effect.Effect<boolean, LibsqlError> =>
+  Effect.map(
+    tx.all<{ n: number }>(
+      `SELECT EXISTS (SELECT 1 FROM changes WHERE batch IS NULL) OR EXISTS (SELECT 1 FROM schoolbus_batch WHERE answered_at IS NULL AND settled_at IS NULL) AS n`,
+    ),
+    ([row]) => row?.n === 1,
+  )

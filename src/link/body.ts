@@ -10,7 +10,9 @@ import {
   createZstdCompress,
   createZstdDecompress,
   gunzipSync,
+  gzipSync,
   zstdCompress,
+  zstdCompressSync,
   zstdDecompressSync,
 } from "node:zlib"
 import { runtimeName } from "../runtime.ts"
@@ -85,63 +87,107 @@ const join = (chunks: ReadonlyArray<Uint8Array>): Uint8Array => {
   return whole
 }
 
+/** Ends the compressed frame under way: what follows is readable without what came before, and nothing is kept between the two. */
+export const END_OF_FRAME = Symbol("end of frame")
+export type Piece = string | typeof END_OF_FRAME
+
+/** An empty line outside of any frame, made once: it says only that the peer lives. */
+const beats = new Map<Encoding, Uint8Array>()
+const beatOf = (encoding: Encoding): Uint8Array => {
+  const known = beats.get(encoding)
+  if (known !== undefined) return known
+  const plain = new TextEncoder().encode("\n")
+  const beat = encoding === "zstd" ? zstdCompressSync(plain) : encoding === "gzip" ? gzipSync(plain) : plain
+  beats.set(encoding, beat)
+  return beat
+}
+
+interface Press {
+  readonly write: (text: string) => Promise<void>
+  readonly end: () => Promise<void>
+  readonly destroy: () => void
+}
+
+/** One frame; a compressor takes almost 1 MiB, so none stands by for a stream that is silent. */
+const openPress = (encoding: Encoding, out: Array<Uint8Array>): Press => {
+  const press = encoding === "zstd" ? createZstdCompress(ZSTD) : encoding === "gzip" ? createGzip({ level: 5 }) : null
+  if (press === null) {
+    return {
+      write: async (text) => void out.push(new TextEncoder().encode(text)),
+      end: async () => undefined,
+      destroy: () => undefined,
+    }
+  }
+  const flushFlag = encoding === "zstd" ? constants.ZSTD_e_flush : constants.Z_SYNC_FLUSH
+  let failed: (error: Error) => void = () => undefined
+  press.on("data", (chunk: Uint8Array) => out.push(chunk))
+  press.on("error", (error: Error) => failed(error))
+  return {
+    write: (text) =>
+      new Promise((done, fail) => {
+        failed = fail
+        press.write(text, () => press.flush(flushFlag, () => done()))
+      }),
+    end: () =>
+      new Promise((done, fail) => {
+        failed = fail
+        press.end(() => setImmediate(done))
+      }),
+    destroy: () => press.destroy(),
+  }
+}
+
 /**
  * Lines -> body. Each piece is flushed, so the receiver can read every line whose bytes have arrived. Pulled on demand: a
  * slow reader holds nothing but the piece under way.
  */
 export const pressLines = (
-  pieces: AsyncIterator<string> | Iterator<string>,
+  pieces: AsyncIterator<Piece> | Iterator<Piece>,
   encoding: Encoding,
   onEnd: () => void = () => undefined,
 ): ReadableStream<Uint8Array> => {
-  const press = encoding === "zstd" ? createZstdCompress(ZSTD) : encoding === "gzip" ? createGzip({ level: 5 }) : null
-  const flushFlag = encoding === "zstd" ? constants.ZSTD_e_flush : constants.Z_SYNC_FLUSH
   let out: Array<Uint8Array> = []
-  let failed: (error: Error) => void = () => undefined
-  press?.on("data", (chunk: Uint8Array) => out.push(chunk))
-  press?.on("error", (error: Error) => failed(error))
+  let press: Press | null = null
   const take = (): Uint8Array => {
     const bytes = join(out)
-    out = []
+    out.length = 0
     return bytes
   }
-  const write = (text: string): Promise<void> =>
-    new Promise((done, fail) => {
-      if (press === null) {
-        out.push(new TextEncoder().encode(text))
-        return done()
-      }
-      failed = fail
-      press.write(text, () => press.flush(flushFlag, () => done()))
-    })
-  const end = (): Promise<void> => (press === null ? Promise.resolve() : new Promise((done) => press.end(() => setImmediate(done))))
+  const write = async (piece: Piece): Promise<void> => {
+    if (piece === END_OF_FRAME) {
+      await press?.end()
+      press?.destroy()
+      press = null
+    } else if (piece === "\n" && press === null) out.push(beatOf(encoding).slice())
+    else {
+      press ??= openPress(encoding, out)
+      await press.write(piece)
+    }
+  }
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
         try {
           for (;;) {
             const next = await pieces.next()
-            if (next.done === true) {
-              await end()
-              const rest = take()
-              if (rest.length > 0) controller.enqueue(rest)
-              controller.close()
-              onEnd()
-              return
-            }
-            await write(next.value)
+            await write(next.done === true ? END_OF_FRAME : next.value)
             const bytes = take()
-            if (bytes.length === 0) continue
-            controller.enqueue(bytes)
-            return
+            if (bytes.length > 0) controller.enqueue(bytes)
+            if (next.done === true) {
+              controller.close()
+              return onEnd()
+            }
+            if (bytes.length > 0) return
           }
         } catch (cause) {
+          press?.destroy()
           onEnd()
           throw cause
         }
       },
       async cancel() {
         press?.destroy()
+        out = []
         await pieces.return?.()
         onEnd()
       },
@@ -150,15 +196,21 @@ export const pressLines = (
   )
 }
 
-/** Chunks as they arrive, each within `idleMs` of the one before; BodyFault else, also when there are more than `maxBytes`. */
-export const readChunks = async function* (
-  body: ReadableStream<Uint8Array> | null,
-  limits: { readonly maxBytes: number; readonly idleMs: number; readonly totalMs?: number },
-): AsyncGenerator<Uint8Array> {
+export interface BodyLimits {
+  readonly maxBytes: number
+  /** Between two chunks. */
+  readonly idleMs: number
+  /** In all; of `leastRate` bytes a second every byte that came adds its share. */
+  readonly totalMs?: number
+  readonly leastRate?: number
+}
+
+/** Chunks as they arrive, within the limits; BodyFault else. */
+export const readChunks = async function* (body: ReadableStream<Uint8Array> | null, limits: BodyLimits): AsyncGenerator<Uint8Array> {
   if (body === null) return
   const reader = body.getReader()
   let total = 0
-  const endAt = performance.now() + (limits.totalMs ?? Number.POSITIVE_INFINITY)
+  let endAt = performance.now() + (limits.totalMs ?? Number.POSITIVE_INFINITY)
   let timer: ReturnType<typeof setTimeout> | undefined
   try {
     for (;;) {
@@ -170,6 +222,7 @@ export const readChunks = async function* (
       clearTimeout(timer)
       if (next.done) return
       total += next.value.length
+      if (limits.leastRate !== undefined) endAt += (next.value.length * 1000) / limits.leastRate
       if (total > limits.maxBytes) throw new BodyFault(`more than ${limits.maxBytes} bytes`)
       yield next.value
     }
@@ -179,10 +232,7 @@ export const readChunks = async function* (
   }
 }
 
-export const readAll = async (
-  body: ReadableStream<Uint8Array> | null,
-  limits: { readonly maxBytes: number; readonly idleMs: number; readonly totalMs?: number },
-): Promise<Uint8Array> => {
+export const readAll = async (body: ReadableStream<Uint8Array> | null, limits: BodyLimits): Promise<Uint8Array> => {
   const chunks: Array<Uint8Array> = []
   for await (const chunk of readChunks(body, limits)) chunks.push(chunk)
   return chunks.length === 0 ? new Uint8Array() : join(chunks)

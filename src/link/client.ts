@@ -4,11 +4,12 @@
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import type { z } from "zod"
 import type { Verdicts as VerdictsType } from "../model/change.ts"
 import type { Cursor } from "../model/cursor.ts"
 import type { Manifest } from "../model/table.ts"
-import { ACCEPT_ENCODING, BodyFault, compress, readAll, readChunks, splitLines, unpress } from "./body.ts"
+import { ACCEPT_ENCODING, BodyFault, type BodyLimits, compress, readAll, readChunks, splitLines, unpress } from "./body.ts"
 import { openLine } from "./frame.ts"
 import {
   CompareAgain,
@@ -19,7 +20,9 @@ import {
   type Heartbeat,
   type Hello,
   IDLE_MS,
+  LEAST_RATE,
   type Line,
+  MAX_BODY_MS,
   MAX_LINE_BYTES,
   MAX_PART_BYTES,
   MAX_PARTS,
@@ -47,11 +50,23 @@ const MAX_SLICE_BYTES = 8 * 1024 * 1024
 const COMPARE_ANSWER_MS = 300_000
 /** A part that has gone out is answered when it is on the hub's disk, the last one when Postgres has committed. */
 const PUSH_ANSWER_MS = 240_000
+/** A long poll is answered within its wait and this: a half-open line is found in 45 s in all. */
+const POLL_GRACE_MS = 20_000
+/** In a stream the first byte comes at once; when it does not, something on the way collects bytes before it hands them on. */
+const FIRST_BYTE_MS = 10_000
+/** What a request costs beside its body: heads, and the packets that carry them. */
+const REQUEST_BYTES = 800
+const ANSWER_BYTES = 500
 /** Rounds of sending what the hub says is missing, before the batch is started anew another time. */
 const MAX_ROUNDS = 3
 
 /** The hub was not reached, is busy, or what answered was no hub; try again after a while, at least `retryAfterMs`. */
-export class LinkDown extends Data.TaggedError("LinkDown")<{ readonly message: string; readonly retryAfterMs?: number }> {}
+export class LinkDown extends Data.TaggedError("LinkDown")<{
+  readonly message: string
+  readonly retryAfterMs?: number
+  /** No answer came at all. */
+  readonly isSilent?: true
+}> {}
 /** The hub answered no; `code` as in the protocol. */
 export class LinkRefused extends Data.TaggedError("LinkRefused")<{
   readonly status: number
@@ -83,7 +98,14 @@ export interface PulledPage {
   readonly bytes: number
 }
 
+export interface PageStream {
+  /** The next page, or `asked` as in a pull; fails when the line ends. */
+  readonly next: Effect.Effect<PulledPage | "asked", LinkError>
+}
+
 export interface Link {
+  /** Bytes over the line since this link was made: bodies as they travel, and what their heads cost about. */
+  readonly traffic: { readonly sent: number; readonly received: number }
   readonly hello: (hello: Hello) => Effect.Effect<Welcome, LinkError>
   readonly manifest: (identity: Identity) => Effect.Effect<Manifest, LinkError>
   /** `nothing` new within `wait` seconds; `asked`: somebody at head office wants this school to sync now. */
@@ -93,6 +115,8 @@ export interface Link {
     staged: Staged | null,
     wait: number,
   ) => Effect.Effect<PulledPage | "nothing" | "asked", LinkError>
+  /** Pages without end, each taken when the receiver asks for it; `unsuited`: something on the way holds it up, a pull may do. */
+  readonly stream: (identity: Identity, cursor: Cursor, staged: Staged | null) => Effect.Effect<PageStream | "unsuited", LinkError, Scope.Scope>
   readonly push: (identity: Identity, batch: OutgoingBatch) => Effect.Effect<VerdictsType, LinkError>
   readonly heartbeat: (identity: Identity, heartbeat: Heartbeat) => Effect.Effect<Pulse, LinkError>
   /** Questions of a comparison; `bytes` of both directions as they stood in the bodies. */
@@ -160,9 +184,69 @@ const refusalOf = async (response: Response): Promise<LinkError> => {
       })
 }
 
+/** A generator that waits for a byte ends only when its request is given up; that has happened before. */
+const closeQuietly = async (pages: AsyncGenerator<unknown>): Promise<void> => {
+  await Promise.race([pages.return(undefined).catch(() => undefined), new Promise((done) => setTimeout(done, 1_000))])
+}
+
+const limitsOf = (isEndless: boolean): BodyLimits =>
+  isEndless
+    ? { maxBytes: Number.POSITIVE_INFINITY, idleMs: IDLE_MS }
+    : { maxBytes: MAX_PAGE_BYTES, idleMs: IDLE_MS, totalMs: MAX_BODY_MS, leastRate: LEAST_RATE }
+
+/**
+ * The pages of a body, whole ones and at its end perhaps the beginning of one; what came whole before the line broke is kept,
+ * and the next request goes on after it.
+ */
+const pagesOf = async function* (response: Response, isEndless: boolean, onBytes: (bytes: number) => void): AsyncGenerator<PulledPage | "asked"> {
+  expectType(response, "application/x-ndjson")
+  let header: Header | null = null
+  let bytes = 0
+  let slowAt = Number.POSITIVE_INFINITY
+  let lines: Array<PulledPage["lines"][number]> = []
+  const counted = async function* () {
+    for await (const chunk of readChunks(response.body, limitsOf(isEndless))) {
+      onBytes(chunk.length)
+      bytes += chunk.length
+      if (isEndless && header !== null) {
+        slowAt += (chunk.length * 1000) / LEAST_RATE
+        if (performance.now() > slowAt) throw new BodyFault("too slow")
+      }
+      yield chunk
+    }
+  }
+  try {
+    for await (const text of splitLines(unpress(counted()), MAX_LINE_BYTES)) {
+      if (text === "") continue
+      const opened = openLine(text)
+      if ("damaged" in opened) throw new BodyFault(opened.damaged)
+      const [kind] = opened.ok
+      if (kind === "cut") {
+        if (header !== null) throw new BodyFault("a page began inside another")
+        header = opened.ok[1]
+        slowAt = performance.now() + MAX_BODY_MS
+      } else if (kind === "sync") yield "asked"
+      else if (header === null) throw new BodyFault("rows without a page")
+      else if (kind === "rows") lines.push(opened.ok)
+      else {
+        const page = { header, lines, trailer: opened.ok[1], bytes }
+        header = null
+        lines = []
+        bytes = 0
+        yield page
+      }
+    }
+  } catch (cause) {
+    if (header === null || lines.length === 0) throw cause
+  }
+  if (header !== null && lines.length > 0) yield { header, lines, trailer: null, bytes }
+  else throw new Error(header === null ? "the connection ended" : "the page broke off before its first row")
+}
+
 export const makeLink = (options: { readonly hub: string; readonly key: string }): Link => {
   const base = new URL(options.hub)
   let partBytes = FIRST_PART_BYTES
+  const traffic = { sent: 0, received: 0 }
   /** Into how many parts the batch under way was cut, so that a second attempt goes on with the first one's. */
   const cuts = new Map<string, number>()
 
@@ -174,23 +258,30 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
     body: BodyInit | null,
     headers: Readonly<Record<string, string>>,
     headMs: number,
+    hangUp: AbortSignal | null = null,
   ) =>
     Effect.tryPromise({
       try: async (signal) => {
         const url = new URL(path, base)
         for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value)
+        traffic.sent +=
+          REQUEST_BYTES + (body === null ? 0 : typeof body === "string" ? body.length : ((body as { byteLength?: number }).byteLength ?? 0))
         const silence = new AbortController()
-        const timer = setTimeout(() => silence.abort(new LinkDown({ message: `no answer for ${Math.round(headMs / 1000)} s` })), headMs)
+        const timer = setTimeout(
+          () => silence.abort(new LinkDown({ message: `no answer for ${Math.round(headMs / 1000)} s`, isSilent: true })),
+          headMs,
+        )
         try {
           const response = await fetch(url, {
             method,
             redirect: "manual",
             // Bun undoes zstd by itself and fails on some flushed streams; bodies are told by their first bytes instead.
             ...({ decompress: false } as RequestInit),
-            signal: AbortSignal.any([signal, silence.signal]),
+            signal: AbortSignal.any([signal, silence.signal, ...(hangUp === null ? [] : [hangUp])]),
             headers: { authorization: `Bearer ${options.key}`, "accept-encoding": ACCEPT_ENCODING, ...headers },
             ...(body === null ? {} : { body }),
           })
+          traffic.received += ANSWER_BYTES
           if (response.status >= 200 && response.status < 300) return response
           throw await refusalOf(response)
         } finally {
@@ -207,12 +298,20 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
         const chunks = unpress(readChunks(response.body, { maxBytes: MAX_JSON_BYTES, idleMs: IDLE_MS }))
         const pieces: Array<Uint8Array> = []
         for await (const piece of chunks) pieces.push(piece)
+        traffic.received += pieces.reduce((n, piece) => n + piece.length, 0)
         return parse(JSON.parse(new TextDecoder().decode(Buffer.concat(pieces))))
       },
       catch: down,
     })
 
   const who = ({ incarnation, token }: Identity) => ({ incarnation, token })
+  const position = (identity: Identity, cursor: Cursor, staged: Staged | null) => ({
+    ...who(identity),
+    epoch: cursor.epoch,
+    seq: String(cursor.seq),
+    cut: cursor.cut,
+    ...(staged === null ? {} : { staged: JSON.stringify(staged) }),
+  })
   const post = <S extends z.ZodType>(schema: S, path: string, value: unknown) =>
     Effect.flatMap(request("POST", path, {}, JSON.stringify(value), { "content-type": "application/json" }, IDLE_MS), (response) =>
       json((body) => schema.parse(body), response),
@@ -232,39 +331,6 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
         }, response)
         return { answer, bytes: body.length + received }
       })
-
-  const readPage = async (response: Response): Promise<PulledPage> => {
-    expectType(response, "application/x-ndjson")
-    let header: Header | null = null
-    let trailer: Trailer | null = null
-    let bytes = 0
-    const lines: Array<PulledPage["lines"][number]> = []
-    try {
-      const counted = async function* () {
-        for await (const chunk of readChunks(response.body, { maxBytes: MAX_PAGE_BYTES, idleMs: IDLE_MS })) {
-          bytes += chunk.length
-          yield chunk
-        }
-      }
-      for await (const text of splitLines(unpress(counted()), MAX_LINE_BYTES)) {
-        if (text === "") continue
-        const opened = openLine(text)
-        if ("damaged" in opened) throw new BodyFault(opened.damaged)
-        const [kind] = opened.ok
-        if (kind === "cut") header = opened.ok[1]
-        else if (kind === "rows") lines.push(opened.ok)
-        else {
-          trailer = opened.ok[1]
-          break
-        }
-      }
-    } catch (cause) {
-      // What came whole is kept; the next pull goes on after it.
-      if (header === null || lines.length === 0) throw cause
-    }
-    if (header === null) throw new Error("the page broke off before its first line")
-    return { header, lines, trailer, bytes }
-  }
 
   /** One slice, compressed by itself; what it took decides the size of the next ones. */
   const sendPart = (identity: Identity, batch: OutgoingBatch, part: number, parts: number) =>
@@ -311,6 +377,7 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
     }).pipe(Effect.tapErrorTag("LinkRefused", () => Effect.sync(() => cuts.clear())))
 
   return {
+    traffic,
     hello: (hello) => post(Welcome, "/api/sync/hello", hello),
     heartbeat: (_, heartbeat) => post(Pulse, "/api/sync/heartbeat", heartbeat),
     manifest: (identity) =>
@@ -319,22 +386,70 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
       ),
     pull: (identity, cursor, staged, wait) =>
       Effect.gen(function* () {
-        const query = {
-          ...who(identity),
-          epoch: cursor.epoch,
-          seq: String(cursor.seq),
-          cut: cursor.cut,
-          wait: String(Math.min(wait, MAX_WAIT_SECONDS)),
-          ...(staged === null ? {} : { staged: JSON.stringify(staged) }),
-        }
-        const response = yield* request("GET", "/api/sync/pull", query, null, {}, wait * 1000 + IDLE_MS)
+        const query = { ...position(identity, cursor, staged), wait: String(Math.min(wait, MAX_WAIT_SECONDS)) }
+        const response = yield* request("GET", "/api/sync/pull", query, null, {}, wait * 1000 + POLL_GRACE_MS)
         if (response.status === 204) {
           yield* Effect.promise(async () => void (await response.body?.cancel().catch(() => undefined)))
           const asked = response.headers.get(SYNC_HEADER)
           if (asked === null) return yield* new LinkDown({ message: "something that is not a hub answered; is there a login page on this network?" })
           return asked === "1" ? "asked" : "nothing"
         }
-        return yield* Effect.tryPromise({ try: () => readPage(response), catch: down })
+        const read = async () => {
+          const pages = pagesOf(response, false, (bytes) => {
+            traffic.received += bytes
+          })
+          try {
+            const { value } = await pages.next()
+            return value as PulledPage
+          } finally {
+            await pages.return(undefined)
+          }
+        }
+        return yield* Effect.tryPromise({ try: read, catch: down })
+      }),
+    stream: (identity, cursor, staged) =>
+      Effect.gen(function* () {
+        const silence = new AbortController()
+        const giveUp = Effect.sync(() => silence.abort())
+        const opened = yield* request("GET", "/api/sync/stream", position(identity, cursor, staged), null, {}, FIRST_BYTE_MS, silence.signal).pipe(
+          Effect.catchTag("LinkDown", (error) => (error.isSilent === true ? Effect.succeed(null) : Effect.fail(error))),
+        )
+        if (opened === null) return "unsuited"
+        let firstByte: () => void = () => undefined
+        const isThere = new Promise<void>((done) => {
+          firstByte = done
+        })
+        const pages = pagesOf(opened, true, (bytes) => {
+          traffic.received += bytes
+          firstByte()
+        })
+        yield* Effect.addFinalizer(() =>
+          Effect.andThen(
+            giveUp,
+            Effect.promise(() => closeQuietly(pages)),
+          ),
+        )
+        const first = pages.next()
+        first.catch(() => undefined)
+        const began = yield* Effect.race(
+          Effect.as(
+            Effect.promise(() => Promise.race([isThere, first.catch(() => undefined)])),
+            true,
+          ),
+          Effect.as(Effect.sleep(FIRST_BYTE_MS), false),
+        )
+        if (!began) return "unsuited"
+        let pending: ReturnType<typeof pages.next> | null = first
+        const next = Effect.tryPromise({
+          try: async () => {
+            const { value } = await (pending ?? pages.next())
+            pending = null
+            if (value === undefined) throw new LinkDown({ message: "the stream ended" })
+            return value
+          },
+          catch: down,
+        })
+        return { next }
       }),
     push,
     compare: { digests: ask("digests", CompareDigests), prints: ask("prints", ComparePrints), again: ask("again", CompareAgain) },

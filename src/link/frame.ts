@@ -43,6 +43,7 @@ export const openLine = (text: string): Opened => {
     const trailer = Trailer.safeParse(line[1])
     return trailer.success ? { ok: ["page", trailer.data] } : { damaged: "a page line has another form" }
   }
+  if (line[0] === "sync") return { ok: ["sync", {}] }
   return { damaged: `unknown line ${JSON.stringify(line[0])}` }
 }
 

@@ -4,7 +4,7 @@
  *
  * `POST /api/sync/hello` Hello -> Welcome · `GET /api/sync/manifest` -> Manifest ·
  * `GET /api/sync/pull?incarnation&token&epoch&seq&cut&staged&wait` -> lines (204: nothing new) · `GET /api/sync/stream?…` the same
- * without end, an empty line while nothing happens · `POST /api/sync/push?incarnation&token&batch&hash&size&part&parts` bytes ->
+ * without end, an empty line at once and while nothing happens · `POST /api/sync/push?incarnation&token&batch&hash&size&part&parts` bytes ->
  * Verdicts, or PartsMissing (202) · `POST /api/sync/heartbeat` Heartbeat -> Pulse · `POST /api/sync/compare?incarnation&token`
  * CompareAsk -> CompareDigests, ComparePrints or CompareAgain. Every refusal is problem+json with a `code`.
  *
@@ -16,6 +16,7 @@
  *     ["cut", {Header}, crc]
  *     ["rows", class, lastSeq, "public.students", ["id","name"], [[key,row|null],…], crc]     row null = tombstone; row lists the named columns
  *     ["page", {Trailer}, crc]
+ *     ["sync", {}, crc]                                              in a stream only: somebody asked this school to sync now
  *
  * A page may break off after any line. What a school has received it names as `staged`: the header's `head` and `headCut`
  * of the first page, and for each class the last seq it holds durably.
@@ -35,6 +36,10 @@ export const LINE_BYTES = 64 * 1024
 export const MAX_WAIT_SECONDS = 25
 /** A connection that is silent for longer is dead. */
 export const IDLE_MS = 45_000
+/** In a stream something comes at least this often. */
+export const BEAT_MS = 15_000
+/** Bytes a second, over the time of a whole page: a peer that is slower for long gets a new connection. */
+export const LEAST_RATE = 250
 /** A body that takes longer in all is not waited for. */
 export const MAX_BODY_MS = 10 * 60_000
 /** On every 204 of a pull; "1": somebody asked this school to sync now. What answers without it is no hub. */
@@ -45,6 +50,9 @@ export const MAX_PART_BYTES = 4 * 1024 * 1024
 export const MAX_BATCH_BYTES = 64 * 1024 * 1024
 /** What a ratio of compression may reach before a body counts as a bomb. */
 export const MAX_INFLATE_RATIO = 200
+
+const Text = (max: number) => z.string().max(max)
+const Whole = z.coerce.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER)
 
 export const Hello = z.object({
   protocol: z.number().int(),
@@ -88,6 +96,12 @@ export const Heartbeat = z.object({
   state: z.string().max(40),
   reason: z.string().max(500).nullable(),
   clock: z.number(),
+  /** The cut that is applied: a stream itself does not tell. */
+  cursor: z.object({ epoch: Text(64), seq: Whole, cut: Text(16) }).exactOptional(),
+  /** Of a cut that is under way: rows and bytes of text that are here, and in all. */
+  progress: z.object({ rows: Whole, total: Whole, bytes: Whole, totalBytes: Whole }).exactOptional(),
+  /** A metered link: the next call comes about so much later. */
+  quietMs: Whole.exactOptional(),
 })
 export type Heartbeat = z.infer<typeof Heartbeat>
 
@@ -102,9 +116,6 @@ export const Staged = z.object({
   after: z.record(z.string(), z.number().int()),
 })
 export type Staged = z.infer<typeof Staged>
-
-const Text = (max: number) => z.string().max(max)
-const Whole = z.coerce.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER)
 
 export const PullQuery = z.object({
   incarnation: z.uuid(),
@@ -155,6 +166,8 @@ export const Header = z.object({
   headCut: z.string(),
   /** Entries left for this school in this snapshot, this page included: for progress. */
   left: z.number().int(),
+  /** The same in bytes of text, before compression. */
+  leftBytes: z.number().int().exactOptional(),
 })
 export type Header = z.infer<typeof Header>
 
@@ -171,6 +184,7 @@ export type Line =
   | readonly ["cut", Header]
   | readonly ["rows", cls: number, lastSeq: number, table: string, columns: ReadonlyArray<string>, rows: ReadonlyArray<LineRow>]
   | readonly ["page", Trailer]
+  | readonly ["sync", Readonly<Record<string, never>>]
 
 /** problem+json bodies carry one of these in `code`. */
 export type ProblemCode =

@@ -24,8 +24,10 @@ export interface SchoolFacts {
   /** ms since 1970; 0 = never. */
   readonly lastContactAt: number
   readonly lastSyncAt: number
-  /** Rows of the cut under way: received, and in all. */
-  readonly progress: { readonly rows: number; readonly total: number } | null
+  /** The cut under way: rows and bytes of text received, and in all. */
+  readonly progress: { readonly rows: number; readonly total: number; readonly bytes: number; readonly totalBytes: number } | null
+  /** Over a metered link: what keeps it from calling, and when it calls next, ms since 1970; null = not known yet, or not metered. */
+  readonly metered: { readonly waits: "budget" | "hours" | null; readonly nextAt: number } | null
   readonly paused: boolean
 }
 
@@ -61,6 +63,6 @@ export class HubFactStore extends Context.Service<HubFactStore, FactStore<HubFac
 
 export class SchoolFactStore extends Context.Service<SchoolFactStore, FactStore<SchoolFacts>>()("schoolbus/status/SchoolFactStore") {
   static readonly layer = Layer.sync(SchoolFactStore, () =>
-    makeStore<SchoolFacts>({ link: "connecting", linkDetail: "", lastContactAt: 0, lastSyncAt: 0, progress: null, paused: false }),
+    makeStore<SchoolFacts>({ link: "connecting", linkDetail: "", lastContactAt: 0, lastSyncAt: 0, progress: null, metered: null, paused: false }),
   )
 }

@@ -9,6 +9,7 @@ import * as Schedule from "effect/Schedule"
 import { Feed, type Reader } from "../down/feed.ts"
 import { slotName } from "../down/source.ts"
 import { Libsql } from "../libsql/client.ts"
+import { Heartbeat } from "../link/protocol.ts"
 import { printLsn } from "../model/lsn.ts"
 import { Postgres } from "../postgres/client.ts"
 import { type OpenWork, readEstimates, readOpenWork, readSlots, recordHealth, type SlotHealth } from "../postgres/health.ts"
@@ -17,7 +18,18 @@ import { VERSION } from "../version.ts"
 import { HubFactStore } from "./facts.ts"
 import { hubSentence, judgeHub, judgeSeen } from "./judge.ts"
 import { recount } from "./recount.ts"
-import { type HubSnapshot, SCHEMA_VERSION, type SchoolView, type SlotView, Status, sumOf, type TableStatus, timeOf } from "./snapshot.ts"
+import {
+  type HubSnapshot,
+  percentOf,
+  type Progress,
+  SCHEMA_VERSION,
+  type SchoolView,
+  type SlotView,
+  Status,
+  sumOf,
+  type TableStatus,
+  timeOf,
+} from "./snapshot.ts"
 
 /** Of one audience and class, no more rows than this are counted for a school's lag: beyond, the number no longer matters. */
 export const LAG_COUNTED = 10_000
@@ -28,6 +40,13 @@ const POSTGRES_TIMEOUT_MS = 3_000
 const RECORD_EVERY_MS = 60_000
 /** How soon after the stream has begun the first record is made. */
 const RECORD_LOOK_MS = 5_000
+
+const progressOf = (said: unknown): Progress | null => {
+  const parsed = Heartbeat.shape.progress.safeParse(said)
+  if (!parsed.success || parsed.data === undefined) return null
+  const { rows, total, bytes, totalBytes } = parsed.data
+  return { table: null, rows, total, bytes, totalBytes, percent: percentOf(rows, total, bytes, totalBytes) }
+}
 
 /** A school's last word, as its heartbeat brought it; unreadable counts as none. */
 export const saidBy = (reader: Pick<Reader, "status" | "pending">) => {
@@ -42,6 +61,8 @@ export const saidBy = (reader: Pick<Reader, "status" | "pending">) => {
       oldestPendingAt: typeof said["oldestPendingAt"] === "number" ? said["oldestPendingAt"] : null,
       failed: number("quarantined"),
       devices: number("devices"),
+      quietMs: number("quietMs"),
+      progress: progressOf(said["progress"]),
     }
   } catch {
     return null
@@ -177,6 +198,8 @@ const make = Effect.gen(function* () {
         connected,
         lastSeenAt: timeOf(reader?.seen_at ?? null),
         lagRows,
+        // Its word is some seconds old; when nothing waits for it any more, nothing is under way.
+        progress: lagRows === 0 ? null : (said?.progress ?? null),
         pending: said?.pending ?? reader?.pending ?? 0,
         oldestPendingAt: timeOf(said?.oldestPendingAt ?? null),
         // The school also knows of rows that it cannot show; the hub may know of newer refusals.
@@ -230,7 +253,10 @@ const make = Effect.gen(function* () {
       summary: hubSentence({ state: hubState, reason, ...totals }, states),
       totals,
       tables,
-      progress: own.loading.map((one) => ({ ...one, total: Math.max(one.rows, one.total, fromPostgres.estimates.get(one.table) ?? 0) })),
+      progress: own.loading.map((one) => {
+        const total = Math.max(one.rows, one.total, fromPostgres.estimates.get(one.table) ?? 0)
+        return { ...one, total, percent: percentOf(one.rows, total) }
+      }),
       postgres,
       stream: { state: own.stream, detail: own.streamDetail },
       feed: {

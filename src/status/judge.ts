@@ -30,6 +30,8 @@ export interface SchoolOwnFacts {
   readonly pending: number
   /** Of them, frozen into batches: sent, or being sent, and not yet settled. */
   readonly sending: number
+  /** A metered link that is not used now, and why; absent = it is. */
+  readonly waits?: "budget" | "hours" | null
   /** How long nothing has moved: since the oldest pending change, the last answer and the link's coming up, whichever was last. */
   readonly standingMs: number
 }
@@ -40,6 +42,9 @@ export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
   if (facts.paused) return { state: "paused", reason: "paused at head office; resume with: schoolbus schools resume" }
   if (!facts.hasCut) return { state: "new", reason: facts.linkDetail }
   if (facts.link !== "online") return { state: "offline", reason: facts.linkDetail }
+  const wait = facts.waits == null ? "" : waitReason(facts.waits)
+  if (wait !== "")
+    return facts.pending > 0 ? { state: "pending", reason: wait } : { state: facts.comingRows > 0 ? "catching_up" : "up_to_date", reason: wait }
   if (facts.pending > 0 && facts.standingMs > STUCK_AFTER_MS && facts.comingRows === 0) {
     return { state: "stuck", reason: facts.linkDetail || "changes do not leave although the link is up; see: schoolbus conflicts list, and the log" }
   }
@@ -48,6 +53,11 @@ export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
   if (facts.pending > 0) return { state: "pending", reason: facts.linkDetail }
   return { state: "up_to_date", reason: facts.linkDetail }
 }
+
+const waitReason = (waits: "budget" | "hours"): string =>
+  waits === "budget"
+    ? "the day's budget of the metered link is used up; it goes on at midnight, or at once with: schoolbus sync"
+    : "outside the hours of the metered link; it goes on when they begin, or at once with: schoolbus sync"
 
 /** The words for a named stop when the link has not given better ones. */
 export const stopReason = (stop: string): string => {
@@ -83,7 +93,14 @@ export interface SchoolSeenFacts {
   /** How long its cursor has stood still while rows waited for it, ms. */
   readonly stalledMs: number
   /** The school's own last word about itself; null = none yet. */
-  readonly said: { readonly state: string; readonly reason: string | null; readonly pending: number; readonly oldestPendingAt: number | null } | null
+  readonly said: {
+    readonly state: string
+    readonly reason: string | null
+    readonly pending: number
+    readonly oldestPendingAt: number | null
+    /** Over a metered link: how long it said that it would be silent, ms. */
+    readonly quietMs?: number
+  } | null
 }
 
 export const judgeSeen = (facts: SchoolSeenFacts): Judged => {
@@ -91,7 +108,8 @@ export const judgeSeen = (facts: SchoolSeenFacts): Judged => {
   if (facts.seenAt === 0) return { state: "new", reason: "has never been in contact" }
   // A stop outlives the contact: a node that waits for a person no longer calls.
   if (facts.said?.state === "stuck") return { state: "stuck", reason: facts.said.reason ?? "the school says that it is stuck" }
-  if (!facts.connected && facts.now - facts.seenAt > OFFLINE_AFTER_MS) return { state: facts.hasCut ? "offline" : "new", reason: "" }
+  if (!facts.connected && facts.now - facts.seenAt > OFFLINE_AFTER_MS + (facts.said?.quietMs ?? 0))
+    return { state: facts.hasCut ? "offline" : "new", reason: "" }
   if (!facts.hasCut) return { state: "new", reason: "first copy under way" }
   if (facts.said?.state === "catching_up") return { state: "catching_up", reason: facts.said.reason ?? "" }
   if (facts.lagRows > 0 && facts.stalledMs > STUCK_AFTER_MS) {

@@ -38,6 +38,23 @@ export interface Progress {
   readonly table: string | null
   readonly rows: number
   readonly total: number
+  /** Bytes of text, before compression; absent where nobody counts them. */
+  readonly bytes?: number
+  readonly totalBytes?: number
+  /** 0 to 100, by bytes where they are known. */
+  readonly percent?: number
+}
+
+/** How a metered link is used; sizes in bytes, as they went over the line this day. */
+export interface MeteredView {
+  readonly cycleMinutes: number
+  readonly budgetBytes: number | null
+  /** `"19:00-06:00"`; "" = always. */
+  readonly hours: string
+  readonly usedBytes: number
+  /** What keeps it from calling now. */
+  readonly waits: "budget" | "hours" | null
+  readonly nextAt: string | null
 }
 
 interface Base {
@@ -69,6 +86,10 @@ export interface SchoolSnapshot extends Base {
   }
   readonly sending: { readonly pending: number; readonly oldestPendingAt: string | null; readonly batches: number; readonly lastBatch: number }
   readonly receiving: { readonly epoch: string; readonly seq: string; readonly behind: number; readonly applying: boolean }
+  /** Bytes over the link this day, by this machine's clock. */
+  readonly traffic?: { readonly sent: number; readonly received: number }
+  /** null: the link may be used as it comes. */
+  readonly metered?: MeteredView | null
   readonly devices: { readonly total: number; readonly approved: number; readonly waiting: number }
   readonly workers: ReadonlyArray<{ readonly module: string; readonly failed: number; readonly error: string | null }>
   /** The last comparison with head office; `left`: rows that differed and were not mended. null = none yet. */
@@ -85,6 +106,8 @@ export interface SchoolView {
   readonly lastSeenAt: string | null
   /** Rows of the feed that it has not applied; counted up to `LAG_COUNTED` of each audience and class. */
   readonly lagRows: number
+  /** The cut that it is receiving, by its own last word. */
+  readonly progress?: Progress | null
   /** Changes that it has not pushed, by its own last word. */
   readonly pending: number
   readonly oldestPendingAt: string | null
@@ -130,6 +153,12 @@ export class Status extends Context.Service<
     readonly snapshot: (school?: string) => Effect.Effect<Snapshot, LibsqlError>
   }
 >()("schoolbus/status/Status") {}
+
+/** 0 to 100 with one decimal, by bytes where they are known; of nothing there is nothing left. */
+export const percentOf = (rows: number, total: number, bytes = 0, totalBytes = 0): number => {
+  const [part, whole] = totalBytes > 0 ? [bytes, totalBytes] : [rows, total]
+  return whole === 0 ? 100 : Math.min(100, Math.floor((part / whole) * 1000) / 10)
+}
 
 export const sumOf = (tables: ReadonlyArray<Counts>): Counts =>
   tables.reduce<Counts>(

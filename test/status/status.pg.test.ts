@@ -94,7 +94,7 @@ beforeAll(async () => {
   await hubFacts({ stream: "streaming" })
   a = await world.school("a")
   const file = Layer.mergeAll(Layer.succeed(Libsql, a.file), SchoolFactStore.layer)
-  node = await build(Layer.mergeAll(schoolStatus, schoolConflicts, schoolRuns).pipe(Layer.provideMerge(file)))
+  node = await build(Layer.mergeAll(schoolStatus(null), schoolConflicts, schoolRuns).pipe(Layer.provideMerge(file)))
 })
 afterAll(async () => {
   await Effect.runPromise(Scope.close(scope, Exit.void))

@@ -188,7 +188,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
           if ("damaged" in opened) throw new Error(`${opened.damaged}: ${text.slice(0, 900)} … ${text.slice(-300)}`)
           if (opened.ok[0] === "rows") lines.push(opened.ok)
           else if (opened.ok[0] === "page") trailer = opened.ok[1]
-          else header = opened.ok[1]
+          else if (opened.ok[0] === "cut") header = opened.ok[1]
         }
         await run(deliver.page(header, lines, trailer))
         if (page.complete) return
