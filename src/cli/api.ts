@@ -15,6 +15,8 @@ export interface Api {
   readonly base: string
   readonly get: <A>(path: string) => Promise<A>
   readonly post: <A>(path: string, body?: unknown) => Promise<A>
+  /** An answer that is a file: `text/csv`. */
+  readonly csv: (path: string) => Promise<string>
 }
 
 const exitFor = (status: number): number =>
@@ -44,7 +46,7 @@ export const apiOf = (input: Input): Api => {
   const token = input.textOr("admin-token", null)
   const root = base.href.replace(/\/+$/, "")
 
-  const call = async <A>(method: "GET" | "POST", path: string, body?: unknown): Promise<A> => {
+  const call = async <A>(method: "GET" | "POST", path: string, body?: unknown, accept = "application/json"): Promise<A> => {
     let response: Response
     let text: string
     try {
@@ -52,7 +54,7 @@ export const apiOf = (input: Input): Api => {
         method,
         redirect: "manual",
         headers: {
-          accept: "application/json",
+          accept,
           ...(token === null ? {} : { authorization: `Bearer ${token}` }),
           ...(body === undefined ? {} : { "content-type": "application/json" }),
         },
@@ -69,6 +71,7 @@ export const apiOf = (input: Input): Api => {
         "is the node running there? name it with --url, or start it: schoolbus hub | schoolbus school",
       )
     }
+    if (response.ok && accept === "text/csv" && (response.headers.get("content-type") ?? "").startsWith("text/csv")) return text as A
     let answer: unknown
     try {
       answer = JSON.parse(text)
@@ -93,5 +96,10 @@ export const apiOf = (input: Input): Api => {
       extra,
     )
   }
-  return { base: root, get: (path) => call("GET", path), post: (path, body) => call("POST", path, body) }
+  return {
+    base: root,
+    get: (path) => call("GET", path),
+    post: (path, body) => call("POST", path, body),
+    csv: (path) => call("GET", path, undefined, "text/csv"),
+  }
 }
