@@ -213,8 +213,9 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
         return { code: 0, facts: "" }
       }
       case "authorize":
+        if (!memory.users.some((user) => user.pin === order.pin)) return { code: -1, facts: "" }
         authorized.add(order.pin)
-        return { code: memory.users.some((user) => user.pin === order.pin) ? 0 : -1, facts: "" }
+        return { code: 0, facts: "" }
       case "remove":
         memory.users = memory.users.filter((other) => other.pin !== order.pin)
         authorized.delete(order.pin)
@@ -242,11 +243,10 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
   /** Answers of several lines go alone, the others together. */
   const postResults = async (): Promise<boolean> => {
     if (character.resultsByGet) {
-      for (const { id, code } of [...results]) {
+      for (const { id, code } of results.filter((result) => result.facts === "")) {
         if ((await call(`/iclock/devicecmd?${sn}&ID=${id}&Return=${code}&CMD=DATA`)) === null) return false
         results = results.filter((result) => result.id !== id)
       }
-      return true
     }
     const lineOf = (result: (typeof results)[number]): string => `ID=${result.id}&Return=${result.code}&CMD=${result.word}\n${result.facts}`
     const short = results.filter((result) => result.facts === "")

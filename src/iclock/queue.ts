@@ -37,6 +37,8 @@ const EPOCH_2026_S = 1_767_225_600
 export const HISTORY_MS = 90 * 86_400_000
 /** A terminal that may have lost users is asked at most this often; every two hours it is asked anyway. */
 const SUSPECT_MS = 1_800_000
+/** What stands at a command until it is answered in them. */
+const OLDER_WORDS = "the terminal is spoken to in older words"
 /** Rows of the history that one question gets. */
 const MAX_HISTORY = 1000
 
@@ -208,7 +210,9 @@ export class Commands extends Context.Service<
       /** Commands that are due; how long there is nothing to do when there are none. */
       const readDue = (tx: Tx, device: Device, now: number) =>
         Effect.gen(function* () {
-          const fill = yield* mayFill(tx, device)
+          // People who are about to be queued in other words wait for that.
+          const [whole] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_roster_dirty WHERE tbl = ?) AS n", [`=${device.id}`])
+          const fill = whole?.n !== 1 && (yield* mayFill(tx, device))
           const due = yield* tx.all<Due>(
             `SELECT id, command, attempts, pin FROM device_commands WHERE device_id = ?1 AND ${OPEN} AND (status = 'pending' OR sent_at < ?2)
                 AND (expires_at IS NULL OR expires_at > ?3) AND (?4 OR pin IS NULL) ORDER BY id LIMIT 50`,
@@ -229,7 +233,7 @@ export class Commands extends Context.Service<
             `SELECT count(*) AS n, count(pin) AS people FROM device_commands WHERE device_id = ? AND ${OPEN}`,
             [device.id],
           )
-          const askWho = !fill && (open?.people ?? 0) > 0 && !(yield* wasAsked(tx, device))
+          const askWho = !fill && whole?.n !== 1 && (open?.people ?? 0) > 0 && !(yield* wasAsked(tx, device))
           return { due: unsafe === null ? due : due.filter((one) => one !== cleared), expired, cleared, unsafe, askWho, isOpen: (open?.n ?? 0) > 0 }
         })
       const wasAsked = (tx: Tx, device: Device) =>
@@ -326,10 +330,11 @@ export class Commands extends Context.Service<
         readonly status: string
         readonly attempts: number
         readonly result: number | null
+        readonly error: string | null
       }
       const settle = (tx: Tx, device: Device, { id, result }: CommandResult, now: string) =>
         Effect.gen(function* () {
-          const [row] = yield* tx.all<Row>("SELECT command, pin, status, attempts, result FROM device_commands WHERE device_id = ? AND id = ?", [
+          const [row] = yield* tx.all<Row>("SELECT command, pin, status, attempts, result, error FROM device_commands WHERE device_id = ? AND id = ?", [
             device.id,
             id,
           ])
@@ -340,12 +345,12 @@ export class Commands extends Context.Service<
           const capability = capabilityOf(row.command)
           // Old firmware knows the same under an older word: it is said once more in that.
           const isOlder =
-            outcome === "unsupported" && device.family === "att" && /^DATA (UPDATE|DELETE) USERINFO$/.test(capability) && knows(device, row.command)
+            outcome === "unsupported" && device.family === "att" && /^DATA (UPDATE|DELETE) USERINFO$/.test(capability) && row.error !== OLDER_WORDS
           const isAgain = outcome === "retry" && row.attempts < MAX_ATTEMPTS
           const next = isOlder ? "pending" : isAgain ? "sent" : outcome === "done" ? "done" : "failed"
           yield* tx.run(
             "UPDATE device_commands SET status = ?1, result = ?2, error = ?3, done_at = CASE WHEN ?1 IN ('sent', 'pending') THEN NULL ELSE ?4 END WHERE device_id = ?5 AND id = ?6",
-            [next, isOlder ? null : result, error, now, device.id, id],
+            [next, isOlder ? null : result, isOlder ? OLDER_WORDS : error, now, device.id, id],
           )
           if (row.pin !== null) yield* settlePerson(tx, device, { id, pin: row.pin, command: row.command, next, error, now })
           if (row.command === QUERY_USERS && (next === "done" || next === "failed")) yield* markAll(tx)

@@ -8,6 +8,7 @@ import { installRoster } from "../../src/iclock/fill.ts"
 import type { Manifest } from "../../src/model/table.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
 import { parseReply, sendTo, serveFile } from "./node.ts"
+import { until } from "./until.ts"
 
 const SN = "SIM0000001"
 const amina = "00000000-0000-0000-0000-00000000000a"
@@ -20,15 +21,6 @@ const schema = `
 type Served = Awaited<ReturnType<typeof serveFile>>
 let world: World
 const scopes: Array<Scope.Closeable> = []
-
-const until = async <A>(question: () => A | Promise<A>, isRight: (answer: A) => boolean): Promise<void> => {
-  for (const deadline = Date.now() + 10_000; ; ) {
-    const answer = await question()
-    if (isRight(answer)) return
-    if (Date.now() > deadline) throw new Error(`still ${JSON.stringify(answer)}`)
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
-}
 
 /** A node with an empty file; `serve` opens its port. */
 const newFile = async (): Promise<{ school: School; serve: () => Promise<Served> }> => {

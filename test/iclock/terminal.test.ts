@@ -6,6 +6,7 @@ import { join } from "node:path"
 import { afterEach, expect, it } from "vitest"
 import { startTerminal, type Terminal, type TerminalOptions } from "../../device/simulator.ts"
 import { type Node, openNode } from "./node.ts"
+import { until } from "./until.ts"
 
 let node: Node
 const terminals: Array<Terminal> = []
@@ -23,15 +24,6 @@ const start = (more: Partial<TerminalOptions> = {}): Terminal => {
   return terminal
 }
 
-/** Asks again until the answer is right; fails with the last one. */
-const until = async <A>(question: () => A | Promise<A>, isRight: (answer: A) => boolean): Promise<void> => {
-  for (const deadline = Date.now() + 8000; ; ) {
-    const answer = await question()
-    if (isRight(answer)) return
-    if (Date.now() > deadline) throw new Error(`still ${JSON.stringify(answer)}`)
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
-}
 const settled = async (terminal: Terminal, names: ReadonlyArray<string>): Promise<void> => {
   await node.run(node.roster.settle)
   await until(

@@ -8,6 +8,7 @@ import { installRoster } from "../../src/iclock/fill.ts"
 import type { Manifest } from "../../src/model/table.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
 import { serveFile } from "./node.ts"
+import { until } from "./until.ts"
 
 const SN = "SIM0000001"
 const pupil = "00000000-0000-0000-0000-000000000001"
@@ -21,15 +22,6 @@ let school: School
 let node: Awaited<ReturnType<typeof serveFile>>
 let terminal: Terminal
 const scope = Scope.makeUnsafe()
-
-const until = async <A>(question: () => A | Promise<A>, isRight: (answer: A) => boolean): Promise<void> => {
-  for (const deadline = Date.now() + 10_000; ; ) {
-    const answer = await question()
-    if (isRight(answer)) return
-    if (Date.now() > deadline) throw new Error(`still ${JSON.stringify(answer)}`)
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
-}
 
 beforeAll(async () => {
   world = await makeWorld(
