@@ -334,10 +334,10 @@ export class Commands extends Context.Service<
       }
       const settle = (tx: Tx, device: Device, { id, result }: CommandResult, now: string) =>
         Effect.gen(function* () {
-          const [row] = yield* tx.all<Row>("SELECT command, pin, status, attempts, result, error FROM device_commands WHERE device_id = ? AND id = ?", [
-            device.id,
-            id,
-          ])
+          const [row] = yield* tx.all<Row>(
+            "SELECT command, pin, status, attempts, result, error FROM device_commands WHERE device_id = ? AND id = ?",
+            [device.id, id],
+          )
           // A repeated result, one of a command that no longer counts, and an id that was never given out change nothing.
           if (row === undefined || ["done", "cancelled"].includes(row.status) || (row.status === "failed" && row.result !== null)) return null
           const { outcome, error } = judgeResult(row.command, result, device.family)
