@@ -43,7 +43,10 @@ CREATE TABLE schoolbus.ledger (
 
 -- One row per disagreement: of a column, or of a whole row (column_name is null: one side deleted or both inserted).
 -- base, mine (the school's), theirs (head office's) and kept are JSON values, or JSON objects for whole rows; null = no row.
--- mine_at, theirs_at: when either side wrote it; null = unknown.
+-- mine_at, theirs_at: when either side wrote it; null = unknown. hold: the school shows its own value until the record is
+-- decided. undo: JSON of what stood before a person's decision.
+-- kind unique: another row has the value of column_name already (unique_columns: all that must differ together). theirs is
+-- that row when the school may see it, else null: taken. suggestion: a free value. quarantine: the change that waits.
 CREATE TABLE schoolbus.conflicts (
   id          uuid PRIMARY KEY,
   school      text NOT NULL,
@@ -65,8 +68,15 @@ CREATE TABLE schoolbus.conflicts (
   mine_at     timestamptz,
   theirs_at   timestamptz,
   decided_by  text,
-  decided_at  timestamptz
+  decided_at  timestamptz,
+  kind        text NOT NULL DEFAULT 'column' CHECK (kind IN ('column', 'row', 'unique')),
+  hold        boolean NOT NULL DEFAULT false,
+  undo        text,
+  unique_columns text,
+  suggestion  text,
+  quarantine  uuid
 );
+CREATE INDEX conflicts_quarantine ON schoolbus.conflicts (quarantine) WHERE quarantine IS NOT NULL;
 CREATE INDEX conflicts_open ON schoolbus.conflicts (school, status, at);
 CREATE INDEX conflicts_row ON schoolbus.conflicts (table_name, row_key);
 
@@ -90,6 +100,21 @@ CREATE TABLE schoolbus.quarantine (
 );
 CREATE INDEX quarantine_open ON schoolbus.quarantine (school, status, at);
 CREATE INDEX quarantine_row ON schoolbus.quarantine (table_name, row_key) WHERE status = 'open';
+
+-- Decisions that people made in a school: carried out in the transaction of the push that brings them. choice: JSON.
+-- target: id of the conflict or quarantined change. status: sent, done, refused (message says why).
+CREATE TABLE schoolbus.requests (
+  id      uuid PRIMARY KEY,
+  school  text NOT NULL,
+  action  text NOT NULL,
+  target  text NOT NULL,
+  choice  text,
+  by      text NOT NULL,
+  at      text NOT NULL,
+  status  text NOT NULL DEFAULT 'sent',
+  message text
+);
+CREATE INDEX requests_school ON schoolbus.requests (school, at);
 
 -- What triggers of head office made of sent values, for the last batches of a file: its next edit may still start from
 -- what it sent. sent and stored are JSON values.

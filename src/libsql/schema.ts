@@ -93,7 +93,7 @@ const freezeUnder = (tx: Tx, stored: Manifest): Effect.Effect<void, LibsqlError>
   })
 
 const refuseReserved = (table: Table): TableRefused | null =>
-  table.local === "changes" || (table.local.startsWith("schoolbus_") && !table.system)
+  table.local === "changes" || (table.local.startsWith("schoolbus_") && !table.name.startsWith("schoolbus."))
     ? new TableRefused({
         table: table.local,
         reason: "has a name that the sync itself uses in a school's file",

@@ -15,6 +15,16 @@ const told = (name: string): BuiltinTable => ({
   system: true,
 })
 
+/** What people in the school ask of head office: written by the school node, answered in the row itself. */
+const requests: BuiltinTable = {
+  ...own,
+  name: "schoolbus.requests",
+  local: "schoolbus_requests",
+  direction: "both",
+  strategy: "vps_wins",
+  system: false,
+}
+
 /** Terminals and punches: written by the school's node, read at head office. */
 const device = (name: string, more: Pick<BuiltinTable, "direction" | "priority">): BuiltinTable => ({
   ...own,
@@ -28,6 +38,7 @@ export const builtinTables: ReadonlyArray<BuiltinTable> = [
   told("ledger"),
   told("conflicts"),
   told("quarantine"),
+  requests,
   // Approvals and pins outlive a school's file: a pin is one person's for ever, also for a file that was made anew.
   device("devices", { direction: "both", priority: "critical" }),
   device("device_user_mappings", { direction: "both", priority: "critical" }),

@@ -49,7 +49,7 @@ export const hubConflicts: Layer.Layer<Conflicts, never, Postgres | Tables> = La
       show,
       resolve: (id, keep, by) =>
         Effect.gen(function* () {
-          yield* resolveConflict(pg, yield* tables.all, id.toLowerCase(), keep, by)
+          yield* resolveConflict(pg, { ...tables, tables: yield* tables.all }, id.toLowerCase(), keep, by)
           return yield* show(id)
         }).pipe(Effect.catchTag("DecideRefused", ({ code, message }) => Effect.fail(new ConflictRefused({ code, message })))),
     })

@@ -15,9 +15,11 @@ import { keyRangeOf } from "../model/key-range.ts"
 import { isThrough, type Table } from "../model/table.ts"
 import { Postgres, type PostgresError, type Session } from "../postgres/client.ts"
 import { carryOut, type Ground, type Outcome, setTimeouts } from "./carry-out.ts"
+import { recordClashes, repointMerged } from "./clash.ts"
 import { coalesce } from "./coalesce.ts"
 import { retryDependants } from "./quarantine.ts"
 import { putQuarantined, readOpen, record } from "./records.ts"
+import { carryOutRequests } from "./requests.ts"
 import { correctedTime } from "./resolve.ts"
 import { Tables } from "./tables.ts"
 
@@ -95,8 +97,12 @@ const applyBatch = (session: Session, input: BatchInput, decoded: DecodedBatch, 
     const keys = keyRangeOf(school?.number ?? 0)
     const ground: Ground = { ...base, stored: open.stored, openBases: open.bases, ...(keys === null ? {} : { keys }) }
     const outcomes = yield* carryOut(session, ground, coalesce(changes, open.waiting))
-    const exceptions = [...(yield* keepUnreadable(session, input, unreadable)), ...(yield* record(session, input, outcomes, open))]
+    const recorded = yield* record(session, input, outcomes, open)
+    const exceptions = [...(yield* keepUnreadable(session, input, unreadable)), ...recorded.exceptions]
+    yield* recordClashes(session, ground, input, recorded.quarantined)
+    yield* repointMerged(session, ground, input.school, [...recorded.quarantined.keys()])
     yield* retryDependants(session, ground, new Set([...insertedTables(outcomes), ...partedTables(outcomes, ground.tables)]))
+    yield* carryOutRequests(session, ground, input.school, outcomes)
 
     const verdicts: Verdicts = { batch: input.number, hash: input.hash, changes: batch.changes.length + unreadable.length, exceptions }
     yield* session.execute(

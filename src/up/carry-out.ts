@@ -58,6 +58,9 @@ export interface Outcome {
   /** null when the row could not be written: then `refusal` says why. */
   readonly decision: Decision | null
   readonly refusal: Refusal | null
+  /** Of a refused row: as it would be. */
+  readonly wanted: Row | null
+  readonly shape: Shape | null
   /** The row in Postgres after the batch, as far as the decision tells; null = no row. */
   readonly after: Row | null
   /** The row's key after the batch, at the school when Postgres has no such row. */
@@ -161,12 +164,22 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
       if (work === undefined || work.refusal !== null || work.decision === null) {
         const refusal = refusals.get(change) ?? work?.refusal ?? null
         const decision: Decision | null = refusal === null ? { write: "nothing", set: {}, verdict: "applied", disagreements: [] } : null
-        return { row: change, decision, refusal, after: null, keyAfter: currentKey(change), altered: [] }
+        const wanted = work === undefined || work.decision === null ? null : work.row
+        return { row: change, decision, refusal, wanted, shape: work?.shape ?? null, after: null, keyAfter: currentKey(change), altered: [] }
       }
       const { decision, table } = work
       const after = decision.write === "delete" ? null : decision.write === "nothing" ? work.theirs : { ...(work.theirs ?? {}), ...decision.set }
       const keyAfter = after === null ? currentKey(change) : table.key.map((name) => after[name] ?? null)
-      return { row: change, decision, refusal: null, after, keyAfter, altered: [...mergedOf(work, after, altered.get(work) ?? [])] }
+      return {
+        row: change,
+        decision,
+        refusal: null,
+        wanted: null,
+        shape: work.shape,
+        after,
+        keyAfter,
+        altered: [...mergedOf(work, after, altered.get(work) ?? [])],
+      }
     })
   })
 

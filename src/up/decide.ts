@@ -1,107 +1,37 @@
 /**
  * A person's decision about a recorded conflict: the row and the record change in one transaction, and both come down to
- * the school like any row. An open one takes the school's or head office's value, or a third; a decided one can be turned
- * the other way, as long as nobody has written there since.
+ * the school like any row. It is a new three-way against the row of that moment: of a whole row only what the school
+ * changed is written, a merge starts from what stands there now. What stood before is kept, so that it can be undone.
  */
-import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import type { Table } from "../model/table.ts"
-import { type Wire, wireToText } from "../model/value.ts"
-import { ident, type PostgresError, type PostgresPool, qualified, type Session } from "../postgres/client.ts"
-import { canonicalise, textToWire } from "./canonical.ts"
+import type { Choice } from "../model/choice.ts"
+import { type ColumnRule, ruleOf, type Table } from "../model/table.ts"
+import type { Wire } from "../model/value.ts"
+import { isTransient, type PostgresError, type PostgresPool, type Session } from "../postgres/client.ts"
+import type { Ground } from "./carry-out.ts"
 import { setTimeouts } from "./carry-out.ts"
-import type { Row } from "./resolve.ts"
-import { readShapes, type Shape } from "./shape.ts"
+import { type Authority, CLASH_COLUMNS, decideClash, undoClash, type UniqueChoice, type UniqueConflict } from "./clash.ts"
+import { isMergeRule, type MergeRule, mergeValues } from "./merge.ts"
+import { DecideRefused } from "./refused.ts"
+import { type Proposal, resolve, type Row } from "./resolve.ts"
+import { columnOf, isAsLeft, type Place, readRow, spellRow, writeRow } from "./rows.ts"
+import { readShapes } from "./shape.ts"
 
-export type Choice = { readonly keep: "school" } | { readonly keep: "vps" } | { readonly keep: "value"; readonly value: unknown }
-
-/** `not_found`; `decided`: already so; `not_possible`: Postgres refuses, or the row has changed since. */
-export class DecideRefused extends Data.TaggedError("DecideRefused")<{
-  readonly code: "not_found" | "decided" | "not_possible"
-  readonly message: string
-}> {}
+export type Decider = Pick<Ground, "tables" | "had" | "times">
 
 const refuse = (code: DecideRefused["code"], message: string): DecideRefused => new DecideRefused({ code, message })
 
-interface Conflict {
-  readonly table_name: string
+interface Conflict extends UniqueConflict {
   readonly row_key: string
-  readonly column_name: string | null
-  readonly mine: string | null
-  readonly theirs: string | null
+  readonly base: string | null
   readonly kept: string | null
   readonly winner: string
-  readonly status: string
+  readonly kind: string
+  readonly hold: boolean
+  readonly decided_by: string | null
 }
 
-/** A table and its shape, for single rows named by wire keys. */
-interface Place {
-  readonly table: Table
-  readonly shape: Shape
-  readonly key: ReadonlyArray<Wire>
-}
-
-const columnOf = (table: Table, name: string) => table.columns.find((column) => column.name === name)
-const text = (table: Table, name: string, value: Wire): string | null => wireToText(columnOf(table, name)?.kind ?? "text", value)
-const keyWhere = ({ table, shape }: Place, from: number): string =>
-  table.key.map((name, i) => `${ident(name)} = $${from + i}::text::${shape.columns.get(name)?.base ?? "text"}`).join(" AND ")
-const keyParams = ({ table, key }: Place): ReadonlyArray<string | null> => table.key.map((name, i) => text(table, name, key[i] ?? null))
-
-const readRow = (session: Session, place: Place): Effect.Effect<Row | null, PostgresError> => {
-  const columns = place.table.columns.filter((column) => place.shape.columns.has(column.name))
-  return Effect.map(
-    session.texts(
-      `SELECT ${columns.map((column) => ident(column.name)).join(", ")} FROM ${qualified(place.table.name)} WHERE ${keyWhere(place, 1)} FOR UPDATE`,
-      keyParams(place),
-    ),
-    ([cells]) =>
-      cells === undefined ? null : Object.fromEntries(columns.map((column, i) => [column.name, textToWire(column.kind, cells[i] ?? null)])),
-  )
-}
-
-/** The row as Postgres prints it, without what it computes itself; a value that a column cannot hold exactly is refused. */
-const spell = (session: Session, { table, shape }: Place, row: Row): Effect.Effect<Row, DecideRefused | PostgresError> =>
-  Effect.gen(function* () {
-    const cells = Object.entries(row).flatMap(([name, value]) => {
-      const column = shape.columns.get(name)
-      return column === undefined || column.generated ? [] : [{ name, column, text: text(table, name, value) }]
-    })
-    const found = yield* canonicalise(
-      session,
-      cells.map((cell) => ({ column: cell.column, texts: cell.text === null ? [] : [cell.text] })),
-    )
-    const spelled: Record<string, Wire> = {}
-    for (const [i, cell] of cells.entries()) {
-      const canonical = cell.text === null ? { text: null } : (found[i]?.get(cell.text) ?? { text: cell.text })
-      if ("refused" in canonical) return yield* refuse("not_possible", `column ${cell.name}: ${canonical.refused}`)
-      spelled[cell.name] = textToWire(columnOf(table, cell.name)?.kind ?? "text", canonical.text)
-    }
-    return spelled
-  })
-
-const writeRow = (session: Session, place: Place, row: Row | null, isPresent: boolean): Effect.Effect<unknown, PostgresError> => {
-  const { table, shape } = place
-  const on = qualified(table.name)
-  if (row === null) return isPresent ? session.execute(`DELETE FROM ${on} WHERE ${keyWhere(place, 1)}`, keyParams(place)) : Effect.void
-  const names = Object.keys(row)
-  const values = names.map((name) => text(table, name, row[name] ?? null))
-  const casts = names.map((name, i) => `$${i + 1}::text::${shape.columns.get(name)?.type ?? "text"}`)
-  if (names.length === 0) return Effect.void
-  if (!isPresent)
-    return session.execute(`INSERT INTO ${on} (${names.map(ident).join(", ")}) OVERRIDING SYSTEM VALUE VALUES (${casts.join(", ")})`, values)
-  return session.execute(
-    `UPDATE ${on} SET ${names.map((name, i) => `${ident(name)} = ${casts[i]}`).join(", ")} WHERE ${keyWhere(place, names.length + 1)}`,
-    [...values, ...keyParams(place)],
-  )
-}
-
-/** Where the decision left it: the columns of `kept` still hold what it says, or the row is still not there. */
-const isAsKept = (kept: Row | null, current: Row | null, shape: Shape): boolean =>
-  kept === null || current === null
-    ? kept === current
-    : Object.entries(kept).every(([name, value]) => shape.columns.get(name)?.generated !== false || value === (current[name] ?? null))
-
-const parse = (json: string | null): Wire & Row => JSON.parse(json ?? "null")
+const parse = (json: string | null): unknown => JSON.parse(json ?? "null")
 
 const isRow = (value: unknown): value is Row =>
   typeof value === "object" &&
@@ -111,84 +41,246 @@ const isRow = (value: unknown): value is Row =>
 
 const isWire = (value: unknown): value is Wire => value === null || ["string", "number", "boolean"].includes(typeof value)
 
-/** The conflict's row as it shall be: the named column or the whole row; null = no row. */
-const wantedOf = (conflict: Conflict, choice: Choice): { readonly row: Row | null } | null => {
-  const { column_name: column } = conflict
-  const value: unknown = choice.keep === "value" ? choice.value : parse(choice.keep === "school" ? conflict.mine : conflict.theirs)
-  if (column !== null) return isWire(value) ? { row: { [column]: value } } : null
-  return value === null || isRow(value) ? { row: value } : null
-}
+/** `keep_local` and `keep_remote` are the sides, where no other row is in the way. */
+const sided = (choice: Choice): Choice =>
+  choice.keep === "keep_local" ? { keep: "school" } : choice.keep === "keep_remote" || choice.keep === "discard" ? { keep: "vps" } : choice
 
-const decide = (session: Session, tables: ReadonlyMap<string, Table>, id: string, choice: Choice, by: string) =>
+const lockConflict = (session: Session, id: string): Effect.Effect<Conflict, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
-    yield* setTimeouts(session)
-    yield* session.execute("SET CONSTRAINTS ALL IMMEDIATE")
     const [conflict] = yield* session.query<Conflict>(
-      "SELECT table_name, row_key, column_name, mine, theirs, kept, winner, status FROM schoolbus.conflicts WHERE id::text = $1 FOR UPDATE",
+      `SELECT ${CLASH_COLUMNS}, row_key, base, kept, winner, kind, hold, decided_by FROM schoolbus.conflicts WHERE id::text = $1 FOR UPDATE`,
       [id.toLowerCase()],
     )
-    if (conflict === undefined) return yield* refuse("not_found", `no conflict ${id}; see: schoolbus conflicts list`)
+    return conflict ?? (yield* refuse("not_found", `no conflict ${id}; see: schoolbus conflicts list`))
+  })
+
+/** In the caller's transaction. `school`: the one that asks; it may decide only about its own records. */
+export const decideIn = (
+  session: Session,
+  decider: Decider,
+  id: string,
+  choice: Choice,
+  by: string,
+  school: string | null = null,
+): Effect.Effect<void, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
+    yield* session.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    const conflict = yield* lockConflict(session, id)
+    if (school !== null && conflict.school !== school) return yield* refuse("not_found", `no conflict ${id}; see: schoolbus conflicts list`)
+    const authority: Authority = school === null ? "office" : "school"
+    if (conflict.kind === "unique") return yield* decideClash(session, decider, conflict, yield* uniqueChoice(conflict, choice), by, authority)
+    if (choice.keep === "rename_local")
+      return yield* refuse("not_possible", "only a unique value that another row has is renamed; give a value instead")
+    return yield* decideValue(session, decider, conflict, sided(choice), by)
+  })
+
+const uniqueChoice = (conflict: Conflict, choice: Choice): Effect.Effect<UniqueChoice, DecideRefused> => {
+  switch (choice.keep) {
+    case "school":
+      return Effect.succeed({ keep: "keep_local" })
+    case "vps":
+      return Effect.succeed({ keep: "keep_remote" })
+    case "value":
+      return conflict.column_name === null
+        ? Effect.fail(refuse("not_possible", "no column of this clash can take another value"))
+        : Effect.succeed({ keep: "rename_local", value: choice.value })
+    case "rename_local":
+      return Effect.succeed(choice.value === undefined ? { keep: "rename_local" } : { keep: "rename_local", value: choice.value })
+    default:
+      return Effect.succeed({ keep: choice.keep })
+  }
+}
+
+/** A conflict's column or row, as it is now and as it shall be. */
+const decideValue = (
+  session: Session,
+  decider: Decider,
+  conflict: Conflict,
+  choice: Choice,
+  by: string,
+): Effect.Effect<void, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
     const { column_name: column } = conflict
+    const place = yield* placeOf(session, decider, conflict)
+    const isOpen = conflict.status === "open"
+    const winner = choice.keep === "vps" ? "vps" : choice.keep === "merge" ? "merged" : "school"
+    if (!isOpen && choice.keep === conflict.winner)
+      return yield* refuse("decided", `the value of ${choice.keep === "vps" ? "head office" : "the school"} stands already`)
+    const current = yield* readRow(session, place)
+    const present = column === null || current === null ? current : { [column]: current[column] ?? null }
+
+    // What is open stands at head office as it is; everything else is written.
+    if (isOpen && choice.keep === "vps") return yield* close(session, conflict, "vps", present, present, by)
+    if (column !== null && current === null) return yield* refuse("not_possible", "the row no longer exists at head office")
+    if (column !== null && !place.shape.columns.has(column)) return yield* refuse("not_possible", `column ${column} no longer exists at head office`)
+    if (!isOpen) yield* requireAsLeft(place, conflict, present)
+    const wanted = yield* wantedOf(place.table, conflict, choice, current)
+    const spelled = wanted.row === null ? null : yield* spellRow(session, place, wanted.row)
+    if (spelled !== null && "refused" in spelled) return yield* refuse("not_possible", spelled.refused)
+    const row = spelled === null ? null : spelled.ok
+    yield* writeRow(session, place, row, current !== null)
+    const after = row === null ? null : column === null ? { ...current, ...row } : row
+    yield* close(session, conflict, winner, after, present, by)
+  })
+
+const placeOf = (session: Session, { tables }: Decider, conflict: Conflict): Effect.Effect<Place, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
     const table = tables.get(conflict.table_name)
     const shape = (yield* readShapes(session, [conflict.table_name])).get(conflict.table_name)
     if (table === undefined || shape === undefined) return yield* refuse("not_possible", `table ${conflict.table_name} is no longer synced`)
-    const isOpen = conflict.status === "open"
-    if (choice.keep === conflict.winner)
-      return yield* refuse("decided", `the value of ${choice.keep === "vps" ? "head office" : "the school"} stands already`)
-    const place: Place = { table, shape, key: parse(conflict.row_key) as unknown as ReadonlyArray<Wire> }
-    const current = yield* readRow(session, place)
-    const present = column === null ? current : current === null ? null : { [column]: current[column] ?? null }
-
-    // What is open stands at head office as it is; everything else is written.
-    if (isOpen && choice.keep === "vps") return yield* close(session, id, "vps", column, present, by)
-    if (column !== null && current === null) return yield* refuse("not_possible", "the row no longer exists at head office")
-    if (column !== null && !shape.columns.has(column)) return yield* refuse("not_possible", `column ${column} no longer exists at head office`)
-    const kept = column === null ? parse(conflict.kept) : { [column]: parse(conflict.kept) }
-    if (!isOpen && !isAsKept(kept, column === null ? current : present, shape)) {
-      return yield* refuse(
-        "not_possible",
-        `${column ?? "the row"} has been written again since (now ${JSON.stringify(column === null ? present : present?.[column])}); change it by hand`,
-      )
-    }
-    const wanted = wantedOf(conflict, choice)
-    if (wanted === null)
-      return yield* refuse(
-        "not_possible",
-        column === null ? "the value must be an object of columns, or null for no row" : "the value must be a text, a number, true, false or null",
-      )
-    const row = wanted.row === null ? null : yield* spell(session, place, wanted.row)
-    yield* writeRow(session, place, row, current !== null)
-    yield* close(session, id, choice.keep === "vps" ? "vps" : "school", column, row, by)
+    return { table, shape, key: parse(conflict.row_key) as ReadonlyArray<Wire> }
   })
+
+const requireAsLeft = (place: Place, conflict: Conflict, present: Row | null): Effect.Effect<void, DecideRefused> => {
+  const { column_name: column } = conflict
+  const kept = column === null ? (parse(conflict.kept) as Row | null) : { [column]: parse(conflict.kept) as Wire }
+  return isAsLeft(kept, present, place.shape)
+    ? Effect.void
+    : Effect.fail(
+        refuse(
+          "not_possible",
+          `${column ?? "the row"} has been written again since (now ${JSON.stringify(column === null ? present : present?.[column])}); change it by hand`,
+        ),
+      )
+}
+
+/** The columns to be written; null = no row. */
+const wantedOf = (
+  table: Table,
+  conflict: Conflict,
+  choice: Choice,
+  current: Row | null,
+): Effect.Effect<{ readonly row: Row | null }, DecideRefused> => {
+  const { column_name: column } = conflict
+  const [base, mine, theirs] = [parse(conflict.base), parse(conflict.mine), parse(conflict.theirs)]
+  if (choice.keep === "value") {
+    const { value } = choice
+    if (column !== null && isWire(value)) return Effect.succeed({ row: { [column]: value } })
+    if (column === null && (value === null || isRow(value))) return Effect.succeed({ row: value })
+    const form = column === null ? "an object of columns, or null for no row" : "a text, a number, true, false or null"
+    return Effect.fail(refuse("not_possible", `the value must be ${form}`))
+  }
+  if (choice.keep === "merge") {
+    // What was decided before is taken back first: a merge starts from head office's own value.
+    const now = conflict.status === "open" ? current : column === null ? (theirs as Row | null) : { ...current, [column]: theirs as Wire }
+    return column === null ? mergeRow(table, base, mine, now) : mergeColumn(table, column, base as Wire, mine as Wire, now?.[column] ?? null)
+  }
+  if (choice.keep === "vps") return Effect.succeed({ row: column === null ? (theirs as Row | null) : { [column]: theirs as Wire } })
+  if (column !== null) return Effect.succeed({ row: { [column]: mine as Wire } })
+  if (!isRow(mine) || !isRow(base) || current === null) return Effect.succeed({ row: mine as Row | null })
+  return Effect.succeed({ row: Object.fromEntries(Object.entries(mine).filter(([name, value]) => value !== base[name])) })
+}
+
+const mergeRow = (table: Table, base: unknown, mine: unknown, now: Row | null): Effect.Effect<{ readonly row: Row | null }, DecideRefused> => {
+  const none = { columnAt: {}, respelled: new Set<string>(), settled: new Set<string>(), at: 0 }
+  // An update wins over a delete, whichever side made it.
+  if (!isRow(mine) || now === null) return Effect.succeed({ row: isRow(mine) ? mine : now })
+  const proposal: Proposal = isRow(base) ? { ...none, op: "update", base, mine } : { ...none, op: "insert", base: {}, mine }
+  return Effect.succeed({
+    row: resolve({ ...table, strategy: "merge" }, proposal, { row: now, at: 0, columnAt: {}, isMineGreater: new Set() }).set,
+  })
+}
+
+/** The column's own rule, or the one that its type suggests. */
+const mergeColumn = (table: Table, name: string, base: Wire, mine: Wire, now: Wire): Effect.Effect<{ readonly row: Row | null }, DecideRefused> => {
+  const column = columnOf(table, name)
+  const own: ColumnRule = ruleOf(table, name)
+  const rule: MergeRule = isMergeRule(own)
+    ? own
+    : column !== undefined && column.kind !== "text"
+      ? "sum"
+      : /\[\]$|^jsonb?$/.test(column?.type ?? "")
+        ? "union"
+        : "append"
+  const value =
+    column === undefined || ["bool", "bytea"].includes(column.kind)
+      ? undefined
+      : mergeValues(rule, column, { base, mine, theirs: now, isMineGreater: String(mine) > String(now) })
+  return value === undefined
+    ? Effect.fail(refuse("not_possible", `the two values of ${name} cannot be put together; keep one, or give a value`))
+    : Effect.succeed({ row: { [name]: value } })
+}
+
+/** What an undo needs: the record as it was, and what stood in the row. */
+interface Undo {
+  readonly before: Row | null
+  readonly status: string
+  readonly winner: string
+  readonly kept: string | null
+  readonly decidedBy: string | null
+}
 
 const close = (
   session: Session,
-  id: string,
-  winner: "school" | "vps",
-  column: string | null,
+  conflict: Conflict,
+  winner: "school" | "vps" | "merged",
   kept: Row | null,
+  before: Row | null,
   by: string,
-): Effect.Effect<unknown, PostgresError> =>
-  session.execute(
-    "UPDATE schoolbus.conflicts SET status = 'resolved', winner = $2, kept = $3, decided_by = $4, decided_at = now() WHERE id::text = $1",
-    [id.toLowerCase(), winner, JSON.stringify(column === null ? kept : (kept?.[column] ?? null)), by],
+): Effect.Effect<void, PostgresError> => {
+  const { column_name: column, id, status, kept: keptBefore, decided_by } = conflict
+  const undo: Undo = { before, status, winner: conflict.winner, kept: keptBefore, decidedBy: decided_by }
+  return Effect.asVoid(
+    session.execute(
+      "UPDATE schoolbus.conflicts SET status = 'resolved', hold = false, winner = $2, kept = $3, decided_by = $4, decided_at = now(), undo = $5 WHERE id::text = $1",
+      [id, winner, JSON.stringify(column === null ? kept : (kept?.[column] ?? null)), by, JSON.stringify(undo)],
+    ),
   )
+}
+
+/** Takes a decision back, as long as nobody has written there since: a person's, or a rule's, which is turned the other way. */
+export const undoIn = (
+  session: Session,
+  decider: Decider,
+  id: string,
+  by: string,
+  school: string | null = null,
+): Effect.Effect<void, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
+    yield* session.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    const conflict = yield* lockConflict(session, id)
+    if (school !== null && conflict.school !== school) return yield* refuse("not_found", `no conflict ${id}; see: schoolbus conflicts list`)
+    if (conflict.status === "open") return yield* refuse("decided", "nothing is decided here yet")
+    if (conflict.kind === "unique") return yield* undoClash(session, decider, conflict, by)
+    if (conflict.undo === null) return yield* decideValue(session, decider, conflict, { keep: conflict.winner === "vps" ? "school" : "vps" }, by)
+    const undo = parse(conflict.undo) as Undo
+    const { column_name: column } = conflict
+    const place = yield* placeOf(session, decider, conflict)
+    const current = yield* readRow(session, place)
+    yield* requireAsLeft(place, conflict, column === null || current === null ? current : { [column]: current[column] ?? null })
+    yield* writeRow(session, place, undo.before, current !== null)
+    yield* session.execute(
+      `UPDATE schoolbus.conflicts SET status = $2, winner = $3, kept = $4, undo = NULL, decided_by = $5, decided_at = now() WHERE id::text = $1`,
+      [conflict.id, undo.status, undo.winner, undo.kept, by],
+    )
+  })
+
+/** Postgres' own refusals are answers; in a savepoint, so that the caller's transaction goes on. */
+export const asAnswer = <E>(
+  session: Session,
+  body: Effect.Effect<void, E | DecideRefused | PostgresError>,
+): Effect.Effect<void, E | DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
+    yield* session.execute("SAVEPOINT decision")
+    yield* body.pipe(
+      Effect.tapError(() => session.execute("ROLLBACK TO SAVEPOINT decision; RELEASE SAVEPOINT decision")),
+      Effect.mapError((error) => {
+        const failed = error as { readonly _tag?: string } & PostgresError
+        return failed._tag === "PostgresError" && !isTransient(failed) ? refuse("not_possible", `Postgres refuses: ${failed.message}`) : error
+      }),
+    )
+    yield* session.execute("RELEASE SAVEPOINT decision")
+  })
 
 /** `id`: of the record. A decision about an open conflict ends its hold at the school once the record has come down. */
 export const resolveConflict = (
   pg: PostgresPool,
-  tables: ReadonlyMap<string, Table>,
+  decider: Decider,
   id: string,
   choice: Choice,
   by: string,
 ): Effect.Effect<void, DecideRefused | PostgresError> =>
-  pg
-    .tx((session) => decide(session, tables, id, choice, by))
-    .pipe(
-      Effect.asVoid,
-      Effect.mapError((error) =>
-        error._tag === "PostgresError" && /^(22|23|42|P0)/.test(error.sqlstate)
-          ? refuse("not_possible", `Postgres refuses: ${error.message}`)
-          : error,
-      ),
-    )
+  pg.tx((session) => Effect.andThen(setTimeouts(session), asAnswer(session, decideIn(session, decider, id, choice, by))))
+
+export const undoConflict = (pg: PostgresPool, decider: Decider, id: string, by: string): Effect.Effect<void, DecideRefused | PostgresError> =>
+  pg.tx((session) => Effect.andThen(setTimeouts(session), asAnswer(session, undoIn(session, decider, id, by))))

@@ -7,7 +7,10 @@ import * as Effect from "effect/Effect"
 import { isThrough, type Table } from "../model/table.ts"
 import type { PostgresError, PostgresPool, Session } from "../postgres/client.ts"
 import { carryOut, type Ground, type Outcome, setTimeouts } from "./carry-out.ts"
+import type { Refusal } from "./authorise.ts"
+import type { RowChange } from "./coalesce.ts"
 import { changeOfRecord, closeQuarantined, type Open, record } from "./records.ts"
+import type { Row } from "./resolve.ts"
 
 /** Waiting dependants that one push tries again. */
 const DEPENDANTS_AT_ONCE = 500
@@ -51,7 +54,7 @@ export const listQuarantined = (
     [query.school ?? null, query.table ?? null, query.resolved === undefined ? null : String(query.resolved), String(query.limit)],
   )
 
-interface Kept {
+export interface Kept {
   readonly id: string
   readonly school: string
   readonly incarnation: string
@@ -60,7 +63,7 @@ interface Kept {
   readonly status: string
 }
 
-const lockKept = (session: Session, id: string): Effect.Effect<Kept, QuarantineRefused | PostgresError> =>
+export const lockKept = (session: Session, id: string): Effect.Effect<Kept, QuarantineRefused | PostgresError> =>
   Effect.gen(function* () {
     const [kept] = yield* session.query<Kept>(
       "SELECT id::text AS id, school, incarnation::text AS incarnation, batch::text AS batch, change, status FROM schoolbus.quarantine WHERE id::text = $1 FOR UPDATE",
@@ -72,43 +75,134 @@ const lockKept = (session: Session, id: string): Effect.Effect<Kept, QuarantineR
     return kept
   })
 
-/** Gives the change up: the school shows head office's row again. */
-export const discardQuarantined = (pg: PostgresPool, id: string, by: string): Effect.Effect<void, QuarantineRefused | PostgresError> =>
-  pg.tx((session) => Effect.flatMap(lockKept(session, id), (kept) => Effect.asVoid(closeQuarantined(session, [[kept.id, "discarded", by]]))))
-
-/** Tries the change again; when it still cannot be written the record says why now. */
-export const retryQuarantined = (
-  pg: PostgresPool,
-  ground: Pick<Ground, "tables" | "had" | "times">,
-  id: string,
-  by: string,
-): Effect.Effect<void, QuarantineRefused | PostgresError> =>
-  Effect.flatMap(
-    pg.tx((session) =>
-      Effect.gen(function* () {
-        yield* setTimeouts(session)
-        const kept = yield* lockKept(session, id)
-        const row = changeOfRecord(kept.id, kept.change)
-        if (row === null) return { reason: "unreadable", detail: "the record keeps bytes that are no change" }
-        const [outcome] = yield* carryOut(session, { ...ground, ...alone, school: kept.school }, [row])
-        if (outcome === undefined || outcome.refusal === null) {
-          yield* settle(session, kept, outcome === undefined ? [] : [outcome], by)
-          return null
-        }
-        const { reason, detail } = outcome.refusal
-        yield* session.execute("UPDATE schoolbus.quarantine SET reason = $2, detail = $3 WHERE id = $1::text::uuid", [kept.id, reason, detail])
-        return outcome.refusal
-      }),
-    ),
-    (refusal) =>
-      refusal === null ? Effect.void : Effect.fail(new QuarantineRefused({ code: "not_possible", message: `${refusal.reason}: ${refusal.detail}` })),
+/** A record of another school is none. */
+const lockOwn = (session: Session, id: string, school: string | null): Effect.Effect<Kept, QuarantineRefused | PostgresError> =>
+  Effect.flatMap(lockKept(session, id), (kept) =>
+    school === null || kept.school === school
+      ? Effect.succeed(kept)
+      : Effect.fail(new QuarantineRefused({ code: "not_found", message: `no quarantined change ${id}; see: schoolbus quarantine list` })),
   )
 
-const alone: Pick<Ground, "stored" | "openBases"> = { stored: new Map(), openBases: new Map() }
+/** Gives the change up: the school shows head office's row again. */
+export const discardIn = (
+  session: Session,
+  id: string,
+  by: string,
+  school: string | null = null,
+): Effect.Effect<void, QuarantineRefused | PostgresError> =>
+  Effect.flatMap(lockOwn(session, id, school), (kept) => Effect.asVoid(closeQuarantined(session, [[kept.id, "discarded", by]])))
+
+export const discardQuarantined = (pg: PostgresPool, id: string, by: string): Effect.Effect<void, QuarantineRefused | PostgresError> =>
+  pg.tx((session) => discardIn(session, id, by))
+
+type Decider = Pick<Ground, "tables" | "had" | "times">
+
+/** Carries the change out now. What stays refused is answered; the record says why now. */
+const attempt = (session: Session, ground: Decider, kept: Kept, row: RowChange, by: string): Effect.Effect<Refusal | null, PostgresError> =>
+  Effect.gen(function* () {
+    const [outcome] = yield* carryOut(session, { ...ground, ...alone, school: kept.school }, [row])
+    if (outcome === undefined || outcome.refusal === null) {
+      yield* settle(session, ground, kept, outcome === undefined ? [] : [outcome], by)
+      return null
+    }
+    const { reason, detail } = outcome.refusal
+    yield* session.execute("UPDATE schoolbus.quarantine SET reason = $2, detail = $3 WHERE id = $1::text::uuid", [kept.id, reason, detail])
+    return outcome.refusal
+  })
+
+const unreadable: Refusal = { reason: "unreadable", detail: "the record keeps bytes that are no change" }
+const stays = ({ reason, detail }: Refusal) => new QuarantineRefused({ code: "not_possible", message: `${reason}: ${detail}` })
+
+const retry = (
+  session: Session,
+  ground: Decider,
+  id: string,
+  by: string,
+  school: string | null,
+): Effect.Effect<Refusal | null, QuarantineRefused | PostgresError> =>
+  Effect.gen(function* () {
+    yield* setTimeouts(session)
+    const kept = yield* lockOwn(session, id, school)
+    const row = changeOfRecord(kept.id, kept.change)
+    return row === null ? unreadable : yield* attempt(session, ground, kept, row, by)
+  })
+
+export const retryIn = (
+  session: Session,
+  ground: Decider,
+  id: string,
+  by: string,
+  school: string | null = null,
+): Effect.Effect<void, QuarantineRefused | PostgresError> =>
+  Effect.flatMap(retry(session, ground, id, by, school), (refusal) => (refusal === null ? Effect.void : Effect.fail(stays(refusal))))
+
+/** Tries the change again; when it still cannot be written the record says why now. */
+export const retryQuarantined = (pg: PostgresPool, ground: Decider, id: string, by: string): Effect.Effect<void, QuarantineRefused | PostgresError> =>
+  Effect.flatMap(
+    pg.tx((session) => retry(session, ground, id, by, null)),
+    (refusal) => (refusal === null ? Effect.void : Effect.fail(stays(refusal))),
+  )
+
+/** Values by column, from JSON; null = no such object. */
+const valuesOf = (json: string | null): Row | null => {
+  try {
+    const value: unknown = JSON.parse(json ?? "null")
+    const isRow = typeof value === "object" && value !== null && !Array.isArray(value)
+    return isRow && Object.values(value).every((cell) => cell === null || ["string", "number", "boolean"].includes(typeof cell))
+      ? (value as Row)
+      : null
+  } catch {
+    return null
+  }
+}
+
+/** Puts other values into the change and tries it; nothing is changed when it is refused even so. `json`: values by column. */
+export const editIn = (
+  session: Session,
+  ground: Decider,
+  id: string,
+  json: string | null,
+  by: string,
+  school: string | null = null,
+): Effect.Effect<void, QuarantineRefused | PostgresError> =>
+  Effect.gen(function* () {
+    yield* setTimeouts(session)
+    const kept = yield* lockOwn(session, id, school)
+    const row = changeOfRecord(kept.id, kept.change)
+    const values = valuesOf(json)
+    if (values === null || Object.keys(values).length === 0)
+      return yield* new QuarantineRefused({ code: "not_possible", message: 'give values by column, for example {"username": "amina2"}' })
+    if (row === null) return yield* stays(unreadable)
+    if (row.op === "delete") return yield* new QuarantineRefused({ code: "not_possible", message: "the change is a delete: retry or discard it" })
+    const key = ground.tables.get(row.table)?.key ?? []
+    if (Object.keys(values).some((name) => key.includes(name)))
+      return yield* new QuarantineRefused({
+        code: "not_possible",
+        message: `the key (${key.join(", ")}) of a change cannot be edited: discard it and write a new row`,
+      })
+    const refusal = yield* attempt(session, ground, kept, { ...row, mine: { ...row.mine, ...values } }, by)
+    if (refusal !== null) return yield* stays(refusal)
+  })
+
+export const editQuarantined = (
+  pg: PostgresPool,
+  ground: Decider,
+  id: string,
+  json: string,
+  by: string,
+): Effect.Effect<void, QuarantineRefused | PostgresError> => pg.tx((session) => editIn(session, ground, id, json, by))
+
+export const alone: Pick<Ground, "stored" | "openBases"> = { stored: new Map(), openBases: new Map() }
 const nothingOpen: Open = { waiting: new Map(), conflicts: new Map(), bases: new Map(), stored: new Map() }
 
-/** The record is closed, and what its outcome disagreed about is recorded under the batch that brought it. */
-const settle = (session: Session, kept: Kept, outcomes: ReadonlyArray<Outcome>, by: string): Effect.Effect<void, PostgresError> =>
+/** The record is closed, what its outcome disagreed about is recorded under the batch that brought it, and what waited for its row follows. */
+export const settle = (
+  session: Session,
+  ground: Decider,
+  kept: Kept,
+  outcomes: ReadonlyArray<Outcome>,
+  by: string,
+): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
     const origin = { school: kept.school, incarnation: kept.incarnation, number: Number(kept.batch) }
     yield* record(
@@ -118,6 +212,8 @@ const settle = (session: Session, kept: Kept, outcomes: ReadonlyArray<Outcome>, 
       nothingOpen,
     )
     yield* closeQuarantined(session, [[kept.id, "retried", by]])
+    const arrived = new Set(outcomes.flatMap(({ row, decision }) => (decision?.write === "insert" ? [row.table] : [])))
+    if (arrived.size > 0) yield* retryDependants(session, { ...ground, ...alone, school: kept.school }, arrived)
   })
 
 /** Changes that waited for a row which has just arrived are tried again in the same transaction. */
@@ -145,6 +241,6 @@ export const retryDependants = (session: Session, ground: Ground, arrived: Reado
     )
     for (const [i, outcome] of outcomes.entries()) {
       const kept = rows[i]?.kept
-      if (kept !== undefined && outcome.refusal === null) yield* settle(session, kept, [outcome], "the row that it refers to has arrived")
+      if (kept !== undefined && outcome.refusal === null) yield* settle(session, ground, kept, [outcome], "the row that it refers to has arrived")
     }
   })

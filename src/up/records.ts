@@ -67,15 +67,18 @@ export const readOpen = (session: Session, origin: Origin, changes: ReadonlyArra
     const stored = new Map<string, Map<string, Array<{ sent: Wire; stored: Wire }>>>()
     const idOf = (table: string, key: string) => `${table}\0${key}`
 
-    const open = yield* session.query<{ id: string; tbl: string; key: string; col: string | null; base: string | null; mine: string | null }>(
-      `SELECT c.id::text AS id, c.table_name AS tbl, c.row_key AS key, c.column_name AS col, c.base, c.mine
+    type OpenRow = { id: string; tbl: string; key: string; col: string | null; base: string | null; mine: string | null; hold: boolean }
+    const open = yield* session.query<OpenRow>(
+      `SELECT c.id::text AS id, c.table_name AS tbl, c.row_key AS key, c.column_name AS col, c.base, c.mine, c.hold
          FROM ${from} JOIN schoolbus.conflicts c ON c.table_name = u.u0 AND c.row_key = u.u1
-        WHERE c.status = 'open' AND c.incarnation = $3::text::uuid FOR UPDATE OF c`,
+        WHERE c.status = 'open' AND c.kind <> 'unique' AND c.incarnation = $3::text::uuid FOR UPDATE OF c`,
       incarnation,
     )
-    for (const { id, tbl, key, col, base, mine } of open) {
+    for (const { id, tbl, key, col, base, mine, hold } of open) {
       const row = idOf(tbl, key)
       conflicts.set(row, [...(conflicts.get(row) ?? []), { id, column: col }])
+      // Where the decision was undone the school shows head office's value, and its next edit starts from that.
+      if (!hold) continue
       if (col === null) waiting.set(row, rowOfConflict(tbl, JSON.parse(key), JSON.parse(base ?? "null"), JSON.parse(mine ?? "null")))
       else bases.set(row, (bases.get(row) ?? new Map<string, Wire>()).set(col, JSON.parse(base ?? "null")))
     }
@@ -100,25 +103,30 @@ export const readOpen = (session: Session, origin: Origin, changes: ReadonlyArra
     return { waiting, conflicts, bases, stored }
   })
 
-/** Writes the records of outcomes; answers the exceptions of the batch's ledger row. */
-export const record = (
-  session: Session,
-  origin: Origin,
-  outcomes: ReadonlyArray<Outcome>,
-  open: Open,
-): Effect.Effect<ReadonlyArray<Exception>, PostgresError> =>
+export interface Recorded {
+  /** Of the batch's ledger row. */
+  readonly exceptions: ReadonlyArray<Exception>
+  /** Records of the outcomes that were quarantined. */
+  readonly quarantined: ReadonlyMap<Outcome, string>
+}
+
+/** Writes the records of outcomes. */
+export const record = (session: Session, origin: Origin, outcomes: ReadonlyArray<Outcome>, open: Open): Effect.Effect<Recorded, PostgresError> =>
   Effect.gen(function* () {
+    const idByOutcome = new Map<Outcome, string>()
     const exceptions: Array<Exception> = []
     const conflicts: Array<ReadonlyArray<string | null>> = []
     const quarantined: Array<ReadonlyArray<string | null>> = []
     const closedConflicts: Array<ReadonlyArray<string | null>> = []
     const closedChanges: Array<ReadonlyArray<string | null>> = []
 
-    for (const { row, decision, refusal, after, keyAfter } of outcomes) {
+    for (const outcome of outcomes) {
+      const { row, decision, refusal, after, keyAfter } = outcome
       const ids = row.changes.map((change) => change.id)
       const last = ids.at(-1) ?? 0
       if (refusal !== null || decision === null) {
         const id = row.joined[0] ?? randomUUID()
+        idByOutcome.set(outcome, id)
         const { reason, detail } = refusal ?? { reason: "refused", detail: "" }
         quarantined.push([id, ...originOf(origin, last), row.table, wireKey(currentKey(row)), row.op, keptChange(row), reason, detail])
         for (const change of ids)
@@ -147,6 +155,7 @@ export const record = (
           strategy,
           reason,
           winner === "open" ? "open" : "decided",
+          column === null ? "row" : "column",
           timeText(mineAt),
           timeText(theirsAt),
         ])
@@ -173,28 +182,28 @@ export const record = (
     if (closedConflicts.length > 0) {
       const { from, params } = unnest(closedConflicts, 4)
       yield* session.execute(
-        `UPDATE schoolbus.conflicts c SET status = 'resolved', winner = u.u1, kept = u.u2, decided_by = u.u3, decided_at = now() FROM ${from} WHERE c.id = u.u0::uuid`,
+        `UPDATE schoolbus.conflicts c SET status = 'resolved', hold = false, winner = u.u1, kept = u.u2, decided_by = u.u3, decided_at = now() FROM ${from} WHERE c.id = u.u0::uuid`,
         params,
       )
     }
     yield* closeQuarantined(session, closedChanges)
     yield* remember(session, origin, outcomes)
-    return exceptions
+    return { exceptions, quarantined: idByOutcome }
   })
 
 const originOf = (origin: Origin, change: number): ReadonlyArray<string> => [origin.school, origin.incarnation, String(origin.number), String(change)]
 
 const putConflicts = (session: Session, rows: ReadonlyArray<ReadonlyArray<string | null>>): Effect.Effect<unknown, PostgresError> => {
   if (rows.length === 0) return Effect.void
-  const { from, params } = unnest(rows, 18)
+  const { from, params } = unnest(rows, 19)
   return session.execute(
     `INSERT INTO schoolbus.conflicts AS c
-       (id, school, incarnation, batch, change_id, table_name, row_key, column_name, base, mine, theirs, kept, winner, strategy, reason, status, mine_at, theirs_at)
-     SELECT u0::uuid, u1, u2::uuid, u3::bigint, u4::bigint, u5, u6, u7, u8, u9, u10, u11, u12, u13, u14, u15, to_timestamp(u16::float8 / 1000), to_timestamp(u17::float8 / 1000)
+       (id, school, incarnation, batch, change_id, table_name, row_key, column_name, base, mine, theirs, kept, winner, strategy, reason, status, kind, hold, mine_at, theirs_at)
+     SELECT u0::uuid, u1, u2::uuid, u3::bigint, u4::bigint, u5, u6, u7, u8, u9, u10, u11, u12, u13, u14, u15, u16, u12 = 'open', to_timestamp(u17::float8 / 1000), to_timestamp(u18::float8 / 1000)
        FROM ${from}
      ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, change_id = excluded.change_id, row_key = excluded.row_key, base = excluded.base, mine = excluded.mine,
        theirs = excluded.theirs, kept = excluded.kept, strategy = excluded.strategy, reason = excluded.reason,
-       mine_at = excluded.mine_at, theirs_at = excluded.theirs_at`,
+       hold = excluded.hold, mine_at = excluded.mine_at, theirs_at = excluded.theirs_at`,
     params,
   )
 }
@@ -220,13 +229,21 @@ export const putQuarantined = (session: Session, rows: ReadonlyArray<ReadonlyArr
 /** Text as Postgres can keep it: inside JSON a NUL and half a character are escapes already, elsewhere they are shown as such. */
 const storable = (text: string | null): string | null => text?.replaceAll("\0", "\\u0000").toWellFormed() ?? null
 
-/** Rows: id, status, by. */
+/** Rows: id, status, by. What a closed change clashed with is decided with it. */
 export const closeQuarantined = (session: Session, rows: ReadonlyArray<ReadonlyArray<string | null>>): Effect.Effect<unknown, PostgresError> => {
   if (rows.length === 0) return Effect.void
   const { from, params } = unnest(rows, 3)
-  return session.execute(
-    `UPDATE schoolbus.quarantine q SET status = u.u1, decided_by = u.u2, decided_at = now() FROM ${from} WHERE q.id = u.u0::uuid`,
-    params,
+  return Effect.andThen(
+    session.execute(
+      `UPDATE schoolbus.quarantine q SET status = u.u1, decided_by = u.u2, decided_at = now() FROM ${from} WHERE q.id = u.u0::uuid`,
+      params,
+    ),
+    session.execute(
+      `UPDATE schoolbus.conflicts c SET status = 'resolved', decided_by = u.u2, decided_at = now(),
+              winner = CASE WHEN u.u1 = 'discarded' THEN 'vps' ELSE 'school' END, kept = CASE WHEN u.u1 = 'discarded' THEN c.theirs ELSE c.mine END
+         FROM ${from} WHERE c.quarantine = u.u0::uuid AND c.status = 'open'`,
+      params,
+    ),
   )
 }
 

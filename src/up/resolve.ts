@@ -155,7 +155,7 @@ const resolveInsert = (table: Table, strategy: Exclude<Strategy, "merge">, propo
   const quiet = Object.fromEntries(Object.entries(set).filter(([name]) => !isExcluded(table, name) || isLater(proposal, office, name)))
   if (disputed.length === 0) return writing(quiet, "applied")
   // A terminal that sends its memory again to a new file of the school: the punch is here, with the time it first came.
-  if (isOwnOfNode(table)) return table.name === "schoolbus.punches" ? nothing("applied") : writing(set, "applied")
+  if (isOwnOfNode(table)) return /^schoolbus\.(punches|requests)$/.test(table.name) ? nothing("applied") : writing(set, "applied")
   const theirsAt = latest(office, disputed)
   const winner = winnerOf(strategy, proposal.at, theirsAt)
   const kept = winner === "school" ? { ...theirs, ...set } : theirs

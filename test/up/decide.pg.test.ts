@@ -1,7 +1,8 @@
 import { randomUUID } from "node:crypto"
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest"
-import { type Choice, resolveConflict } from "../../src/up/decide.ts"
-import { discardQuarantined, listQuarantined, retryQuarantined } from "../../src/up/quarantine.ts"
+import type { Choice } from "../../src/model/choice.ts"
+import { resolveConflict, undoConflict } from "../../src/up/decide.ts"
+import { discardQuarantined, editQuarantined, listQuarantined, retryQuarantined } from "../../src/up/quarantine.ts"
 import { openOffice } from "./office.ts"
 
 const DDL = `
@@ -22,7 +23,8 @@ beforeEach(() => {
 })
 afterAll(() => o?.close())
 
-const decide = (id: string, choice: Choice) => o.withPg((pg) => resolveConflict(pg, o.tables, id, choice, "amina"))
+const decide = (id: string, choice: Choice) => o.withPg((pg) => resolveConflict(pg, o, id, choice, "amina"))
+const undo = (id: string) => o.withPg((pg) => undoConflict(pg, o, id, "amina"))
 const record = async (id: string) => (await o.sql(`SELECT * FROM schoolbus.conflicts WHERE id = '${id}'`))[0]
 const row = async (table: string) => (await o.sql(`SELECT a, n::text AS n FROM ${table} WHERE id = ${k}`))[0]
 const base = () => ({ id: k, school_id: "a", a: "base", n: "1.00" })
@@ -69,6 +71,37 @@ describe("a conflict of a column", () => {
     await o.sql(`UPDATE rule SET a = 'later' WHERE id = ${k}`)
     await expect(decide(id, { keep: "vps" })).rejects.toMatchObject({ code: "not_possible" })
   })
+  test("undo: the record waits again and head office's value is back; the school's next edit starts from that", async () => {
+    const id = await disagree("ask")
+    await expect(undo(id)).rejects.toMatchObject({ code: "decided" })
+    await decide(id, { keep: "school" })
+    await undo(id)
+    expect(await row("ask")).toMatchObject({ a: "office" })
+    expect(await record(id)).toMatchObject({ status: "open", winner: "open", decided_by: "amina" })
+    const next = await a.push([{ table: "ask", op: "update", key: [k], base: { ...base(), a: "office" }, mine: { a: "agreed" } }])
+    expect(next.exceptions).toEqual([])
+    expect(await row("ask")).toMatchObject({ a: "agreed" })
+    expect(await record(id)).toMatchObject({ status: "resolved" })
+  })
+  test("undo of a rule's decision turns it the other way, and again back; not over a later write", async () => {
+    const id = await disagree("rule")
+    await undo(id)
+    expect([await row("rule"), (await record(id))?.["winner"]]).toEqual([{ a: "office", n: "1.00" }, "vps"])
+    await undo(id)
+    expect([await row("rule"), (await record(id))?.["status"]]).toEqual([{ a: "school", n: "1.00" }, "decided"])
+    await o.sql(`UPDATE rule SET a = 'later' WHERE id = ${k}`)
+    await expect(undo(id)).rejects.toMatchObject({ code: "not_possible" })
+  })
+  test("merge: a new three-way against the row of that moment", async () => {
+    await o.sql(`INSERT INTO ask VALUES (${k}, 'a', 'base', 5)`)
+    const id = (await a.push([{ table: "ask", op: "update", key: [k], base: base(), mine: { n: "7.00" } }])).record(0)
+    await o.sql(`UPDATE ask SET n = 20 WHERE id = ${k}`)
+    await decide(id, { keep: "merge" })
+    expect(await row("ask")).toMatchObject({ n: "26.00" })
+    expect(await record(id)).toMatchObject({ winner: "merged", kept: '"26.00"' })
+    await undo(id)
+    expect(await row("ask")).toMatchObject({ n: "20.00" })
+  })
   test("unknown ids are told", async () => {
     await expect(decide("nonsense", { keep: "vps" })).rejects.toMatchObject({ _tag: "DecideRefused", code: "not_found" })
   })
@@ -96,6 +129,22 @@ describe("a conflict of a whole row", () => {
     const id = (await a.push([{ table: "ask", op: "delete", key: [k], base: base() }])).record(0)
     await decide(id, { keep: "school" })
     expect(await row("ask")).toBeUndefined()
+  })
+  test("of a row that head office changed meanwhile only what the school changed is written", async () => {
+    const id = (await a.push([{ table: "ask", op: "update", key: [k], base: base(), mine: { a: "school" } }])).record(0)
+    await o.sql(`INSERT INTO ask VALUES (${k}, 'a', 'made again', 9)`)
+    await decide(id, { keep: "school" })
+    expect(await row("ask")).toEqual({ a: "school", n: "9.00" })
+    await undo(id)
+    expect(await row("ask")).toEqual({ a: "made again", n: "9.00" })
+  })
+  test("a row that both sides made is put together column by column", async () => {
+    await o.sql(`INSERT INTO ask VALUES (${k}, 'a', 'office', 1)`)
+    const id = (await a.push([{ table: "ask", op: "insert", key: [k], mine: { id: k, school_id: "a", a: "school", n: "2.00" } }])).record(0)
+    await decide(id, { keep: "merge" })
+    expect(await record(id)).toMatchObject({ status: "resolved", winner: "merged" })
+    await undo(id)
+    expect(await row("ask")).toEqual({ a: "office", n: "1.00" })
   })
   test("a later edit of the row belongs to the same record", async () => {
     const id = (await a.push([{ table: "ask", op: "update", key: [k], base: base(), mine: { a: "school" } }])).record(0)
@@ -148,6 +197,15 @@ describe("quarantine", () => {
     const gone = await a.push([{ table: "pupils", op: "delete", key: [k], base: { id: k, school_id: "a", name: "n", class: 9900 + k } }])
     expect(gone.verdict(0)).toBe("superseded")
     expect(await kept(push.record(0))).toMatchObject({ status: "discarded" })
+  })
+  test("other values are put into a change, and nothing is changed when they do not do", async () => {
+    const id = (await a.push([pupil({ class: 9960 + k })])).record(0)
+    const edit = (values: object) => o.withPg((pg) => editQuarantined(pg, o, id, JSON.stringify(values), "amina"))
+    for (const values of [{}, { id: 5 }, { class: 9961 + k }, { school_id: "b" }])
+      await expect(edit(values)).rejects.toMatchObject({ code: "not_possible" })
+    expect((await o.sql(`SELECT change FROM schoolbus.quarantine WHERE id = '${id}'`))[0]?.["change"]).toContain(String(9960 + k))
+    await edit({ class: null, name: "mended" })
+    expect(await o.sql(`SELECT class, name FROM pupils WHERE id = ${k}`)).toEqual([{ class: null, name: "mended" }])
   })
   test("a kept change of another file is left alone", async () => {
     const push = await a.push([pupil({ class: 9950 + k })])

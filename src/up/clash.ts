@@ -1,0 +1,437 @@
+/**
+ * A person's (or a rule's) decision about two rows that want the same unique value. The other row is never deleted. What the
+ * school wrote waits in quarantine until every index in which it clashes is decided, and is then carried out like a push.
+ *
+ *     rename_local   the school's row takes another value, free at head office
+ *     keep_local     the school's row has its value, the other row takes a free one
+ *     keep_remote    the other row has its value: the school's edit of the column is dropped, or its new row is left out
+ *     merge          both are one: what the school wrote goes into the other row, and what refers to its row refers to that
+ *     discard        the school's change is given up
+ */
+import * as Effect from "effect/Effect"
+import { wireKey } from "../model/key.ts"
+import type { Table, UniqueRule } from "../model/table.ts"
+import type { Wire } from "../model/value.ts"
+import type { PostgresError, Session } from "../postgres/client.ts"
+import { carryOut, type Ground, type Outcome } from "./carry-out.ts"
+import { currentKey, type RowChange } from "./coalesce.ts"
+import { DecideRefused } from "./refused.ts"
+import { alone, type Kept, lockKept, settle } from "./quarantine.ts"
+import { changeOfRecord, closeQuarantined, keptChange, type Origin } from "./records.ts"
+import type { Row } from "./resolve.ts"
+import { columnOf, type Place, readRow, spellRow, writeRow } from "./rows.ts"
+import { readShapes, type Shape } from "./shape.ts"
+import { type Clash, findClashes, suggest, visible } from "./unique.ts"
+
+export type UniqueChoice =
+  | { readonly keep: "rename_local"; readonly value?: unknown }
+  | { readonly keep: "keep_local" | "keep_remote" | "merge" | "discard" }
+
+/** `office`: at the hub, where every row may be seen. `school`: only rows of that school may be touched. */
+export type Authority = "office" | "school"
+
+export interface UniqueConflict {
+  readonly id: string
+  readonly school: string
+  readonly table_name: string
+  readonly column_name: string | null
+  readonly unique_columns: string | null
+  readonly mine: string | null
+  readonly theirs: string | null
+  readonly suggestion: string | null
+  readonly quarantine: string | null
+  readonly status: string
+  readonly undo: string | null
+}
+
+const refuse = (code: DecideRefused["code"], message: string): DecideRefused => new DecideRefused({ code, message })
+const isWire = (value: unknown): value is Wire => value === null || ["string", "number", "boolean"].includes(typeof value)
+const keyOf = (table: Table, row: Row): ReadonlyArray<Wire> => table.key.map((name) => row[name] ?? null)
+const sameColumns = (json: string | null, columns: ReadonlyArray<string>): boolean => json === JSON.stringify(columns)
+
+type Ground0 = Pick<Ground, "tables" | "had" | "times">
+
+/** Records where quarantined rows clash, and carries out what the table's rule says about them. */
+export const recordClashes = (
+  session: Session,
+  ground: Ground0,
+  origin: Origin,
+  quarantined: ReadonlyMap<Outcome, string>,
+): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    for (const [outcome, quarantine] of quarantined) {
+      const { row, refusal, wanted, shape } = outcome
+      const table = ground.tables.get(row.table)
+      if (refusal?.reason !== "unique" || wanted === null || shape === null || table === undefined) continue
+      const clashes = yield* findClashes(session, table, shape, wanted)
+      const known = yield* session.query<{ id: string; unique_columns: string }>(
+        "SELECT id::text AS id, unique_columns FROM schoolbus.conflicts WHERE quarantine = $1::text::uuid AND status = 'open'",
+        [quarantine],
+      )
+      for (const { id, unique_columns } of known) {
+        if (clashes.some((clash) => sameColumns(unique_columns, clash.columns))) continue
+        yield* session.execute(
+          "UPDATE schoolbus.conflicts SET status = 'resolved', winner = 'school', decided_by = 'a later edit of the school', decided_at = now() WHERE id = $1::text::uuid",
+          [id],
+        )
+      }
+      for (const clash of clashes) {
+        const id = known.find((one) => sameColumns(one.unique_columns, clash.columns))?.id ?? crypto.randomUUID()
+        yield* putClash(session, origin, outcome, quarantine, id, table, wanted, clash)
+      }
+      const rule = table.uniqueRule ?? "manual"
+      if (rule !== "manual") yield* byRule(session, ground, quarantine, rule)
+    }
+  })
+
+const putClash = (
+  session: Session,
+  origin: Origin,
+  { row }: Outcome,
+  quarantine: string,
+  id: string,
+  table: Table,
+  wanted: Row,
+  { columns, column, other, suggestion }: Clash,
+): Effect.Effect<unknown, PostgresError> => {
+  const theirs = visible(table, other, origin.school)
+  const values = columns.map((name) => String(wanted[name] ?? "")).join(", ")
+  const reason = theirs === null ? `${columns.join(", ")} is taken: ${values}` : `another row has ${columns.join(", ")} = ${values}`
+  return session.execute(
+    `INSERT INTO schoolbus.conflicts
+       (id, school, incarnation, batch, change_id, table_name, row_key, column_name, base, mine, theirs, kept, winner, strategy, reason, status, kind, hold, mine_at,
+        unique_columns, suggestion, quarantine)
+     VALUES ($1::text::uuid, $2, $3::text::uuid, $4::text::bigint, $5::text::bigint, $6, $7, $8, NULL, $9, $10, NULL, 'open', $11, $12, 'open', 'unique', true,
+             to_timestamp($13::text::float8 / 1000), $14, $15, $16::text::uuid)
+     ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, change_id = excluded.change_id, row_key = excluded.row_key, mine = excluded.mine, theirs = excluded.theirs,
+       reason = excluded.reason, mine_at = excluded.mine_at, suggestion = excluded.suggestion`,
+    [
+      id,
+      origin.school,
+      origin.incarnation,
+      String(origin.number),
+      String(row.changes.at(-1)?.id ?? 0),
+      row.table,
+      wireKey(currentKey(row)),
+      column,
+      JSON.stringify(wanted),
+      theirs === null ? null : JSON.stringify(theirs),
+      table.uniqueRule ?? "manual",
+      reason,
+      String(row.at),
+      JSON.stringify(columns),
+      suggestion === null ? null : JSON.stringify(suggestion),
+      quarantine,
+    ],
+  )
+}
+
+const COLUMNS =
+  "id::text AS id, school, table_name, column_name, unique_columns, mine, theirs, suggestion, quarantine::text AS quarantine, status, undo"
+
+/** The rule decides each clash of the change, or leaves it to a person where it cannot. */
+const byRule = (session: Session, ground: Ground0, quarantine: string, rule: Exclude<UniqueRule, "manual">): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    for (;;) {
+      const [conflict] = yield* session.query<UniqueConflict>(
+        `SELECT ${COLUMNS} FROM schoolbus.conflicts WHERE quarantine = $1::text::uuid AND status = 'open' ORDER BY unique_columns LIMIT 1`,
+        [quarantine],
+      )
+      if (conflict === undefined) return
+      yield* session.execute("SAVEPOINT by_rule")
+      const failed = yield* decideClash(session, ground, conflict, { keep: rule }, "rule", "school").pipe(
+        Effect.as(false),
+        Effect.catchTag("DecideRefused", () => Effect.succeed(true)),
+      )
+      yield* session.execute(failed ? "ROLLBACK TO SAVEPOINT by_rule; RELEASE SAVEPOINT by_rule" : "RELEASE SAVEPOINT by_rule")
+      if (failed) return
+    }
+  })
+
+/** What a decision keeps for its undoing. */
+interface Undo {
+  readonly keep: UniqueChoice["keep"]
+  /** The change as it was kept. */
+  readonly change: string
+  /** Key of the school's row, and what its column shall hold again. */
+  readonly own: { readonly key: ReadonlyArray<Wire>; readonly set: Row; readonly now: Row } | null
+  /** The other row: what it held, what it holds since. */
+  readonly other: { readonly key: ReadonlyArray<Wire>; readonly was: Row; readonly now: Row } | null
+}
+
+export const decideClash = (
+  session: Session,
+  ground: Ground0,
+  conflict: UniqueConflict,
+  choice: UniqueChoice,
+  by: string,
+  authority: Authority,
+): Effect.Effect<void, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
+    if (conflict.status !== "open") return yield* refuse("decided", "this clash is decided; undo it first")
+    const kept = yield* lockKept(session, conflict.quarantine ?? "").pipe(
+      Effect.catchTag("QuarantineRefused", ({ code, message }) => Effect.fail(refuse(code, message))),
+    )
+    const row = changeOfRecord(kept.id, kept.change)
+    const table = ground.tables.get(conflict.table_name)
+    const shape = (yield* readShapes(session, [conflict.table_name])).get(conflict.table_name)
+    if (row === null || table === undefined || shape === undefined)
+      return yield* refuse("not_possible", `table ${conflict.table_name} is no longer synced`)
+    const wanted = JSON.parse(conflict.mine ?? "{}") as Row
+    const columns = JSON.parse(conflict.unique_columns ?? "[]") as ReadonlyArray<string>
+    // The other row of this moment: it may have been renamed, or be another one.
+    const clash = (yield* findClashes(session, table, shape, wanted)).find((one) => JSON.stringify(one.columns) === JSON.stringify(columns))
+    const other = clash?.other
+    if (other !== undefined && visible(table, other, conflict.school) === null && choice.keep !== "rename_local" && choice.keep !== "discard") {
+      if (choice.keep === "merge" || authority === "school")
+        return yield* refuse("not_possible", "the value is taken by a row that this school does not see: rename, or discard the change")
+    }
+    const work: Deciding = { session, ground, conflict, kept, row, table, shape, wanted, by }
+    switch (choice.keep) {
+      case "discard":
+        return yield* giveUp(work, choice.keep)
+      case "merge":
+        return other === undefined ? yield* carry(work, row, choice.keep, null) : yield* mergeInto(work, other)
+      case "rename_local":
+        return yield* rename(work, choice.value)
+      case "keep_local":
+        return other === undefined ? yield* carry(work, row, choice.keep, null) : yield* renameOther(work, other)
+      case "keep_remote":
+        return other === undefined ? yield* carry(work, row, choice.keep, null) : yield* giveWay(work, columns)
+    }
+  })
+
+interface Deciding {
+  readonly session: Session
+  readonly ground: Ground0
+  readonly conflict: UniqueConflict
+  readonly kept: Kept
+  readonly row: RowChange
+  readonly table: Table
+  readonly shape: Shape
+  readonly wanted: Row
+  readonly by: string
+}
+
+const close = (
+  { session, conflict, by }: Deciding,
+  winner: "school" | "vps" | "merged",
+  keptRow: Row | null,
+  undo: Undo,
+): Effect.Effect<unknown, PostgresError> =>
+  session.execute(
+    `UPDATE schoolbus.conflicts SET status = 'resolved', hold = false, winner = $2, kept = $3, strategy = $4, decided_by = $5, decided_at = now(), undo = $6 WHERE id = $1::text::uuid`,
+    [conflict.id, winner, JSON.stringify(keptRow), undo.keep, by, JSON.stringify(undo)],
+  )
+
+/** The changed change is kept; once nothing else of it clashes it is carried out. */
+const carry = (
+  work: Deciding,
+  row: RowChange,
+  keep: UniqueChoice["keep"],
+  other: Undo["other"],
+  column: string | null = null,
+): Effect.Effect<void, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
+    const { session, ground, conflict, kept, wanted } = work
+    const value = column === null ? {} : { [column]: row.mine[column] as Wire }
+    const own = column === null ? null : { key: currentKey(row), set: { [column]: wanted[column] ?? null }, now: value }
+    yield* close(work, keep === "keep_remote" ? "vps" : "school", { ...wanted, ...value }, { keep, change: kept.change, own, other })
+    yield* session.execute("UPDATE schoolbus.quarantine SET change = $2 WHERE id = $1::text::uuid", [
+      kept.id,
+      keptChange({ ...row, changes: [JSON.parse(kept.change)] }),
+    ])
+    const [left] = yield* session.query<{ n: number }>(
+      "SELECT count(*)::int AS n FROM schoolbus.conflicts WHERE quarantine = $1::text::uuid AND status = 'open'",
+      [kept.id],
+    )
+    if ((left?.n ?? 0) > 0) return
+    const [outcome] = yield* carryOut(session, { ...ground, ...alone, school: conflict.school }, [row])
+    if (outcome?.refusal != null) return yield* refuse("not_possible", `${outcome.refusal.reason}: ${outcome.refusal.detail}`)
+    yield* settle(session, ground, kept, outcome === undefined ? [] : [outcome], work.by)
+  })
+
+const rename = (work: Deciding, given: unknown): Effect.Effect<void, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
+    const { session, conflict, table, shape, row, wanted } = work
+    const column = conflict.column_name
+    if (column === null) return yield* refuse("not_possible", "none of the columns can be renamed: keep one of the rows, or edit the change")
+    if (given !== undefined && !isWire(given)) return yield* refuse("not_possible", "the value must be a text, a number, true, false or null")
+    // A suggestion is only as good as the moment it was made in.
+    const value = given ?? (yield* suggest(session, table, shape, column, wanted))
+    if (value === null) return yield* refuse("not_possible", "no free value was found: name one")
+    const spelled = yield* spellRow(session, { table, shape }, { [column]: value })
+    if ("refused" in spelled) return yield* refuse("not_possible", spelled.refused)
+    return yield* carry(work, { ...row, mine: { ...row.mine, ...spelled.ok } }, "rename_local", null, column)
+  })
+
+const renameOther = (work: Deciding, other: Row): Effect.Effect<void, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
+    const { session, conflict, table, shape, row } = work
+    const column = conflict.column_name
+    if (column === null) return yield* refuse("not_possible", "none of the columns can be renamed: keep the other row, or edit the change")
+    const place: Place = { table, shape, key: keyOf(table, other) }
+    const value = yield* suggest(session, table, shape, column, other)
+    if (value === null) return yield* refuse("not_possible", "no free value was found for the other row")
+    yield* readRow(session, place)
+    yield* writeRow(session, place, { [column]: value }, true)
+    return yield* carry(work, row, "keep_local", { key: place.key, was: { [column]: other[column] ?? null }, now: { [column]: value } })
+  })
+
+/** The other row's value stands: an edit loses its column, a new row its value where it can be empty; else it is left out. */
+const giveWay = (work: Deciding, columns: ReadonlyArray<string>): Effect.Effect<void, DecideRefused | PostgresError> => {
+  const { row, table, conflict } = work
+  if (row.op === "update") {
+    const mine = Object.fromEntries(Object.entries(row.mine).filter(([name]) => !columns.includes(name)))
+    if (Object.keys(mine).length === 0 && row.newKey === null) return giveUp(work, "keep_remote")
+    return carry(work, { ...row, mine }, "keep_remote", null)
+  }
+  const column = conflict.column_name
+  if (column === null || columnOf(table, column)?.notNull !== false) return giveUp(work, "keep_remote")
+  return carry(work, { ...row, mine: { ...row.mine, [column]: null } }, "keep_remote", null, column)
+}
+
+const giveUp = (work: Deciding, keep: "keep_remote" | "discard"): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const { session, conflict, kept, by } = work
+    yield* close(work, "vps", conflict.theirs === null ? null : (JSON.parse(conflict.theirs) as Row), {
+      keep,
+      change: kept.change,
+      own: null,
+      other: null,
+    })
+    yield* closeQuarantined(session, [[kept.id, "discarded", by]])
+  })
+
+const mergeInto = (work: Deciding, other: Row): Effect.Effect<void, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
+    const { session, ground, conflict, kept, row, table, shape, wanted, by } = work
+    if (row.op !== "insert") return yield* refuse("not_possible", "both rows stand at head office already: rename one of them")
+    const key = keyOf(table, other)
+    const mine = { ...row.mine, ...Object.fromEntries(table.key.map((name, i) => [name, key[i] ?? null])) }
+    const change: RowChange = { ...row, key, mine, base: {}, joined: [], changes: [JSON.parse(kept.change)] }
+    const tables = new Map(ground.tables).set(table.name, { ...table, strategy: "merge" as const })
+    const [outcome] = yield* carryOut(session, { ...ground, ...alone, tables, school: conflict.school }, [change])
+    if (outcome === undefined || outcome.refusal !== null)
+      return yield* refuse("not_possible", `${outcome?.refusal?.reason ?? "refused"}: ${outcome?.refusal?.detail ?? ""}`)
+    const now = (yield* readRow(session, { table, shape, key })) ?? {}
+    const changed = Object.keys(now).filter((name) => now[name] !== other[name])
+    const pick = (from: Row): Row => Object.fromEntries(changed.map((name) => [name, from[name] ?? null]))
+    yield* close(work, "merged", now, { keep: "merge", change: kept.change, own: null, other: { key, was: pick(other), now: pick(now) } })
+    yield* closeQuarantined(session, [[kept.id, "discarded", by]])
+    yield* repoint(session, ground, conflict.school, table, wanted, now)
+  })
+
+/** Waiting changes of the school that refer to the merged row refer to the row that it went into. */
+const repoint = (session: Session, ground: Ground0, school: string, table: Table, from: Row, to: Row): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const children = [...ground.tables.values()].flatMap((child) =>
+      child.references.flatMap((reference) => (reference.table === table.name ? [{ child, reference }] : [])),
+    )
+    if (children.length === 0) return
+    const waiting = yield* session.query<Kept>(
+      `SELECT id::text AS id, school, incarnation::text AS incarnation, batch::text AS batch, change, status FROM schoolbus.quarantine
+        WHERE school = $1 AND status = 'open' AND table_name = ANY ($2::text[]) ORDER BY at, id FOR UPDATE`,
+      [school, [...new Set(children.map(({ child }) => child.name))]],
+    )
+    for (const kept of waiting) {
+      const row = changeOfRecord(kept.id, kept.change)
+      const own = row === null ? [] : children.filter(({ child }) => child.name === row.table)
+      const set: Record<string, Wire> = {}
+      for (const { reference } of own) {
+        if (!reference.columns.every((name, i) => row?.mine[name] === (from[reference.to[i] ?? ""] ?? null))) continue
+        reference.columns.forEach((name, i) => {
+          set[name] = to[reference.to[i] ?? ""] ?? null
+        })
+      }
+      if (row === null || Object.keys(set).length === 0) continue
+      const moved: RowChange = { ...row, mine: { ...row.mine, ...set }, joined: [] }
+      const [outcome] = yield* carryOut(session, { ...ground, ...alone, school }, [moved])
+      if (outcome === undefined || outcome.refusal !== null) continue
+      yield* settle(session, ground, kept, [outcome], "the row that it refers to was merged")
+    }
+  })
+
+/** Changes of this push that refer to a row which was merged before. */
+export const repointMerged = (
+  session: Session,
+  ground: Ground0,
+  school: string,
+  refused: ReadonlyArray<Outcome>,
+): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const parents = new Set(
+      refused.flatMap(({ row, refusal }) =>
+        refusal?.reason === "foreign_key" ? (ground.tables.get(row.table)?.references.map((reference) => reference.table) ?? []) : [],
+      ),
+    )
+    if (parents.size === 0) return
+    const merged = yield* session.query<{ tbl: string; mine: string; kept: string }>(
+      `SELECT table_name AS tbl, mine, kept FROM schoolbus.conflicts WHERE school = $1 AND kind = 'unique' AND status = 'resolved' AND winner = 'merged' AND table_name = ANY ($2::text[])`,
+      [school, [...parents]],
+    )
+    for (const { tbl, mine, kept } of merged) {
+      const table = ground.tables.get(tbl)
+      if (table !== undefined) yield* repoint(session, ground, school, table, JSON.parse(mine) as Row, JSON.parse(kept) as Row)
+    }
+  })
+
+/** Takes the decision back, as far as nobody has written there since. */
+export const undoClash = (
+  session: Session,
+  ground: Ground0,
+  conflict: UniqueConflict,
+  by: string,
+): Effect.Effect<void, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
+    const table = ground.tables.get(conflict.table_name)
+    const shape = (yield* readShapes(session, [conflict.table_name])).get(conflict.table_name)
+    if (table === undefined || shape === undefined) return yield* refuse("not_possible", `table ${conflict.table_name} is no longer synced`)
+    if (conflict.undo === null) return yield* refuse("not_possible", "what was decided here cannot be taken back; edit the row")
+    const { keep, change, own, other } = JSON.parse(conflict.undo) as Undo
+    const isStill = (place: Place, now: Row) =>
+      Effect.map(readRow(session, place), (row) => row !== null && Object.entries(now).every(([name, value]) => row[name] === value))
+    const otherPlace: Place | null = other === null ? null : { table, shape, key: other.key }
+    if (other !== null && otherPlace !== null && !(yield* isStill(otherPlace, other.now)))
+      return yield* refuse("not_possible", "the other row has been written again since; change it by hand")
+    if (keep === "keep_local" && other !== null && otherPlace !== null) {
+      // The two trade values; a third one stands in between.
+      const [name, value] = Object.entries(other.now)[0] ?? ["", null]
+      const mine: Place = { table, shape, key: keyOf(table, JSON.parse(conflict.mine ?? "{}") as Row) }
+      const free = yield* suggest(session, table, shape, name, { ...((yield* readRow(session, otherPlace)) ?? {}) })
+      yield* writeRow(session, otherPlace, { [name]: free }, true)
+      yield* writeRow(session, mine, { [name]: value }, true)
+      yield* writeRow(session, otherPlace, other.was, true)
+      return yield* setUndone(session, conflict, "vps", { ...(JSON.parse(conflict.mine ?? "{}") as Row), [name]: value }, by)
+    }
+    if (own !== null) {
+      const place: Place = { table, shape, key: own.key }
+      if (!(yield* isStill(place, own.now))) return yield* refuse("not_possible", "the row has been written again since; change it by hand")
+      yield* writeRow(session, place, own.set, true)
+      return yield* setUndone(session, conflict, "school", { ...(JSON.parse(conflict.mine ?? "{}") as Row), ...own.set }, by)
+    }
+    if (keep === "merge" || keep === "discard" || keep === "keep_remote") {
+      if (other !== null && otherPlace !== null) yield* writeRow(session, otherPlace, other.was, true)
+      const opened = yield* session.execute(
+        "UPDATE schoolbus.quarantine SET status = 'open', change = $2, decided_by = NULL, decided_at = NULL WHERE id = $1::text::uuid AND status = 'discarded'",
+        [conflict.quarantine, change],
+      )
+      if (opened === 0) return yield* refuse("not_possible", "the rest of the change has been written; edit the row")
+      yield* session.execute(
+        "UPDATE schoolbus.conflicts SET status = 'open', winner = 'open', kept = NULL, undo = NULL, decided_by = $2, decided_at = now() WHERE id = $1::text::uuid",
+        [conflict.id, by],
+      )
+      return
+    }
+    return yield* refuse("not_possible", "what was decided here cannot be taken back; edit the row")
+  })
+
+const setUndone = (session: Session, conflict: UniqueConflict, winner: string, kept: Row, by: string): Effect.Effect<void, PostgresError> =>
+  Effect.asVoid(
+    session.execute(
+      "UPDATE schoolbus.conflicts SET winner = $2, kept = $3, undo = NULL, decided_by = $4, decided_at = now() WHERE id = $1::text::uuid",
+      [conflict.id, winner, JSON.stringify(kept), by],
+    ),
+  )
+
+export const CLASH_COLUMNS = COLUMNS

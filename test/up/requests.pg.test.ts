@@ -1,0 +1,140 @@
+/** Decisions made in a school: rows that go up in their place among its edits, and come down answered. */
+import { randomUUID } from "node:crypto"
+import { afterAll, beforeAll, describe, expect, test } from "vitest"
+import { makeWorld, type School, type World } from "../support/world.ts"
+
+let w: World
+let a: School
+let b: School
+let k = 0
+beforeAll(async () => {
+  w = await makeWorld(
+    `CREATE TABLE ask (id int PRIMARY KEY, school_id text, v text CHECK (v <> ''));
+     CREATE TABLE users (id uuid PRIMARY KEY, school_id text, username text NOT NULL UNIQUE);`,
+    { tables: { ask: { audience: { column: "school_id" }, strategy: "manual" }, users: { audience: { column: "school_id" } } } },
+    ["a", "b"],
+  )
+  a = await w.school("a")
+  b = await w.school("b")
+})
+afterAll(() => w?.stop())
+
+const request = async (from: School, action: string, target: string, choice: object | null): Promise<string> => {
+  const id = randomUUID()
+  await from.write(
+    "INSERT INTO schoolbus_requests (id, school, action, target, choice, by, at, status) VALUES (?, ?, ?, ?, ?, 'amina', '2026', 'sent')",
+    [id, from.id, action, target, choice === null ? null : JSON.stringify(choice)],
+  )
+  return id
+}
+const answer = async (from: School, id: string) => (await from.rows("SELECT status, message FROM schoolbus_requests WHERE id = ?", [id]))[0]
+
+/** Both sides changed the row; answers the open record's id, as the school sees it. */
+const disagree = async (): Promise<string> => {
+  k++
+  await w.sql`INSERT INTO ask VALUES (${k}, 'a', 'base')`
+  await w.settle()
+  await a.pull()
+  await w.sql`UPDATE ask SET v = 'office' WHERE id = ${k}`
+  await a.write(`UPDATE ask SET v = 'school' WHERE id = ${k}`)
+  await a.sync()
+  const [record] = await a.rows<{ id: string }>(`SELECT id FROM schoolbus_conflicts WHERE row_key = '[${k}]' AND status = 'open'`)
+  return record?.id ?? ""
+}
+const shown = async () => (await a.rows(`SELECT v FROM ask WHERE id = ${k}`))[0]
+const office = async () => (await w.sql`SELECT v FROM ask WHERE id = ${k}`)[0]
+
+describe("a conflict decided in the school", () => {
+  test("offline: the request waits, goes up after the school's own edits, and its answer comes down with the row", async () => {
+    const record = await disagree()
+    expect([await shown(), await office()]).toEqual([{ v: "school" }, { v: "office" }])
+    await a.write(`UPDATE ask SET v = 'school 2' WHERE id = ${k}`)
+    const id = await request(a, "resolve", record, { keep: "LOCAL_WINS" })
+    await a.sync()
+    expect([await shown(), await office(), await answer(a, id)]).toEqual([{ v: "school 2" }, { v: "school 2" }, { status: "done", message: null }])
+    const undo = await request(a, "undo", record, null)
+    await a.sync()
+    expect([await shown(), await office(), await answer(a, undo)]).toEqual([{ v: "office" }, { v: "office" }, { status: "done", message: null }])
+  })
+  test("head office's value ends the hold", async () => {
+    const record = await disagree()
+    await request(a, "resolve", record, { keep: "vps" })
+    await a.sync()
+    expect(await shown()).toEqual({ v: "office" })
+    expect(await a.rows("SELECT * FROM schoolbus_hold")).toEqual([])
+  })
+  test("what cannot be done is answered, and the rest of the push goes on", async () => {
+    const record = await disagree()
+    const ids = [
+      await request(a, "resolve", record, { keep: "value", value: "" }),
+      await request(a, "resolve", randomUUID(), { keep: "vps" }),
+      await request(a, "resolve", record, { keep: "nonsense" }),
+      await request(a, "fly", record, null),
+      await request(a, "undo", record, null),
+    ]
+    await a.write(`INSERT INTO ask VALUES (${1_000 + k}, 'a', 'beside')`)
+    await a.sync()
+    for (const id of ids) expect(await answer(a, id)).toMatchObject({ status: "refused", message: expect.any(String) })
+    expect(await w.sql`SELECT v FROM ask WHERE id = ${1_000 + k}`).toHaveLength(1)
+    expect(await office()).toEqual({ v: "office" })
+  })
+  test("another school's record is none", async () => {
+    const record = await disagree()
+    const id = await request(b, "resolve", record, { keep: "vps" })
+    await b.sync()
+    expect(await answer(b, id)).toMatchObject({ status: "refused", message: expect.stringContaining("no conflict") })
+    expect((await w.sql`SELECT status FROM schoolbus.conflicts WHERE id = ${record}`)[0]).toEqual({ status: "open" })
+  })
+})
+
+describe("a quarantined change, in the school", () => {
+  const bad = async () => {
+    k++
+    await w.sql`INSERT INTO ask VALUES (${k}, 'a', 'base')`
+    await w.settle()
+    await a.pull()
+    await a.write(`UPDATE ask SET v = '' WHERE id = ${k}`)
+    await a.sync()
+    const [record] = await a.rows<{ id: string }>(`SELECT id FROM schoolbus_quarantine WHERE row_key = '[${k}]' AND status = 'open'`)
+    return record?.id ?? ""
+  }
+  test("edited: the given value is written and comes down", async () => {
+    const id = await request(a, "edit", await bad(), { v: "mended" })
+    await a.sync()
+    expect([await answer(a, id), await shown(), await office()]).toEqual([{ status: "done", message: null }, { v: "mended" }, { v: "mended" }])
+  })
+  test("retried while its cause stands: refused with the reason; discarded: head office's row is shown", async () => {
+    const record = await bad()
+    const retry = await request(a, "retry", record, null)
+    await a.sync()
+    expect(await answer(a, retry)).toMatchObject({ status: "refused", message: expect.stringContaining("check") })
+    expect(await shown()).toEqual({ v: "" })
+    await w.sql`UPDATE ask SET v = 'newer' WHERE id = ${k}`
+    await request(a, "discard", record, null)
+    await a.sync()
+    expect([await shown(), await office()]).toEqual([{ v: "newer" }, { v: "newer" }])
+  })
+})
+
+describe("two rows that want one unique value", () => {
+  const both = async (keep: string) => {
+    const name = `amina ${keep}`
+    const [office, school] = [randomUUID(), randomUUID()]
+    await w.sql`INSERT INTO users VALUES (${office}, 'a', ${name})`
+    await a.write("INSERT INTO users VALUES (?, 'a', ?)", [school, name])
+    await a.sync()
+    const [record] = await a.rows<{ id: string }>(`SELECT id FROM schoolbus_conflicts WHERE mine LIKE '%${school}%' AND status = 'open'`)
+    await request(a, "resolve", record?.id ?? "", { keep })
+    await a.sync()
+    const rows = await a.rows<{ id: string; username: string }>(`SELECT id, username FROM users WHERE id IN ('${office}', '${school}')`)
+    return Object.fromEntries(rows.map(({ id, username }) => [id === office ? "office" : "school", username]))
+  }
+  test.each([
+    ["rename_local", { office: "amina rename_local", school: "amina rename_local2" }],
+    ["keep_local", { office: "amina keep_local2", school: "amina keep_local" }],
+    ["keep_remote", { office: "amina keep_remote" }],
+    ["merge", { office: "amina merge" }],
+  ])("%s: the school's file shows what stands at head office", async (keep, expected) => {
+    expect(await both(keep)).toEqual(expected)
+  })
+})
