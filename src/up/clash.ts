@@ -77,7 +77,8 @@ export const recordClashes = (
       }
       for (const clash of clashes) {
         const id = known.find((one) => sameColumns(one.unique_columns, clash.columns))?.id ?? crypto.randomUUID()
-        yield* putClash(session, origin, outcome, quarantine, id, table, wanted, clash)
+        const theirs = yield* visible(session, ground.tables, table, clash.other, origin.school)
+        yield* putClash(session, origin, outcome, quarantine, id, table, wanted, clash, theirs)
       }
       const rule = table.uniqueRule ?? "manual"
       if (rule !== "manual") yield* byRule(session, ground, quarantine, rule)
@@ -92,9 +93,9 @@ const putClash = (
   id: string,
   table: Table,
   wanted: Row,
-  { columns, column, other, suggestion }: Clash,
+  { columns, column, suggestion }: Clash,
+  theirs: Row | null,
 ): Effect.Effect<unknown, PostgresError> => {
-  const theirs = visible(table, other, origin.school)
   const values = columns.map((name) => String(wanted[name] ?? "")).join(", ")
   const reason = theirs === null ? `${columns.join(", ")} is taken: ${values}` : `another row has ${columns.join(", ")} = ${values}`
   return session.execute(
@@ -182,7 +183,8 @@ export const decideClash = (
     // The other row of this moment: it may have been renamed, or be another one.
     const clash = (yield* findClashes(session, table, shape, wanted)).find((one) => JSON.stringify(one.columns) === JSON.stringify(columns))
     const other = clash?.other
-    if (other !== undefined && visible(table, other, conflict.school) === null && choice.keep !== "rename_local" && choice.keep !== "discard") {
+    const isTaken = other !== undefined && (yield* visible(session, ground.tables, table, other, conflict.school)) === null
+    if (isTaken && choice.keep !== "rename_local" && choice.keep !== "discard") {
       if (choice.keep === "merge" || authority === "school")
         return yield* refuse("not_possible", "the value is taken by a row that this school does not see: rename, or discard the change")
     }

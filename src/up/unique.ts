@@ -8,11 +8,12 @@ import * as Effect from "effect/Effect"
 import type { Table } from "../model/table.ts"
 import { type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
-import { placement } from "./authorise.ts"
+import { textsOf } from "./authorise.ts"
 import { textToWire } from "./canonical.ts"
+import { chainOf, whichBelong } from "./place.ts"
 import type { Row } from "./resolve.ts"
 import { columnOf } from "./rows.ts"
-import type { Shape } from "./shape.ts"
+import { readShapes, type Shape } from "./shape.ts"
 
 /** Free values that are tried for one row. */
 const CANDIDATES = 200
@@ -137,5 +138,17 @@ export const findClashes = (session: Session, table: Table, shape: Shape, row: R
     return clashes
   })
 
-/** What of the other row may leave the hub. */
-export const visible = (table: Table, other: Row, school: string): Row | null => (placement(table, other, school) === null ? other : null)
+/** What of the other row may leave the hub: the row, when the school sees it. */
+export const visible = (
+  session: Session,
+  tables: ReadonlyMap<string, Table>,
+  table: Table,
+  other: Row,
+  school: string,
+): Effect.Effect<Row | null, PostgresError> =>
+  Effect.gen(function* () {
+    if (table.audience === "all") return other
+    const shapes = yield* readShapes(session, [table.name, ...chainOf(tables, table).map((link) => link.name)])
+    const inside = yield* whichBelong(session, { tables, shapes }, table, [textsOf(table, table.key, other)], school)
+    return inside.has(0) ? other : null
+  })
