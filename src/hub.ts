@@ -9,6 +9,7 @@ import { FeedChecks } from "./down/check.ts"
 import { Compare } from "./down/compare.ts"
 import { Feed } from "./down/feed.ts"
 import { feedTimes } from "./down/times.ts"
+import type { Shape } from "./down/shape.ts"
 import { CatalogRefused, prepare, runSource, type SourceError, slotName } from "./down/source.ts"
 import { Calls, hubSyncNow } from "./http/calls.ts"
 import { authFor, makeApp } from "./http/server.ts"
@@ -20,7 +21,7 @@ import { Libsql } from "./libsql/client.ts"
 import { lockFile } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
 import type { Catalog } from "./postgres/catalog.ts"
-import { type PostgresPool, openPool, Postgres } from "./postgres/client.ts"
+import { type PostgresPool, Postgres } from "./postgres/client.ts"
 import { keyProblems } from "./postgres/key-types.ts"
 import { serve } from "./runtime.ts"
 import { HubFactStore } from "./status/facts.ts"
@@ -96,8 +97,8 @@ const streamLoop = (options: { readonly url: string; readonly pg: PostgresPool; 
     )
   })
 
-const refuseUnsafeKeys = ({ tables }: Catalog) => {
-  const problems = keyProblems(tables)
+const refuseUnsafeKeys = ({ tables }: Catalog, known: ReadonlyArray<Shape>) => {
+  const problems = keyProblems(tables.filter((table) => !known.some((shape) => shape.table.name === table.name)))
   return problems.length === 0 ? Effect.void : Effect.fail(new CatalogRefused({ problems }))
 }
 
@@ -106,7 +107,18 @@ const hub = (options: HubOptions, config: Config) =>
   Effect.gen(function* () {
     const pg = yield* Postgres
     const facts = yield* HubFactStore
+    const { shapes } = yield* Feed
     yield* facts.set({ stream: "starting" })
+    // A config that Postgres contradicts is refused before anything runs; a Postgres that is away is waited for.
+    const known = yield* shapes
+    yield* prepare(pg, config, known).pipe(
+      Effect.flatMap((catalog) => refuseUnsafeKeys(catalog, known)),
+      Effect.catchTag("PostgresError", (error) =>
+        error.sqlstate === "42501" || error.sqlstate === "3D000" || error.sqlstate.startsWith("28")
+          ? Effect.fail(error)
+          : Effect.logWarning(`Postgres does not answer yet: ${error.message}`),
+      ),
+    )
     const plugins = [yield* linkRoutes({ dataDir: options.dataDir }), yield* healthRoutes, yield* syncRoutes, yield* verifyRoutes, yield* slotRoutes]
     const app = makeApp({ plugins, auth: authFor(options) })
     yield* Effect.acquireRelease(
@@ -170,16 +182,6 @@ export const runHub = async (options: HubOptions): Promise<number> => {
     const config = yield* loadConfig(options.config)
     yield* Effect.promise(() => mkdir(options.dataDir, { recursive: true }))
     yield* lockFile(join(options.dataDir, "feed.db"))
-    // A config that Postgres contradicts is refused before anything runs; a Postgres that is away is waited for.
-    yield* Effect.scoped(
-      Effect.flatMap(openPool(options.databaseUrl, { name: "check", max: 1 }), (pg) => Effect.flatMap(prepare(pg, config), refuseUnsafeKeys)),
-    ).pipe(
-      Effect.catchTag("PostgresError", (error) =>
-        error.sqlstate === "42501" || error.sqlstate === "3D000" || error.sqlstate.startsWith("28")
-          ? Effect.fail(error)
-          : Effect.logWarning(`Postgres does not answer yet: ${error.message}`),
-      ),
-    )
     return yield* hub(options, config).pipe(Effect.provide(layers(options)))
   }).pipe(
     Effect.scoped,
@@ -195,7 +197,7 @@ export const runHub = async (options: HubOptions): Promise<number> => {
           fail(
             error.sqlstate === "42501" ? 77 : 69,
             error.sqlstate === "42501"
-              ? `the role of --database-url may not set up schema "schoolbus": ${error.message}.\nA DBA can do it once, as owner of the database:\n  psql -f sql/hub/0001_init.sql -f sql/hub/0002_devices.sql -f sql/hub/0003_views.sql\nor GRANT CREATE ON DATABASE … TO the role.`
+              ? `the role of --database-url may not set up schema "schoolbus": ${error.message}.\nA DBA can do it once, as owner of the database:\n  psql -f sql/hub/0001_init.sql -f sql/hub/0002_devices.sql -f sql/hub/0003_views.sql -f sql/hub/0004_schema_changes.sql\nor GRANT CREATE ON DATABASE … TO the role.`
               : `Postgres refuses the connection: ${error.message}`,
           ),
         ),

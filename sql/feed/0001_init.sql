@@ -15,7 +15,7 @@ CREATE TABLE hub (
   manifest   INTEGER NOT NULL DEFAULT 0
 );
 
--- columns: JSON list of names; it only grows, so a row written under an older shape is a shorter array.
+-- columns: JSON list of names, in the order of the rows' values.
 CREATE TABLE tables (
   id       INTEGER PRIMARY KEY,
   name     TEXT NOT NULL UNIQUE,         -- "public.students"
@@ -23,6 +23,10 @@ CREATE TABLE tables (
   class    INTEGER NOT NULL,             -- 10 critical … 1 background
   audience TEXT NOT NULL,                -- JSON of the rule its entries were routed by
   status   TEXT NOT NULL,                -- loading, ready; up: its rows are not read, they only travel up
+  shape    TEXT NOT NULL,                -- JSON of the shape that was accepted last, and of what the schools are told
+  recheck  INTEGER NOT NULL DEFAULT 0,   -- its rows are to be compared with Postgres by key
+  paused   TEXT,                         -- JSON of why its changes are not taken; null = they are
+  accept   INTEGER NOT NULL DEFAULT 0,   -- a person accepts the shape that is found next
   after    TEXT                          -- loading: wire key of the last row whose bracket has closed
 );
 

@@ -10,7 +10,14 @@ import type { PluginOptions } from "../postgres/wal.ts"
 /** What the decoder must know of a table; `columns` in the order in which Postgres numbers them. */
 export interface DecodeTable {
   readonly name: string
-  readonly columns: ReadonlyArray<{ readonly name: string; readonly kind: Kind; readonly toastable: boolean; readonly generated: boolean }>
+  readonly columns: ReadonlyArray<{
+    readonly name: string
+    readonly kind: Kind
+    readonly toastable: boolean
+    readonly generated: boolean
+    /** The token that rows hold which are older than the column; absent = null. */
+    readonly fill?: string
+  }>
   /** Positions of the key columns, in key order. */
   readonly key: ReadonlyArray<number>
 }
@@ -29,6 +36,8 @@ export type Event<T extends DecodeTable> =
       readonly tokens: Tokens
       readonly oldKey: string | null
       readonly isInsert: boolean
+      /** A column that the row has and the table has not, or the other way round: the row is older or newer than the catalog. */
+      readonly stray?: string
     }
   | { readonly kind: "delete"; readonly table: T; readonly key: string }
   | { readonly kind: "truncate"; readonly tables: ReadonlyArray<T> }
@@ -106,6 +115,29 @@ const canonical = (kind: Kind, raw: string): string => {
   }
 }
 
+const isDigit = (code: number): boolean => code >= 48 && code <= 57
+
+/** Whether a token is one of this kind: a column whose type has changed must never pass as its former self. */
+export const isToken = (kind: Kind, token: string): boolean => {
+  if (kind === "text" || token === "null") return true
+  const first = token.charCodeAt(0)
+  switch (kind) {
+    case "bool":
+      return token === "true" || token === "false"
+    case "int":
+      return isDigit(first) || first === 45
+    case "float":
+      return isDigit(first) || first === 45 || first === QUOTE
+    case "bigint":
+    case "numeric": {
+      const second = token.charCodeAt(1)
+      return first === QUOTE && (isDigit(second) || second === 45 || (kind === "numeric" && /^"(?:NaN|Infinity|-Infinity)"$/.test(token)))
+    }
+    case "bytea":
+      return first === QUOTE
+  }
+}
+
 /** The key as the feed writes it; null when a part of it is missing. */
 export const keyOf = (table: DecodeTable, tokens: Tokens): string | null => {
   let key = "["
@@ -135,7 +167,20 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
     return table
   }
 
-  /** Reads `[{"name":…,"value":…},…]` from `start` (the bracket) into `tokens`; the position after it, or an unknown column. */
+  /** The last column that was read and is not in the table. */
+  let stray: string | undefined
+
+  /** Past a column that the table does not have; -1 when it is none. */
+  const skipColumn = (text: string, at: number): number => {
+    const opening = '{"name":'
+    const nameEnd = text.startsWith(opening, at) ? endOfString(text, at + opening.length) : -1
+    if (nameEnd <= 0 || !text.startsWith(',"value":', nameEnd)) return -1
+    stray = JSON.parse(text.slice(at + opening.length, nameEnd)) as string
+    const from = nameEnd + ',"value":'.length
+    return text.charCodeAt(from) === QUOTE ? endOfString(text, from) : text.indexOf("}", from)
+  }
+
+  /** Reads `[{"name":…,"value":…},…]` from `start` (the bracket) into `tokens`; the position after it, or what cannot be read. */
   const readColumns = (text: string, start: number, table: T, tokens: Array<string | undefined>): number | { readonly unknown: string } => {
     const open = openings.get(table) as ReadonlyArray<string>
     let at = start + 1
@@ -145,12 +190,21 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
       while (column < open.length && !text.startsWith(open[column] as string, at)) column++
       if (column === open.length) {
         column = open.findIndex((opening) => text.startsWith(opening, at))
-        if (column === -1) return { unknown: text.slice(at, at + 120) }
+        if (column === -1) {
+          const end = skipColumn(text, at)
+          if (end <= 0) return { unknown: text.slice(at, at + 120) }
+          at = end + 1
+          if (text.charCodeAt(at) === 44) at++
+          continue
+        }
       }
       const from = at + (open[column] as string).length
       const to = text.charCodeAt(from) === QUOTE ? endOfString(text, from) : text.indexOf("}", from)
       if (to <= 0) return { unknown: text.slice(at, at + 120) }
-      tokens[column] = canonical((table.columns[column] as T["columns"][number]).kind, text.slice(from, to))
+      const { kind } = table.columns[column] as T["columns"][number]
+      const token = canonical(kind, text.slice(from, to))
+      if (!isToken(kind, token)) return { unknown: text.slice(at, at + 120) }
+      tokens[column] = token
       next = column + 1
       at = to + 1
       if (text.charCodeAt(at) === 44) at++
@@ -172,6 +226,7 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
     if (action === "T") return { kind: "truncate", tables: [table] }
 
     const shape = (detail: string): Event<T> => ({ kind: "shape", table, detail })
+    stray = undefined
     const identity: Array<string | undefined> = new Array(table.columns.length).fill(undefined)
     if (action === "D") {
       const end = identityAt === -1 ? { unknown: "no identity" } : readColumns(text, identityAt + ',"identity":'.length, table, identity)
@@ -195,13 +250,16 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
     for (let i = 0; i < tokens.length; i++) {
       if (tokens[i] !== undefined) continue
       const column = table.columns[i] as T["columns"][number]
-      if (action === "I" || !column.toastable) return shape(`column ${column.name} is missing`)
+      // A row that is older than the column, or newer than its end.
+      if (action === "I" || !column.toastable) stray = column.name
+      if (action === "I" && column.fill !== undefined) tokens[i] = column.fill
       // With REPLICA IDENTITY FULL the old row carries what the new one leaves out.
       if (identity[i] !== undefined) tokens[i] = identity[i]
     }
     const key = keyOf(table, tokens)
     if (key === null) return shape("a row without its key")
-    return { kind: "put", table, key, tokens, oldKey: oldKey === key ? null : oldKey, isInsert: action === "I" }
+    const put = { kind: "put", table, key, tokens, oldKey: oldKey === key ? null : oldKey, isInsert: action === "I" } as const
+    return stray === undefined ? put : { ...put, stray }
   }
 
   // {"action":"I",…

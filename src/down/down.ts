@@ -18,7 +18,7 @@ import type * as Scope from "effect/Scope"
 import type { LibsqlError } from "../libsql/client.ts"
 import { type Lsn, parseLsn } from "../model/lsn.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
-import type { WalMessage, WalReader, WalStopped } from "../postgres/wal.ts"
+import { type WalMessage, type WalReader, WalStopped } from "../postgres/wal.ts"
 import { idleStep } from "./ack.ts"
 import { audienceOf } from "./audience.ts"
 import { tokenize } from "./body.ts"
@@ -41,8 +41,8 @@ const REREAD_MS = 500
 /** Streamed txns that are remembered until a snapshot shows them; beyond this one is taken for that alone. */
 const REMEMBERED_TXNS = 10_000
 
-/** A message that the catalog does not explain: the flow starts again with a fresh catalog. */
-export class ShapeChanged extends Data.TaggedError("ShapeChanged")<{ readonly table: string; readonly message: string }> {}
+/** The flow starts again with a fresh catalog. `recheck`: id of a table that is to be compared as a whole then; null = none. */
+export class ShapeChanged extends Data.TaggedError("ShapeChanged")<{ readonly recheck: number | null; readonly message: string }> {}
 
 export interface DownOptions {
   readonly pg: PostgresPool
@@ -58,6 +58,8 @@ export interface DownOptions {
   /** Tables to be read whole: not loaded yet, or to be compared. */
   readonly reread: ReadonlySet<number>
   readonly onLoading: (table: string, rows: number, done: boolean) => Effect.Effect<void>
+  /** Fails when the catalog is no longer the one that this stream was opened with. */
+  readonly look: Effect.Effect<void, ShapeChanged | PostgresError>
 }
 
 /** Marks are decoded like rows but stand in no table of the feed. */
@@ -71,8 +73,21 @@ const marksTable = {
   ],
   key: [0],
 }
-type Decoded = FeedTable | typeof marksTable
-const isMark = (table: Decoded): table is typeof marksTable => table.id === 0
+/** A row here says that the catalog has changed at this place of the stream. */
+export const SCHEMA_CHANGES = "schoolbus.schema_changes"
+const changesTable = {
+  id: -1,
+  name: SCHEMA_CHANGES,
+  columns: ["id", "command", "object", "at"].map((name) => ({
+    name,
+    kind: name === "id" ? ("bigint" as const) : ("text" as const),
+    toastable: name !== "id" && name !== "at",
+    generated: false,
+  })),
+  key: [0],
+}
+type Decoded = FeedTable | typeof marksTable | typeof changesTable
+const isSignal = (table: Decoded): table is typeof marksTable | typeof changesTable => table.id <= 0
 
 interface Pending {
   readonly table: FeedTable
@@ -102,7 +117,7 @@ export const runDown = (
     const checks = yield* FeedChecks
     const { pg, wal } = options
     const brackets = new Brackets(options.notBefore)
-    const decoder = options.decoder<Decoded>([...options.tables, marksTable])
+    const decoder = options.decoder<Decoded>([...options.tables, marksTable, changesTable])
     const lastCommit = (messages: ReadonlyArray<WalMessage>): number => {
       for (let i = messages.length - 1; i >= 0; i--) if (decoder.isCommit((messages[i] as WalMessage).text)) return i
       return -1
@@ -243,6 +258,21 @@ export const runDown = (
       yield* appender.loaded(table)
     })
 
+    const noticed = new Set<string>()
+    /** A row with a column too many or too few: either it is older than the catalog, or the catalog has changed. */
+    const notice = (table: FeedTable, column: string) => {
+      const id = `${table.id} ${column}`
+      if (noticed.has(id)) return Effect.void
+      noticed.add(id)
+      return options.look
+    }
+    /** A row that says nothing under the present catalog, and never will: its table is compared as a whole. */
+    const unreadable = Effect.fnUntraced(function* (table: FeedTable, detail: string) {
+      yield* options.look
+      if (table.recheck || table.loading) return
+      return yield* new ShapeChanged({ recheck: table.id, message: `a row of ${table.name} is of another shape (${detail}): comparing the table` })
+    })
+
     /** Takes messages that end with a commit, or a piece of one large txn, into the open append. */
     const takeIn = Effect.fnUntraced(function* (
       appender: Appender,
@@ -269,7 +299,11 @@ export const runDown = (
             break
           case "put": {
             const { table } = event
-            if (isMark(table)) {
+            if (table.id === changesTable.id) {
+              yield* options.look
+              break
+            }
+            if (isSignal(table)) {
               const bracket = brackets.open.get(JSON.parse(event.tokens[0] ?? "null") as string)
               if (bracket !== undefined) {
                 yield* closeBracket(appender, pending, bracket)
@@ -277,6 +311,7 @@ export const runDown = (
               }
               break
             }
+            if (event.stray !== undefined) yield* notice(table, event.stray)
             if (!touchedTxn) {
               touchedTxn = true
               brackets.noteTxn(xid)
@@ -314,7 +349,7 @@ export const runDown = (
             break
           }
           case "delete":
-            if (isMark(event.table)) break
+            if (isSignal(event.table)) break
             if (!touchedTxn) {
               touchedTxn = true
               brackets.noteTxn(xid)
@@ -330,7 +365,7 @@ export const runDown = (
             })
             break
           case "unnamed":
-            if (isMark(event.table)) break
+            if (isSignal(event.table)) break
             yield* appender.tx.run("INSERT OR IGNORE INTO reread (tbl, key, why) VALUES (?, '', 'table')", [event.table.id])
             break
           case "truncate":
@@ -338,19 +373,19 @@ export const runDown = (
             yield* writeRows(appender, pending)
             pending.clear()
             for (const table of event.tables) {
-              if (isMark(table)) continue
+              if (isSignal(table)) continue
               brackets.noteTruncate(table, xid)
               yield* appender.truncate(table, micros)
             }
             break
           case "shape":
-            return yield* new ShapeChanged({
-              table: event.table.name,
-              message: `a row of ${event.table.name} does not have the expected columns (${event.detail})`,
-            })
+            if (!isSignal(event.table)) yield* unreadable(event.table, event.detail)
+            break
           case "unreadable":
-            return yield* new ShapeChanged({
-              table: "",
+            return yield* new WalStopped({
+              slot: "",
+              busy: false,
+              sqlstate: "",
               message: `the stream sent something that the decoder does not know: ${event.text.slice(0, 200)}`,
             })
         }
@@ -459,7 +494,7 @@ export const runDown = (
 
     const copy = Effect.forEach(
       options.tables.filter((table) => options.reread.has(table.id)),
-      (table) => readWhole(table, table.loading),
+      (table) => readWhole(table, table.loading && !table.recheck),
       { discard: true },
     )
 
@@ -506,8 +541,12 @@ export const runDown = (
     // Transactions that became visible need not be remembered, whether or not a bracket asks.
     const forget = Effect.suspend(() => (brackets.remembered < REMEMBERED_TXNS ? Effect.void : Effect.asVoid(brackets.look(pg))))
 
-    // Marks are only ever read from the stream.
-    const sweep = Effect.ignore(pg.execute("DELETE FROM schoolbus.marks WHERE at < now() - interval '1 hour'"))
+    // Both are only ever read from the stream.
+    const sweep = Effect.ignore(
+      pg.execute(
+        "DELETE FROM schoolbus.marks WHERE at < now() - interval '1 hour'; DELETE FROM schoolbus.schema_changes WHERE at < now() - interval '1 year'",
+      ),
+    )
 
     // The first failure of any of them ends all.
     yield* Effect.all(

@@ -13,14 +13,17 @@ import * as Semaphore from "effect/Semaphore"
 import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { keyRangeOf } from "../model/key-range.ts"
-import { classOf, type DeviceRules, isThrough, type Manifest, type Table } from "../model/table.ts"
+import type { DeviceRules, Manifest, Table } from "../model/table.ts"
 import type { Cell } from "../model/value.ts"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { sealLine } from "../link/frame.ts"
 import { type Header, LINE_BYTES, LINE_ROWS, PAGE_BYTES, type Staged } from "../link/protocol.ts"
-import { audiencePosition, EVERY_SCHOOL, isHubOnly, NOBODY, planRoutes, type Route, streamedTables } from "./audience.ts"
+import { EVERY_SCHOOL, NOBODY, planRoutes, type Route } from "./audience.ts"
+import { tokenize } from "./body.ts"
 import type { DecodeTable } from "./decode.ts"
+import { type Installation, installShapes, isUntold, type Paused, untoldFrom } from "./install.ts"
 import { makeRouting } from "./route.ts"
+import { fillToken, type Shape } from "./shape.ts"
 
 /** Rows that one statement of a page reads. */
 const READ_ROWS = 1000
@@ -40,8 +43,13 @@ export interface FeedTable extends DecodeTable {
   readonly level: number
   /** Its rows are read from Postgres: they come down, or place rows that do. */
   readonly streamed: boolean
+  readonly shape: Shape
   /** As installed: in no cut until its first copy is complete. */
   readonly loading: boolean
+  /** As installed: its rows are to be compared with Postgres by key. */
+  readonly recheck: boolean
+  /** Why its changes are not taken; null = they are. */
+  readonly paused: Paused | null
 }
 
 /** One row's state to be appended. body null = deleted. */
@@ -159,13 +167,20 @@ export class Feed extends Context.Service<
     readonly append: <A, E>(body: (appender: Appender) => Effect.Effect<A, E>) => Effect.Effect<A, E | LibsqlError>
     /** Makes the feed's tables those of the catalog; answers them with their ids and which need to be read again. */
     readonly install: (
-      tables: ReadonlyArray<Table>,
-      toastable: ReadonlyMap<string, ReadonlySet<string>>,
+      installation: Installation,
       devices: DeviceRules | undefined,
     ) => Effect.Effect<{ readonly tables: ReadonlyArray<FeedTable>; readonly reread: ReadonlySet<number> }, LibsqlError>
     readonly tables: Effect.Effect<ReadonlyArray<FeedTable>>
-    /** Names of the tables whose rows it holds whole. */
+    /** Names of the tables whose rows it holds whole, as the stream left them. */
     readonly heldTables: Effect.Effect<ReadonlyArray<string>, LibsqlError>
+    /** Tables that the feed holds from before, with the shape that was accepted last. */
+    readonly shapes: Effect.Effect<ReadonlyArray<Shape>, LibsqlError>
+    /** The table's rows are compared with Postgres when the stream is next opened. */
+    readonly recheck: (tableId: number) => Effect.Effect<void, LibsqlError>
+    /** The table takes the shape that is found next; false: there is no such table here. */
+    readonly accept: (name: string) => Effect.Effect<boolean, LibsqlError>
+    /** Completes when somebody wants the catalog to be read again. */
+    readonly reopened: Effect.Effect<void>
     /** Keys to be read again outside the stream, at most `limit`. */
     readonly waitingRereads: (
       limit: number,
@@ -185,6 +200,8 @@ export class Feed extends Context.Service<
       readonly school: string
       readonly cursor: Cursor
       readonly staged: Staged | null
+      /** The version that the school has; another one is worth a page without rows. */
+      readonly manifest?: number | undefined
     }) => Effect.Effect<FeedPage, LibsqlError>
     readonly changed: (school: string, seq: number) => Effect.Effect<void>
     /** The number under which the rows of this school alone stand; null before its first row. */
@@ -233,6 +250,16 @@ export class Feed extends Context.Service<
       let routes: ReadonlyMap<number, Route> = new Map()
       // Tables with another rule than before, whose rows stay where they are until their links are loaded.
       const frozen = new Set<number>()
+      let reopen = yield* Deferred.make<void>()
+
+      /** A new version when what the schools are told has changed; answers whether it has. */
+      const publish = (tx: Tx, tables: ReadonlyArray<FeedTable>): Effect.Effect<boolean, LibsqlError> =>
+        Effect.map(
+          tx.run("UPDATE hub SET manifest = manifest + 1, tables_hash = ?1 WHERE tables_hash IS NOT ?1", [
+            JSON.stringify([tables.map(({ shape }) => shape.told), devices]),
+          ]),
+          (changed) => changed > 0,
+        )
 
       // Audience numbers, interned. A number that a rolled back append made is forgotten again.
       const numberOf = new Map<string, number>()
@@ -339,7 +366,12 @@ export class Feed extends Context.Service<
           const touched = new Map<number, number>()
           const fresh: Array<[string, number]> = []
           let hubRowsChanged = false
-          const ready = new Set<number>()
+          const ready = new Map<number, Shape>()
+          const withReady = () =>
+            feedTables.map((table) => {
+              const shape = ready.get(table.id)
+              return shape === undefined ? table : { ...table, shape, loading: false, recheck: false }
+            })
           const loading = new Set(feedTables.filter((table) => table.loading).map((table) => table.id))
           const touch = (audience: number) => void touched.set(audience, seq)
           let tables = new Map(feedTables.map((table) => [table.id, table]))
@@ -389,6 +421,7 @@ export class Feed extends Context.Service<
                 const write = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
                   const puts: Array<string> = []
                   const careful: Array<string> = []
+                  const completed: Array<Array<Cell>> = []
                   const rewritten: Array<Array<Cell>> = []
                   const spreads: Array<Array<Cell>> = []
                   const deletes: Array<Array<Cell>> = []
@@ -406,6 +439,11 @@ export class Feed extends Context.Service<
                     const list = ifDifferent ? careful : puts
                     // Key and body are JSON already; SQLite hands such text back as it stands.
                     list.push(`[${no},${cls},${seq},${table.id},${key},${row},${at},${seq}]`)
+                    const untold = ifDifferent ? untoldFrom(table) : -1
+                    if (untold > 0) {
+                      const told = `[${tokenize(row).slice(0, untold).join(",")},`
+                      completed.push([row, BigInt(table.id), key, told, told])
+                    }
                     touch(no)
                     for (const other of numbers?.slice(1) ?? []) {
                       list.push(`[${other},${cls},${seq},${table.id},${key},${row},${at},${seq}]`)
@@ -457,6 +495,8 @@ export class Feed extends Context.Service<
                       SELECT value->>0, value->>1, value->>2, value->>3, value->4, value->5, value->>6, value->>7 FROM json_each(CAST(? AS TEXT)) WHERE true
                     ON CONFLICT (tbl, key, audience) DO UPDATE SET class = excluded.class, seq = excluded.seq, body = excluded.body, at = excluded.at`
                   yield* tx.bulk(upsert, puts)
+                  // What only completes columns that nobody is told of yet is no news.
+                  yield* tx.many("UPDATE entry SET body = ? WHERE tbl = ? AND key = ? AND substr(body, 1, length(?)) = ?", completed)
                   yield* tx.bulk(`${upsert} WHERE entry.body IS NOT excluded.body`, careful)
                 })
                 const rows = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
@@ -495,18 +535,26 @@ export class Feed extends Context.Service<
                     ),
                     (found) => new Map(found.map((row) => [rowKey(row.tbl, row.key), row.body])),
                   )
-                const renumber: Installing["renumber"] = Effect.fnUntraced(function* (tableId: number, cls: number) {
-                  const [count] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM entry WHERE tbl = ?", [tableId])
+                const newSeqs = Effect.fnUntraced(function* (tableId: number, cls: number, where: string, args: ReadonlyArray<string>) {
+                  const [count] = yield* tx.all<{ n: number }>(`SELECT count(*) AS n FROM entry WHERE tbl = ?1 ${where}`, [tableId, ...args])
                   yield* tx.run(
-                    `UPDATE entry SET class = ?1, seq = ?2 + r.n
-                       FROM (SELECT audience AS a, key AS k, row_number() OVER (ORDER BY seq) AS n FROM entry WHERE tbl = ?3) r
-                      WHERE tbl = ?3 AND key = r.k AND audience = r.a`,
-                    [cls, seq, tableId],
+                    `UPDATE entry SET class = ?, seq = ? + r.n
+                       FROM (SELECT audience AS a, key AS k, row_number() OVER (ORDER BY seq) AS n FROM entry WHERE tbl = ? ${where}) r
+                      WHERE tbl = ? AND key = r.k AND audience = r.a`,
+                    [cls, seq, tableId, ...args, tableId],
                   )
                   seq += count?.n ?? 0
                   for (const row of yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ?", [tableId]))
                     touch(row.audience)
                 })
+                const renumber: Installing["renumber"] = (tableId, cls) => newSeqs(tableId, cls, "", [])
+                /** Rows whose new columns hold something else than what a school fills in by itself go down again. */
+                const resend = (table: FeedTable) => {
+                  const first = untoldFrom(table)
+                  if (first === -1) return Effect.void
+                  const filled = `,${table.table.columns.slice(first).map(fillToken).join(",")}]`
+                  return newSeqs(table.id, classIn(table), "AND substr(body, -length(?)) <> ?", [filled, filled])
+                }
                 /** By which rule its rows stand where they are. */
                 const reroute = Effect.fnUntraced(function* (table: FeedTable) {
                   yield* routing.reroute(table)
@@ -514,12 +562,18 @@ export class Feed extends Context.Service<
                   yield* tx.run("UPDATE tables SET audience = ? WHERE id = ?", [JSON.stringify(table.table.audience), table.id])
                 })
                 const loaded = Effect.fnUntraced(function* (table: FeedTable) {
-                  if (!loading.delete(table.id)) return
-                  // Nobody has had its rows yet.
-                  yield* tx.run("DELETE FROM entry WHERE tbl = ? AND body IS NULL", [table.id])
-                  yield* renumber(table.id, classIn(table))
-                  yield* tx.run("UPDATE tables SET status = 'ready', after = NULL WHERE id = ?", [table.id])
-                  ready.add(table.id)
+                  if (loading.delete(table.id)) {
+                    // Nobody has had its rows yet.
+                    if (!table.recheck) yield* tx.run("DELETE FROM entry WHERE tbl = ? AND body IS NULL", [table.id])
+                    yield* renumber(table.id, classIn(table))
+                  } else if (isUntold(table)) yield* resend(table)
+                  else if (!table.recheck) return
+                  const shape: Shape = { ...table.shape, told: table.table }
+                  yield* tx.run("UPDATE tables SET status = 'ready', after = NULL, recheck = 0, shape = ? WHERE id = ?", [
+                    JSON.stringify(shape),
+                    table.id,
+                  ])
+                  ready.set(table.id, shape)
                   for (const id of [...frozen]) {
                     const other = tables.get(id)
                     if (other === undefined || linksOf(id).some((link) => loading.has(link))) continue
@@ -561,13 +615,14 @@ export class Feed extends Context.Service<
                 const appender: Appender & Installing = { rows, truncate, position, bodies, loaded, again, tx, renumber, reroute, use }
                 const value = yield* body(appender)
                 yield* routing.settle
+                const isPublished = ready.size > 0 && (yield* publish(tx, withReady()))
                 let cut = head.cut
                 if (seq > head.seq) {
                   cut = newCut()
                   yield* tx.run("UPDATE hub SET seq = ?", [seq])
                   yield* tx.run("INSERT INTO cut (seq, id) VALUES (?, ?)", [seq, cut])
                 }
-                return { value, cut }
+                return { value, cut, isPublished }
               }),
             )
             .pipe(
@@ -578,100 +633,23 @@ export class Feed extends Context.Service<
               ),
             )
           head = { epoch: head.epoch, seq, cut: result.cut }
-          if (ready.size > 0) feedTables = feedTables.map((table) => (ready.has(table.id) ? { ...table, loading: false } : table))
+          if (ready.size > 0) feedTables = withReady()
+          if (result.isPublished) manifestVersion++
           if (hubRowsChanged) yield* loadKeys
           for (const audience of touched.keys()) lastTouched.set(audience, seq)
           for (const audience of touched.keys()) yield* wake(audience)
+          if (result.isPublished) yield* wake(EVERY_SCHOOL)
           return result.value
         })
 
-      const install = Effect.fnUntraced(function* (
-        tables: ReadonlyArray<Table>,
-        toastable: ReadonlyMap<string, ReadonlySet<string>>,
-        rules: DeviceRules | undefined,
-      ) {
-        const reread = new Set<number>()
+      const install = Effect.fnUntraced(function* (installation: Installation, rules: DeviceRules | undefined) {
         devices = rules
-        const content = JSON.stringify([tables, rules])
         const installed = yield* append((appender) =>
           Effect.gen(function* () {
             const { tx, renumber, reroute, use } = appender as Appender & Installing
-            const present = yield* tx.all<{ id: number; name: string; columns: string; class: number; audience: string; status: string }>(
-              "SELECT * FROM tables",
-            )
-            const result: Array<FeedTable> = []
-            const streamed = streamedTables(tables)
-            const rerouted = new Set<number>()
-            const taken = new Set<string>()
-            for (const table of tables) {
-              const cls = classOf[table.priority]
-              const names = table.columns.map((column) => column.name)
-              const audience = JSON.stringify(table.audience)
-              const before = present.find((row) => row.name === table.name)
-              let id = before?.id
-              // Rows that only travel up are not read, unless they place rows that come down.
-              const isRead = streamed.has(table.name)
-              let loading = before !== undefined && before.status !== "ready" && isRead
-              taken.add(table.name)
-              if (before === undefined || id === undefined) {
-                const [row] = yield* tx.all<{ id: number }>(
-                  `INSERT INTO tables (name, columns, class, audience, status) VALUES (?,?,?,?,?) RETURNING id`,
-                  [table.name, JSON.stringify(names), cls, audience, isRead ? "loading" : "up"],
-                )
-                id = row?.id ?? 0
-                loading = isRead
-                if (isRead) reread.add(id)
-                if (isThrough(table.audience)) rerouted.add(id)
-              } else {
-                if (!isRead && before.status !== "up") {
-                  yield* tx.run("DELETE FROM entry WHERE tbl = ?", [id])
-                  yield* tx.run("UPDATE tables SET status = 'up', after = NULL WHERE id = ?", [id])
-                } else if (isRead && before.status === "up") yield* tx.run("UPDATE tables SET status = 'loading' WHERE id = ?", [id])
-
-                if (before.columns !== JSON.stringify(names)) {
-                  const old = JSON.parse(before.columns) as ReadonlyArray<string>
-                  const picks = names.map((name) => (old.includes(name) ? `coalesce(body -> '$[${old.indexOf(name)}]', 'null')` : `'null'`))
-                  yield* tx.run(`UPDATE entry SET body = '[' || ${picks.join(" || ',' || ")} || ']' WHERE tbl = ? AND body IS NOT NULL`, [id])
-                  yield* tx.run("UPDATE tables SET columns = ? WHERE id = ?", [JSON.stringify(names), id])
-                  reread.add(id)
-                }
-                if (before.class !== cls) {
-                  yield* renumber(id, loading || table.direction === "up" ? -cls : cls)
-                  yield* tx.run("UPDATE tables SET class = ? WHERE id = ?", [cls, id])
-                }
-                if (before.audience !== audience) rerouted.add(id)
-                const [left] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM unmet WHERE tbl = ?) AS n", [id])
-                if (loading || left?.n === 1) reread.add(id)
-              }
-              result.push({
-                id,
-                name: table.name,
-                table,
-                hubOnly: isHubOnly(table),
-                class: cls,
-                loading,
-                audienceAt: audiencePosition(table.audience, table.columns),
-                level: 0,
-                streamed: isRead,
-                columns: table.columns.map((column) => ({
-                  name: column.name,
-                  kind: column.kind,
-                  toastable: toastable.get(table.name)?.has(column.name) ?? true,
-                  generated: column.generated,
-                })),
-                key: table.key.map((name) => names.indexOf(name)),
-              })
-            }
-            for (const { id } of present.filter(({ name }) => !taken.has(name))) {
-              yield* tx.run("DELETE FROM entry WHERE tbl = ?", [id])
-              yield* tx.run("DELETE FROM tie WHERE rule = ?", [id])
-              yield* tx.run("DELETE FROM column_time WHERE tbl = ?", [id])
-              yield* tx.run("DELETE FROM unmet WHERE tbl = ?", [id])
-              yield* tx.run("DELETE FROM reread WHERE tbl = ?", [id])
-              yield* tx.run("DELETE FROM tables WHERE id = ?", [id])
-            }
-            const plan = planRoutes(result)
-            const levels = result.map((table) => ({ ...table, level: plan.get(table.id)?.level ?? 0 }))
+            const { tables, reread, rerouted } = yield* installShapes(tx, renumber, installation)
+            const plan = planRoutes(tables)
+            const levels = tables.map((table) => ({ ...table, level: plan.get(table.id)?.level ?? 0 }))
             use(levels, plan)
             frozen.clear()
             const isLoading = new Set(levels.flatMap(({ id, loading }) => (loading ? [id] : [])))
@@ -680,14 +658,16 @@ export class Feed extends Context.Service<
               if (!table.loading && linksOf(table.id).some((link) => isLoading.has(link))) frozen.add(table.id)
               else yield* reroute(table)
             }
-            yield* tx.run("UPDATE hub SET manifest = manifest + 1, tables_hash = ?1 WHERE tables_hash IS NOT ?1", [content])
-            return levels
+            yield* publish(tx, levels)
+            return { tables: levels, reread }
           }),
         )
-        feedTables = installed
+        feedTables = installed.tables
+        const before = manifestVersion
         manifestVersion = (yield* db.read(readHub)).manifest
+        if (manifestVersion !== before) yield* wake(EVERY_SCHOOL)
         yield* loadKeys
-        return { tables: installed, reread }
+        return installed
       })
 
       const schoolOf = (id: string): Manifest["school"] => {
@@ -757,12 +737,23 @@ export class Feed extends Context.Service<
           return left
         })
 
-      const page = Effect.fnUntraced(function* (request: { readonly school: string; readonly cursor: Cursor; readonly staged: Staged | null }) {
-        const tableById = new Map(feedTables.map((table) => [table.id, table]))
+      const page = Effect.fnUntraced(function* (request: {
+        readonly school: string
+        readonly cursor: Cursor
+        readonly staged: Staged | null
+        readonly manifest?: number | undefined
+      }) {
         const own = schoolAudience(request.school) ?? NOBODY - 1
         return yield* db.read((tx) =>
           Effect.gen(function* () {
             const hub = yield* readHub(tx)
+            // Names and rows of one snapshot: a table may be taking another shape at this moment.
+            const tableById = new Map(
+              (yield* tx.all<{ id: number; name: string; columns: string }>("SELECT id, name, columns FROM tables")).map((table) => [
+                table.id,
+                table,
+              ]),
+            )
             const cutAt = (seq: number) => Effect.map(tx.all<{ id: string }>("SELECT id FROM cut WHERE seq = ?", [seq]), ([row]) => row?.id ?? null)
             const { cursor } = request
             const known = cursor.epoch === hub.epoch && cursor.seq > 0 && cursor.cut === (yield* cutAt(cursor.seq))
@@ -775,13 +766,20 @@ export class Feed extends Context.Service<
             let bytes = 0
             let count = 0
             let complete = true
-            let line: { cls: number; table: FeedTable; rows: Array<string>; bytes: number; last: number } | null = null
+            let line: {
+              cls: number
+              table: { readonly name: string; readonly columns: string }
+              rows: Array<string>
+              bytes: number
+              last: number
+            } | null = null
             const lastOf = new Map<number, number>()
             const flush = () => {
               if (line === null) return
               lastOf.set(line.cls, line.last)
-              const names = JSON.stringify(line.table.columns.map((column) => column.name))
-              lines.push(sealLine(`["rows",${line.cls},${line.last},${JSON.stringify(line.table.name)},${names},[${line.rows.join(",")}]]`))
+              lines.push(
+                sealLine(`["rows",${line.cls},${line.last},${JSON.stringify(line.table.name)},${line.table.columns},[${line.rows.join(",")}]]`),
+              )
               line = null
             }
             outer: for (const cls of [10, 8, 5, 3, 1]) {
@@ -847,7 +845,7 @@ export class Feed extends Context.Service<
               left: left.rows,
               leftBytes: left.bytes,
             }
-            const empty = count === 0 && staged === null && !full
+            const empty = count === 0 && staged === null && !full && (request.manifest ?? hub.manifest) === hub.manifest
             return {
               header,
               lines: [sealLine(JSON.stringify(["cut", header])), ...lines, sealLine(JSON.stringify(["page", { rows: count, complete }]))],
@@ -891,8 +889,24 @@ export class Feed extends Context.Service<
         install,
         tables: Effect.sync(() => feedTables),
         heldTables: db.read((tx) =>
-          Effect.map(tx.all<{ name: string }>("SELECT name FROM tables WHERE status = 'ready'"), (rows) => rows.map(({ name }) => name)),
+          Effect.map(tx.all<{ name: string }>("SELECT name FROM tables WHERE status = 'ready' AND paused IS NULL AND recheck = 0"), (rows) =>
+            rows.map(({ name }) => name),
+          ),
         ),
+        shapes: Effect.map(
+          db.read((tx) => tx.all<{ shape: string }>("SELECT shape FROM tables")),
+          (rows) => rows.map(({ shape }) => JSON.parse(shape) as Shape),
+        ),
+        recheck: (tableId) => Effect.asVoid(db.write((tx) => tx.run("UPDATE tables SET recheck = 1 WHERE id = ?", [tableId]))),
+        accept: (name) =>
+          Effect.gen(function* () {
+            const known = yield* db.write((tx) => tx.run("UPDATE tables SET accept = 1 WHERE name = ?", [name]))
+            const before = reopen
+            reopen = yield* Deferred.make<void>()
+            yield* Deferred.succeed(before, undefined)
+            return known > 0
+          }),
+        reopened: Effect.suspend(() => Deferred.await(reopen)),
         waitingRereads: (limit) =>
           db.read((tx) => tx.all<{ tbl: number; key: string; why: string }>("SELECT tbl, key, why FROM reread LIMIT ?", [limit])),
         had: (school, name, keys) =>
@@ -923,7 +937,7 @@ export class Feed extends Context.Service<
             yield* db.write((tx) => tx.run("UPDATE hub SET life_last = life, life = ?, system_id = ?, timeline = ?", [life, system, timeline]))
             systemId = system
           }),
-        ready: Effect.sync(() => feedTables.length > 0 && feedTables.every((table) => !table.loading)),
+        ready: Effect.sync(() => feedTables.length > 0 && feedTables.every((table) => !table.loading || table.paused !== null)),
         key: (id) =>
           Effect.sync(() => {
             const key = keys.get(id)
@@ -936,7 +950,7 @@ export class Feed extends Context.Service<
           Effect.sync(() => ({
             version: manifestVersion,
             school: schoolOf(school),
-            tables: feedTables.filter((table) => !table.hubOnly).map((table) => table.table),
+            tables: feedTables.filter((table) => !table.hubOnly).map((table) => table.shape.told),
             ...(devices === undefined ? {} : { devices }),
           })),
         cluster: Effect.sync(() => systemId),

@@ -9,7 +9,7 @@
 import { Buffer } from "node:buffer"
 import { textToToken } from "../model/value.ts"
 import type { PluginOptions } from "../postgres/wal.ts"
-import { type DecodeTable, type Decoder, type Event, keyOf } from "./decode.ts"
+import { type DecodeTable, type Decoder, type Event, isToken, keyOf } from "./decode.ts"
 
 /** The options of START_REPLICATION. The name is read as an SQL identifier. */
 export const pgoutputOptions = (publication: string): PluginOptions => ({
@@ -23,14 +23,18 @@ export const pgoutputOptions = (publication: string): PluginOptions => ({
 
 interface Relation<T> {
   readonly table: T
-  /** Of each column of the relation: its position in the catalog. */
+  /** Of each column of the relation: its position in the catalog; -1 = the catalog does not have it. */
   readonly positions: ReadonlyArray<number>
-  /** Why its rows cannot be read with the catalog's columns; null = they can. */
-  readonly misfit: string | null
+  /** Columns of the catalog that the relation does not have. */
+  readonly missing: ReadonlyArray<number>
+  /** A column that one of the two has and the other has not. */
+  readonly stray: string | undefined
 }
 
 /** The message ended inside a value. */
 class CutShort extends Error {}
+/** A value that cannot be of the column's type. */
+class OtherType extends Error {}
 
 const NOT_ASCII = /[^\0-\x7f]/
 const decodeUtf8 = (bytes: string): string => (NOT_ASCII.test(bytes) ? Buffer.from(bytes, "latin1").toString("utf8") : bytes)
@@ -83,10 +87,9 @@ export const pgoutputDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
       return column
     })
     const positions = columns.map((column) => table.columns.findIndex((known) => known.name === column))
+    const missing = table.columns.flatMap((column, i) => (column.generated || positions.includes(i) ? [] : [i]))
     const unknown = columns.find((_, i) => positions[i] === -1)
-    const missing = table.columns.find((column, i) => !column.generated && !positions.includes(i))
-    const misfit = unknown !== undefined ? `column ${unknown} is new` : missing !== undefined ? `column ${missing.name} is missing` : null
-    relations.set(oid, { table, positions, misfit })
+    relations.set(oid, { table, positions, missing, stray: unknown ?? table.columns[missing[0] ?? -1]?.name })
   }
 
   /** Tokens in the catalog's order; undefined = unchanged and stored out of line. */
@@ -97,7 +100,7 @@ export const pgoutputDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
       const position = positions[i] as number
       switch (u8()) {
         case 110: // n
-          tokens[position] = "null"
+          if (position >= 0) tokens[position] = "null"
           break
         case 117: // u
           break
@@ -107,8 +110,12 @@ export const pgoutputDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
           if (at + length > text.length) throw new CutShort()
           const bytes = text.slice(at, at + length)
           at += length
-          const { kind } = table.columns[position] as T["columns"][number]
-          tokens[position] = textToToken(kind, kind === "text" ? decodeUtf8(bytes) : bytes)
+          const kind = table.columns[position]?.kind
+          if (kind === undefined) break
+          const token = textToToken(kind, kind === "text" ? decodeUtf8(bytes) : bytes)
+          if (!isToken(kind, token) || (kind === "bool" && bytes.length !== 1))
+            throw new OtherType(`column ${table.columns[position]?.name} has another type`)
+          tokens[position] = token
           break
         }
         default:
@@ -122,8 +129,16 @@ export const pgoutputDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
     const relation = relations.get(i32())
     if (relation === null) return { kind: "none" }
     if (relation === undefined) throw new CutShort()
-    const { table, misfit } = relation
-    if (misfit !== null) return { kind: "shape", table, detail: misfit }
+    try {
+      return readRowOf(relation, action)
+    } catch (cause) {
+      if (cause instanceof OtherType) return { kind: "shape", table: relation.table, detail: cause.message }
+      throw cause
+    }
+  }
+
+  const readRowOf = (relation: Relation<T>, action: number): Event<T> => {
+    const { table, missing, stray } = relation
     const shape = (detail: string): Event<T> => ({ kind: "shape", table, detail })
 
     let part = u8()
@@ -137,9 +152,12 @@ export const pgoutputDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
     if (part !== 78) throw new CutShort()
     const tokens = readTuple(relation)
     if (isWhole) for (let i = 0; i < tokens.length; i++) tokens[i] ??= old?.[i]
+    // A row that is older than a column.
+    if (action === 73) for (const i of missing) tokens[i] ??= table.columns[i]?.fill
     const key = keyOf(table, tokens)
     if (key === null) return shape("a row without its key")
-    return { kind: "put", table, key, tokens, oldKey: oldKey === key ? null : oldKey, isInsert: action === 73 }
+    const put = { kind: "put", table, key, tokens, oldKey: oldKey === key ? null : oldKey, isInsert: action === 73 } as const
+    return stray === undefined ? put : { ...put, stray }
   }
 
   const readMessage = (): Event<T> => {

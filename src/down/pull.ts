@@ -48,11 +48,18 @@ const takePage = (link: Link, identity: Identity, options: PullOptions, page: Pu
     return { kind: page.trailer === null ? "part" : "page", delivered, header: page.header }
   })
 
+/** The version of the manifest that stands in the file. */
+const manifestVersion = Effect.gen(function* () {
+  const db = yield* Libsql
+  const [state] = yield* db.read((tx) => tx.all<{ version: number | null }>("SELECT manifest ->> 'version' AS version FROM schoolbus_state"))
+  return state?.version ?? 0
+})
+
 /** One page, waiting up to `wait` seconds for something new. */
 export const pullOnce = (link: Link, identity: Identity, options: PullOptions, wait: number): Effect.Effect<Pulled, PullError, Libsql | Deliver> =>
   Effect.gen(function* () {
     const deliver = yield* Deliver
-    const page = yield* link.pull(identity, yield* deliver.cursor, yield* deliver.staged, wait)
+    const page = yield* link.pull(identity, yield* deliver.cursor, yield* deliver.staged, wait, yield* manifestVersion)
     return typeof page === "string" ? { kind: "nothing", asked: page === "asked" } : yield* takePage(link, identity, options, page)
   })
 
@@ -70,7 +77,7 @@ const streamPages = (
     Effect.gen(function* () {
       const deliver = yield* Deliver
       const stream = yield* link
-        .stream(identity, yield* deliver.cursor, yield* deliver.staged)
+        .stream(identity, yield* deliver.cursor, yield* deliver.staged, yield* manifestVersion)
         .pipe(Effect.catchTag("LinkRefused", (error) => (error.status === 404 ? Effect.succeed("unsuited" as const) : Effect.fail(error))))
       if (stream === "unsuited") return stream
       for (;;) {

@@ -5,14 +5,17 @@
  * start at "now".
  */
 import { randomBytes } from "node:crypto"
+import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
+import * as Fiber from "effect/Fiber"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type { Config } from "../config.ts"
 import type { LibsqlError } from "../libsql/client.ts"
 import { printLsn } from "../model/lsn.ts"
 import { builtinTables } from "../model/builtin.ts"
-import { type Catalog, readCatalog, type Wanted } from "../postgres/catalog.ts"
+import { type Catalog, readCatalog, readNames, type Wanted } from "../postgres/catalog.ts"
+import { ensureEventTriggers, watchTables } from "../postgres/watch.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
 import { type HubMigrationRefused, migrateHub } from "../postgres/migrate.ts"
 import { readGenerated } from "../postgres/generated.ts"
@@ -24,10 +27,18 @@ import { makeCompute } from "./computed.ts"
 import { wal2jsonDecoder, wal2jsonOptions } from "./decode.ts"
 import { pgoutputDecoder, pgoutputOptions } from "./pgoutput.ts"
 import type { FeedChecks } from "./check.ts"
-import { MARKS, runDown, type ShapeChanged } from "./down.ts"
+import { MARKS, runDown, SCHEMA_CHANGES, ShapeChanged } from "./down.ts"
 import { Feed } from "./feed.ts"
+import type { Shape } from "./shape.ts"
 
 const LIFE_MS = 60_000
+/** How often the catalog is looked at: beside the event trigger, and without one. */
+const LOOK_MS = 30_000
+const LOOK_ALONE_MS = 3_000
+/** How long a walsender may take to end after its connection. */
+const RELEASE_MS = 5_000
+/** Streamed, but no tables of the feed. */
+const SIGNALS = [MARKS, SCHEMA_CHANGES]
 
 /** What the config asks for cannot be synced; all reasons at once. */
 export class CatalogRefused extends Data.TaggedError("CatalogRefused")<{ readonly problems: ReadonlyArray<string> }> {
@@ -46,7 +57,6 @@ export type SourceError =
   | PublicationRefused
   | HubMigrationRefused
   | WalStopped
-  | ShapeChanged
   | PostgresError
   | LibsqlError
 
@@ -67,8 +77,12 @@ export const wantedTables = (config: Config): ReadonlyArray<Wanted> => [
   ...hubOnly,
 ]
 
-const deviceProblems = (config: Config, catalog: Catalog): ReadonlyArray<string> => {
-  const columnsOf = (name: string) => catalog.tables.find((table) => table.name === name)?.columns.map((column) => column.name)
+const deviceProblems = (config: Config, catalog: Catalog, shapes: ReadonlyArray<Shape>): ReadonlyArray<string> => {
+  // A table that lost its shape pauses; what it was still counts.
+  const columnsOf = (name: string) =>
+    (shapes.find(({ table }) => table.name === name)?.table ?? catalog.tables.find((table) => table.name === name))?.columns.map(
+      (column) => column.name,
+    )
   const check = (where: string, table: string, columns: ReadonlyArray<string | undefined>): ReadonlyArray<string> => {
     const known = columnsOf(table)
     if (known === undefined) return [`${where} names table ${table}, which is not among the synced tables; list it under tables`]
@@ -105,16 +119,26 @@ const encodingProblems = (config: Config, encoding: string): ReadonlyArray<strin
         ? [`the database stores text as ${encoding}, which wal2json does not convert; set plugin: "pgoutput" in the config`]
         : []
 
-/** Schema applied, catalog read, everything that the config asks for found; or all reasons why not. */
-export const prepare = (pg: PostgresPool, config: Config): Effect.Effect<Catalog, CatalogRefused | HubMigrationRefused | PostgresError> =>
+/**
+ * Schema applied, catalog read, everything that the config asks for found; or all reasons why not. A table that the feed
+ * has a shape of is never a reason: it pauses.
+ */
+export const prepare = (
+  pg: PostgresPool,
+  config: Config,
+  shapes: ReadonlyArray<Shape>,
+): Effect.Effect<Catalog, CatalogRefused | HubMigrationRefused | PostgresError> =>
   Effect.gen(function* () {
     yield* migrateHub(pg)
     const catalog = yield* pg.tx((session) => readCatalog(session, wantedTables(config)))
     const [server] = yield* pg.query<{ encoding: string }>("SELECT current_setting('server_encoding') AS encoding")
+    const isKnown = new Set(shapes.map(({ table }) => table.name))
+    const unfit = catalog.found.flatMap(({ rule, problems }) => (isKnown.has(rule.name) ? [] : problems.map(({ text }) => text)))
     const problems = [
       ...encodingProblems(config, server?.encoding ?? ""),
+      ...unfit,
       ...catalog.problems,
-      ...(catalog.problems.length === 0 ? deviceProblems(config, catalog) : []),
+      ...(unfit.length === 0 ? deviceProblems(config, catalog, shapes) : []),
     ]
     return problems.length > 0 ? yield* new CatalogRefused({ problems }) : catalog
   })
@@ -132,7 +156,7 @@ const UNDEFINED_OBJECT = "42704"
 const DROP_RETRY_MS = 200
 
 /** A publication that was dropped and made again is missing at older positions for ever: that slot can only be replaced. */
-const replaceUnpublished = (options: SourceOptions) => (error: SourceError) =>
+const replaceUnpublished = (options: SourceOptions) => (error: SourceError | ShapeChanged) =>
   options.config.plugin === "pgoutput" && error._tag === "WalStopped" && error.sqlstate === UNDEFINED_OBJECT
     ? Effect.andThen(
         Effect.logWarning(`${error.message}, at the position of the slot; the slot is replaced`),
@@ -144,21 +168,65 @@ const replaceUnpublished = (options: SourceOptions) => (error: SourceError) =>
       )
     : Effect.void
 
-/** One life of the stream, from the checks to the failure that ends it. */
+/** Everything of the catalog that the sync depends on. */
+const signatureOf = (catalog: Catalog): string => JSON.stringify(catalog.found.map(signatureOfTable))
+const signatureOfTable = ({ columns, ...found }: Catalog["found"][number]): string => JSON.stringify([found, [...columns]])
+
+const differing = (before: Catalog, now: Catalog): string =>
+  now.found
+    .flatMap((found, i) => {
+      const old = before.found[i]
+      return old !== undefined && signatureOfTable(old) === signatureOfTable(found) ? [] : [found.rule.name]
+    })
+    .join(", ")
+
+const released = (pg: PostgresPool, name: string, ms: number): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    for (const until = (yield* Clock.currentTimeMillis) + ms; ; yield* Effect.sleep(10)) {
+      const slot = yield* findSlot(pg, name)
+      if (slot?.active !== true || (yield* Clock.currentTimeMillis) > until) return
+    }
+  })
+
+/** SQLSTATE classes of statements that a DDL can make wrong: rights, names, types, values of another type. */
+const ABOUT_SHAPES = /^(42|22|0A000)/
+
+/** One life of the stream, from the checks to the failure that ends it. A changed catalog is read again, and the stream goes on. */
 export const runSource = (options: SourceOptions): Effect.Effect<never, SourceError, Feed | FeedChecks> =>
+  Effect.gen(function* () {
+    const feed = yield* Feed
+    for (let isAgain = false; ; isAgain = true) {
+      const changed: ShapeChanged = yield* runOnce(options, isAgain).pipe(Effect.catchTag("ShapeChanged", (error) => Effect.succeed(error)))
+      yield* Effect.logInfo(`${changed.message}; reading the catalog again`)
+      if (changed.recheck !== null) yield* feed.recheck(changed.recheck)
+    }
+  })
+
+const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never, SourceError | ShapeChanged, Feed | FeedChecks> =>
   Effect.scoped(
     Effect.gen(function* () {
       const { pg, url, config } = options
       const feed = yield* Feed
-      const catalog = yield* prepare(pg, config)
+      const reopened = yield* Effect.forkScoped(feed.reopened)
+      const shapes = yield* feed.shapes
+      const catalog = yield* prepare(pg, config, shapes)
+      const nameByOid = yield* readNames(
+        pg,
+        shapes.map(({ oid }) => oid),
+      )
       const name = slotName(url)
       const identity = yield* clusterIdentity(pg)
       const state = yield* feed.state
       const isFresh = state.position.lsn === 0n
+      // Its former walsender ends a moment after the connection.
+      yield* released(pg, name, isAgain ? RELEASE_MS : RELEASE_MS / 10)
       const slot = yield* findSlot(pg, name)
       if (slot?.active === true) return yield* new SlotBusy({ slot: name, holder: slot.holder })
 
-      const streamed = [...streamedTables(catalog.tables), MARKS]
+      const wanted = streamedTables(catalog.tables)
+      // A table without a replica identity must not be published: its own updates would fail.
+      const fit = catalog.found.filter(({ rule, problems }) => wanted.has(rule.name) && problems.every(({ code }) => code === "link_column"))
+      const streamed = [...fit.map(({ rule }) => rule.name), ...SIGNALS]
       const publication = config.plugin === "pgoutput" ? yield* readPublication(pg, name, streamed) : null
       const held = publication === null ? [] : yield* feed.heldTables
       const unpublished = publication?.missing.filter((table) => held.includes(table)) ?? []
@@ -200,12 +268,26 @@ export const runSource = (options: SourceOptions): Effect.Effect<never, SourceEr
       if (isOtherLife || isOtherCluster) yield* feed.newEpoch
       // pgoutput may leave out what a transaction wrote before its table was published.
       const [next] = yield* pg.query<{ xid: string }>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS xid")
-      const { tables, reread } = yield* feed.install(catalog.tables, catalog.toastable, config.devices)
+      const { tables, reread } = yield* feed.install(
+        { catalog, nameByOid, sameDatabase: !compare, now: yield* Clock.currentTimeMillis },
+        config.devices,
+      )
+      // Links before the rows that they place.
+      const copied = tables.filter((table) => table.paused === null && table.streamed).toSorted((a, b) => a.level - b.level)
+      for (const { name: table, paused } of tables) {
+        if (paused !== null)
+          yield* Effect.logWarning(`table ${table} is paused: ${paused.reason}; when it is right: schoolbus tables resume ${table}`)
+      }
+      yield* watchTables(
+        pg,
+        tables.map((table) => table.name),
+      )
+      const hasTrigger = yield* ensureEventTriggers(pg)
       const wal = yield* openWal({
         url,
         slot: name,
         from,
-        plugin: config.plugin === "pgoutput" ? pgoutputOptions(name) : wal2jsonOptions(streamed),
+        plugin: config.plugin === "pgoutput" ? pgoutputOptions(name) : wal2jsonOptions([...copied.map((table) => table.name), ...SIGNALS]),
       })
       const isExact = config.plugin === "pgoutput" || wal.tookOptional
       // From here on this hub is the one; what it found is made durable before the first row.
@@ -222,11 +304,20 @@ export const runSource = (options: SourceOptions): Effect.Effect<never, SourceEr
         })
       yield* renewLife(life)
       yield* options.onStreaming
-      // Links before the rows that they place.
-      const copied = tables.filter((table) => table.streamed).toSorted((a, b) => a.level - b.level)
       const generated = yield* pg.tx((session) => readGenerated(session, streamed))
+      const opened = signatureOf(catalog)
       const notStreamed = config.plugin === "pgoutput" ? generated : generated.filter((column) => column.isVirtual)
-      return yield* Effect.raceFirst(
+      const look = Effect.gen(function* () {
+        const now = yield* pg.tx((session) => readCatalog(session, wantedTables(config)))
+        if (signatureOf(now) !== opened)
+          return yield* new ShapeChanged({ recheck: null, message: `the catalog has changed (${differing(catalog, now)})` })
+      })
+      const watch = Effect.repeat(look, Schedule.spaced(hasTrigger ? LOOK_MS : LOOK_ALONE_MS))
+      const asked = Effect.andThen(
+        Fiber.join(reopened),
+        Effect.fail(new ShapeChanged({ recheck: null, message: "a table is to take its new shape" })),
+      )
+      return yield* Effect.raceAllFirst([
         runDown({
           pg,
           wal,
@@ -237,12 +328,18 @@ export const runSource = (options: SourceOptions): Effect.Effect<never, SourceEr
           tables: copied,
           reread: compare ? new Set(copied.map((table) => table.id)) : reread,
           onLoading: options.onLoading,
-        }),
+          look,
+        }).pipe(
+          // A read that a DDL came in between of; else it would fail again and again.
+          Effect.tapErrorTag("PostgresError", (error) => (ABOUT_SHAPES.test(error.sqlstate) ? look : Effect.void)),
+        ),
+        Effect.andThen(watch, Effect.never),
+        asked,
         Effect.suspend(() => renewLife(randomBytes(8).toString("hex"))).pipe(
           Effect.delay(LIFE_MS),
           Effect.repeat(Schedule.forever),
           Effect.andThen(Effect.never),
         ),
-      )
+      ])
     }),
   ).pipe(Effect.tapError(replaceUnpublished(options)))

@@ -48,12 +48,12 @@ const unknownCut = refuse(
  * One page. Asking tells which cut the school has applied (`isApplied`: it says so itself); of a cut that this hub does not
  * know, nothing counts as applied.
  */
-const readPage = (key: SchoolKey, incarnation: string, cursor: Cursor, staged: Staged | null, isApplied: boolean) =>
+const readPage = (key: SchoolKey, incarnation: string, cursor: Cursor, staged: Staged | null, manifest: number | undefined, isApplied: boolean) =>
   Effect.gen(function* () {
     const feed = yield* Feed
     // A school that has a cut goes on with the tables that are there; the first cut holds them all.
     if (cursor.seq === 0 && !(yield* feed.ready)) return yield* loading
-    const page = yield* feed.page({ school: key.school, cursor, staged })
+    const page = yield* feed.page({ school: key.school, cursor, staged, manifest })
     if (page.header.full) yield* feed.reader.seen(incarnation, { epoch: page.header.epoch, seq: 0, cut: "0" })
     else if (isApplied) yield* feed.reader.seen(incarnation, cursor)
     if (page.header.full && cursor.seq > 0) return yield* unknownCut
@@ -99,7 +99,7 @@ export const pull = (request: Request) =>
     return yield* calls.during(key.school)(
       Effect.gen(function* () {
         for (let round = 0; ; round++) {
-          const page = yield* readPage(key, query.incarnation, cursor, staged, true)
+          const page = yield* readPage(key, query.incarnation, cursor, staged, query.manifest, true)
           if (!page.empty) return answerLines(request, piecesOf(page), yield* calls.enter(key.school))
           if (yield* calls.take(key.school)) return nothingNew(true)
           const left = deadline - (yield* Clock.currentTimeMillis)
@@ -172,7 +172,7 @@ export const stream = (request: Request, streams: Streams) =>
     const start = yield* parsePull(request)
     yield* identify(key, { ...start.query, ...start.cursor })
     if (key.paused) return yield* paused
-    const first = yield* readPage(key, start.query.incarnation, start.cursor, start.staged, true)
+    const first = yield* readPage(key, start.query.incarnation, start.cursor, start.staged, start.query.manifest, true)
     const left = new AbortController()
     const own: OpenStream = {
       request,
@@ -197,10 +197,12 @@ export const stream = (request: Request, streams: Streams) =>
       // At once, so that the school sees that nothing on the way holds the bytes back.
       yield took("\n")
       let { cursor, staged } = start
+      let manifest: number | undefined = start.query.manifest
       for (let page: FeedPage | null = first; page !== null && !left.signal.aborted; ) {
         if (!page.empty) {
           for (const piece of piecesOf(page)) yield took(piece)
           ;({ cursor, staged } = after(cursor, staged, page))
+          if (manifest !== undefined) manifest = page.header.manifest
         } else {
           const seen = Math.max(cursor.seq, page.header.head)
           const woken = await run(
@@ -220,12 +222,12 @@ export const stream = (request: Request, streams: Streams) =>
             continue
           }
         }
-        const from = { cursor, staged }
+        const from: { readonly cursor: Cursor; readonly staged: Staged | null; readonly manifest: number | undefined } = { cursor, staged, manifest }
         page = await run(
           Effect.gen(function* () {
             const now = yield* authenticate(request)
             if (now.paused) return yield* paused
-            return yield* readPage(key, own.incarnation, from.cursor, from.staged, false)
+            return yield* readPage(key, own.incarnation, from.cursor, from.staged, from.manifest, false)
           }),
         )
       }

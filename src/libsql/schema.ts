@@ -1,14 +1,14 @@
-/** The school's tables, made from the manifest and carried along with it. Additive changes only; anything else is refused by name. */
+/** The school's tables, made from the manifest and carried along with it; a table that a program made or changed so that it does not fit is refused by name. */
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import { randomKeySql, rangedColumn } from "../model/key-range.ts"
 import type { Manifest, Table } from "../model/table.ts"
-import { type Kind, sqliteType, type Wire } from "../model/value.ts"
 import { captureExisting } from "./capture.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
 import { freezeOpen } from "./freeze.ts"
+import { ensureUniques, isOtherShape, isReplaced, type Reshaping, reorderChanges, replace, reshape } from "./reshape.ts"
 import { type FileColumn, type FileTable, misfitOf, missingColumns, sameName } from "./shape.ts"
+import { columnSql, createTable } from "./table-sql.ts"
 import { readTriggers } from "./triggers.ts"
 
 /** A table of the file does not fit the manifest and was left as it is. */
@@ -16,52 +16,6 @@ export class TableRefused extends Data.TaggedError("TableRefused")<{ readonly ta
   override get message(): string {
     return `table ${this.table}: ${this.reason}. ${this.remedy}`
   }
-}
-
-const literal = (kind: Kind, value: Wire): string =>
-  value === null
-    ? "NULL"
-    : typeof value === "boolean"
-      ? value
-        ? "1"
-        : "0"
-      : typeof value === "number" || kind === "bigint"
-        ? String(value)
-        : kind === "bytea"
-          ? `X'${value}'`
-          : `'${value.replaceAll("'", "''")}'`
-
-const columnSql = (column: Table["columns"][number], isAdded: boolean): string => {
-  const hasDefault = column.default !== undefined && column.default !== null && !column.generated
-  // A column that is added to rows that exist can only be NOT NULL with a default.
-  const notNull = column.notNull && !column.generated && (!isAdded || hasDefault)
-  return `${ident(column.name)} ${sqliteType(column.kind)}${notNull ? " NOT NULL" : ""}${hasDefault ? ` DEFAULT ${literal(column.kind, column.default ?? null)}` : ""}`
-}
-
-const list = (names: ReadonlyArray<string>): string => names.map(ident).join(", ")
-
-/** Foreign keys are declared only where the parent's audience contains the child's: a parent that every school holds. */
-export const createTable = (table: Table, manifest: Pick<Manifest, "tables"> & Partial<Pick<Manifest, "school">>): string => {
-  const ranged = manifest.school?.keys === undefined ? null : rangedColumn(table)
-  const parents = table.references.flatMap((reference) => {
-    const parent = manifest.tables.find((t) => t.name === reference.table)
-    if (parent === undefined || parent.audience !== "all" || parent.direction === "up") return []
-    const isUnique = [parent.key, ...parent.unique].some(
-      (columns) => columns.length === reference.to.length && columns.every((name) => reference.to.includes(name)),
-    )
-    return isUnique ? [`FOREIGN KEY (${list(reference.columns)}) REFERENCES ${ident(parent.local)} (${list(reference.to)})`] : []
-  })
-  const parts = [
-    ...table.columns.map((column) =>
-      column.name === ranged && manifest.school?.keys !== undefined
-        ? `${columnSql({ ...column, default: null }, false)} DEFAULT (${randomKeySql(manifest.school.keys)})`
-        : columnSql(column, false),
-    ),
-    `PRIMARY KEY (${list(table.key)})`,
-    ...table.unique.map((columns) => `UNIQUE (${list(columns)})`),
-    ...parents,
-  ]
-  return `CREATE TABLE ${ident(table.local)} (\n  ${parts.join(",\n  ")}\n)`
 }
 
 export interface InstallOptions {
@@ -101,9 +55,37 @@ const refuseReserved = (table: Table): TableRefused | null =>
       })
     : null
 
+const shapeText = ({ columns, key, unique, references, generation }: Table): string =>
+  JSON.stringify([columns, key, unique, references, generation ?? 1])
+
+/** Tables that the file has under an older manifest take their new shape. Capture is off and our triggers on them are gone. */
+const reshapeAll = (tx: Tx, changed: ReadonlyArray<Reshaping>): Effect.Effect<void, LibsqlError | TableRefused> =>
+  Effect.gen(function* () {
+    if (changed.length === 0) return
+    yield* tx.run("UPDATE schoolbus_deliver SET active = 1")
+    for (const reshaping of changed) {
+      const { before, after } = reshaping
+      const triggers = yield* tx.all<{ name: string }>(
+        "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE AND name LIKE 'schoolbus\\_%' ESCAPE '\\'",
+        [after.local],
+      )
+      for (const { name } of triggers) yield* tx.exec(`DROP TRIGGER ${ident(name)}`)
+      yield* isReplaced(before, after) ? replace(tx, reshaping) : reshape(tx, reshaping)
+      const file = yield* readFileTable(tx, after.local)
+      const misfit = file === null ? null : misfitOf(after, file)
+      if (misfit !== null) return yield* new TableRefused({ table: after.local, ...misfit })
+    }
+    yield* tx.run("UPDATE schoolbus_deliver SET active = 0")
+    if (!changed.some(({ before, after }) => isOtherShape(before, after))) return
+    // Rows that came for the former shape are asked for again; of a cut that was half applied, all of it.
+    yield* tx.run("DELETE FROM schoolbus_stage")
+    yield* tx.run("DELETE FROM schoolbus_staged")
+    yield* tx.run("UPDATE schoolbus_state SET epoch = '', seq = 0, cut = '0', applying = NULL WHERE applying IS NOT NULL")
+  })
+
 /**
- * Makes the file fit the manifest; runs inside one write transaction of the caller. Only adds: tables, columns, triggers.
- * A table of ours that is gone was dropped by a program: it is made again, and the next pull fetches everything anew.
+ * Makes the file fit the manifest; runs inside one write transaction of the caller. A table of ours that is gone was
+ * dropped by a program: it is made again, and the next pull fetches everything anew.
  */
 export const installTables = (tx: Tx, manifest: Manifest, options: InstallOptions): Effect.Effect<void, LibsqlError | TableRefused> =>
   Effect.gen(function* () {
@@ -115,8 +97,12 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
         remedy: "Copy it into a new file: sqlite3 old.db .dump | sqlite3 school.db",
       })
     }
-    const known = yield* tx.all<{ name: string; local: string }>("SELECT name, local FROM schoolbus_tables")
-    const ours = new Set(known.map(({ name }) => name))
+    const known = yield* tx.all<{ id: number; name: string; local: string }>("SELECT id, name, local FROM schoolbus_tables")
+    const ours = new Map(known.map(({ id, name }) => [name, id]))
+    const [state] = yield* tx.all<{ manifest: string | null }>("SELECT manifest FROM schoolbus_state")
+    const text = JSON.stringify(manifest)
+    const stored = state?.manifest == null ? null : (JSON.parse(state.manifest) as Manifest)
+    const changed: Array<Reshaping> = []
     const adopted: Array<Table> = []
     const widened: Array<readonly [Table, FileTable]> = []
     let isDropped = false
@@ -128,6 +114,12 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
         yield* tx.exec(createTable(table, manifest))
         isDropped ||= ours.has(table.name)
       } else {
+        const before = stored?.tables.find((one) => one.name === table.name && one.local === table.local)
+        const tbl = ours.get(table.name)
+        if (before !== undefined && tbl !== undefined && file.type === "table" && !file.isVirtual && shapeText(before) !== shapeText(table)) {
+          changed.push({ before, after: table, file, manifest, tbl })
+          continue
+        }
         const misfit = misfitOf(table, file)
         if (misfit !== null) return yield* new TableRefused({ table: table.local, ...misfit })
         widened.push([table, file])
@@ -145,9 +137,8 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
       }
     }
 
-    const [state] = yield* tx.all<{ manifest: string | null }>("SELECT manifest FROM schoolbus_state")
-    const text = JSON.stringify(manifest)
-    if (state?.manifest != null && state.manifest !== text) yield* freezeUnder(tx, JSON.parse(state.manifest) as Manifest)
+    if (stored !== null && state?.manifest !== text) yield* freezeUnder(tx, stored)
+    yield* reshapeAll(tx, changed)
 
     for (const [table, file] of widened) {
       for (const column of missingColumns(table, file)) yield* tx.exec(`ALTER TABLE ${ident(table.local)} ADD COLUMN ${columnSql(column, true)}`)
@@ -158,6 +149,10 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
     const widest = Math.max(0, ...manifest.tables.map((table) => table.columns.length))
     const [info] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM pragma_table_info('changes') WHERE name GLOB 'v[0-9]*'")
     for (let i = info?.n ?? 0; i < widest; i++) yield* tx.exec(`ALTER TABLE changes ADD COLUMN v${i}`)
+    for (const { before, after, tbl } of changed) {
+      if (!isReplaced(before, after)) yield* reorderChanges(tx, before, after, tbl)
+    }
+    for (const table of manifest.tables) if (ours.has(table.name)) yield* ensureUniques(tx, table)
 
     const triggers = yield* readTriggers(tx, manifest, options.streams)
     for (const name of [...triggers.leftOver, ...triggers.missing.map((trigger) => trigger.name)])

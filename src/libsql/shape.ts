@@ -38,7 +38,8 @@ const affinityOf = (type: string): Affinity => {
 }
 
 /** Columns of other affinities would change values as they are stored: '1.50' becomes 1.5, '007' becomes 7. */
-const canHold = (affinity: Affinity, column: Column): boolean => {
+export const canHold = (type: string, column: Pick<Column, "kind" | "type">): boolean => {
+  const affinity = affinityOf(type)
   const wanted = affinityOf(sqliteType(column.kind))
   if (affinity === "BLOB" || affinity === wanted || column.kind === "bytea") return true
   if (affinity === "NUMERIC" && wanted === "INTEGER") return true
@@ -73,7 +74,7 @@ export const misfitOf = (table: Table, file: FileTable): Misfit | null => {
     }
     if (here.hidden !== 0)
       return { reason: `its column ${here.name} is computed in this file, so head office's value cannot be stored`, remedy: anew }
-    if (!canHold(affinityOf(here.type), column)) {
+    if (!canHold(here.type, column)) {
       return { reason: `its column ${here.name} is declared ${here.type || "without a type"} and cannot hold ${column.type} exactly`, remedy: anew }
     }
     if (here.notnull === 1 && here.pk === 0 && (!column.notNull || column.generated)) {

@@ -114,9 +114,16 @@ export interface Link {
     cursor: Cursor,
     staged: Staged | null,
     wait: number,
+    /** The version that stands in the file. */
+    manifest?: number,
   ) => Effect.Effect<PulledPage | "nothing" | "asked", LinkError>
   /** Pages without end, each taken when the receiver asks for it; `unsuited`: something on the way holds it up, a pull may do. */
-  readonly stream: (identity: Identity, cursor: Cursor, staged: Staged | null) => Effect.Effect<PageStream | "unsuited", LinkError, Scope.Scope>
+  readonly stream: (
+    identity: Identity,
+    cursor: Cursor,
+    staged: Staged | null,
+    manifest?: number,
+  ) => Effect.Effect<PageStream | "unsuited", LinkError, Scope.Scope>
   readonly push: (identity: Identity, batch: OutgoingBatch) => Effect.Effect<VerdictsType, LinkError>
   readonly heartbeat: (identity: Identity, heartbeat: Heartbeat) => Effect.Effect<Pulse, LinkError>
   /** Questions of a comparison; `bytes` of both directions as they stood in the bodies. */
@@ -305,12 +312,13 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
     })
 
   const who = ({ incarnation, token }: Identity) => ({ incarnation, token })
-  const position = (identity: Identity, cursor: Cursor, staged: Staged | null) => ({
+  const position = (identity: Identity, cursor: Cursor, staged: Staged | null, manifest: number | undefined) => ({
     ...who(identity),
     epoch: cursor.epoch,
     seq: String(cursor.seq),
     cut: cursor.cut,
     ...(staged === null ? {} : { staged: JSON.stringify(staged) }),
+    ...(manifest === undefined ? {} : { manifest: String(manifest) }),
   })
   const post = <S extends z.ZodType>(schema: S, path: string, value: unknown) =>
     Effect.flatMap(request("POST", path, {}, JSON.stringify(value), { "content-type": "application/json" }, IDLE_MS), (response) =>
@@ -384,9 +392,9 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
       Effect.flatMap(request("GET", "/api/sync/manifest", who(identity), null, {}, IDLE_MS), (response) =>
         json((body) => body as Manifest, response),
       ),
-    pull: (identity, cursor, staged, wait) =>
+    pull: (identity, cursor, staged, wait, manifest) =>
       Effect.gen(function* () {
-        const query = { ...position(identity, cursor, staged), wait: String(Math.min(wait, MAX_WAIT_SECONDS)) }
+        const query = { ...position(identity, cursor, staged, manifest), wait: String(Math.min(wait, MAX_WAIT_SECONDS)) }
         const response = yield* request("GET", "/api/sync/pull", query, null, {}, wait * 1000 + POLL_GRACE_MS)
         if (response.status === 204) {
           yield* Effect.promise(async () => void (await response.body?.cancel().catch(() => undefined)))
@@ -407,13 +415,19 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
         }
         return yield* Effect.tryPromise({ try: read, catch: down })
       }),
-    stream: (identity, cursor, staged) =>
+    stream: (identity, cursor, staged, manifest) =>
       Effect.gen(function* () {
         const silence = new AbortController()
         const giveUp = Effect.sync(() => silence.abort())
-        const opened = yield* request("GET", "/api/sync/stream", position(identity, cursor, staged), null, {}, FIRST_BYTE_MS, silence.signal).pipe(
-          Effect.catchTag("LinkDown", (error) => (error.isSilent === true ? Effect.succeed(null) : Effect.fail(error))),
-        )
+        const opened = yield* request(
+          "GET",
+          "/api/sync/stream",
+          position(identity, cursor, staged, manifest),
+          null,
+          {},
+          FIRST_BYTE_MS,
+          silence.signal,
+        ).pipe(Effect.catchTag("LinkDown", (error) => (error.isSilent === true ? Effect.succeed(null) : Effect.fail(error))))
         if (opened === null) return "unsuited"
         let firstByte: () => void = () => undefined
         const isThere = new Promise<void>((done) => {

@@ -125,6 +125,8 @@ export const PullQuery = z.object({
   cut: Text(16),
   /** JSON of Staged; "" = nothing. */
   staged: Text(2000).default(""),
+  /** The version that the school has: a newer one is told without a row. */
+  manifest: Whole.optional(),
   wait: z.coerce.number().min(0).max(MAX_WAIT_SECONDS).default(0),
 })
 

@@ -48,12 +48,19 @@ export const audienceColumn = (audience: Audience): string | null => (audience !
 
 export interface Column {
   readonly name: string
+  /**
+   * Names the column for as long as it lives, through renames; another number under the same name is another column.
+   * Absent: its name does.
+   */
+  readonly number?: number
   readonly kind: Kind
   /** As `format_type` prints it: `"character varying(40)"`. For people. */
   readonly type: string
   readonly notNull: boolean
   /** A constant default as a wire value; absent when there is none or it is an expression. */
   readonly default?: Wire
+  /** What rows hold that are older than the column and were not sent again; absent = NULL. */
+  readonly fill?: Wire
   /** Computed by Postgres; never written by either side. */
   readonly generated: boolean
 }
@@ -70,6 +77,8 @@ export interface Table {
   readonly name: string
   /** Its name in the school's file: `"students"`; of another schema `"library_books"`. */
   readonly local: string
+  /** Another number: rows are named anew, and what the school holds of the table is replaced as a whole. Absent = 1. */
+  readonly generation?: number
   readonly columns: ReadonlyArray<Column>
   /** Primary key columns, in index order. */
   readonly key: ReadonlyArray<string>

@@ -5,6 +5,27 @@ import { kindOf, type Wire } from "../model/value.ts"
 import { hasKeyRange } from "./key-types.ts"
 import type { PostgresError, Session } from "./client.ts"
 
+/**
+ * Why a table cannot be synced as it stands: the code is for scripts, the text says the thing, the reason and the remedy.
+ */
+export interface Problem {
+  readonly code: ProblemCode
+  readonly text: string
+}
+
+export type ProblemCode =
+  | "missing"
+  | "not_a_table"
+  | "unlogged"
+  | "no_key"
+  | "replica_identity"
+  | "column_missing"
+  | "float_key"
+  | "link_column"
+  | "rule"
+  | "no_right"
+  | "row_security"
+
 /** The rules of one table, as config and the built-in list give them. */
 export type Wanted = Pick<
   Table,
@@ -13,9 +34,32 @@ export type Wanted = Pick<
   readonly local?: string
 }
 
+/** What stands in Postgres under the name of a wanted table. */
+export interface Found {
+  readonly rule: Wanted
+  /** Of the relation; null = there is none of this name. */
+  readonly oid: string | null
+  /** Another number means that Postgres has written the table anew: TRUNCATE, VACUUM FULL, or an ALTER that may change values. */
+  readonly filenode: string
+  /** null: it cannot be described as a table with a key. */
+  readonly table: Table | null
+  readonly problems: ReadonlyArray<Problem>
+  readonly columns: ReadonlyMap<string, FoundColumn>
+}
+
+export interface FoundColumn {
+  /** Postgres's own number of the column: it stays through a rename, and is never given again. */
+  readonly number: number
+  /** What rows hold that are older than the column; null = NULL. Meaningless once the table has been written anew. */
+  readonly missing: Wire
+  /** How a generated column is computed; "" = it is not. */
+  readonly expression: string
+}
+
 export interface Catalog {
+  readonly found: ReadonlyArray<Found>
   readonly tables: ReadonlyArray<Table>
-  /** One sentence each: the thing, the reason, the remedy. */
+  /** Of the tables together; those of single tables stand with them. One sentence each: the thing, the reason, the remedy. */
   readonly problems: ReadonlyArray<string>
   /** Columns whose updates may leave them out of the stream when unchanged, by table. */
   readonly toastable: ReadonlyMap<string, ReadonlySet<string>>
@@ -30,6 +74,9 @@ interface ColumnRow {
   readonly generated: boolean
   readonly toastable: boolean
   readonly def: string | null
+  readonly number: number
+  readonly missing: string | null
+  readonly expression: string
 }
 
 /** `"public.books"` -> `"books"`, `"library.books"` -> `"library_books"`. */
@@ -45,9 +92,23 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
     // With an empty path, format_type qualifies every type that is not built in, so its text can be used in a cast.
     yield* session.execute(`SELECT set_config('search_path', '', true)`)
     const names = wanted.map((table) => table.name)
-    const relations = yield* session.query<{ tbl: string; kind: string; persistence: string; identity: string; oid: string }>(
+    const relations = yield* session.query<{
+      tbl: string
+      kind: string
+      persistence: string
+      identity: string
+      oid: string
+      filenode: string
+      readable: boolean
+      filtered: boolean
+      role: string
+    }>(
       `SELECT n.nspname || '.' || c.relname AS tbl, c.relkind::text AS kind, c.relpersistence::text AS persistence,
-              c.relreplident::text AS identity, c.oid::text AS oid
+              c.relreplident::text AS identity, c.oid::text AS oid, c.relfilenode::text AS filenode, current_user::text AS role,
+              pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND NOT EXISTS (
+                SELECT 1 FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                   AND NOT pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT')) AS readable,
+              pg_catalog.row_security_active(c.oid) AS filtered
          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname || '.' || c.relname = ANY ($1)`,
       [names],
@@ -55,7 +116,9 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
     const columns = yield* session.query<ColumnRow>(
       `SELECT n.nspname || '.' || c.relname AS tbl, a.attname::text AS name, pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
               a.atttypid::text AS oid, a.attnotnull AS not_null, a.attgenerated <> '' AS generated, a.attstorage <> 'p' AS toastable,
-              CASE WHEN a.attgenerated = '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) END AS def
+              CASE WHEN a.attgenerated = '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) END AS def, a.attnum::int AS number,
+              CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing,
+              CASE WHEN a.attgenerated <> '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) ELSE '' END AS expression
          FROM pg_catalog.pg_attribute a
          JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -98,76 +161,93 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
       return type?.name ?? ""
     }
     const relationByName = new Map(relations.map((row) => [row.tbl, row]))
-    const problems: Array<string> = []
-    const tables: Array<Table> = []
     const toastable = new Map<string, Set<string>>()
 
-    for (const rule of wanted) {
-      const relation = relationByName.get(rule.name)
-      if (relation === undefined) {
-        problems.push(`table ${rule.name} does not exist; create it, or take it out of the config`)
-        continue
-      }
+    const describe = (rule: Wanted): Found => {
+      const { name } = rule
+      const relation = relationByName.get(name)
+      const mine = columns.filter((column) => column.tbl === name)
+      const problems: Array<Problem> = []
+      const found = (table: Table | null, ...more: ReadonlyArray<Problem>): Found => ({
+        rule,
+        oid: relation?.oid ?? null,
+        filenode: relation?.filenode ?? "",
+        table,
+        problems: [...more, ...problems],
+        columns: new Map(
+          mine.map(({ name: column, oid, number, missing, expression }) => [
+            column,
+            { number, expression, missing: missing === null ? null : constantToWire(kindOf(baseName(oid)), missing) },
+          ]),
+        ),
+      })
+      if (relation === undefined)
+        return found(null, { code: "missing", text: `table ${name} does not exist; create it, or take it out of the config` })
       if (relation.kind !== "r") {
         const what =
           relation.kind === "p" ? "a partitioned table" : relation.kind === "v" || relation.kind === "m" ? "a view" : "not an ordinary table"
-        problems.push(`${rule.name} is ${what}; only ordinary tables can be synced`)
-        continue
+        return found(null, { code: "not_a_table", text: `${name} is ${what}; only ordinary tables can be synced` })
       }
       if (relation.persistence !== "p") {
-        problems.push(`table ${rule.name} is unlogged or temporary, so its changes are not in the WAL; run ALTER TABLE ${rule.name} SET LOGGED`)
-        continue
+        const text = `table ${name} is unlogged or temporary, so its changes are not in the WAL; run ALTER TABLE ${name} SET LOGGED`
+        return found(null, { code: "unlogged", text })
       }
-      const mine = columns.filter((column) => column.tbl === rule.name)
       const unique = indexes
-        .filter((index) => index.tbl === rule.name)
+        .filter((index) => index.tbl === name)
         .map((index) => ({ primary: index.is_primary, cols: JSON.parse(index.cols) as Array<string> }))
       const key = unique.find((index) => index.primary)?.cols
       if (key === undefined) {
-        problems.push(
-          `table ${rule.name} has no primary key, so its updates and deletes cannot be told apart; add one: ALTER TABLE ${rule.name} ADD PRIMARY KEY (…)`,
-        )
-        continue
+        const text = `table ${name} has no primary key, so its updates and deletes cannot be told apart; add one: ALTER TABLE ${name} ADD PRIMARY KEY (…)`
+        return found(null, { code: "no_key", text })
       }
       if (relation.identity !== "d" && relation.identity !== "f") {
-        problems.push(`table ${rule.name} has a replica identity that leaves out its key; run ALTER TABLE ${rule.name} REPLICA IDENTITY DEFAULT`)
+        const text = `table ${name} has a replica identity that leaves out its key; run ALTER TABLE ${name} REPLICA IDENTITY DEFAULT`
+        problems.push({ code: "replica_identity", text })
+      }
+      if (rule.direction !== "up" && !relation.readable) {
+        const text = `the hub's role may not read all columns of table ${name}; a DBA can allow it: GRANT SELECT ON ${name} TO ${relation.role}`
+        problems.push({ code: "no_right", text })
+      }
+      if (rule.direction !== "up" && relation.filtered) {
+        const text = `row security hides rows of table ${name} from the hub's role; make it the table's owner, or let it see all: ALTER ROLE ${relation.role} BYPASSRLS`
+        problems.push({ code: "row_security", text })
       }
       const known = new Set(mine.map((column) => column.name))
+      const list = [...known].join(", ")
       for (const column of ownAudienceColumns(rule.audience)) {
-        if (!known.has(column)) problems.push(`audience column ${column} of table ${rule.name} does not exist; columns are ${[...known].join(", ")}`)
+        if (known.has(column)) continue
+        problems.push({ code: "column_missing", text: `audience column ${column} of table ${name} does not exist; columns are ${list}` })
       }
       if (isThrough(rule.audience)) {
         const { through } = rule.audience
         const theirs = columns.flatMap((column) => (column.tbl === through ? [column.name] : []))
         for (const column of Object.values(rule.audience.on)) {
-          if (theirs.length > 0 && !theirs.includes(column))
-            problems.push(
-              `the audience of table ${rule.name} names column ${column} of ${through}, which does not exist; columns are ${theirs.join(", ")}`,
-            )
+          if (theirs.length === 0 || theirs.includes(column)) continue
+          const text = `the audience of table ${name} names column ${column} of ${through}, which does not exist; columns are ${theirs.join(", ")}`
+          problems.push({ code: "link_column", text })
         }
       }
       for (const [column, strategy] of Object.entries(rule.columnStrategies)) {
-        const found = mine.find((one) => one.name === column)
-        if (found === undefined)
-          problems.push(`column ${column} of table ${rule.name} has a strategy but does not exist; columns are ${[...known].join(", ")}`)
-        else {
-          const unfit = unfitRule(strategy, kindOf(baseName(found.oid)), found.type)
-          if (unfit !== null) problems.push(`column ${column} of table ${rule.name} cannot have rule ${strategy}: ${unfit}`)
-        }
+        const strategic = mine.find((one) => one.name === column)
+        const unfit = strategic === undefined ? null : unfitRule(strategy, kindOf(baseName(strategic.oid)), strategic.type)
+        if (strategic === undefined) {
+          problems.push({ code: "column_missing", text: `column ${column} of table ${name} has a strategy but does not exist; columns are ${list}` })
+        } else if (unfit !== null) problems.push({ code: "rule", text: `column ${column} of table ${name} cannot have rule ${strategy}: ${unfit}` })
       }
       for (const column of rule.exclude ?? []) {
-        if (!known.has(column))
-          problems.push(`column ${column} of table ${rule.name} is excluded from conflicts but does not exist; columns are ${[...known].join(", ")}`)
+        if (known.has(column)) continue
+        const text = `column ${column} of table ${name} is excluded from conflicts but does not exist; columns are ${list}`
+        problems.push({ code: "column_missing", text })
       }
       for (const column of key) {
-        const kind = kindOf(baseName(mine.find((c) => c.name === column)?.oid ?? ""))
-        if (kind === "float")
-          problems.push(`key column ${column} of table ${rule.name} is floating-point, which cannot name a row exactly; use numeric, bigint or uuid`)
+        if (kindOf(baseName(mine.find((c) => c.name === column)?.oid ?? "")) !== "float") continue
+        const text = `key column ${column} of table ${name} is floating-point, which cannot name a row exactly; use numeric, bigint or uuid`
+        problems.push({ code: "float_key", text })
       }
-      toastable.set(rule.name, new Set(mine.filter((column) => column.toastable).map((column) => column.name)))
+      toastable.set(name, new Set(mine.filter((column) => column.toastable).map((column) => column.name)))
       const table: Table = {
         ...rule,
-        local: rule.local ?? localName(rule.name),
+        local: rule.local ?? localName(name),
         columns: mine.map((column): Column => {
           const kind = kindOf(baseName(column.oid))
           const constant = constants.get(`${column.tbl}\0${column.name}`)
@@ -183,11 +263,14 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         key,
         unique: unique.filter((index) => !index.primary).map((index) => index.cols),
         references: references
-          .filter((row) => row.tbl === rule.name)
+          .filter((row) => row.tbl === name)
           .map((row): Reference => ({ columns: JSON.parse(row.cols), table: row.target, to: JSON.parse(row.target_cols) })),
       }
-      tables.push(hasKeyRange(table) ? { ...table, keyRange: true } : table)
+      return found(hasKeyRange(table) ? { ...table, keyRange: true } : table)
     }
+    const found = wanted.map(describe)
+    const tables = found.flatMap(({ table }) => table ?? [])
+    const problems: Array<string> = []
     const byLocal = new Map<string, string>()
     for (const table of tables) {
       const other = byLocal.get(table.local)
@@ -195,7 +278,7 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         problems.push(`tables ${other} and ${table.name} would both be called ${table.local} in the school's file; rename one of them`)
       byLocal.set(table.local, table.name)
     }
-    return { tables, problems, toastable }
+    return { found, tables, problems, toastable }
   })
 
 const UNORDERED = /^(json|xml|point|line|lseg|box|path|polygon|circle)(\[\])*$/
@@ -235,3 +318,14 @@ const readConstants = (session: Session, columns: ReadonlyArray<ColumnRow>): Eff
     const [row] = yield* session.values(`SELECT ${literal.map((column) => `(${column.def})::text`).join(", ")}`)
     return new Map(literal.flatMap((column, i) => (row?.[i] == null ? [] : [[`${column.tbl}\0${column.name}`, row[i]] as const])))
   })
+
+/** Where these relations stand now; those that are gone are left out. */
+export const readNames = (session: Session, oids: ReadonlyArray<string>): Effect.Effect<ReadonlyMap<string, string>, PostgresError> =>
+  Effect.map(
+    session.query<{ oid: string; tbl: string }>(
+      `SELECT c.oid::text AS oid, n.nspname || '.' || c.relname AS tbl
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid::text = ANY ($1::text[])`,
+      [oids],
+    ),
+    (rows) => new Map(rows.map(({ oid, tbl }) => [oid, tbl])),
+  )

@@ -12,6 +12,7 @@ import { type Append, type Appender, Feed, type FeedTable } from "../../src/down
 import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
 import { migrateFile } from "../../src/libsql/migrate.ts"
 import type { Table } from "../../src/model/table.ts"
+import { installation } from "../support/found.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-feed-"))
 const scope = Scope.makeUnsafe()
@@ -39,7 +40,7 @@ beforeAll(async () => {
   file = await run(Scope.provide(openFile(join(folder, "feed.db")), scope))
   await run(migrateFile(file, "feed"))
   feed = Context.get(await run(Scope.provide(Layer.build(Feed.layer.pipe(Layer.provide(Layer.succeed(Libsql, file)))), scope)), Feed)
-  const installed = await run(feed.install([terms], new Map(), undefined))
+  const installed = await run(feed.install(installation([terms]), undefined))
   table = installed.tables[0] as FeedTable
 })
 afterAll(async () => {

@@ -1,7 +1,8 @@
 import * as Effect from "effect/Effect"
 import { afterEach, describe, expect, it } from "vitest"
 import type { Tx } from "../../src/libsql/client.ts"
-import { createTable, installTables, missingTriggers, type TableRefused } from "../../src/libsql/schema.ts"
+import { installTables, missingTriggers, type TableRefused } from "../../src/libsql/schema.ts"
+import { createTable } from "../../src/libsql/table-sql.ts"
 import type { Table } from "../../src/model/table.ts"
 import { column, manifestOf, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
 
@@ -100,7 +101,11 @@ describe("installing", () => {
     file.program("INSERT INTO pupils VALUES ('1', 'A', 7)")
     const wide = {
       ...pupils,
-      columns: [...pupils.columns, column("house", "text", { notNull: true }), column("fee", "numeric", { notNull: true, default: "0.00" })],
+      columns: [
+        ...pupils.columns,
+        column("house", "text", { notNull: true }),
+        column("fee", "numeric", { notNull: true, default: "0.00", fill: "0.00" }),
+      ],
     }
     await file.install(manifestOf([wide], 2))
     expect(file.read("SELECT * FROM pupils")).toEqual([["1", "A", 7n, null, "0.00"]])
@@ -111,7 +116,7 @@ describe("installing", () => {
   it("freezes open writes in the terms of the manifest under which they were captured", async () => {
     const file = await open([pupils])
     file.program("INSERT INTO pupils VALUES ('1', 'A', 7); UPDATE pupils SET age = 8")
-    await file.install(manifestOf([{ ...pupils, columns: [...pupils.columns, column("fee", "numeric", { default: "0.00" })] }], 2))
+    await file.install(manifestOf([{ ...pupils, columns: [...pupils.columns, column("fee", "numeric", { default: "0.00", fill: "0.00" })] }], 2))
     const [batch] = file.batches()
     expect(batch?.lines).toMatchObject([
       ["batch", { manifest: 1, changes: 2 }],

@@ -177,9 +177,10 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
       for (;;) {
         const cursor = await run(deliver.cursor)
         const staged = await run(deliver.staged)
-        const page = await run(feed.page({ school: id, cursor, staged }))
+        const { version } = await manifestOf()
+        const page = await run(feed.page({ school: id, cursor, staged, manifest: version }))
         if (page.empty) return
-        if (page.header.manifest !== (await manifestOf()).version) await install()
+        if (page.header.manifest !== version) await install()
         const lines: Array<RowsLine> = []
         let trailer: Trailer | null = null
         let header: Header = page.header

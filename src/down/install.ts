@@ -1,0 +1,249 @@
+/**
+ * The feed's tables, made those of the catalog: what still fits goes on, what does not pauses, what a person has accepted
+ * takes its new shape. Runs inside one append; rows already in the feed are rewritten to the new columns in place, under
+ * their old seqs, with what Postgres gives to rows that are older than a column.
+ */
+import * as Effect from "effect/Effect"
+import type { LibsqlError, Tx } from "../libsql/client.ts"
+import { classOf, isThrough, type Table } from "../model/table.ts"
+import type { Catalog, Found } from "../postgres/catalog.ts"
+import { audiencePosition, isHubOnly, streamedTables } from "./audience.ts"
+import type { FeedTable } from "./feed.ts"
+import { accept, fillToken, firstShape, judge, type Pause, rulesOf, type Shape } from "./shape.ts"
+
+export interface Installation {
+  readonly catalog: Pick<Catalog, "found" | "toastable">
+  /** Where relations stand now, by oid. */
+  readonly nameByOid: ReadonlyMap<string, string>
+  /** False: Postgres was put back or replaced; its own numbers say nothing. */
+  readonly sameDatabase: boolean
+  /** ms since 1970 */
+  readonly now: number
+}
+
+export interface Paused extends Pause {
+  /** ms since 1970 */
+  readonly since: number
+}
+
+interface TableRow {
+  readonly id: number
+  readonly name: string
+  readonly class: number
+  readonly audience: string
+  readonly status: string
+  readonly shape: string
+  readonly recheck: number
+  readonly paused: string | null
+  readonly accept: number
+}
+
+/** What becomes of a table that the feed knows. */
+interface Next {
+  readonly shape: Shape
+  readonly paused: Paused | null
+  readonly recheck: boolean
+  readonly from: ReadonlyArray<string | null> | null
+  readonly send: "anew" | "all" | "differences" | null
+}
+
+const nextOf = (row: TableRow, shape: Shape, found: Found, installation: Installation): Next => {
+  const { nameByOid, sameDatabase, now } = installation
+  const standsAt = nameByOid.get(shape.oid) ?? null
+  const verdict = judge(shape, found, standsAt === null || standsAt === shape.table.name ? null : standsAt, sameDatabase)
+  const before = row.paused === null ? null : (JSON.parse(row.paused) as Paused)
+  if (verdict.kind === "fits") {
+    // What came while it was paused was not taken.
+    const recheck = row.recheck === 1 || before !== null || verdict.compare
+    return { shape: verdict.shape, paused: null, recheck, from: null, send: null }
+  }
+  if (row.accept === 1 && found.table !== null && found.problems.every(({ code }) => code === "link_column") && !isLinkBroken(found, installation)) {
+    const accepted = accept(shape, found, found.table)
+    return { shape: accepted.shape, paused: null, recheck: true, from: accepted.from, send: accepted.send }
+  }
+  const { code, reason } = verdict
+  const paused: Paused = { code, reason, since: before?.code === code && before.reason === reason ? before.since : now }
+  const told = { ...shape.told, ...rulesOf({ ...shape.told, ...found.rule }) }
+  return { shape: { ...shape, told }, paused, recheck: row.recheck === 1, from: null, send: null }
+}
+
+/** Another table's rows are placed by a column that this one no longer has. */
+const isLinkBroken = ({ rule, columns }: Found, { catalog }: Installation): boolean =>
+  catalog.found.some(
+    ({ rule: { audience } }) =>
+      isThrough(audience) && audience.through === rule.name && Object.values(audience.on).some((name) => !columns.has(name)),
+  )
+
+/** Concatenated in pairs: a long chain would be nested deeper than SQLite reads. */
+const concat = (parts: ReadonlyArray<string>): string => {
+  if (parts.length === 1) return parts[0] as string
+  const middle = Math.ceil(parts.length / 2)
+  return `(${concat(parts.slice(0, middle))} || ${concat(parts.slice(middle))})`
+}
+
+const quoted = (text: string): string => `'${text.replaceAll("'", "''")}'`
+
+/** Rewrites the rows that are there to the new columns. `from`: for each, the old column whose value it keeps; null = none. */
+const rewriteBodies = (tx: Tx, id: number, before: Table, after: Table, from: ReadonlyArray<string | null>): Effect.Effect<void, LibsqlError> => {
+  const old = before.columns.map((column) => column.name)
+  const isSame = from.length === old.length && from.every((name, i) => name === old[i])
+  if (isSame) return Effect.void
+  const fills = after.columns.slice(old.length).map((column) => fillToken(column))
+  const isLonger = from.length > old.length && old.every((name, i) => from[i] === name) && from.slice(old.length).every((name) => name === null)
+  if (isLonger) {
+    return Effect.asVoid(
+      tx.run("UPDATE entry SET body = substr(body, 1, length(body) - 1) || ? WHERE tbl = ? AND body IS NOT NULL", [`,${fills.join(",")}]`, id]),
+    )
+  }
+  const picks = after.columns.map((column, i) => {
+    const name = from[i] ?? null
+    return name === null ? quoted(fillToken(column)) : `(body -> '$[${old.indexOf(name)}]')`
+  })
+  const parts = picks.flatMap((pick, i) => (i === 0 ? [pick] : ["','", pick]))
+  return Effect.asVoid(tx.run(`UPDATE entry SET body = '[' || ${concat(parts)} || ']' WHERE tbl = ? AND body IS NOT NULL`, [id]))
+}
+
+const feedTableOf = (
+  id: number,
+  shape: Shape,
+  state: Pick<FeedTable, "loading" | "recheck" | "paused" | "streamed">,
+  toastable: ReadonlySet<string> | undefined,
+): FeedTable => {
+  const { table } = shape
+  const names = table.columns.map((column) => column.name)
+  return {
+    id,
+    name: table.name,
+    table,
+    shape,
+    ...state,
+    hubOnly: isHubOnly(table),
+    class: classOf[table.priority],
+    audienceAt: audiencePosition(table.audience, table.columns),
+    level: 0,
+    columns: table.columns.map((column) => ({
+      name: column.name,
+      kind: column.kind,
+      toastable: toastable?.has(column.name) ?? true,
+      generated: column.generated,
+      fill: fillToken(column),
+    })),
+    key: table.key.map((name) => names.indexOf(name)),
+  }
+}
+
+const columnsOf = (table: Table): string => JSON.stringify(table.columns.map((column) => column.name))
+
+/** New columns whose values are not known yet, or a whole new shape that is still being read. */
+export const isUntold = ({ shape }: Pick<FeedTable, "shape">): boolean => JSON.stringify(shape.told) !== JSON.stringify(shape.table)
+
+/** Position of the first column that the schools are not told of while its values are being read; -1 = there is none. */
+export const untoldFrom = ({ shape, table }: Pick<FeedTable, "shape" | "table">): number => {
+  if (shape.told.columns.length >= table.columns.length) return -1
+  const told = new Set(shape.told.columns.map((column) => column.number))
+  return table.columns.findIndex((column) => !told.has(column.number))
+}
+
+/** `renumber`: gives the table's rows new seqs, in their order, under another class. */
+export const installShapes = (
+  tx: Tx,
+  renumber: (tableId: number, cls: number) => Effect.Effect<void, LibsqlError>,
+  installation: Installation,
+): Effect.Effect<
+  {
+    readonly tables: ReadonlyArray<FeedTable>
+    /** To be read whole: for the first time, or to be compared. */
+    readonly reread: ReadonlySet<number>
+    /** Placed by another rule than their rows were. */
+    readonly rerouted: ReadonlySet<number>
+  },
+  LibsqlError
+> =>
+  Effect.gen(function* () {
+    const { found: all, toastable } = installation.catalog
+    const reread = new Set<number>()
+    const rerouted = new Set<number>()
+    const present = yield* tx.all<TableRow>("SELECT id, name, class, audience, status, shape, recheck, paused, accept FROM tables")
+    const shapeByName = new Map(present.map((row) => [row.name, JSON.parse(row.shape) as Shape]))
+    // Rows that only travel up are not read, unless they place rows that come down.
+    const streamed = streamedTables(
+      all.flatMap(({ rule, table }) => {
+        const known = shapeByName.get(rule.name)?.table ?? table
+        return known === null ? [] : [{ ...known, ...rulesOf({ ...known, ...rule }) }]
+      }),
+    )
+    const result: Array<FeedTable> = []
+    for (const found of all) {
+      const { rule } = found
+      const isRead = streamed.has(rule.name)
+      const cls = classOf[rule.priority]
+      const audience = JSON.stringify(rule.audience)
+      const row = present.find((one) => one.name === rule.name)
+      const shape = shapeByName.get(rule.name)
+      if (row === undefined || shape === undefined) {
+        if (found.table === null) continue
+        const first = firstShape(found.table, found)
+        const [made] = yield* tx.all<{ id: number }>(
+          "INSERT INTO tables (name, columns, class, audience, status, shape) VALUES (?,?,?,?,?,?) RETURNING id",
+          [rule.name, columnsOf(first.table), cls, audience, isRead ? "loading" : "up", JSON.stringify(first)],
+        )
+        const id = made?.id ?? 0
+        if (isRead) reread.add(id)
+        if (isThrough(rule.audience)) rerouted.add(id)
+        result.push(feedTableOf(id, first, { loading: isRead, recheck: false, paused: null, streamed: isRead }, toastable.get(rule.name)))
+        continue
+      }
+      const { id } = row
+      const next = nextOf(row, shape, found, installation)
+      const { table } = next.shape
+      let loading = row.status !== "ready" && isRead
+      let { recheck } = next
+      if (!isRead && row.status !== "up") yield* tx.run("DELETE FROM entry WHERE tbl = ?", [id])
+      if (next.send === "anew") {
+        yield* tx.run("DELETE FROM entry WHERE tbl = ?", [id])
+        yield* tx.run("DELETE FROM unmet WHERE tbl = ?", [id])
+        yield* tx.run("DELETE FROM tie WHERE rule = ? AND side = 0", [id])
+        yield* tx.run("DELETE FROM column_time WHERE tbl = ?", [id])
+        loading = isRead
+        recheck = false
+      } else {
+        const from = next.from ?? table.columns.map(({ name }) => (shape.table.columns.some((old) => old.name === name) ? name : null))
+        yield* rewriteBodies(tx, id, shape.table, table, from)
+        // In no cut until every row is read: its values are of two shapes until then.
+        if (next.send === "all" && isRead) {
+          yield* tx.run("UPDATE entry SET class = -abs(class) WHERE tbl = ?", [id])
+          loading = true
+        }
+      }
+      if (next.send !== null) yield* tx.run("DELETE FROM reread WHERE tbl = ?", [id])
+      if (row.class !== cls) yield* renumber(id, loading || rule.direction === "up" ? -cls : cls)
+      if (row.audience !== audience) rerouted.add(id)
+      const isPaused = next.paused !== null
+      yield* tx.run(
+        "UPDATE tables SET columns = ?, class = ?, status = ?, shape = ?, recheck = ?, paused = ?, accept = 0, after = CASE WHEN ? THEN NULL ELSE after END WHERE id = ?",
+        [
+          columnsOf(table),
+          cls,
+          isRead ? (loading ? "loading" : "ready") : "up",
+          JSON.stringify(next.shape),
+          recheck ? 1 : 0,
+          isPaused ? JSON.stringify(next.paused) : null,
+          next.send !== null || recheck,
+          id,
+        ],
+      )
+      const entry = feedTableOf(id, next.shape, { loading, recheck, paused: next.paused, streamed: isRead }, toastable.get(rule.name))
+      const [left] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM unmet WHERE tbl = ?) AS n", [id])
+      if (!isPaused && isRead && (loading || recheck || left?.n === 1 || isUntold(entry))) reread.add(id)
+      result.push(entry)
+    }
+    for (const { id } of present.filter(({ name }) => !all.some(({ rule }) => rule.name === name))) {
+      yield* tx.run("DELETE FROM entry WHERE tbl = ?", [id])
+      yield* tx.run("DELETE FROM tie WHERE rule = ?", [id])
+      yield* tx.run("DELETE FROM column_time WHERE tbl = ?", [id])
+      yield* tx.run("DELETE FROM unmet WHERE tbl = ?", [id])
+      yield* tx.run("DELETE FROM reread WHERE tbl = ?", [id])
+      yield* tx.run("DELETE FROM tables WHERE id = ?", [id])
+    }
+    return { tables: result, reread, rerouted }
+  })

@@ -1,0 +1,286 @@
+/**
+ * A table of the file that takes the shape of a newer manifest. Columns are told by their numbers, so a renamed one keeps its
+ * values. What SQLite can do in place is done so; else the table is built anew beside the old one, with its rows, a program's
+ * own columns, indexes and triggers, and takes its name. Runs inside the caller's transaction, with capture off and our own
+ * triggers on the table gone.
+ */
+import * as Effect from "effect/Effect"
+import type { Column, Manifest, Table } from "../model/table.ts"
+import type { Wire } from "../model/value.ts"
+import { ident, type LibsqlError, type Tx } from "./client.ts"
+import { canHold, type FileColumn, type FileTable, sameName } from "./shape.ts"
+import { columnSql, columnsSql, createTable, literal, parentsOf, tableSql } from "./table-sql.ts"
+
+/** For each column of the new shape, the old one that it continues. */
+const oldOf = (before: Table, column: Column): Column | undefined =>
+  before.columns.find((old) => (old.number === undefined || column.number === undefined ? old.name === column.name : old.number === column.number))
+
+const fillOf = (column: Column): Wire => column.fill ?? null
+const defaultOf = (column: Column): Wire => (column.generated ? null : (column.default ?? null))
+
+export const isReplaced = (before: Table, after: Table): boolean => (before.generation ?? 1) !== (after.generation ?? 1)
+
+/** The file's columns by their name in the old shape. */
+const columnsByName = (file: FileTable): ReadonlyMap<string, FileColumn> => new Map(file.columns.map((column) => [sameName(column.name), column]))
+
+const setOf = (columns: ReadonlyArray<string>): string => columns.map(sameName).toSorted().join("\0")
+
+/** Unique constraints that the file's table itself declares. */
+const declaredUniques = (tx: Tx, local: string): Effect.Effect<ReadonlyArray<ReadonlyArray<string>>, LibsqlError> =>
+  Effect.map(
+    tx.all<{ columns: string }>(
+      `SELECT (SELECT json_group_array(i.name) FROM pragma_index_info(l.name) i) AS columns FROM pragma_index_list(?) l WHERE l.origin = 'u'`,
+      [local],
+    ),
+    (rows) => rows.map(({ columns }) => JSON.parse(columns) as ReadonlyArray<string>),
+  )
+
+/** Whether a program's own indexes, triggers and views still work, as far as they did. */
+const brokenBy = (tx: Tx, local: string, views: ReadonlyArray<string>): Effect.Effect<boolean, never> =>
+  Effect.gen(function* () {
+    const [first] = yield* tx.all<{ name: string }>("SELECT name FROM pragma_table_info(?) LIMIT 1", [local])
+    const column = ident(first?.name ?? "")
+    const statements = [
+      `EXPLAIN INSERT INTO ${ident(local)} (${column}) VALUES (NULL)`,
+      `EXPLAIN UPDATE ${ident(local)} SET ${column} = ${column}`,
+      `EXPLAIN DELETE FROM ${ident(local)}`,
+      ...views.map((view) => `EXPLAIN SELECT * FROM ${ident(view)}`),
+    ]
+    for (const sql of statements) yield* tx.all(sql)
+    return false
+  }).pipe(Effect.catch(() => Effect.succeed(true)))
+
+const soundViews = (tx: Tx): Effect.Effect<ReadonlyArray<string>, LibsqlError> =>
+  Effect.gen(function* () {
+    const views = yield* tx.all<{ name: string }>("SELECT name FROM sqlite_master WHERE type = 'view' AND name NOT LIKE 'schoolbus\\_%' ESCAPE '\\'")
+    const sound: Array<string> = []
+    for (const { name } of views) {
+      const works = yield* tx.all(`EXPLAIN SELECT * FROM ${ident(name)}`).pipe(
+        Effect.as(true),
+        Effect.catch(() => Effect.succeed(false)),
+      )
+      if (works) sound.push(name)
+    }
+    return sound
+  })
+
+/** A column of a program's own, or one that head office no longer has but a program's trigger or view needs. */
+const keptSql = (column: FileColumn, isTheirs: boolean): string =>
+  `${ident(column.name)} ${column.type}${isTheirs && column.notnull === 1 && column.dflt_value !== null ? " NOT NULL" : ""}${column.dflt_value === null ? "" : ` DEFAULT ${column.dflt_value}`}`
+
+interface Build {
+  readonly before: Table
+  readonly after: Table
+  readonly file: FileTable
+  readonly manifest: Pick<Manifest, "tables" | "school">
+  readonly uniques: ReadonlyArray<ReadonlyArray<string>>
+  /** Also columns that head office has dropped stay. */
+  readonly keepDropped: boolean
+}
+
+const buildAnew = (tx: Tx, { before, after, file, manifest, uniques, keepDropped }: Build): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const { local } = after
+    const present = columnsByName(file)
+    const former = new Set(before.columns.map((column) => sameName(column.name)))
+    const now = new Set(after.columns.map((column) => sameName(column.name)))
+    const kept = file.columns.filter(({ name, hidden }) => hidden === 0 && !now.has(sameName(name)) && (keepDropped || !former.has(sameName(name))))
+    const nameNow = new Map(
+      before.columns.flatMap((old) => after.columns.flatMap((column) => (oldOf(before, column) === old ? [[sameName(old.name), column.name]] : []))),
+    )
+    const targets: Array<string> = []
+    const sources: Array<string> = []
+    const columns = after.columns.map((column) => {
+      const old = oldOf(before, column)
+      const here = old === undefined ? undefined : present.get(sameName(old.name))
+      targets.push(ident(column.name))
+      sources.push(here === undefined ? literal(column.kind, fillOf(column)) : ident(here.name))
+      const isNotNull = column.notNull && !column.generated && (here === undefined ? fillOf(column) !== null : here.notnull === 1 || here.pk > 0)
+      return { ...column, notNull: isNotNull }
+    })
+    for (const column of kept) {
+      targets.push(ident(column.name))
+      sources.push(ident(column.name))
+    }
+    // What the file enforced already goes on; what is new is tried afterwards.
+    const enforced = new Set(uniques.map((unique) => setOf(unique.map((name) => nameNow.get(sameName(name)) ?? name))))
+    const unique = after.unique.filter((columnsOf) => enforced.has(setOf(columnsOf)))
+    const others = yield* tx.all<{ sql: string }>(
+      "SELECT sql FROM sqlite_master WHERE tbl_name = ? COLLATE NOCASE AND type IN ('index', 'trigger') AND sql IS NOT NULL AND name NOT LIKE 'schoolbus\\_%' ESCAPE '\\'",
+      [local],
+    )
+    const fresh = `schoolbus_new_${local}`
+    yield* tx.exec(`DROP TABLE IF EXISTS ${ident(fresh)}`)
+    yield* tx.exec(
+      tableSql(fresh, [
+        ...columnsSql({ ...after, columns }, manifest),
+        ...kept.map((column) => keptSql(column, !former.has(sameName(column.name)))),
+        `PRIMARY KEY (${after.key.map(ident).join(", ")})`,
+        ...unique.map((columnsOf) => `UNIQUE (${columnsOf.map(ident).join(", ")})`),
+        ...parentsOf(after, manifest),
+      ]),
+    )
+    yield* tx.run(`INSERT INTO ${ident(fresh)} (${targets.join(", ")}) SELECT ${sources.join(", ")} FROM ${ident(local)}`)
+    yield* tx.exec(`DROP TABLE ${ident(local)}`)
+    // Other tables' references, views and triggers name the table, which will be there again.
+    yield* tx.exec("PRAGMA legacy_alter_table = ON")
+    yield* Effect.ensuring(
+      tx.exec(`ALTER TABLE ${ident(fresh)} RENAME TO ${ident(local)}`),
+      Effect.ignore(tx.exec("PRAGMA legacy_alter_table = OFF")),
+    )
+    for (const { sql } of others) {
+      yield* tx
+        .exec(sql)
+        .pipe(Effect.catch((error) => Effect.logWarning(`table ${local} has another shape now; left out: ${sql} (${error.message})`)))
+    }
+  })
+
+/** New names, each first out of the way of the others. */
+const rename = (tx: Tx, before: Table, after: Table, present: ReadonlyMap<string, FileColumn>): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const pairs = after.columns.flatMap((column): ReadonlyArray<readonly [string, string]> => {
+      const here = present.get(sameName(oldOf(before, column)?.name ?? ""))
+      return here === undefined || here.name === column.name || sameName(here.name) === sameName(column.name) ? [] : [[here.name, column.name]]
+    })
+    for (const [i, [from]] of pairs.entries())
+      yield* tx.exec(`ALTER TABLE ${ident(after.local)} RENAME COLUMN ${ident(from)} TO ${ident(`schoolbus_${i}`)}`)
+    for (const [i, [, to]] of pairs.entries())
+      yield* tx.exec(`ALTER TABLE ${ident(after.local)} RENAME COLUMN ${ident(`schoolbus_${i}`)} TO ${ident(to)}`)
+  })
+
+/** Unique constraints that the table does not declare itself stand beside it, where the rows allow it. */
+export const ensureUniques = (tx: Tx, table: Table): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const { local } = table
+    const rows = yield* tx.all<{ name: string; columns: string }>(
+      `SELECT l.name, (SELECT json_group_array(i.name) FROM pragma_index_info(l.name) i) AS columns FROM pragma_index_list(?) l WHERE l."unique" = 1 AND l.partial = 0`,
+      [local],
+    )
+    const wanted = new Map(table.unique.map((columns) => [setOf(columns), columns]))
+    const present = new Set<string>()
+    for (const { name, columns } of rows) {
+      const id = setOf((JSON.parse(columns) as ReadonlyArray<string | null>).map((column) => column ?? ""))
+      if (wanted.has(id) || !name.startsWith("schoolbus_")) present.add(id)
+      else yield* tx.exec(`DROP INDEX ${ident(name)}`)
+    }
+    for (const [id, columns] of wanted) {
+      if (present.has(id)) continue
+      const name = `schoolbus_${local}_${columns.join("_")}`
+      yield* tx
+        .exec(`CREATE UNIQUE INDEX ${ident(name)} ON ${ident(local)} (${columns.map(ident).join(", ")})`)
+        .pipe(
+          Effect.catch((error) =>
+            error.code.startsWith("SQLITE_CONSTRAINT")
+              ? Effect.logWarning(
+                  `table ${local}: rows here hold the same (${columns.join(", ")}), which head office forbids; not enforced here until they differ`,
+                )
+              : Effect.fail(error),
+          ),
+        )
+    }
+  })
+
+/** What was kept behind of a row, under the columns' new names. */
+const renameBehind = (tx: Tx, before: Table, after: Table, tbl: number): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const nameNow = new Map(after.columns.map((column) => [oldOf(before, column)?.name ?? column.name, column.name]))
+    if (before.columns.every((column) => nameNow.get(column.name) === column.name)) return
+    const rows = yield* tx.all<{ key: string; row: string }>("SELECT key, row FROM schoolbus_behind WHERE tbl = ? AND row IS NOT NULL", [tbl])
+    yield* tx.many(
+      "UPDATE schoolbus_behind SET row = ? WHERE tbl = ? AND key = ?",
+      rows.map(({ key, row }) => {
+        const renamed = Object.entries(JSON.parse(row) as Record<string, Wire>).flatMap(([name, value]) => {
+          const now = nameNow.get(name)
+          return now === undefined ? [] : [[now, value] as const]
+        })
+        return [JSON.stringify(Object.fromEntries(renamed)), BigInt(tbl), key]
+      }),
+    )
+    for (const [was, now] of nameNow)
+      if (was !== now) yield* tx.run("UPDATE OR IGNORE schoolbus_hold SET col = ? WHERE tbl = ? AND col = ?", [now, tbl, was])
+  })
+
+/** Old values of captured writes stand in the order of the columns. */
+export const reorderChanges = (tx: Tx, before: Table, after: Table, tbl: number): Effect.Effect<void, LibsqlError> => {
+  const from = after.columns.map((column) => before.columns.indexOf(oldOf(before, column) as Column))
+  if (from.every((position, i) => position === i || (position === -1 && i >= before.columns.length))) return Effect.void
+  const sets = from.map((position, i) => `v${i} = ${position === -1 ? "NULL" : `v${position}`}`)
+  return Effect.asVoid(tx.run(`UPDATE changes SET ${sets.join(", ")} WHERE tbl = ?`, [tbl]))
+}
+
+export interface Reshaping {
+  readonly before: Table
+  readonly after: Table
+  readonly file: FileTable
+  readonly manifest: Pick<Manifest, "tables" | "school">
+  readonly tbl: number
+}
+
+/** Anything but more columns: then what is staged was made for another shape. */
+export const isOtherShape = (before: Table, after: Table): boolean =>
+  isReplaced(before, after) ||
+  before.columns.some((old) => {
+    const now = after.columns.find((column) => oldOf(before, column) === old)
+    return now === undefined || now.kind !== old.kind || now.name !== old.name
+  })
+
+export const reshape = (tx: Tx, { before, after, file, manifest, tbl }: Reshaping): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const present = columnsByName(file)
+    const uniques = yield* declaredUniques(tx, after.local)
+    const wanted = new Set(after.unique.map((columns) => setOf(columns.map((name) => oldNameOf(before, after, name)))))
+    const isUniqueGone = before.unique.some((columns) => !wanted.has(setOf(columns)) && uniques.some((unique) => setOf(unique) === setOf(columns)))
+    const parents = parentsOf(after, manifest)
+    const isParentGone = parentsOf(before, manifest).some((parent) => !parents.includes(parent))
+    const isDropped = before.columns.some((old) => present.has(sameName(old.name)) && !after.columns.some((column) => oldOf(before, column) === old))
+    const isUnfit = after.columns.some((column) => {
+      const here = present.get(sameName(oldOf(before, column)?.name ?? column.name))
+      if (here === undefined) return false
+      const isTooStrict = here.notnull === 1 && here.pk === 0 && (!column.notNull || column.generated)
+      return isTooStrict || !canHold(here.type, column)
+    })
+    // A default stands in the file for good, and rows that are older than the column show it.
+    const isOtherDefault = after.columns.some((column) => {
+      const old = oldOf(before, column)
+      const isHere = present.has(sameName(old?.name ?? column.name))
+      return defaultOf(column) !== (isHere ? defaultOf(old ?? column) : fillOf(column))
+    })
+    if (isDropped || isUnfit || isUniqueGone || isParentGone || isOtherDefault) {
+      const views = yield* soundViews(tx)
+      const build = { before, after, file, manifest, uniques }
+      yield* tx.run("SAVEPOINT reshape")
+      yield* buildAnew(tx, { ...build, keepDropped: false })
+      if (isDropped && (yield* brokenBy(tx, after.local, views))) {
+        yield* tx.run("ROLLBACK TO reshape")
+        yield* buildAnew(tx, { ...build, keepDropped: true })
+      }
+      yield* tx.run("RELEASE reshape")
+    } else {
+      yield* rename(tx, before, after, present)
+      for (const column of after.columns) {
+        if (present.has(sameName(oldOf(before, column)?.name ?? column.name))) continue
+        yield* tx.exec(`ALTER TABLE ${ident(after.local)} ADD COLUMN ${columnSql(column, true)}`)
+      }
+    }
+    yield* renameBehind(tx, before, after, tbl)
+  })
+
+const oldNameOf = (before: Table, after: Table, name: string): string => {
+  const column = after.columns.find((one) => one.name === name)
+  return column === undefined ? name : (oldOf(before, column)?.name ?? name)
+}
+
+/** Rows are named in another way: the table begins anew, and what waits for a verdict under the old names keeps its own number. */
+export const replace = (tx: Tx, { before, after, file, manifest, tbl }: Reshaping): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const name = ` before generation ${after.generation ?? 1}`
+    const own = new Set(before.columns.map((column) => sameName(column.name)))
+    // A program's own columns are not ours to throw away.
+    if (file.columns.some((column) => !own.has(sameName(column.name)))) {
+      yield* tx.exec(`ALTER TABLE ${ident(after.local)} RENAME TO ${ident(`${after.local}${name}`)}`)
+    } else yield* tx.exec(`DROP TABLE ${ident(after.local)}`)
+    yield* tx.exec(createTable(after, manifest))
+    for (const table of ["schoolbus_behind", "schoolbus_hold"]) yield* tx.run(`DELETE FROM ${table} WHERE tbl = ?`, [tbl])
+    yield* tx.run("UPDATE schoolbus_tables SET name = name || ?2, local = local || ?2 WHERE id = ?1", [tbl, name])
+    yield* tx.run("INSERT INTO schoolbus_tables (name, local) VALUES (?, ?)", [after.name, after.local])
+  })

@@ -1,0 +1,122 @@
+/** Schema changes at head office while rows flow: each kind, inside and outside of a transaction with writes around it. */
+import { afterAll, beforeAll, describe, expect, test } from "vitest"
+import { makeWorld, type School, type World } from "../support/world.ts"
+
+const schema = `
+  CREATE TYPE mood AS ENUM ('glad', 'sad');
+  CREATE TABLE groups (id int PRIMARY KEY, name text NOT NULL);
+  CREATE TABLE pupils (
+    id int PRIMARY KEY, school_id text NOT NULL, name varchar(40) NOT NULL, points numeric(8,2) NOT NULL DEFAULT 0, code text, mood mood, extra text
+  );
+  CREATE TABLE unlisted (id int PRIMARY KEY);
+  INSERT INTO groups VALUES (1, 'one'), (2, 'two');
+  INSERT INTO pupils (id, school_id, name, points, code, mood) VALUES (1, 'a', 'Amina', 1.5, 'c1', 'glad'), (2, 'a', 'Bilal', 2, 'c2', NULL), (3, 'b', 'Chidi', 3, 'c3', 'sad');
+`
+
+const tables = {
+  groups: { audience: "all", direction: "down" },
+  pupils: { audience: { column: "school_id" }, strategy: "school_wins" },
+} as const
+
+const until = async (condition: () => Promise<boolean>, what: string): Promise<void> => {
+  for (const deadline = Date.now() + 20_000; !(await condition()); ) {
+    if (Date.now() > deadline) throw new Error(`waited too long for ${what}`)
+    await new Promise((resolve) => setTimeout(resolve, 10))
+  }
+}
+
+const pausedOf = async (world: World): Promise<Record<string, string>> =>
+  Object.fromEntries((await world.run(world.feed.tables)).flatMap(({ name, paused }) => (paused === null ? [] : [[name, paused.code]])))
+
+/** Everything that Postgres holds for a school, as the school's file must hold it. */
+const office = async (world: World, school: string, table: string): Promise<ReadonlyArray<Record<string, unknown>>> => {
+  const columns = await world.sql`SELECT attname AS name FROM pg_attribute WHERE attrelid = ${table}::regclass AND attnum > 0 AND NOT attisdropped`
+  const list = columns.map(({ name }) => `"${name}"::text AS "${name}"`).join(", ")
+  const where = table === "groups" ? "" : ` WHERE school_id = '${school}'`
+  return [...(await world.sql.unsafe(`SELECT ${list} FROM ${table}${where} ORDER BY id`))].map((row) => ({ ...row }))
+}
+
+const held = async (school: School, table: string): Promise<ReadonlyArray<Record<string, unknown>>> => {
+  const columns = await school.rows<{ name: string }>("SELECT name FROM pragma_table_info(?)", [table])
+  const list = columns.map(({ name }) => `CAST("${name}" AS TEXT) AS "${name}"`).join(", ")
+  return school.rows(`SELECT ${list} FROM ${table} ORDER BY id`)
+}
+
+const sorted = (rows: ReadonlyArray<Record<string, unknown>>) =>
+  rows.map((row) => Object.fromEntries(Object.entries(row).sort(([a], [b]) => (a < b ? -1 : 1))))
+
+/** Waits until the school holds exactly what Postgres does. */
+const same = async (world: World, school: School, table = "pupils"): Promise<void> => {
+  let left: unknown
+  let right: unknown
+  await until(async () => {
+    await world.settle()
+    await school.pull()
+    left = sorted(await held(school, table))
+    right = sorted(await office(world, school.id, table))
+    return JSON.stringify(left) === JSON.stringify(right)
+  }, "school and office to hold the same").catch(() => expect(left).toEqual(right))
+}
+
+/** `flows`: schools get it unattended. A word: the table pauses for that reason. */
+const kinds: ReadonlyArray<readonly [name: string, ddl: string, outcome: string, undo: string]> = [
+  ["a nullable column", "ALTER TABLE pupils ADD COLUMN c1 text", "flows", ""],
+  ["a column with a constant default", "ALTER TABLE pupils ADD COLUMN c2 text NOT NULL DEFAULT 'it''s'", "flows", ""],
+  ["a column with a volatile default", "ALTER TABLE pupils ADD COLUMN c3 uuid NOT NULL DEFAULT gen_random_uuid()", "flows", ""],
+  ["a serial column", "ALTER TABLE pupils ADD COLUMN c4 serial", "flows", ""],
+  ["a column with a stable default", "ALTER TABLE pupils ADD COLUMN c5 timestamptz DEFAULT now()", "flows", ""],
+  ["a generated column", "ALTER TABLE pupils ADD COLUMN c6 numeric GENERATED ALWAYS AS (points * 2) STORED", "flows", ""],
+  ["a default that changes at once", "ALTER TABLE pupils ADD COLUMN c7 int DEFAULT 5; ALTER TABLE pupils ALTER COLUMN c7 SET DEFAULT 6", "flows", ""],
+  ["a nullable foreign key", "ALTER TABLE pupils ADD COLUMN group_id int REFERENCES groups", "flows", ""],
+  ["a unique constraint", "ALTER TABLE pupils ADD CONSTRAINT code_once UNIQUE (code)", "flows", ""],
+  ["an index", "CREATE INDEX ON pupils (name)", "flows", ""],
+  ["a check", "ALTER TABLE pupils ADD CONSTRAINT positive CHECK (points >= 0)", "flows", ""],
+  ["a comment", "COMMENT ON TABLE pupils IS 'people'", "flows", ""],
+  ["a wider varchar", "ALTER TABLE pupils ALTER COLUMN name TYPE varchar(80)", "flows", ""],
+  ["text instead of varchar", "ALTER TABLE pupils ALTER COLUMN name TYPE text", "flows", ""],
+  ["NOT NULL dropped", "ALTER TABLE pupils ALTER COLUMN name DROP NOT NULL; UPDATE pupils SET name = NULL WHERE id = 2", "flows", ""],
+  ["a changed default", "ALTER TABLE pupils ALTER COLUMN points SET DEFAULT 9", "flows", ""],
+  ["another enum value", "ALTER TYPE mood ADD VALUE 'calm'", "flows", ""],
+  ["values rewritten in place", "ALTER TABLE pupils ALTER COLUMN extra TYPE text USING upper(name)", "flows", ""],
+]
+
+describe.each(["wal2json", "pgoutput"] as const)("%s", (plugin) => {
+  let world: World
+  let a: School
+  let away: School
+  beforeAll(async () => {
+    world = await makeWorld(schema, { plugin, tables }, ["a", "b"])
+    a = await world.school("a")
+    away = await world.school("a")
+    await a.pull()
+    await away.pull()
+  })
+  afterAll(() => world?.stop())
+
+  let next = 100
+  test.each(kinds)("%s", async (_, ddl, outcome) => {
+    next += 10
+    const id = next
+    const before = await pausedOf(world)
+    expect(before).toEqual({})
+    await world.sql.unsafe(`INSERT INTO pupils (id, school_id, name, code) VALUES (${id}, 'a', 'before', 'before ${id}')`)
+    if (ddl.startsWith("ALTER TYPE")) await world.sql.unsafe(ddl)
+    else {
+      await world.sql.begin(async (tx) => {
+        await tx.unsafe(`INSERT INTO pupils (id, school_id, name, code) VALUES (${id + 1}, 'a', 'inside', 'inside ${id}')`)
+        await tx.unsafe(`UPDATE pupils SET points = points + 1 WHERE id = 1`)
+        for (const one of ddl.split("; ")) await tx.unsafe(one)
+        await tx.unsafe(`INSERT INTO pupils (id, school_id, name, code) VALUES (${id + 2}, 'a', 'inside', 'inside later ${id}')`)
+        await tx.unsafe(`UPDATE pupils SET points = points + 1 WHERE id = 1`)
+      })
+    }
+    await world.sql.unsafe(`INSERT INTO pupils (id, school_id, name, code) VALUES (${id + 3}, 'a', 'after', 'after ${id}')`)
+    await world.sql.unsafe(`UPDATE pupils SET extra = 'seen' WHERE id = ${id}`)
+    if (outcome === "flows") await same(world, a)
+    expect(await pausedOf(world)).toEqual({})
+  })
+
+  test("a school that was away for all of them ends with the same rows", async () => {
+    await same(world, away)
+  })
+})
