@@ -128,10 +128,12 @@ const openPress = (encoding: Encoding, out: Array<Uint8Array>): Press => {
         failed = fail
         press.write(text, () => press.flush(flushFlag, () => done()))
       }),
+    // "finish" comes before the last bytes do.
     end: () =>
       new Promise((done, fail) => {
         failed = fail
-        press.end(() => setImmediate(done))
+        press.once("end", () => done())
+        press.end()
       }),
     destroy: () => press.destroy(),
   }

@@ -9,21 +9,16 @@ import type { z } from "zod"
 import type { Verdicts as VerdictsType } from "../model/change.ts"
 import type { Cursor } from "../model/cursor.ts"
 import type { Manifest } from "../model/table.ts"
-import { ACCEPT_ENCODING, BodyFault, type BodyLimits, compress, readAll, readChunks, splitLines, unpress } from "./body.ts"
-import { openLine } from "./frame.ts"
+import { ACCEPT_ENCODING, compress, readAll, readChunks, unpress } from "./body.ts"
+import { closeQuietly, pagesOf, type PulledPage } from "./pages.ts"
 import {
   CompareAgain,
   type CompareAsk,
   CompareDigests,
   ComparePrints,
-  type Header,
   type Heartbeat,
   type Hello,
   IDLE_MS,
-  LEAST_RATE,
-  type Line,
-  MAX_BODY_MS,
-  MAX_LINE_BYTES,
   MAX_PART_BYTES,
   MAX_PARTS,
   MAX_WAIT_SECONDS,
@@ -32,14 +27,11 @@ import {
   sliceOf,
   type Staged,
   SYNC_HEADER,
-  type Trailer,
   Verdicts,
   Welcome,
 } from "./protocol.ts"
 
 const MAX_JSON_BYTES = 16 * 1024 * 1024
-/** A page is about 1 MiB of rows; one row may be large. */
-const MAX_PAGE_BYTES = 256 * 1024 * 1024
 /** A part of a push, compressed: at first this much, then about as much as goes out in this many seconds. */
 const FIRST_PART_BYTES = 64 * 1024
 const LEAST_PART_BYTES = 16 * 1024
@@ -50,10 +42,16 @@ const MAX_SLICE_BYTES = 8 * 1024 * 1024
 const COMPARE_ANSWER_MS = 300_000
 /** A part that has gone out is answered when it is on the hub's disk, the last one when Postgres has committed. */
 const PUSH_ANSWER_MS = 240_000
-/** A long poll is answered within its wait and this: a half-open line is found in 45 s in all. */
-const POLL_GRACE_MS = 20_000
-/** In a stream the first byte comes at once; when it does not, something on the way collects bytes before it hands them on. */
-const FIRST_BYTE_MS = 10_000
+/** How long silence is borne, ms. */
+export interface Patience {
+  /** Between two pieces of an answer, and for the heads of most. */
+  readonly idle: number
+  /** A long poll is answered within its wait and this: a half-open line is found in 45 s in all. */
+  readonly poll: number
+  /** In a stream the first byte comes at once; when it does not, something on the way collects bytes before it hands them on. */
+  readonly firstByte: number
+}
+const PATIENCE: Patience = { idle: IDLE_MS, poll: 20_000, firstByte: 10_000 }
 /** What a request costs beside its body: heads, and the packets that carry them. */
 const REQUEST_BYTES = 800
 const ANSWER_BYTES = 500
@@ -88,14 +86,6 @@ export interface OutgoingBatch {
   /** SHA-256 of the bytes, hex. */
   readonly hash: string
   readonly bytes: Uint8Array
-}
-
-export interface PulledPage {
-  readonly header: Header
-  readonly lines: ReadonlyArray<Extract<Line, readonly ["rows", ...ReadonlyArray<unknown>]>>
-  /** null: the line broke before the page's end; what came before is good. */
-  readonly trailer: Trailer | null
-  readonly bytes: number
 }
 
 export interface PageStream {
@@ -191,66 +181,8 @@ const refusalOf = async (response: Response): Promise<LinkError> => {
       })
 }
 
-/** A generator that waits for a byte ends only when its request is given up; that has happened before. */
-const closeQuietly = async (pages: AsyncGenerator<unknown>): Promise<void> => {
-  await Promise.race([pages.return(undefined).catch(() => undefined), new Promise((done) => setTimeout(done, 1_000))])
-}
-
-const limitsOf = (isEndless: boolean): BodyLimits =>
-  isEndless
-    ? { maxBytes: Number.POSITIVE_INFINITY, idleMs: IDLE_MS }
-    : { maxBytes: MAX_PAGE_BYTES, idleMs: IDLE_MS, totalMs: MAX_BODY_MS, leastRate: LEAST_RATE }
-
-/**
- * The pages of a body, whole ones and at its end perhaps the beginning of one; what came whole before the line broke is kept,
- * and the next request goes on after it.
- */
-const pagesOf = async function* (response: Response, isEndless: boolean, onBytes: (bytes: number) => void): AsyncGenerator<PulledPage | "asked"> {
-  expectType(response, "application/x-ndjson")
-  let header: Header | null = null
-  let bytes = 0
-  let slowAt = Number.POSITIVE_INFINITY
-  let lines: Array<PulledPage["lines"][number]> = []
-  const counted = async function* () {
-    for await (const chunk of readChunks(response.body, limitsOf(isEndless))) {
-      onBytes(chunk.length)
-      bytes += chunk.length
-      if (isEndless && header !== null) {
-        slowAt += (chunk.length * 1000) / LEAST_RATE
-        if (performance.now() > slowAt) throw new BodyFault("too slow")
-      }
-      yield chunk
-    }
-  }
-  try {
-    for await (const text of splitLines(unpress(counted()), MAX_LINE_BYTES)) {
-      if (text === "") continue
-      const opened = openLine(text)
-      if ("damaged" in opened) throw new BodyFault(opened.damaged)
-      const [kind] = opened.ok
-      if (kind === "cut") {
-        if (header !== null) throw new BodyFault("a page began inside another")
-        header = opened.ok[1]
-        slowAt = performance.now() + MAX_BODY_MS
-      } else if (kind === "sync") yield "asked"
-      else if (header === null) throw new BodyFault("rows without a page")
-      else if (kind === "rows") lines.push(opened.ok)
-      else {
-        const page = { header, lines, trailer: opened.ok[1], bytes }
-        header = null
-        lines = []
-        bytes = 0
-        yield page
-      }
-    }
-  } catch (cause) {
-    if (header === null || lines.length === 0) throw cause
-  }
-  if (header !== null && lines.length > 0) yield { header, lines, trailer: null, bytes }
-  else throw new Error(header === null ? "the connection ended" : "the page broke off before its first row")
-}
-
-export const makeLink = (options: { readonly hub: string; readonly key: string }): Link => {
+export const makeLink = (options: { readonly hub: string; readonly key: string; readonly patience?: Patience }): Link => {
+  const patience = options.patience ?? PATIENCE
   const base = new URL(options.hub)
   let partBytes = FIRST_PART_BYTES
   const traffic = { sent: 0, received: 0 }
@@ -302,7 +234,7 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
     Effect.tryPromise({
       try: async () => {
         expectType(response, "application/json")
-        const chunks = unpress(readChunks(response.body, { maxBytes: MAX_JSON_BYTES, idleMs: IDLE_MS }))
+        const chunks = unpress(readChunks(response.body, { maxBytes: MAX_JSON_BYTES, idleMs: patience.idle }))
         const pieces: Array<Uint8Array> = []
         for await (const piece of chunks) pieces.push(piece)
         traffic.received += pieces.reduce((n, piece) => n + piece.length, 0)
@@ -321,7 +253,7 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
     ...(manifest === undefined ? {} : { manifest: String(manifest) }),
   })
   const post = <S extends z.ZodType>(schema: S, path: string, value: unknown) =>
-    Effect.flatMap(request("POST", path, {}, JSON.stringify(value), { "content-type": "application/json" }, IDLE_MS), (response) =>
+    Effect.flatMap(request("POST", path, {}, JSON.stringify(value), { "content-type": "application/json" }, patience.idle), (response) =>
       json((body) => schema.parse(body), response),
     )
 
@@ -389,13 +321,13 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
     hello: (hello) => post(Welcome, "/api/sync/hello", hello),
     heartbeat: (_, heartbeat) => post(Pulse, "/api/sync/heartbeat", heartbeat),
     manifest: (identity) =>
-      Effect.flatMap(request("GET", "/api/sync/manifest", who(identity), null, {}, IDLE_MS), (response) =>
+      Effect.flatMap(request("GET", "/api/sync/manifest", who(identity), null, {}, patience.idle), (response) =>
         json((body) => body as Manifest, response),
       ),
     pull: (identity, cursor, staged, wait, manifest) =>
       Effect.gen(function* () {
         const query = { ...position(identity, cursor, staged, manifest), wait: String(Math.min(wait, MAX_WAIT_SECONDS)) }
-        const response = yield* request("GET", "/api/sync/pull", query, null, {}, wait * 1000 + POLL_GRACE_MS)
+        const response = yield* request("GET", "/api/sync/pull", query, null, {}, wait * 1000 + patience.poll)
         if (response.status === 204) {
           yield* Effect.promise(async () => void (await response.body?.cancel().catch(() => undefined)))
           const asked = response.headers.get(SYNC_HEADER)
@@ -403,7 +335,8 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
           return asked === "1" ? "asked" : "nothing"
         }
         const read = async () => {
-          const pages = pagesOf(response, false, (bytes) => {
+          expectType(response, "application/x-ndjson")
+          const pages = pagesOf(response.body, false, patience.idle, (bytes) => {
             traffic.received += bytes
           })
           try {
@@ -425,15 +358,16 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
           position(identity, cursor, staged, manifest),
           null,
           {},
-          FIRST_BYTE_MS,
+          patience.firstByte,
           silence.signal,
         ).pipe(Effect.catchTag("LinkDown", (error) => (error.isSilent === true ? Effect.succeed(null) : Effect.fail(error))))
         if (opened === null) return "unsuited"
+        yield* Effect.try({ try: () => expectType(opened, "application/x-ndjson"), catch: down })
         let firstByte: () => void = () => undefined
         const isThere = new Promise<void>((done) => {
           firstByte = done
         })
-        const pages = pagesOf(opened, true, (bytes) => {
+        const pages = pagesOf(opened.body, true, patience.idle, (bytes) => {
           traffic.received += bytes
           firstByte()
         })
@@ -450,7 +384,7 @@ export const makeLink = (options: { readonly hub: string; readonly key: string }
             Effect.promise(() => Promise.race([isThere, first.catch(() => undefined)])),
             true,
           ),
-          Effect.as(Effect.sleep(FIRST_BYTE_MS), false),
+          Effect.as(Effect.sleep(patience.firstByte), false),
         )
         if (!began) return "unsuited"
         let pending: ReturnType<typeof pages.next> | null = first

@@ -1,0 +1,75 @@
+/** A line between a school and its hub that a test can make worse: cut by bytes, buffered, silent, damaged. It counts what passes. */
+import { createServer, type AddressInfo, connect, type Socket } from "node:net"
+
+export interface BadLine {
+  readonly url: string
+  /** Of all connections so far, from the hub. */
+  readonly received: () => number
+  readonly connections: () => number
+  /** Each connection breaks after so many bytes from the hub; null = never. */
+  cutAfter: number | null
+  /** Bytes from the hub are kept until so many are there, as some proxies do; 0 = none. */
+  holdBytes: number
+  /** Nothing passes any more, in neither direction, and nobody is told. */
+  silent: boolean
+  readonly close: () => void
+}
+
+export const openBadLine = async (hub: string): Promise<BadLine> => {
+  const { hostname, port } = new URL(hub)
+  const sockets = new Set<Socket>()
+  let received = 0
+  let connections = 0
+  const server = createServer((school) => {
+    connections++
+    const office = connect({ host: hostname, port: Number(port) })
+    let held: Array<Buffer> = []
+    let heldBytes = 0
+    let passed = 0
+    for (const socket of [school, office]) {
+      sockets.add(socket)
+      socket.on("error", () => undefined)
+      socket.on("close", () => {
+        sockets.delete(socket)
+        school.destroy()
+        office.destroy()
+      })
+    }
+    school.on("data", (data: Buffer) => {
+      if (!line.silent) office.write(data)
+    })
+    office.on("data", (data: Buffer) => {
+      if (line.silent) return
+      held.push(data)
+      heldBytes += data.length
+      if (heldBytes < line.holdBytes) return
+      const all = Buffer.concat(held)
+      held = []
+      heldBytes = 0
+      const room = line.cutAfter === null ? all.length : Math.min(all.length, line.cutAfter - passed)
+      passed += room
+      received += room
+      if (!school.write(all.subarray(0, room))) {
+        office.pause()
+        school.once("drain", () => office.resume())
+      }
+      if (room < all.length) school.end()
+    })
+    office.on("end", () => school.end())
+    school.on("end", () => office.end())
+  })
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
+  const line: BadLine = {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    received: () => received,
+    connections: () => connections,
+    cutAfter: null,
+    holdBytes: 0,
+    silent: false,
+    close: () => {
+      for (const socket of sockets) socket.destroy()
+      server.close()
+    },
+  }
+  return line
+}
