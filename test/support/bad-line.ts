@@ -8,7 +8,7 @@ export interface BadLine {
   readonly connections: () => number
   /** Each connection breaks after so many bytes from the hub; null = never. */
   cutAfter: number | null
-  /** Bytes from the hub are kept until so many are there, as some proxies do; 0 = none. */
+  /** Bytes of a stream are kept until so many are there, as some proxies do; 0 = none. Answers that end are handed on. */
   holdBytes: number
   /** Nothing passes any more, in neither direction, and nobody is told. */
   silent: boolean
@@ -26,6 +26,7 @@ export const openBadLine = async (hub: string): Promise<BadLine> => {
     let held: Array<Buffer> = []
     let heldBytes = 0
     let passed = 0
+    let isStream = false
     for (const socket of [school, office]) {
       sockets.add(socket)
       socket.on("error", () => undefined)
@@ -36,13 +37,14 @@ export const openBadLine = async (hub: string): Promise<BadLine> => {
       })
     }
     school.on("data", (data: Buffer) => {
+      if (data.includes(" /api/sync/")) isStream = data.includes(" /api/sync/stream?")
       if (!line.silent) office.write(data)
     })
     office.on("data", (data: Buffer) => {
       if (line.silent) return
       held.push(data)
       heldBytes += data.length
-      if (heldBytes < line.holdBytes) return
+      if (isStream && heldBytes < line.holdBytes) return
       const all = Buffer.concat(held)
       held = []
       heldBytes = 0
