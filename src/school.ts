@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import { Deliver } from "./down/deliver.ts"
+import { guardTriggers, SCHEMA_POLL_MS } from "./down/guard.ts"
 import { deviceRoutes } from "./http/devices.ts"
 import { healthRoutes } from "./http/health.ts"
 import { authFor, makeApp } from "./http/server.ts"
@@ -20,12 +21,10 @@ import { Libsql } from "./libsql/client.ts"
 import { newLife } from "./libsql/life.ts"
 import { lockFile } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
-import { missingTriggers, installTables } from "./libsql/schema.ts"
 import type { Metered } from "./link/metered.ts"
 import { OpenLink } from "./link/open.ts"
-import type { Manifest } from "./model/table.ts"
 import { serve } from "./runtime.ts"
-import { readState, Session, sessions } from "./session.ts"
+import { Session, sessions } from "./session.ts"
 import { SchoolFactStore } from "./status/facts.ts"
 import { schoolConflicts, schoolRuns } from "./status/school-records.ts"
 import { schoolStatus } from "./status/school.ts"
@@ -81,19 +80,6 @@ const syncNow = Layer.effect(
   }),
 )
 
-/** A program may have rebuilt a table or dropped our triggers: they are put back, and what was missed is found by comparison. */
-const guardTriggers = (streams: ReadonlyArray<string>) =>
-  Effect.gen(function* () {
-    const db = yield* Libsql
-    const state = yield* readState
-    if (state.manifest === null) return
-    const manifest = JSON.parse(state.manifest) as Manifest
-    const missing = yield* db.read((tx) => missingTriggers(tx, manifest, streams))
-    if (missing.length === 0) return
-    yield* Effect.logWarning(`triggers were missing or altered and are restored: ${missing.join(", ")}`)
-    yield* db.write((tx) => installTables(tx, manifest, { streams, adopt: false }))
-  })
-
 const cron = (pattern: string, job: Effect.Effect<unknown>) =>
   Effect.acquireRelease(
     Effect.sync(() => new Cron(pattern, () => void Effect.runPromise(job).catch(() => undefined))),
@@ -117,7 +103,7 @@ const school = (options: SchoolOptions) =>
     yield* deliver.resume
     const streams = yield* subscribedTables(options.workers)
     const nightly = Effect.provide(verifyNightly, yield* Effect.context<Libsql | OpenLink>())
-    yield* guardTriggers(streams)
+    yield* guardTriggers(streams, true)
     const plugins = [yield* healthRoutes, yield* syncRoutes, yield* verifyRoutes, yield* deviceRoutes]
     const app = makeApp({ plugins, auth: authFor(options) })
     const server = yield* listen({ ...options, maxBodyBytes: 1024 * 1024 }, (request) => app.handle(request))
@@ -137,8 +123,8 @@ const school = (options: SchoolOptions) =>
       VERIFY_CRON,
       Effect.suspend(() => Effect.delay(nightly, Math.random() * VERIFY_SPREAD_MS)),
     )
-    const tidy = Effect.andThen(guardTriggers(streams), deliver.retry)
-    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(tidy, { log: "Warn" }), Schedule.spaced("10 seconds")))
+    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(deliver.retry, { log: "Warn" }), Schedule.spaced("10 seconds")))
+    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(guardTriggers(streams), { log: "Warn" }), Schedule.spaced(SCHEMA_POLL_MS)))
     if (options.workers !== null) yield* startWorkers({ folder: options.workers, outDir: options.dataDir })
     return yield* sessions({ ...options, streams })
   })

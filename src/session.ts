@@ -13,10 +13,12 @@ import * as Random from "effect/Random"
 import * as Semaphore from "effect/Semaphore"
 import { follow, pullOnce, type Pulled, type PullOptions, refreshManifest, type Way } from "./down/pull.ts"
 import { isUnknownCut, takeUp } from "./down/verify.ts"
+import { closeGaps, guardTriggers } from "./down/guard.ts"
 import { installRoster } from "./iclock/fill.ts"
 import { hasUnanswered, pendingByTable, unansweredTables } from "./libsql/changes.ts"
 import { Libsql, type LibsqlError } from "./libsql/client.ts"
 import { noteContact } from "./libsql/contact.ts"
+import { refuseGap } from "./libsql/gap.ts"
 import { addTraffic, dayOf } from "./libsql/traffic.ts"
 import { backoffMs } from "./link/backoff.ts"
 import { type Identity, type Link, LinkDown, type LinkError, LinkRefused, makeLink } from "./link/client.ts"
@@ -180,6 +182,8 @@ interface Memory {
   hasMoved: boolean
   /** Cycles of a metered link so far. */
   cycle: number
+  /** A table has a gap, and head office is too far ahead to compare with: pulling comes first. */
+  isFarAhead: boolean
 }
 
 /** What a session does, over one greeting. */
@@ -219,6 +223,7 @@ const makeSteps = (memory: Memory, identity: Identity) =>
         if (isApplied) {
           yield* facts.set({ progress: null, lastSyncAt: yield* Clock.currentTimeMillis })
           yield* applied.open
+          if (memory.isFarAhead) return yield* new LinkDown({ message: "the cut is here; comparing the tables that programs have altered" })
         } else {
           const total = Math.max(received.rows, received.rows - rows + left)
           const share = Math.min(1, rows / Math.max(1, left))
@@ -230,6 +235,7 @@ const makeSteps = (memory: Memory, identity: Identity) =>
 
     const push = one.withPermit(
       Effect.gen(function* () {
+        if (!memory.isFarAhead) yield* refuseGap(db)
         if (!(yield* db.read(hasUnanswered))) return
         const { changes, conflicts } = yield* pushAll(db, link, identity)
         pushFault = ""
@@ -407,7 +413,10 @@ const session = (options: SessionOptions, memory: Memory) =>
       yield* sendAgainFrom(db, welcome.lastBatch + 1)
       yield* pushAll(db, link, identity)
     }
-    const work = options.metered === null ? freely(memory, identity, install, steps) : byCycles(options.metered, memory, identity, install, steps)
+    yield* guardTriggers(options.streams)
+    memory.isFarAhead = yield* closeGaps(link, identity)
+    const taking = { ...install, mayHaveGaps: memory.isFarAhead }
+    const work = options.metered === null ? freely(memory, identity, taking, steps) : byCycles(options.metered, memory, identity, taking, steps)
     yield* (yield* OpenLink).during({ link, identity })(work)
   })
 
@@ -417,7 +426,14 @@ export const sessions = (options: SessionOptions) =>
     const db = yield* Libsql
     const facts = yield* SchoolFactStore
     const { counts, wake } = yield* Session
-    const memory: Memory = { link: makeLink(options), way: { noStreamUntil: 0 }, written: { sent: 0, received: 0 }, hasMoved: false, cycle: 0 }
+    const memory: Memory = {
+      link: makeLink(options),
+      way: { noStreamUntil: 0 },
+      written: { sent: 0, received: 0 },
+      hasMoved: false,
+      cycle: 0,
+      isFarAhead: false,
+    }
     const refused = (error: LinkRefused) =>
       Effect.gen(function* () {
         if (error.code === "hello") return

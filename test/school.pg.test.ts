@@ -1,15 +1,11 @@
-import { type ChildProcess, spawn } from "node:child_process"
 import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import Database from "libsql"
-import { afterAll, afterEach, beforeAll, expect, it } from "vitest"
-import { runtimeName } from "../src/runtime.ts"
-import type { SchoolSnapshot } from "../src/status/snapshot.ts"
+import { afterAll, beforeAll, expect, it } from "vitest"
 import { type HubLink, openHubLink } from "./support/hub-link.ts"
+import { program, startNode as startProcess, stop, until, upToDate } from "./support/node.ts"
 import { makeWorld, type World } from "./support/world.ts"
 
-const root = join(import.meta.dirname, "..")
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-nodes-"))
 
 let world: World
@@ -29,81 +25,16 @@ afterAll(async () => {
   rmSync(folder, { recursive: true, force: true })
 })
 
-const alive = new Set<ChildProcess>()
-afterEach(() => {
-  for (const child of alive) child.kill("SIGKILL")
-})
-
-interface Node {
-  readonly dir: string
-  readonly child: ChildProcess
-  readonly code: Promise<number | null>
-  readonly output: () => string
-  readonly status: () => Promise<SchoolSnapshot>
-  readonly post: (path: string) => Promise<Record<string, unknown>>
-}
-
-const until = async <A>(what: string, look: () => A | undefined | false | Promise<A | undefined | false>): Promise<A> => {
-  for (const deadline = Date.now() + 25_000; ; ) {
-    const found = await look()
-    if (found !== undefined && found !== false) return found
-    if (Date.now() > deadline) throw new Error(`waited too long for ${what}`)
-    await new Promise((resolve) => setTimeout(resolve, 25))
-  }
-}
-
 let made = 0
 const newDir = (): string => join(folder, `node${++made}`)
-
-const startNode = async (dir: string, key: string, more: ReadonlyArray<string> = [], url = hub.url): Promise<Node> => {
-  const args = ["src/main.ts", "school", "--hub", url, "--key", key, "--data-dir", dir, "--port", "0", ...more]
-  const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), ...args], { cwd: root })
-  alive.add(child)
-  let output = ""
-  child.stdout.on("data", (data) => (output += String(data)))
-  child.stderr.on("data", (data) => (output += String(data)))
-  const code = new Promise<number | null>((done) =>
-    child.on("close", (status) => {
-      alive.delete(child)
-      done(status)
-    }),
-  )
-  const port = async () => /listens on http:\/\/127\.0\.0\.1:(\d+)/.exec(output)?.[1]
-  const ended = code.then((status) => {
-    throw new Error(`the node ended with ${status}:\n${output}`)
-  })
-  ended.catch(() => undefined)
-  const call = async (path: string, method: string) => {
-    const at = await Promise.race([until("the node to listen", port), ended])
-    return (await fetch(`http://127.0.0.1:${at}/api/sync/${path}`, { method })).json() as Promise<never>
-  }
-  return { dir, child, code, output: () => output, status: () => call("status", "GET"), post: (path) => call(path, "POST") }
-}
-
-/** What a program of the school does, on a connection of its own. */
-const program = (dir: string, sql: string): ReadonlyArray<unknown> => {
-  const db = new Database(join(dir, "school.db"), { timeout: 5000 })
-  try {
-    const statement = db.prepare(sql)
-    return statement.reader ? statement.all() : [statement.run()]
-  } finally {
-    db.close()
-  }
-}
+const startNode = (dir: string, key: string, more: ReadonlyArray<string> = [], url = hub.url) => startProcess(dir, key, url, more)
 const names = (dir: string) => (program(dir, "SELECT name FROM pupils ORDER BY id") as ReadonlyArray<{ name: string }>).map((row) => row.name)
-const upToDate = (node: Node) => until("the node to be up to date", async () => (await node.status()).state === "up_to_date")
 const atOffice = async (id: string) => (await world.sql`SELECT name FROM pupils WHERE id = ${id}`)[0]?.["name"] as string | undefined
 const newSchool = async (): Promise<string> => {
   const id = `s${++made}`
   await world.sql`INSERT INTO schoolbus.schools (id, name) VALUES (${id}, ${id})`
   return id
 }
-const stop = async (node: Node): Promise<number | null> => {
-  // Deno reports a child that `child.kill` has ended as killed, whatever its exit code.
-  process.kill(node.child.pid ?? 0, "SIGTERM")
-  return node.code
-}
-
 it("a new node fetches its rows, sends what programs write, takes what head office writes, and stops with 0", async () => {
   const key = await hub.key("a")
   const node = await startNode(newDir(), key.text)

@@ -12,6 +12,7 @@ CREATE TABLE schoolbus_state (
   manifest    TEXT,                      -- JSON, as applied to this file
   last_batch  INTEGER NOT NULL DEFAULT 0,-- number of the newest frozen batch
   applying    TEXT,                      -- JSON of the cut that is being applied in chunks, while rows of it may show; null = none
+  schema_version INTEGER NOT NULL DEFAULT -1,-- SQLite's, when our triggers were last found sound
   clock_offset INTEGER NOT NULL DEFAULT 0,-- server time minus own time, ms, at the last contact
   contact_at  INTEGER NOT NULL DEFAULT 0,-- own time of the last contact, ms since 1970
   terminals   INTEGER NOT NULL DEFAULT 0,-- 1: this file knows the terminals and pins that head office has of the school
@@ -37,6 +38,23 @@ CREATE TABLE schoolbus_tables (
   id    INTEGER PRIMARY KEY,
   name  TEXT NOT NULL UNIQUE,            -- "public.students"
   local TEXT NOT NULL UNIQUE             -- "students"
+);
+
+-- Our triggers, and the unique indexes they know of, as they were installed: what differs is a gap.
+CREATE TABLE schoolbus_installed (
+  tbl  INTEGER NOT NULL,
+  name TEXT NOT NULL,                    -- of a trigger; 'uniques'
+  text TEXT NOT NULL,
+  PRIMARY KEY (tbl, name)
+) WITHOUT ROWID;
+
+-- Tables whose writes went uncaptured for a while, until they have been compared with head office.
+CREATE TABLE schoolbus_gap (
+  tbl      INTEGER PRIMARY KEY,
+  reason   TEXT NOT NULL,
+  lost     TEXT NOT NULL,                -- JSON list of columns that were gone and are empty now
+  first_id INTEGER NOT NULL,             -- ids of changes from here on are kept free for what is found
+  at       INTEGER NOT NULL
 );
 
 -- What triggers capture. op: I, U, D, or R (a row that a REPLACE was about to displace, seen just before).

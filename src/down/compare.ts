@@ -10,7 +10,16 @@ import * as Layer from "effect/Layer"
 import * as Semaphore from "effect/Semaphore"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { nameOfKey } from "../libsql/prints.ts"
-import { type CompareAgain, type CompareDigests, type ComparePrints, MAX_COMPARED, MAX_SKIPPED, type Point } from "../link/protocol.ts"
+import {
+  type CompareAgain,
+  type CompareDigests,
+  type ComparePrints,
+  type CompareRows,
+  MAX_COMPARED,
+  MAX_SKIPPED,
+  type Point,
+  ROWS_BYTES,
+} from "../link/protocol.ts"
 import { bitsFor, digestsOf, namesToText, ofBuckets, rowsOf, textToNames, without, wordsToText } from "../model/digest.ts"
 import { LEDGER } from "./delivery.ts"
 import { EVERY_SCHOOL, NOBODY } from "./audience.ts"
@@ -52,6 +61,12 @@ export class Compare extends Context.Service<
       newest: { readonly incarnation: string; readonly batch: number },
     ) => Effect.Effect<CompareDigests, LibsqlError | CompareRefused>
     readonly prints: (school: string, at: Point, skip: ByTable, buckets: Buckets) => Effect.Effect<ComparePrints, LibsqlError | CompareRefused>
+    readonly rows: (
+      school: string,
+      at: Point,
+      names: ByTable,
+      keys: Readonly<Record<string, ReadonlyArray<string>>>,
+    ) => Effect.Effect<CompareRows, LibsqlError>
     readonly again: (
       school: string,
       at: Point,
@@ -165,6 +180,48 @@ export class Compare extends Context.Service<
                 return { prints }
               }),
             )
+          }),
+        rows: (school, at, names, keys) =>
+          Effect.gen(function* () {
+            const own = yield* ownOf(school)
+            const tables = new Map((yield* comparable).map((table) => [table.name, table]))
+            const nameOf = new Map([...tables.values()].map((table) => [table.id, table.name]))
+            const wanted = new Map(
+              Object.entries(names).flatMap(([name, text]) => {
+                const table = tables.get(name)
+                return table === undefined ? [] : [[table.id, textToNames(text)] as const]
+              }),
+            )
+            const named = wanted.size === 0 ? [] : (yield* apart((tx) => scan(tx, [], own, at.seq, wanted))).keys
+            const found: Record<string, Array<string>> = {}
+            for (const [id, key] of named) {
+              const name = nameOf.get(id)
+              if (name !== undefined) found[name] = [...(found[name] ?? []), key]
+            }
+            const rows: Record<string, Record<string, string | null>> = {}
+            let bytes = 0
+            for (const [name, list] of Object.entries(keys)) {
+              const table = tables.get(name)
+              if (table === undefined) continue
+              const byKey: Record<string, string | null> = {}
+              rows[name] = byKey
+              for (const text of list) {
+                if (bytes > ROWS_BYTES) break
+                const key = feedKey(table, text)
+                const [entry] =
+                  key === null
+                    ? []
+                    : yield* db.read((tx) =>
+                        tx.all<{ body: string | null }>(
+                          "SELECT body FROM entry WHERE tbl = ? AND key = ? AND audience IN (?, ?) AND class > 0 AND seq <= ? AND body IS NOT NULL",
+                          [table.id, key, EVERY_SCHOOL, own, at.seq],
+                        ),
+                      )
+                byKey[text] = entry?.body ?? null
+                bytes += text.length + (entry?.body?.length ?? 0)
+              }
+            }
+            return { keys: found, rows }
           }),
         again: (school, at, names, keys) =>
           Effect.gen(function* () {

@@ -2,6 +2,7 @@
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { Libsql, type LibsqlError, type LibsqlFile } from "../libsql/client.ts"
+import { refuseGap } from "../libsql/gap.ts"
 import { installTables, type InstallOptions, type TableRefused } from "../libsql/schema.ts"
 import type { Identity, Link, LinkError } from "../link/client.ts"
 import type { PulledPage } from "../link/pages.ts"
@@ -10,6 +11,8 @@ import type { Manifest } from "../model/table.ts"
 import { Deliver, type Delivered, type DeliverRefused } from "./deliver.ts"
 
 export interface PullOptions extends InstallOptions {
+  /** Deliver although a table has a gap: head office is too far ahead to compare with, and only pulling brings it nearer. */
+  readonly mayHaveGaps?: boolean
   /** Runs in the same transaction as the tables' own installation. */
   readonly alsoInstall: (tx: Parameters<Parameters<LibsqlFile["write"]>[0]>[0], manifest: Manifest) => Effect.Effect<void, LibsqlError>
 }
@@ -40,6 +43,7 @@ type PullError = LinkError | LibsqlError | TableRefused | DeliverRefused
 const takePage = (link: Link, identity: Identity, options: PullOptions, page: PulledPage): Effect.Effect<Pulled, PullError, Libsql | Deliver> =>
   Effect.gen(function* () {
     const deliver = yield* Deliver
+    if (options.mayHaveGaps !== true) yield* refuseGap(yield* Libsql)
     const attempt = deliver.page(page.header, page.lines, page.trailer)
     const delivered = yield* attempt.pipe(
       Effect.catchTag("DeliverRefused", (error) =>

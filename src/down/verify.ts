@@ -107,7 +107,7 @@ const shieldedKeys = (tx: Tx, targets: ReadonlyArray<Target>) =>
   })
 
 const isCompared = ({ table }: Target): boolean => table.direction !== "up" && table.name !== LEDGER
-const isWritable = ({ table }: Target): boolean => table.direction === "both" && !table.system
+export const isWritable = ({ table }: Target): boolean => table.direction === "both" && !table.system
 
 /** A table that a program dropped has no rows. */
 const printsOf = (tx: Tx, { table, tbl }: Target, wanted: ReadonlySet<string> = new Set()) =>
@@ -116,8 +116,8 @@ const printsOf = (tx: Tx, { table, tbl }: Target, wanted: ReadonlySet<string> = 
     Effect.catch((error) => (error.code === "SQLITE_ERROR" ? Effect.succeed({ prints: new Uint32Array(), keys: [] }) : Effect.fail(error))),
   )
 
-/** What this side holds, and the hub's digests of the same cut. null: more rows are shielded than a comparison may leave out. */
-const bothSides = (link: Link, identity: Identity) =>
+/** `only`: these tables, and nothing of them left out. What this side holds, and the hub's digests of the same cut. null: more rows are shielded than a comparison may leave out. */
+export const bothSides = (link: Link, identity: Identity, only?: ReadonlySet<string>) =>
   Effect.gen(function* () {
     const db = yield* Libsql
     const side = yield* db.readApart((tx) =>
@@ -127,8 +127,10 @@ const bothSides = (link: Link, identity: Identity) =>
           return yield* new NotComparable({ message: "the first copy is not complete yet; compare when it is" })
         if (state.applying !== null) return yield* new NotComparable({ message: "a long cut is being applied; compare when it is complete" })
         const manifest = JSON.parse(state.manifest) as Manifest
-        const targets = [...(yield* readTargets(tx, manifest)).byName.values()].filter(isCompared)
-        const shielded = yield* shieldedKeys(tx, targets)
+        const targets = [...(yield* readTargets(tx, manifest)).byName.values()].filter(
+          (target) => isCompared(target) && only?.has(target.table.name) !== false,
+        )
+        const shielded = only === undefined ? yield* shieldedKeys(tx, targets) : new Map<string, Array<string>>()
         if (shielded === null) return null
         const at: Point = { epoch: state.epoch, seq: state.seq, cut: state.cut }
         const skip = Object.fromEntries([...shielded].map(([name, keys]) => [name, namesToText(new Set(keys.map(nameOfKey)))]))
@@ -161,7 +163,7 @@ interface Found {
 const NONE: ReadonlySet<string> = new Set()
 
 /** Rows that differ, table by table; the hub is asked for the prints of differing buckets, so many at once as one answer may carry. */
-const findDifferences = (link: Link, identity: Identity, sides: Sides) =>
+export const findDifferences = (link: Link, identity: Identity, sides: Sides) =>
   Effect.gen(function* () {
     const found: Array<Found> = []
     let bytes = 0
@@ -196,7 +198,7 @@ const findDifferences = (link: Link, identity: Identity, sides: Sides) =>
   })
 
 /** Wire keys of rows of this file by their names. */
-const keysOf = (target: Target, names: ReadonlySet<string>) =>
+export const keysOf = (target: Target, names: ReadonlySet<string>) =>
   names.size === 0
     ? Effect.succeed<ReadonlyArray<string>>([])
     : Effect.flatMap(Libsql, (db) =>
@@ -248,7 +250,7 @@ const parseKey = (key: string): ReadonlyArray<Wire> | null => {
 }
 
 /** Asks head office to send rows again, in as many requests as it takes. */
-const sendAgain = (
+export const sendAgain = (
   link: Link,
   identity: Identity,
   at: Point,

@@ -270,7 +270,7 @@ const compare = (request: Request) =>
   Effect.gen(function* () {
     const key = yield* authenticate(request)
     const calls = yield* Calls
-    const { digests, prints, again } = yield* Compare
+    const { digests, prints, rows, again } = yield* Compare
     const query = yield* parsed(z.object({ incarnation: z.uuid(), token: z.string().max(200) }), queryOf(request))
     yield* identify(key, query)
     if (key.paused) return yield* paused
@@ -281,6 +281,8 @@ const compare = (request: Request) =>
           return yield* digests(key.school, said.at, said.manifest, said.skip, { incarnation: query.incarnation, batch: said.batch })
         case "prints":
           return yield* prints(key.school, said.at, said.skip, said.buckets)
+        case "rows":
+          return yield* rows(key.school, said.at, said.names, said.keys)
         case "again":
           return yield* again(key.school, said.at, said.names, said.keys)
       }

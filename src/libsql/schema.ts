@@ -6,6 +6,7 @@ import type { Manifest, Table } from "../model/table.ts"
 import { captureExisting } from "./capture.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
 import { freezeOpen } from "./freeze.ts"
+import { findGaps, noteInstalled, openGaps } from "./gap.ts"
 import { ensureUniques, isOtherShape, isReplaced, type Reshaping, reorderChanges, replace, reshape } from "./reshape.ts"
 import { type FileColumn, type FileTable, misfitOf, missingColumns, sameName } from "./shape.ts"
 import { columnSql, createTable } from "./table-sql.ts"
@@ -98,6 +99,8 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
       })
     }
     const known = yield* tx.all<{ id: number; name: string; local: string }>("SELECT id, name, local FROM schoolbus_tables")
+    const gaps = [...(yield* findGaps(tx))]
+    const lost = new Map<number, ReadonlyArray<string>>()
     const ours = new Map(known.map(({ id, name }) => [name, id]))
     const [state] = yield* tx.all<{ manifest: string | null }>("SELECT manifest FROM schoolbus_state")
     const text = JSON.stringify(manifest)
@@ -137,10 +140,17 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
       }
     }
 
-    if (stored !== null && state?.manifest !== text) yield* freezeUnder(tx, stored)
+    if (stored !== null && (state?.manifest !== text || gaps.length > 0)) yield* freezeUnder(tx, stored)
     yield* reshapeAll(tx, changed)
 
     for (const [table, file] of widened) {
+      const had = new Set(stored?.tables.find(({ name }) => name === table.name)?.columns.map(({ name }) => name))
+      const gone = missingColumns(table, file).flatMap(({ name }) => (had.has(name) ? [name] : []))
+      const tbl = ours.get(table.name)
+      if (gone.length > 0 && tbl !== undefined) {
+        lost.set(tbl, gone)
+        if (!gaps.some((gap) => gap.tbl === tbl)) gaps.push({ tbl, reason: `a program took out ${gone.join(", ")}` })
+      }
       for (const column of missingColumns(table, file)) yield* tx.exec(`ALTER TABLE ${ident(table.local)} ADD COLUMN ${columnSql(column, true)}`)
     }
     for (const table of manifest.tables) {
@@ -158,10 +168,12 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
     for (const name of [...triggers.leftOver, ...triggers.missing.map((trigger) => trigger.name)])
       yield* tx.exec(`DROP TRIGGER IF EXISTS ${ident(name)}`)
     for (const trigger of triggers.missing) yield* tx.exec(trigger.sql)
+    yield* noteInstalled(tx, triggers)
     for (const table of adopted) {
       const [row] = yield* tx.all<{ id: number }>("SELECT id FROM schoolbus_tables WHERE name = ?", [table.name])
       yield* tx.run(captureExisting(table, row?.id ?? 0))
     }
+    yield* openGaps(tx, gaps, lost, yield* Clock.currentTimeMillis)
     if (isDropped) {
       yield* tx.run("DELETE FROM schoolbus_stage")
       yield* tx.run("DELETE FROM schoolbus_staged")

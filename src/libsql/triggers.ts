@@ -27,6 +27,8 @@ export interface TriggerState {
   readonly missing: ReadonlyArray<Trigger>
   /** Names of ours that nothing asks for any more. */
   readonly leftOver: ReadonlyArray<string>
+  /** The capture triggers among the wanted ones, and the unique indexes they know of, as JSON. */
+  readonly captured: ReadonlyArray<{ readonly tbl: number; readonly triggers: ReadonlyArray<Trigger>; readonly uniques: string }>
 }
 
 /** Tables that are not in the file are left alone: a program may be in the middle of building them anew. */
@@ -50,14 +52,15 @@ export const readTriggers = (tx: Tx, manifest: Manifest, streams: ReadonlyArray<
     }
     const byName = new Map(present.map((trigger) => [trigger.name, trigger]))
     const wanted: Array<Trigger> = []
+    const captured: Array<TriggerState["captured"][number]> = []
     const missing: Array<Trigger> = []
     for (const table of manifest.tables) {
       const id = ids.get(table.name)
       if (id === undefined || !inFile.has(sameName(table.local))) continue
-      const triggers = [
-        ...(isCaptured(table) ? captureTriggers(table, id, uniques.get(sameName(table.local)) ?? [], columns.get(sameName(table.local)) ?? []) : []),
-        ...(streams.includes(table.local) ? streamTriggers(table) : []),
-      ]
+      const unique = uniques.get(sameName(table.local)) ?? []
+      const capture = isCaptured(table) ? captureTriggers(table, id, unique, columns.get(sameName(table.local)) ?? []) : []
+      if (isCaptured(table)) captured.push({ tbl: id, triggers: capture, uniques: JSON.stringify(unique) })
+      const triggers = [...capture, ...(streams.includes(table.local) ? streamTriggers(table) : [])]
       wanted.push(...triggers)
       for (const trigger of triggers) {
         const found = byName.get(trigger.name)
@@ -66,5 +69,5 @@ export const readTriggers = (tx: Tx, manifest: Manifest, streams: ReadonlyArray<
       }
     }
     const keep = new Set(wanted.map(({ name }) => name))
-    return { wanted, missing, leftOver: present.flatMap(({ name }) => (names.has(name) && !keep.has(name) ? [name] : [])) }
+    return { wanted, missing, captured, leftOver: present.flatMap(({ name }) => (names.has(name) && !keep.has(name) ? [name] : [])) }
   })

@@ -16,6 +16,7 @@ import {
   type CompareAsk,
   CompareDigests,
   ComparePrints,
+  CompareRows,
   type Heartbeat,
   type Hello,
   IDLE_MS,
@@ -120,6 +121,7 @@ export interface Link {
   readonly compare: {
     readonly digests: (identity: Identity, ask: Asked<"digests">) => Effect.Effect<Counted<CompareDigests>, LinkError>
     readonly prints: (identity: Identity, ask: Asked<"prints">) => Effect.Effect<Counted<ComparePrints>, LinkError>
+    readonly rows: (identity: Identity, ask: Asked<"rows">) => Effect.Effect<Counted<CompareRows>, LinkError>
     readonly again: (identity: Identity, ask: Asked<"again">) => Effect.Effect<Counted<CompareAgain>, LinkError>
   }
 }
@@ -400,6 +402,11 @@ export const makeLink = (options: { readonly hub: string; readonly key: string; 
         return { next }
       }),
     push,
-    compare: { digests: ask("digests", CompareDigests), prints: ask("prints", ComparePrints), again: ask("again", CompareAgain) },
+    compare: {
+      digests: ask("digests", CompareDigests),
+      prints: ask("prints", ComparePrints),
+      rows: ask("rows", CompareRows),
+      again: ask("again", CompareAgain),
+    },
   }
 }

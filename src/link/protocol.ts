@@ -213,6 +213,9 @@ const WordsByTable = z.record(z.string().max(200), z.base64())
 export const MAX_SKIPPED = 10_000
 /** Rows whose prints or keys one message may carry. */
 export const MAX_COMPARED = 50_000
+/** Keys of which one request may ask the rows, and about how many bytes of rows are answered. */
+export const MAX_ROWS_ASKED = 500
+export const ROWS_BYTES = 4 * 1024 * 1024
 /** A compare request. */
 export const MAX_COMPARE_BYTES = 8 * 1024 * 1024
 
@@ -221,10 +224,12 @@ const Point = z.object({ epoch: z.string().max(64), seq: z.number().int().nonneg
 export type Point = z.infer<typeof Point>
 
 /**
- * `POST /api/sync/compare?incarnation&token`, three questions (model/digest.ts):
+ * `POST /api/sync/compare?incarnation&token`, four questions (model/digest.ts):
  * - `digests`: of all rows that the school may see, as of its cut, or, when the hub does not know that cut, as of the head, once the
  *   school's newest batch (`batch`, 0 = none) has gone through the feed;
  * - `prints`: of the rows in some buckets;
+ * - `rows`: wire keys of the named rows, and of rows named by key what the feed holds, if they have not changed since the cut;
+ *   an answer that would be too long leaves some out, to be asked for again;
  * - `again`: the named rows shall come once more with the next pull, or a tombstone where the school may not see them.
  */
 export const CompareAsk = z.discriminatedUnion("ask", [
@@ -237,6 +242,12 @@ export const CompareAsk = z.discriminatedUnion("ask", [
       z.string().max(200),
       z.object({ bits: z.number().int().min(0).max(16), list: z.array(z.number().int().nonnegative()).max(65536) }),
     ),
+  }),
+  z.object({
+    ask: z.literal("rows"),
+    at: Point,
+    names: WordsByTable,
+    keys: z.record(z.string().max(200), z.array(z.string().max(64 * 1024)).max(MAX_ROWS_ASKED)),
   }),
   z.object({
     ask: z.literal("again"),
@@ -256,6 +267,10 @@ export const CompareDigests = z.object({
 export type CompareDigests = z.infer<typeof CompareDigests>
 export const ComparePrints = z.object({ prints: WordsByTable })
 export type ComparePrints = z.infer<typeof ComparePrints>
+const KeysByTable = z.record(z.string(), z.array(z.string()))
+/** `rows`: by table the asked keys' rows as JSON arrays in the order of the manifest's columns, null where there is none; keys left out come later. */
+export const CompareRows = z.object({ keys: KeysByTable, rows: z.record(z.string(), z.record(z.string(), z.string().nullable())) })
+export type CompareRows = z.infer<typeof CompareRows>
 export const CompareAgain = z.object({ rows: z.number().int(), gone: z.number().int() })
 export type CompareAgain = z.infer<typeof CompareAgain>
 

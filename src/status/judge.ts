@@ -23,6 +23,8 @@ export interface SchoolOwnFacts {
   /** Named stop of `schoolbus_state`; null = none. */
   readonly stop: string | null
   readonly paused: boolean
+  /** A table whose writes went uncaptured, and why; null = none. */
+  readonly gap: string | null
   /** True once a cut has been applied. */
   readonly hasCut: boolean
   /** A cut is being received or applied: rows in all, 0 = none. */
@@ -41,7 +43,9 @@ export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
   if (facts.link === "stopped") return { state: "stuck", reason: facts.linkDetail || "the hub refuses this node; see its log" }
   if (facts.paused) return { state: "paused", reason: "paused at head office; resume with: schoolbus schools resume" }
   if (!facts.hasCut) return { state: "new", reason: facts.linkDetail }
-  if (facts.link !== "online") return { state: "offline", reason: facts.linkDetail }
+  if (facts.link !== "online")
+    return { state: "offline", reason: [facts.linkDetail, facts.gap].filter((text) => text !== null && text !== "").join("; ") }
+  if (facts.gap !== null) return { state: "syncing", reason: facts.gap }
   const wait = facts.waits == null ? "" : waitReason(facts.waits)
   if (wait !== "")
     return facts.pending > 0 ? { state: "pending", reason: wait } : { state: facts.comingRows > 0 ? "catching_up" : "up_to_date", reason: wait }

@@ -5,6 +5,7 @@ import * as Layer from "effect/Layer"
 import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { dayOf, trafficOf } from "../libsql/traffic.ts"
 import { type Metered, printHours } from "../link/metered.ts"
+import { readGaps, readTriggerFaults } from "../libsql/gap.ts"
 import type { Manifest, Table } from "../model/table.ts"
 import { runtimeName } from "../runtime.ts"
 import type { Verified } from "./verify.ts"
@@ -76,8 +77,29 @@ const readFacts = (tx: Tx) =>
     )
     const [compared] = yield* tx.all<{ result: string }>("SELECT result FROM schoolbus_verified")
     const verified = compared === undefined ? null : (JSON.parse(compared.result) as Verified)
+    const faults = new Map<string, string>()
+    for (const { table, trigger } of yield* readTriggerFaults(tx)) {
+      const remedy = "let it skip those: WHEN (SELECT active FROM schoolbus_deliver) = 0"
+      faults.set(table, `trigger ${trigger} of a program writes to it, also while rows of head office arrive; ${remedy}`)
+    }
+    const gaps = yield* readGaps(tx)
+    for (const { name, reason } of gaps) faults.set(name, `${reason}; being compared with head office`)
     const [sequence] = yield* tx.all<{ seq: number }>("SELECT seq FROM sqlite_sequence WHERE name = 'changes'")
-    return { newest: sequence?.seq ?? 0, state, pending, work, behind, conflicts, quarantine, staged: staged?.n === 1, devices, workers, verified }
+    return {
+      newest: sequence?.seq ?? 0,
+      faults,
+      gaps,
+      state,
+      pending,
+      work,
+      behind,
+      conflicts,
+      quarantine,
+      staged: staged?.n === 1,
+      devices,
+      workers,
+      verified,
+    }
   })
 
 const make = (metered: Metered | null) =>
@@ -129,6 +151,7 @@ const make = (metered: Metered | null) =>
         const failed = (quarantine.get(table.name) ?? 0) + (behindByTable.get(table.name)?.failed ?? 0)
         return {
           table: table.name,
+          ...(read.faults.has(table.name) ? { fault: read.faults.get(table.name) ?? "" } : {}),
           pending: waits,
           failed,
           synced: Math.max(0, (rows.get(table.name) ?? 0) - waits - failed),
@@ -149,7 +172,9 @@ const make = (metered: Metered | null) =>
       const hasCut = read.state !== undefined && read.state.epoch !== "" && read.state.cut !== "0"
       const oldestPendingAt = totals.pending === 0 ? null : (read.work?.oldest ?? null)
       const lastContactAt = Math.max(own.lastContactAt, read.state?.contact_at ?? 0)
+      const [gap] = read.gaps
       const { state, reason } = judgeSchool({
+        gap: gap === undefined ? null : `table ${gap.name}: ${gap.reason}; it is compared with head office before anything else goes on`,
         link: own.link,
         linkDetail: own.linkDetail,
         stop: read.state?.stop ?? null,

@@ -31,6 +31,8 @@ export interface Counts {
 export interface TableStatus extends Counts {
   /** `"public.students"` */
   readonly table: string
+  /** What is wrong with the table in the school's file, and what mends it; absent: nothing. */
+  readonly fault?: string
 }
 
 /** Rows of a copy that is under way. */

@@ -18,6 +18,7 @@ const calm: SchoolOwnFacts = {
   linkDetail: "",
   stop: null,
   paused: false,
+  gap: null,
   hasCut: true,
   comingRows: 0,
   pending: 0,

@@ -1,0 +1,288 @@
+/**
+ * Closes gaps (libsql/gap.ts): a table whose writes went uncaptured for a while is compared with head office at the school's
+ * own cut. What differs there was written in the gap, and becomes captured changes that stand before everything captured
+ * since, with head office's row as their base.
+ *
+ *     known state of a row: what its newest frozen change made of it, else head office's row at the cut
+ *     state after the gap:  old values of the row's first change captured since, else the row as it stands
+ *
+ * Rows that changed at head office after the cut come down as always: whether a program wrote to them in the gap cannot be
+ * told, and what stood here is kept in schoolbus_replaced. Of a table that is empty, or lost most of its rows, nothing is
+ * taken for a delete: it is filled again. Tables that only go up are sent again whole, and what head office has already is no change there.
+ */
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import { captureExisting } from "../libsql/capture.ts"
+import { readWire, safely } from "../libsql/cells.ts"
+import { ident, Libsql, type LibsqlFile, type Tx } from "../libsql/client.ts"
+import { closeGap, type Gap, readGaps, RESERVED_IDS } from "../libsql/gap.ts"
+import { nameOfKey, wireKeyOf } from "../libsql/prints.ts"
+import type { Identity, Link } from "../link/client.ts"
+import { decodeBatch } from "../link/frame.ts"
+import { MAX_ROWS_ASKED, type Point } from "../link/protocol.ts"
+import { namesToText, textToNames } from "../model/digest.ts"
+import { localKey, localKeySql, parseLocalKey } from "../model/key.ts"
+import type { Manifest } from "../model/table.ts"
+import { type Cell, isRefused, type Refused, type Wire, wireToCell } from "../model/value.ts"
+import type { Target } from "./delivery.ts"
+import { readTargets } from "./delivery.ts"
+import { bothSides, type CompareError, findDifferences, isWritable, keysOf, NotComparable, sendAgain } from "./verify.ts"
+
+/** Fewer rows than this may be deleted in a gap whatever the table holds; more must leave it at least half full. */
+const FEW_DELETES = 10
+/** Rows of one write transaction. */
+const CHUNK = 200
+
+type Values = Readonly<Record<string, Wire | Refused>>
+
+export interface Reconciled {
+  readonly table: string
+  readonly reason: string
+  /** Changes that were found; rows that head office sends again. */
+  readonly up: number
+  readonly down: number
+}
+
+/** By local key what the newest frozen change without verdict made of the row; null = no row. */
+const frozenStates = (file: LibsqlFile, { table, tbl }: Target) =>
+  Effect.gen(function* () {
+    const batches = yield* file.read((tx) =>
+      tx.all<{ bytes: Uint8Array }>(
+        "SELECT b.bytes FROM schoolbus_batch b WHERE b.settled_at IS NULL AND EXISTS (SELECT 1 FROM changes c WHERE c.batch = b.number AND c.tbl = ?) ORDER BY b.number",
+        [tbl],
+      ),
+    )
+    const states = new Map<string, Values | null>()
+    for (const { bytes } of batches) {
+      const decoded = decodeBatch(new TextDecoder().decode(bytes))
+      if (!("ok" in decoded)) continue
+      for (const change of decoded.ok.batch.changes) {
+        if (change.table !== table.name) continue
+        states.set(localKey(table, change.key), change.op === "delete" ? null : { ...change.base, ...change.mine })
+        if (change.newKey === undefined) continue
+        states.set(localKey(table, change.newKey), { ...change.base, ...change.mine })
+        states.set(localKey(table, change.key), null)
+      }
+    }
+    return states
+  })
+
+/** What the feed holds of rows that have not changed since the cut; null = no such row. */
+const hubRows = (link: Link, identity: Identity, at: Point, { table }: Target, keys: ReadonlyArray<string>) =>
+  Effect.gen(function* () {
+    const rows = new Map<string, Values | null>()
+    const names = table.columns.map(({ name }) => name)
+    for (let left = keys; left.length > 0; ) {
+      const { answer } = yield* link.compare.rows(identity, { at, names: {}, keys: { [table.name]: left.slice(0, MAX_ROWS_ASKED) } })
+      const before = rows.size
+      for (const [key, body] of Object.entries(answer.rows[table.name] ?? {})) {
+        const values = body === null ? null : (JSON.parse(body) as ReadonlyArray<Wire>)
+        rows.set(key, values === null ? null : Object.fromEntries(names.map((name, i) => [name, values[i] ?? null])))
+      }
+      if (rows.size === before) return yield* new NotComparable({ message: "the hub does not answer for the rows of a gap" })
+      left = left.filter((key) => !rows.has(key))
+    }
+    return rows
+  })
+
+const keysOfNames = (link: Link, identity: Identity, at: Point, { table }: Target, names: ReadonlySet<string>) =>
+  names.size === 0
+    ? Effect.succeed<ReadonlyArray<string>>([])
+    : Effect.map(
+        link.compare.rows(identity, { at, names: { [table.name]: namesToText(names) }, keys: {} }),
+        ({ answer }) => answer.keys[table.name] ?? [],
+      )
+
+const rowsOfKeys = (keys: ReadonlyArray<string>) => `(VALUES ${keys.map((key) => `(${key})`).join(", ")})`
+
+/** By local key the raw cells of rows as they stood when capture began again. */
+const statesAfterGap = (tx: Tx, { table, tbl }: Target, keys: ReadonlyArray<string>, firstId: number) =>
+  Effect.gen(function* () {
+    const states = new Map<string, ReadonlyArray<Cell>>()
+    const columns = table.columns.map(({ name }) => safely(`t.${ident(name)}`)).join(", ")
+    const key = table.key.map((name) => `t.${ident(name)}`).join(", ")
+    for (const [local, ...cells] of yield* tx.values(
+      `SELECT ${localKeySql(table, "t.")}, ${columns} FROM ${ident(table.local)} t WHERE (${key}) IN ${rowsOfKeys(keys)}`,
+    ))
+      states.set(String(local), cells)
+    const olds = table.columns.map((_, i) => safely(`c.v${i}`)).join(", ")
+    for (const [local, op, ...cells] of yield* tx.values(
+      `SELECT c.key, c.op, ${olds} FROM changes c WHERE c.id IN (
+         SELECT min(id) FROM changes WHERE tbl = ? AND batch IS NULL AND id >= ? AND key IN (SELECT value FROM json_each(?)) GROUP BY key)`,
+      [tbl, firstId, JSON.stringify(keys)],
+    )) {
+      if (op === "I") states.delete(String(local))
+      else states.set(String(local), cells)
+    }
+    return states
+  })
+
+const wiresOf = ({ table }: Target, cells: ReadonlyArray<Cell>): Values =>
+  Object.fromEntries(table.columns.map(({ name, kind }, i) => [name, readWire(kind, cells[i] ?? null)]))
+
+const same = (left: Wire | Refused | undefined, right: Wire | Refused | undefined) => JSON.stringify(left ?? null) === JSON.stringify(right ?? null)
+
+/** Writes what a gap hid into `changes`; the number of changes. */
+const captureGap = (file: LibsqlFile, gap: Gap, target: Target, known: ReadonlyMap<string, Values | null>, mayDelete: boolean) =>
+  Effect.gen(function* () {
+    const { table, tbl } = target
+    const all = [...known.keys()]
+    const compared = table.columns.filter((column) => !column.generated && !gap.lost.includes(column.name))
+    let found = 0
+    for (let i = 0; i < all.length; i += CHUNK) {
+      const keys = all.slice(i, i + CHUNK)
+      found += yield* file.write((tx) =>
+        Effect.gen(function* () {
+          const states = yield* statesAfterGap(tx, target, keys, gap.firstId)
+          const [last] = yield* tx.all<{ id: number }>("SELECT coalesce(max(id), ?1 - 1) AS id FROM changes WHERE id >= ?1 AND id < ?2", [
+            gap.firstId,
+            gap.firstId + RESERVED_IDS,
+          ])
+          let id = last?.id ?? gap.firstId - 1
+          const rows: Array<Array<Cell>> = []
+          for (const key of keys) {
+            const before = known.get(key) ?? null
+            const cells = states.get(key)
+            const after = cells === undefined ? null : wiresOf(target, cells)
+            const isSame = before === null ? after === null : after !== null && compared.every(({ name }) => same(before[name], after[name]))
+            if (isSame || (after === null && !mayDelete)) continue
+            const op = before === null ? "I" : after === null ? "D" : "U"
+            // Columns that were gone are empty here and were not emptied by anybody.
+            const from = (name: string): Wire | Refused => (op === "I" || gap.lost.includes(name) ? after?.[name] : before?.[name]) ?? null
+            const old = table.columns.map(({ name, kind }): Cell => {
+              const value = op === "I" && !table.key.includes(name) ? null : from(name)
+              return isRefused(value) ? null : wireToCell(kind, value)
+            })
+            rows.push([BigInt(++id), BigInt(tbl), op, key, BigInt(gap.at), ...old])
+          }
+          if (rows.length > 0) {
+            const columns = table.columns.map((_, n) => `v${n}`).join(", ")
+            yield* tx.many(`INSERT INTO changes (id, tbl, op, key, at, ${columns}) VALUES (?, ?, ?, ?, ?${", ?".repeat(table.columns.length)})`, rows)
+          }
+          return rows.length
+        }),
+      )
+    }
+    return found
+  })
+
+/** What stood in rows that head office changed meanwhile, before its values are shown over them. */
+const keepReplaced = (file: LibsqlFile, target: Target, keys: ReadonlyArray<string>, firstId: number, now: number) =>
+  Effect.forEach(
+    Array.from({ length: Math.ceil(keys.length / CHUNK) }, (_, i) => keys.slice(i * CHUNK, (i + 1) * CHUNK)),
+    (some) =>
+      file.write((tx) =>
+        Effect.gen(function* () {
+          const states = yield* statesAfterGap(tx, target, some, firstId)
+          const rows = [...states].map(([key, cells]) => [target.tbl, key, JSON.stringify(wiresOf(target, cells)), now])
+          yield* tx.run(
+            "INSERT INTO schoolbus_replaced (tbl, key, was, at) SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?)",
+            [JSON.stringify(rows)],
+          )
+        }),
+      ),
+    { discard: true },
+  )
+
+/** Rows that wait for a person, or could not be applied: they are not as head office has them, and rightly so. */
+const heldKeys = (file: LibsqlFile, tbl: number) =>
+  Effect.map(
+    file.read((tx) =>
+      tx.all<{ key: string }>("SELECT key FROM schoolbus_hold WHERE tbl = ?1 UNION SELECT key FROM schoolbus_behind WHERE tbl = ?1", [tbl]),
+    ),
+    (rows) => new Set(rows.map(({ key }) => key)),
+  )
+
+const reconcileTable = (link: Link, identity: Identity, gap: Gap, target: Target) =>
+  Effect.gen(function* () {
+    const file = yield* Libsql
+    const { table, tbl } = target
+    if (table.direction === "up") {
+      const up = yield* file.write((tx) =>
+        tx.run(
+          `${captureExisting(table, tbl)} WHERE ${localKeySql(table, "")} NOT IN (SELECT key FROM changes WHERE tbl = ${tbl}
+             UNION SELECT new_key FROM changes WHERE tbl = ${tbl} AND new_key IS NOT NULL UNION SELECT key FROM schoolbus_hold WHERE tbl = ${tbl})`,
+        ),
+      )
+      return { up, down: 0 }
+    }
+    const sides = yield* bothSides(link, identity, new Set([table.name]))
+    if (sides === null) return yield* new NotComparable({ message: "a table with a gap cannot be compared now" })
+    const { found } = yield* findDifferences(link, identity, sides)
+    const [difference] = found
+    if (difference === undefined) return { up: 0, down: 0 }
+    const { missing, extra, differing } = difference
+    const { at } = sides.hub
+    if (!isWritable(target)) {
+      const keys = yield* keysOf(target, extra)
+      const sent = yield* sendAgain(link, identity, at, [{ table: table.name, names: new Set([...missing, ...differing]), keys }])
+      return { up: 0, down: sent.rows }
+    }
+    const localOf = (wire: string): string => localKey(table, JSON.parse(wire) as ReadonlyArray<Wire>)
+    const held = yield* heldKeys(file, tbl)
+    const frozen = yield* frozenStates(file, target)
+    const newer = textToNames(sides.hub.tables[table.name]?.newer ?? "")
+    const since = yield* file.read((tx) =>
+      tx.all<{ key: string }>(
+        `SELECT key FROM changes WHERE tbl = ?1 AND batch IS NULL AND id >= ?2 UNION SELECT new_key FROM changes WHERE tbl = ?1 AND batch IS NULL AND id >= ?2 AND new_key IS NOT NULL`,
+        [tbl, gap.firstId],
+      ),
+    )
+    const wires = new Map<string, string>()
+    const note = (local: string, wire: string | null) => {
+      if (wire !== null && parseLocalKey(local) !== null) wires.set(local, wire)
+    }
+    const gone = yield* keysOfNames(link, identity, at, target, missing)
+    for (const wire of [...(yield* keysOf(target, new Set([...extra, ...differing]))), ...gone]) note(localOf(wire), wire)
+    for (const { key } of since) note(key, wireKeyOf(table, key))
+    for (const key of frozen.keys()) note(key, wireKeyOf(table, key))
+
+    const asked = [...wires].flatMap(([local, wire]) => (frozen.has(local) || held.has(local) || newer.has(nameOfKey(wire)) ? [] : [wire]))
+    const theirs = sides.hub.known ? yield* hubRows(link, identity, at, target, asked) : new Map<string, Values | null>()
+    const known = new Map<string, Values | null>()
+    const unknown: Array<string> = []
+    for (const [local, wire] of wires) {
+      if (held.has(local)) continue
+      const frozenState = frozen.get(local)
+      if (frozenState !== undefined) known.set(local, frozenState)
+      else if (theirs.has(wire)) known.set(local, theirs.get(wire) ?? null)
+      else if (!sides.hub.known && extra.has(nameOfKey(wire))) known.set(local, null)
+      else unknown.push(local)
+    }
+    const now = yield* Clock.currentTimeMillis
+    yield* keepReplaced(file, target, unknown, gap.firstId, now)
+    const [left] = yield* file.read((tx) => tx.all<{ n: number }>(`SELECT count(*) AS n FROM ${ident(table.local)}`))
+    const isLoss = (left?.n ?? 0) === 0 || (gone.length > FEW_DELETES && gone.length > (left?.n ?? 0))
+    const up = yield* captureGap(file, gap, target, known, !isLoss)
+    const refill = new Set([...(isLoss ? missing : []), ...(gap.lost.length > 0 ? differing : [])])
+    const sent = yield* sendAgain(link, identity, at, refill.size === 0 ? [] : [{ table: table.name, names: refill, keys: [] }])
+    return { up, down: sent.rows }
+  })
+
+/** Closes every open gap, one after the other; a table that is no longer synced has none. */
+export const reconcile = (link: Link, identity: Identity): Effect.Effect<ReadonlyArray<Reconciled>, CompareError, Libsql> =>
+  Effect.gen(function* () {
+    const file = yield* Libsql
+    const { gaps, targets, isNew } = yield* file.read((tx) =>
+      Effect.gen(function* () {
+        const [state] = yield* tx.all<{ manifest: string | null; seq: number }>("SELECT manifest, seq FROM schoolbus_state")
+        const manifest: Manifest | null = state?.manifest == null ? null : (JSON.parse(state.manifest) as Manifest)
+        const read = yield* readGaps(tx)
+        return { gaps: read, targets: manifest === null ? null : (yield* readTargets(tx, manifest)).byTbl, isNew: (state?.seq ?? 0) === 0 }
+      }),
+    )
+    const done: Array<Reconciled> = []
+    for (const gap of gaps) {
+      const target = targets?.get(gap.tbl)
+      // Before the first copy head office has nothing here to compare with: what stands in the table was made here.
+      const { up, down } =
+        target === undefined
+          ? { up: 0, down: 0 }
+          : isNew && target.table.direction !== "up"
+            ? yield* reconcileTable(link, identity, gap, { ...target, table: { ...target.table, direction: "up" } })
+            : yield* reconcileTable(link, identity, gap, target)
+      yield* file.write((tx) => closeGap(tx, gap.tbl))
+      done.push({ table: gap.name, reason: gap.reason, up, down })
+    }
+    return done
+  })

@@ -1,0 +1,228 @@
+/** Programs that rebuild, alter or strip a synced table, and what they write before anybody notices. */
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import Database from "libsql"
+import { afterAll, beforeAll, describe, expect, it } from "vitest"
+import { writtenBy } from "../../src/libsql/gap.ts"
+import { type HubLink, openHubLink } from "../support/hub-link.ts"
+import { type Node, program, startNode, stop, until, upToDate } from "../support/node.ts"
+import { makeWorld, type World } from "../support/world.ts"
+
+const folder = mkdtempSync(join(tmpdir(), "schoolbus-gap-"))
+let world: World
+let hub: HubLink
+beforeAll(async () => {
+  world = await makeWorld(
+    `CREATE TABLE pupils (id text PRIMARY KEY, school_id text, name text NOT NULL, code text, points bigint, size double precision, photo bytea);
+     CREATE TABLE seen (id text PRIMARY KEY, school_id text, at text);`,
+    {
+      tables: {
+        pupils: { audience: { column: "school_id" }, strategy: "vps_wins" },
+        seen: { audience: { column: "school_id" }, direction: "up", strategy: "school_wins" },
+      },
+    },
+    [],
+  )
+  hub = await openHubLink(world)
+})
+afterAll(async () => {
+  await hub?.stop()
+  await world?.stop()
+  rmSync(folder, { recursive: true, force: true })
+})
+
+let made = 0
+/** A school with rows 1 to 6, its node up to date. */
+const newSchool = async () => {
+  const id = `s${++made}`
+  await world.sql`INSERT INTO schoolbus.schools (id, name) VALUES (${id}, ${id})`
+  for (let i = 1; i <= 6; i++)
+    await world.sql`INSERT INTO pupils VALUES (${`${id}-${i}`}, ${id}, ${`name ${i}`}, ${`c${i}`}, ${i}, ${i / 10}, ${Buffer.from([i, 255])})`
+  const key = await hub.key(id)
+  const dir = join(folder, id)
+  const node = await startNode(dir, key.text, hub.url)
+  await upToDate(node)
+  return { id, dir, key: key.text, node }
+}
+const script = (dir: string, sql: string): void => {
+  const db = new Database(join(dir, "school.db"), { timeout: 5000 })
+  db.exec(sql)
+  db.close()
+}
+/** As a mapper's migration does it: a new table, the rows, the old one dropped, the new one renamed. */
+const rebuild = (more = "") => `
+  PRAGMA foreign_keys = OFF;
+  BEGIN;
+  CREATE TABLE "__new_pupils" (id text PRIMARY KEY NOT NULL, school_id text, name text NOT NULL, code text, points bigint, size real, photo blob, nick text);
+  INSERT INTO "__new_pupils" (id, school_id, name, code, points, size, photo) SELECT id, school_id, name, code, points, size, photo FROM pupils;
+  DROP TABLE pupils;
+  ALTER TABLE "__new_pupils" RENAME TO "pupils";
+  ${more}
+  COMMIT;`
+const office = (id: string) =>
+  world.sql`SELECT replace(id, ${`${id}-`}, '') AS id, name, points::int AS points FROM pupils WHERE school_id = ${id} ORDER BY id`
+const local = (dir: string, id: string) =>
+  program(dir, `SELECT replace(id, '${id}-', '') AS id, name, points FROM pupils ORDER BY id`) as ReadonlyArray<Record<string, unknown>>
+const agree = async (node: Node, dir: string, id: string) => {
+  await until(
+    "both sides to agree",
+    async () => JSON.stringify(local(dir, id)) === JSON.stringify([...(await office(id))]) && (await node.status()).state === "up_to_date",
+  )
+  expect(program(dir, "SELECT count(*) AS n FROM schoolbus_gap")).toEqual([{ n: 0 }])
+}
+const conflicts = async (id: string) => (await world.sql`SELECT count(*)::int AS n FROM schoolbus.conflicts WHERE school = ${id}`)[0]?.["n"]
+
+const edits = (id: string) =>
+  `UPDATE pupils SET name = 'in the gap', points = 77 WHERE id = '${id}-1';
+   INSERT INTO pupils (id, school_id, name) VALUES ('${id}-7', '${id}', 'new in the gap');
+   DELETE FROM pupils WHERE id = '${id}-2';
+   UPDATE pupils SET code = 'c5b' WHERE id = '${id}-5';`
+
+describe("what a program writes while triggers are away reaches head office, exactly and without a conflict,", () => {
+  it("when it rebuilds the table beside a running node", async () => {
+    const { id, dir, node } = await newSchool()
+    script(dir, rebuild(edits(id)))
+    script(dir, `UPDATE pupils SET points = points + 1 WHERE id IN ('${id}-1', '${id}-3')`)
+    await agree(node, dir, id)
+    expect((await office(id)).map(({ id: key, name, points }) => `${key} ${name} ${points}`)).toEqual([
+      "1 in the gap 78",
+      "3 name 3 4",
+      "4 name 4 4",
+      "5 name 5 5",
+      "6 name 6 6",
+      "7 new in the gap null",
+    ])
+    expect(await conflicts(id)).toBe(0)
+    expect(node.output()).toMatch(/table public\.pupils: a program rebuilt/)
+    await stop(node)
+  })
+
+  it("when it drops triggers and alters columns while the node is off", async () => {
+    const { id, dir, key, node } = await newSchool()
+    script(dir, `UPDATE pupils SET points = 40 WHERE id = '${id}-4'`)
+    await until("the edit", async () => (await office(id))[3]?.["points"] === 40)
+    await stop(node)
+    // A captured write, a gap in the same rows and beside them, and head office's own edits meanwhile.
+    script(dir, `UPDATE pupils SET points = 60 WHERE id = '${id}-6'`)
+    script(
+      dir,
+      `DROP TRIGGER schoolbus_pupils_au; DROP TRIGGER schoolbus_pupils_ai; DROP TRIGGER schoolbus_pupils_ad; ALTER TABLE pupils ADD COLUMN extra TEXT`,
+    )
+    script(dir, edits(id))
+    script(dir, `UPDATE pupils SET name = 'twice' WHERE id = '${id}-6'`)
+    await world.sql`UPDATE pupils SET name = 'of head office' WHERE id = ${`${id}-3`}`
+    const again = await startNode(dir, key, hub.url)
+    await agree(again, dir, id)
+    expect((await office(id)).map(({ id: row, name, points }) => `${row} ${name} ${points}`)).toEqual([
+      "1 in the gap 77",
+      "3 of head office 3",
+      "4 name 4 40",
+      "5 name 5 5",
+      "6 twice 60",
+      "7 new in the gap null",
+    ])
+    expect(await conflicts(id)).toBe(0)
+    await stop(again)
+  })
+
+  it("when REPLACE displaces rows through a unique index that is newer than the triggers", async () => {
+    const { id, dir, key, node } = await newSchool()
+    await stop(node)
+    script(
+      dir,
+      `CREATE UNIQUE INDEX by_code ON pupils (code); REPLACE INTO pupils (id, school_id, name, code) VALUES ('${id}-9', '${id}', 'nine', 'c1')`,
+    )
+    const again = await startNode(dir, key, hub.url)
+    await agree(again, dir, id)
+    expect((await office(id)).map(({ id: row }) => row).join("")).toBe("234569")
+    await stop(again)
+  })
+
+  it("in a table that only goes up", async () => {
+    const { id, dir, node } = await newSchool()
+    script(dir, `INSERT INTO seen VALUES ('${id}-a', '${id}', '1')`)
+    script(dir, `DROP TRIGGER schoolbus_seen_ai; INSERT INTO seen VALUES ('${id}-b', '${id}', '2')`)
+    await until("both rows", async () => (await world.sql`SELECT 1 FROM seen WHERE school_id = ${id}`).length === 2)
+    await upToDate(node)
+    expect(await conflicts(id)).toBe(0)
+    await stop(node)
+  })
+})
+
+describe("what a program destroys is filled again from head office", () => {
+  it("when the table is made anew without its rows", async () => {
+    const { id, dir, node } = await newSchool()
+    const before = [...(await office(id))]
+    script(
+      dir,
+      `BEGIN; DROP TABLE pupils; CREATE TABLE pupils (id text PRIMARY KEY NOT NULL, school_id text, name text NOT NULL, code text, points bigint, size real, photo blob); COMMIT`,
+    )
+    await agree(node, dir, id)
+    expect([...(await office(id))]).toEqual(before)
+    await stop(node)
+  })
+
+  it("when a column is renamed away: its values come back and are nobody's edit", async () => {
+    const { id, dir, node } = await newSchool()
+    script(dir, `ALTER TABLE pupils RENAME COLUMN points TO score; UPDATE pupils SET name = 'kept' WHERE id = '${id}-1'`)
+    await until("the column", () => program(dir, "SELECT 1 FROM pragma_table_info('pupils') WHERE name = 'points'").length === 1)
+    await agree(node, dir, id)
+    expect((await office(id)).map(({ name, points }) => `${name} ${points}`)).toEqual([
+      "kept 1",
+      "name 2 2",
+      "name 3 3",
+      "name 4 4",
+      "name 5 5",
+      "name 6 6",
+    ])
+    expect(await conflicts(id)).toBe(0)
+    await stop(node)
+  })
+})
+
+describe("a node", () => {
+  it("without contact says which table has a gap, and goes on capturing", async () => {
+    const { id, dir, key, node } = await newSchool()
+    await stop(node)
+    const offline = await startNode(dir, key, "http://127.0.0.1:9")
+    await until("offline", async () => (await offline.status()).state === "offline")
+    script(dir, rebuild(`UPDATE pupils SET name = 'gap' WHERE id = '${id}-1';`))
+    const status = await until("the gap in the status", async () => {
+      const one = await offline.status()
+      return one.tables.some(({ fault }) => fault !== undefined) && one
+    })
+    expect(status.reason).toContain("table public.pupils")
+    script(dir, `UPDATE pupils SET points = 5 WHERE id = '${id}-1'`)
+    await stop(offline)
+    const back = await startNode(dir, key, hub.url)
+    await agree(back, dir, id)
+    expect((await office(id))[0]).toMatchObject({ name: "gap", points: 5 })
+    expect((await back.status()).tables.every(({ fault }) => fault === undefined)).toBe(true)
+    await stop(back)
+  })
+
+  it("lists a program's trigger that writes to a synced table as that table's fault, while all goes on", async () => {
+    const { id, dir, node } = await newSchool()
+    script(dir, `CREATE TRIGGER touch AFTER UPDATE OF name ON pupils BEGIN UPDATE pupils SET code = 'touched' WHERE id = NEW.id; END`)
+    await until("the fault", async () =>
+      (await node.status()).tables.find(({ table }) => table === "public.pupils")?.fault?.includes("trigger touch"),
+    )
+    const isNewest = "SELECT 1 FROM sqlite_master a, sqlite_master b WHERE a.name = 'schoolbus_pupils_au' AND b.name = 'touch' AND a.rowid > b.rowid"
+    await until("our triggers to come first again", () => program(dir, isNewest).length === 1)
+    script(dir, `UPDATE pupils SET name = 'x' WHERE id = '${id}-1'`)
+    await until("the write of the trigger", async () => (await world.sql`SELECT 1 FROM pupils WHERE code = 'touched' AND name = 'x'`).length === 1)
+    await stop(node)
+  })
+})
+
+it("the tables that a trigger writes to are read from its text", () => {
+  const trigger = (body: string) => [...writtenBy(`CREATE TRIGGER t AFTER UPDATE ON a BEGIN ${body}; END`)]
+  expect(trigger(`INSERT OR IGNORE INTO "My Log" VALUES (1); UPDATE b SET x = 1; DELETE FROM [c]; REPLACE INTO \`d\` VALUES (2)`)).toEqual([
+    "my log",
+    "b",
+    "c",
+    "d",
+  ])
+  expect(trigger("SELECT RAISE(ABORT, 'no')")).toEqual([])
+})
