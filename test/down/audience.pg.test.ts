@@ -145,8 +145,8 @@ describe("links", () => {
     const before = [await traces("c", "pupils"), await traces("c", "marks"), await traces("c", "enrolments")]
     const filler = "INSERT INTO marks SELECT n, NULL, 'filler' FROM generate_series"
     await world.sql.unsafe(
-      `UPDATE enrolments SET school = 'c' WHERE id = 1; INSERT INTO marks VALUES (13, 1, 'in between'); ${filler}(100000, 112000) n;
-       UPDATE pupils SET name = 'seen by c?' WHERE id = 1; ${filler}(112001, 124000) n; UPDATE enrolments SET school = 'a' WHERE id = 1`,
+      `UPDATE enrolments SET school = 'c' WHERE id = 1; INSERT INTO marks VALUES (13, 1, 'in between'); ${filler}(100000, 103000) n;
+       UPDATE pupils SET name = 'seen by c?' WHERE id = 1; ${filler}(103001, 106000) n; UPDATE enrolments SET school = 'a' WHERE id = 1`,
     )
     await agree()
     expect([await traces("c", "pupils"), await traces("c", "marks"), await traces("c", "enrolments")]).toEqual(before)
