@@ -17,12 +17,12 @@ CREATE TABLE hub (
 
 -- columns: JSON list of names, in the order of the rows' values.
 CREATE TABLE tables (
-  id       INTEGER PRIMARY KEY,
+  id       INTEGER PRIMARY KEY AUTOINCREMENT, -- another one when a table was taken out and put back
   name     TEXT NOT NULL UNIQUE,         -- "public.students"
   columns  TEXT NOT NULL,
   class    INTEGER NOT NULL,             -- 10 critical … 1 background
   audience TEXT NOT NULL,                -- JSON of the rule its entries were routed by
-  status   TEXT NOT NULL,                -- loading, ready; up: its rows are not read, they only travel up
+  status   TEXT NOT NULL,                -- loading, ready; hidden: rows that place others and come down to nobody; up: rows that are not read
   shape    TEXT NOT NULL,                -- JSON of the shape that was accepted last, and of what the schools are told
   recheck  INTEGER NOT NULL DEFAULT 0,   -- its rows are to be compared with Postgres by key
   paused   TEXT,                         -- JSON of why its changes are not taken; null = they are

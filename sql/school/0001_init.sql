@@ -37,7 +37,8 @@ INSERT INTO schoolbus_deliver (id, active) VALUES (1, 0);
 CREATE TABLE schoolbus_tables (
   id    INTEGER PRIMARY KEY,
   name  TEXT NOT NULL UNIQUE,            -- "public.students"
-  local TEXT NOT NULL UNIQUE             -- "students"
+  local TEXT NOT NULL UNIQUE,            -- "students"
+  gone  INTEGER NOT NULL DEFAULT 0       -- 1: it left the manifest and is emptied once its changes have verdicts
 );
 
 -- Our triggers, and the unique indexes they know of, as they were installed: what differs is a gap.

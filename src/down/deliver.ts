@@ -16,6 +16,7 @@ import type { Header, Staged, Trailer } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { classOf, type Manifest } from "../model/table.ts"
 import { applyPart } from "./cut.ts"
+import { emptyGone } from "./empty.ts"
 import { type Delivery, type Item, type Part, partOf, readTargets, type Row, type RowsLine, type Targets } from "./delivery.ts"
 import { makePace } from "./pace.ts"
 import { type BehindPlace, countRefused, type Retried, retrySome, retryTogether } from "./settle.ts"
@@ -139,6 +140,8 @@ export class Deliver extends Context.Service<
     readonly resume: Effect.Effect<void, LibsqlError>
     /** Tries rows again that could not be applied, when there are so many of them that the cuts themselves do not. */
     readonly retry: Effect.Effect<void, LibsqlError>
+    /** Empties tables that left the manifest and wait for no verdict. */
+    readonly empty: Effect.Effect<void>
     readonly discardStaging: Effect.Effect<void, LibsqlError>
   }
 >()("schoolbus/down/Deliver") {
@@ -363,11 +366,19 @@ export class Deliver extends Context.Service<
         return { ...nothing, ...applied, received, rows, cursor: cursorAt(header), applied: true }
       })
 
+      /** A program's trigger may refuse a delete; that stops no cut. */
+      const empty = Effect.gen(function* () {
+        while ((yield* db.read((tx) => tx.all("SELECT 1 FROM schoolbus_tables WHERE gone = 1 LIMIT 1"))).length > 0) {
+          if (!(yield* deliver((delivery) => emptyGone(delivery.tx))).value) return
+        }
+      }).pipe(Effect.catch((error) => Effect.logWarning(`a table that left the manifest could not be emptied: ${error.message}`)))
+
       return Deliver.of({
         cursor: Effect.map(db.read(readState), cursorOf),
         staged: db.read((tx) => Effect.flatMap(readState(tx), (state) => (isReceiving(state) ? stagedPosition(tx) : Effect.succeed(null)))),
-        page: (header, lines, trailer) => one.withPermit(page(header, lines, trailer)),
-        resume: one.withPermit(Effect.asVoid(applyStaged)),
+        page: (header, lines, trailer) => one.withPermit(Effect.tap(page(header, lines, trailer), empty)),
+        resume: one.withPermit(Effect.andThen(applyStaged, empty)),
+        empty: one.withPermit(empty),
         retry: one.withPermit(retry),
         discardStaging: one.withPermit(Effect.flatMap(db.read(readState), (state) => (isReceiving(state) ? discardStage(db) : Effect.void))),
       })

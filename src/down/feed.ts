@@ -569,7 +569,8 @@ export class Feed extends Context.Service<
                   } else if (isUntold(table)) yield* resend(table)
                   else if (!table.recheck) return
                   const shape: Shape = { ...table.shape, told: table.table }
-                  yield* tx.run("UPDATE tables SET status = 'ready', after = NULL, recheck = 0, shape = ? WHERE id = ?", [
+                  yield* tx.run("UPDATE tables SET status = ?, after = NULL, recheck = 0, shape = ? WHERE id = ?", [
+                    table.table.direction === "up" ? "hidden" : "ready",
                     JSON.stringify(shape),
                     table.id,
                   ])
@@ -865,7 +866,7 @@ export class Feed extends Context.Service<
         yield* db.write((tx) =>
           Effect.andThen(
             tx.run(
-              "DELETE FROM entry WHERE body IS NULL AND seq <= ? AND at < ? AND (class > 0 OR tbl IN (SELECT id FROM tables WHERE status = 'ready'))",
+              "DELETE FROM entry WHERE body IS NULL AND seq <= ? AND at < ? AND (class > 0 OR tbl IN (SELECT id FROM tables WHERE status = 'hidden'))",
               [horizon, before],
             ),
             tx.run("DELETE FROM cut WHERE seq < ? AND seq <> (SELECT seq FROM hub) AND seq NOT IN (SELECT seq FROM reader)", [horizon]),
@@ -951,6 +952,7 @@ export class Feed extends Context.Service<
             version: manifestVersion,
             school: schoolOf(school),
             tables: feedTables.filter((table) => !table.hubOnly).map((table) => table.shape.told),
+            lives: Object.fromEntries(feedTables.filter((table) => !table.hubOnly).map((table) => [table.name, table.id])),
             ...(devices === undefined ? {} : { devices }),
           })),
         cluster: Effect.sync(() => systemId),

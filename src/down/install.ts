@@ -196,7 +196,7 @@ export const installShapes = (
       const { id } = row
       const next = nextOf(row, shape, found, installation)
       const { table } = next.shape
-      let loading = row.status !== "ready" && isRead
+      let loading = isRead && (row.status === "loading" || row.status === "up")
       let { recheck } = next
       if (!isRead && row.status !== "up") yield* tx.run("DELETE FROM entry WHERE tbl = ?", [id])
       if (next.send === "anew") {
@@ -216,7 +216,8 @@ export const installShapes = (
         }
       }
       if (next.send !== null) yield* tx.run("DELETE FROM reread WHERE tbl = ?", [id])
-      if (row.class !== cls) yield* renumber(id, loading || rule.direction === "up" ? -cls : cls)
+      const isHidden = rule.direction === "up"
+      if (row.class !== cls || (!loading && isRead && isHidden !== (row.status === "hidden"))) yield* renumber(id, loading || isHidden ? -cls : cls)
       if (row.audience !== audience) rerouted.add(id)
       const isPaused = next.paused !== null
       yield* tx.run(
@@ -224,7 +225,7 @@ export const installShapes = (
         [
           columnsOf(table),
           cls,
-          isRead ? (loading ? "loading" : "ready") : "up",
+          isRead ? (loading ? "loading" : isHidden ? "hidden" : "ready") : "up",
           JSON.stringify(next.shape),
           recheck ? 1 : 0,
           isPaused ? JSON.stringify(next.paused) : null,

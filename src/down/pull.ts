@@ -22,11 +22,13 @@ export const refreshManifest = (
   link: Link,
   identity: Identity,
   options: PullOptions,
-): Effect.Effect<Manifest, LinkError | LibsqlError | TableRefused, Libsql> =>
+): Effect.Effect<Manifest, LinkError | LibsqlError | TableRefused, Libsql | Deliver> =>
   Effect.gen(function* () {
+    const deliver = yield* Deliver
     const db = yield* Libsql
     const manifest = yield* link.manifest(identity)
     yield* db.write((tx) => Effect.andThen(installTables(tx, manifest, options), options.alsoInstall(tx, manifest)))
+    yield* deliver.empty
     return manifest
   })
 

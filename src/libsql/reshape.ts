@@ -213,6 +213,8 @@ export interface Reshaping {
   readonly after: Table
   readonly file: FileTable
   readonly manifest: Pick<Manifest, "tables" | "school">
+  /** As the file was made by it. */
+  readonly former: Pick<Manifest, "tables">
   readonly tbl: number
 }
 
@@ -224,14 +226,14 @@ export const isOtherShape = (before: Table, after: Table): boolean =>
     return now === undefined || now.kind !== old.kind || now.name !== old.name
   })
 
-export const reshape = (tx: Tx, { before, after, file, manifest, tbl }: Reshaping): Effect.Effect<void, LibsqlError> =>
+export const reshape = (tx: Tx, { before, after, file, manifest, former, tbl }: Reshaping): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     const present = columnsByName(file)
     const uniques = yield* declaredUniques(tx, after.local)
     const wanted = new Set(after.unique.map((columns) => setOf(columns.map((name) => oldNameOf(before, after, name)))))
     const isUniqueGone = before.unique.some((columns) => !wanted.has(setOf(columns)) && uniques.some((unique) => setOf(unique) === setOf(columns)))
     const parents = parentsOf(after, manifest)
-    const isParentGone = parentsOf(before, manifest).some((parent) => !parents.includes(parent))
+    const isParentGone = parentsOf(before, former).some((parent) => !parents.includes(parent))
     const isDropped = before.columns.some((old) => present.has(sameName(old.name)) && !after.columns.some((column) => oldOf(before, column) === old))
     const isUnfit = after.columns.some((column) => {
       const here = present.get(sameName(oldOf(before, column)?.name ?? column.name))

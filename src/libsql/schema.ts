@@ -9,7 +9,7 @@ import { freezeOpen } from "./freeze.ts"
 import { findGaps, noteInstalled, openGaps } from "./gap.ts"
 import { ensureUniques, isOtherShape, isReplaced, type Reshaping, reorderChanges, replace, reshape } from "./reshape.ts"
 import { type FileColumn, type FileTable, misfitOf, missingColumns, sameName } from "./shape.ts"
-import { columnSql, createTable } from "./table-sql.ts"
+import { columnSql, createTable, parentsOf } from "./table-sql.ts"
 import { readTriggers } from "./triggers.ts"
 
 /** A table of the file does not fit the manifest and was left as it is. */
@@ -56,8 +56,10 @@ const refuseReserved = (table: Table): TableRefused | null =>
       })
     : null
 
-const shapeText = ({ columns, key, unique, references, generation }: Table): string =>
-  JSON.stringify([columns, key, unique, references, generation ?? 1])
+const shapeText = (table: Table, manifest: Manifest): string => {
+  const { columns, key, unique, references, generation } = table
+  return JSON.stringify([columns, key, unique, references, generation ?? 1, parentsOf(table, manifest)])
+}
 
 /** Tables that the file has under an older manifest take their new shape. Capture is off and our triggers on them are gone. */
 const reshapeAll = (tx: Tx, changed: ReadonlyArray<Reshaping>): Effect.Effect<void, LibsqlError | TableRefused> =>
@@ -86,7 +88,8 @@ const reshapeAll = (tx: Tx, changed: ReadonlyArray<Reshaping>): Effect.Effect<vo
 
 /**
  * Makes the file fit the manifest; runs inside one write transaction of the caller. A table of ours that is gone was
- * dropped by a program: it is made again, and the next pull fetches everything anew.
+ * dropped by a program: it is made again, and the next pull fetches everything anew. Tables that left the manifest are
+ * marked, to be emptied.
  */
 export const installTables = (tx: Tx, manifest: Manifest, options: InstallOptions): Effect.Effect<void, LibsqlError | TableRefused> =>
   Effect.gen(function* () {
@@ -98,7 +101,8 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
         remedy: "Copy it into a new file: sqlite3 old.db .dump | sqlite3 school.db",
       })
     }
-    const known = yield* tx.all<{ id: number; name: string; local: string }>("SELECT id, name, local FROM schoolbus_tables")
+    const known = yield* tx.all<{ id: number; name: string; local: string; gone: number }>("SELECT id, name, local, gone FROM schoolbus_tables")
+    const isGone = new Set(known.flatMap(({ name, gone }) => (gone === 1 ? [name] : [])))
     const gaps = [...(yield* findGaps(tx))]
     const lost = new Map<number, ReadonlyArray<string>>()
     const ours = new Map(known.map(({ id, name }) => [name, id]))
@@ -108,7 +112,9 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
     const changed: Array<Reshaping> = []
     const adopted: Array<Table> = []
     const widened: Array<readonly [Table, FileTable]> = []
-    let isDropped = false
+    // Of what happened to a table's rows while it was out, no tombstones tell.
+    const wasOut = ({ name }: Table) => isGone.has(name) || (stored?.lives?.[name] ?? manifest.lives?.[name]) !== manifest.lives?.[name]
+    let isDropped = manifest.tables.some(wasOut)
     for (const table of manifest.tables) {
       const reserved = refuseReserved(table)
       if (reserved !== null) return yield* reserved
@@ -119,8 +125,9 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
       } else {
         const before = stored?.tables.find((one) => one.name === table.name && one.local === table.local)
         const tbl = ours.get(table.name)
-        if (before !== undefined && tbl !== undefined && file.type === "table" && !file.isVirtual && shapeText(before) !== shapeText(table)) {
-          changed.push({ before, after: table, file, manifest, tbl })
+        const isOurs = stored !== null && before !== undefined && tbl !== undefined && file.type === "table" && !file.isVirtual
+        if (isOurs && shapeText(before, stored) !== shapeText(table, manifest)) {
+          changed.push({ before, after: table, file, manifest, former: stored, tbl })
           continue
         }
         const misfit = misfitOf(table, file)
@@ -156,6 +163,9 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
     for (const table of manifest.tables) {
       if (!ours.has(table.name)) yield* tx.run("INSERT INTO schoolbus_tables (name, local) VALUES (?, ?)", [table.name, table.local])
     }
+    yield* tx.run("UPDATE schoolbus_tables SET gone = name NOT IN (SELECT value FROM json_each(?))", [
+      JSON.stringify(manifest.tables.map(({ name }) => name)),
+    ])
     const widest = Math.max(0, ...manifest.tables.map((table) => table.columns.length))
     const [info] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM pragma_table_info('changes') WHERE name GLOB 'v[0-9]*'")
     for (let i = info?.n ?? 0; i < widest; i++) yield* tx.exec(`ALTER TABLE changes ADD COLUMN v${i}`)

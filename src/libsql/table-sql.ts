@@ -1,6 +1,6 @@
 /** A table of the manifest as SQL of the school's file (pure). */
 import { randomKeySql, rangedColumn } from "../model/key-range.ts"
-import type { Column, Manifest, Table } from "../model/table.ts"
+import { type Column, isWithin, type Manifest, type Table } from "../model/table.ts"
 import { type Kind, sqliteType, type Wire } from "../model/value.ts"
 import { ident } from "./client.ts"
 
@@ -26,11 +26,11 @@ export const columnSql = (column: Column, isAdded: boolean): string => {
 
 const list = (names: ReadonlyArray<string>): string => names.map(ident).join(", ")
 
-/** Foreign keys are declared only where the parent's audience contains the child's: a parent that every school holds. */
+/** Foreign keys are declared only where the parent's audience contains the child's. */
 export const parentsOf = (table: Table, manifest: Pick<Manifest, "tables">): ReadonlyArray<string> =>
   table.references.flatMap((reference) => {
     const parent = manifest.tables.find((t) => t.name === reference.table)
-    if (parent === undefined || parent.audience !== "all" || parent.direction === "up") return []
+    if (parent === undefined || parent.direction === "up" || !isWithin(table, parent, reference)) return []
     const isUnique = [parent.key, ...parent.unique].some(
       (columns) => columns.length === reference.to.length && columns.every((name) => reference.to.includes(name)),
     )

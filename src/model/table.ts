@@ -43,6 +43,23 @@ export const linkNamesRow = (rule: Through, row: Pick<Table, "key" | "unique">, 
   return isKey(row, Object.keys(rule.on)) || !isKey(link, Object.values(rule.on))
 }
 
+/** Whether the row that a foreign key points to is in every school that has the row itself. */
+export const isWithin = (
+  child: Pick<Table, "audience">,
+  parent: Pick<Table, "name" | "audience">,
+  reference: Pick<Reference, "columns" | "to">,
+): boolean => {
+  if (parent.audience === "all") return true
+  const target = new Map(reference.columns.map((name, i) => [name, reference.to[i]]))
+  if (isThrough(child.audience)) {
+    // The row that places it is the one that it points to.
+    const { through, on } = child.audience
+    return through === parent.name && [...target].every(([name, to]) => on[name] === to)
+  }
+  const [own, theirs] = [audienceColumn(child.audience), audienceColumn(parent.audience)]
+  return own !== null && theirs !== null && target.get(own) === theirs
+}
+
 /** The column that holds a school's id; null when the audience is another. */
 export const audienceColumn = (audience: Audience): string | null => (audience !== "all" && "column" in audience ? audience.column : null)
 
@@ -144,6 +161,8 @@ export interface Manifest {
   /** `keys`: the bigint keys that this school may give out; absent when it has no number yet. */
   readonly school: { readonly id: string; readonly name: string; readonly keys?: { readonly from: string; readonly to: string } }
   readonly tables: ReadonlyArray<Table>
+  /** A number per table: another one than before means that it was taken out and put back meanwhile. */
+  readonly lives?: Readonly<Record<string, number>>
   readonly devices?: DeviceRules
 }
 

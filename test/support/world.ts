@@ -179,8 +179,12 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
         const staged = await run(deliver.staged)
         const { version } = await manifestOf()
         const page = await run(feed.page({ school: id, cursor, staged, manifest: version }))
+        if (page.header.manifest !== version) {
+          await install()
+          await run(deliver.empty)
+          continue
+        }
         if (page.empty) return
-        if (page.header.manifest !== version) await install()
         const lines: Array<RowsLine> = []
         let trailer: Trailer | null = null
         let header: Header = page.header

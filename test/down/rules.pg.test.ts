@@ -1,0 +1,164 @@
+/** A config that changes while schools hold rows: other audiences, tables taken out, put back and added. */
+import { afterAll, beforeAll, expect, test } from "vitest"
+import type { ConfigInput } from "../../src/config.ts"
+import { makeWorld, type School, type World } from "../support/world.ts"
+
+const schema = `
+  CREATE TABLE pupils (id int PRIMARY KEY, school text, home text, name text);
+  CREATE TABLE links (id int PRIMARY KEY, school text, pupil int);
+  CREATE TABLE notes (id int PRIMARY KEY, school text, pupil int, note text);
+  INSERT INTO pupils SELECT n, CASE n % 3 WHEN 0 THEN 'a' WHEN 1 THEN 'b' END, 'b', 'pupil ' || n FROM generate_series(1, 9) n;
+  INSERT INTO links SELECT n, CASE n % 2 WHEN 0 THEN 'a' ELSE 'b' END, n FROM generate_series(1, 6) n;
+  INSERT INTO notes SELECT n, 'a', n, 'note ' || n FROM generate_series(1, 2500) n`
+
+const tables = (pupils: ConfigInput["tables"][string] | null, more: ConfigInput["tables"] = {}): ConfigInput => ({
+  tables: { ...(pupils === null ? {} : { pupils }), ...more },
+})
+const notes = { notes: { audience: { column: "school" } } } as const
+const links = { links: { audience: { column: "school" } } } as const
+const own = { audience: { column: "school" } } as const
+
+let world: World
+let a: School
+let b: School
+beforeAll(async () => {
+  world = await makeWorld(schema, tables(own, notes), ["a", "b"])
+  a = await world.school("a")
+  b = await world.school("b")
+  await a.pull()
+  await b.pull()
+})
+afterAll(() => world?.stop())
+
+const idsOf = async (school: School, table = "pupils") =>
+  (await school.rows<{ id: number }>(`SELECT id FROM ${table} ORDER BY id`)).map(({ id }) => id)
+const both = async () => {
+  await world.settle()
+  await a.pull()
+  await b.pull()
+  return [await idsOf(a), await idsOf(b)]
+}
+const until = async (what: string, condition: () => Promise<boolean>) => {
+  for (const end = Date.now() + 20_000; !(await condition()); ) {
+    if (Date.now() > end) throw new Error(`waited too long for ${what}`)
+    await new Promise((resolve) => setTimeout(resolve, 5))
+  }
+}
+const isLoaded = async () => (await world.run(world.feed.tables)).every((table) => !table.loading)
+/** Rows of the table in the first page that a school is given after the restart, before anything else happened. */
+const restartAnd = async (config: ConfigInput) => {
+  await world.restart(config)
+  return both()
+}
+
+test("another rule moves every row before anything is served, deleted ones stay deleted", async () => {
+  expect(await both()).toEqual([
+    [3, 6, 9],
+    [1, 4, 7],
+  ])
+  await world.sql`DELETE FROM pupils WHERE id = 9`
+  await world.settle()
+  // b has not pulled since.
+  await a.pull()
+  const all = [1, 2, 3, 4, 5, 6, 7, 8]
+  expect(await restartAnd(tables({ audience: "all" }, notes))).toEqual([all, all])
+  expect(await restartAnd(tables({ audience: { column: "home" } }, notes))).toEqual([[], all])
+  expect(await restartAnd(tables(own, notes))).toEqual([
+    [3, 6],
+    [1, 4, 7],
+  ])
+})
+
+test("rows stay where they are until the links of their new rule are loaded, then all move at once", async () => {
+  // Nobody can read the links yet.
+  await world.sql.begin(async (tx) => {
+    await tx`LOCK TABLE links`
+    await world.restart(tables({ audience: { through: "links", on: { id: "pupil" } } }, { ...notes, ...links }))
+    await world.sql`UPDATE pupils SET name = 'renamed' WHERE id = 3`
+    await world.sql`INSERT INTO pupils VALUES (10, 'a', 'b', 'new')`
+    expect(await both()).toEqual([
+      [3, 6],
+      [1, 4, 7],
+    ])
+    expect(await a.rows("SELECT name FROM pupils WHERE id = 3")).toEqual([{ name: "renamed" }])
+  })
+  await until("the links", isLoaded)
+  expect(await both()).toEqual([
+    [2, 4, 6],
+    [1, 3, 5],
+  ])
+  await world.sql`DELETE FROM pupils WHERE id = 10`
+  await world.sql`UPDATE links SET school = 'b' WHERE pupil = 2`
+  expect(await both()).toEqual([
+    [4, 6],
+    [1, 2, 3, 5],
+  ])
+  // The rule of the links themselves changes: what they place goes with them.
+  const through = { audience: { through: "links", on: { id: "pupil" } } } as const
+  const every = [1, 2, 3, 4, 5, 6]
+  expect(await restartAnd(tables(through, { ...notes, links: { audience: "all" } }))).toEqual([every, every])
+  expect(await restartAnd(tables(own, { ...notes, ...links }))).toEqual([
+    [3, 6],
+    [1, 4, 7],
+  ])
+})
+
+test("a table taken out leaves the manifest and is emptied once the school's own edits have verdicts, also at a school that was away", async () => {
+  await a.write("UPDATE notes SET note = 'mine' WHERE id = 1")
+  await world.restart(tables(own))
+  expect((await world.run(world.feed.manifest("a"))).tables.map(({ name }) => name)).not.toContain("public.notes")
+  await a.pull()
+  expect(await a.rows("SELECT count(*) AS n FROM notes")).toEqual([{ n: 2500 }])
+  const [verdicts] = await a.push()
+  expect(verdicts?.exceptions).toMatchObject([{ verdict: "quarantined", reason: "unknown_table" }])
+  await world.settle()
+  await a.pull()
+  expect(await a.rows("SELECT count(*) AS n FROM notes")).toEqual([{ n: 0 }])
+  expect(await a.rows("SELECT count(*) AS n FROM schoolbus_hold")).toEqual([{ n: 0 }])
+  // What a program writes there now is its own.
+  await a.write("INSERT INTO notes (id, note) VALUES (1, 'local')")
+  expect(await a.rows("SELECT count(*) AS n FROM changes")).toEqual([{ n: 0 }])
+  await a.write("DELETE FROM notes")
+})
+
+test("a table that was put back while a school was away brings what is there now, and nothing else", async () => {
+  // b had no notes; c was enrolled when it did, and was away in between.
+  await world.sql`INSERT INTO schoolbus.schools (id, name) VALUES ('c', 'c')`
+  await world.sql`UPDATE notes SET school = 'c' WHERE id <= 10`
+  await world.restart(tables(own, notes))
+  const c = await world.school("c")
+  await until("the notes of c", async () => {
+    await world.settle()
+    await c.pull()
+    return (await idsOf(c, "notes")).length === 10
+  })
+  await world.restart(tables(own))
+  await world.sql`UPDATE notes SET school = 'a' WHERE id <= 5`
+  await world.restart(tables(own, notes))
+  await until("the copy", isLoaded)
+  await world.settle()
+  await c.pull()
+  await a.pull()
+  expect(await idsOf(c, "notes")).toEqual([6, 7, 8, 9, 10])
+  expect(await idsOf(a, "notes")).toHaveLength(2495)
+})
+
+test("rows that only go up place rows that come down, and are told to nobody", async () => {
+  await world.restart(tables({ audience: { through: "links", on: { id: "pupil" } } }, { links: { audience: { column: "school" }, direction: "up" } }))
+  await until("the copy", isLoaded)
+  expect(await both()).toEqual([
+    [4, 6],
+    [1, 2, 3, 5],
+  ])
+  await world.sql`INSERT INTO links VALUES (20, 'a', 1)`
+  await world.sql`DELETE FROM links WHERE id = 4`
+  expect(await both()).toEqual([
+    [1, 6],
+    [1, 2, 3, 5],
+  ])
+  expect(await idsOf(a, "links")).toEqual([])
+  await world.restart(tables({ audience: { through: "links", on: { id: "pupil" } } }, links))
+  await until("the copy", isLoaded)
+  await both()
+  expect(await idsOf(a, "links")).toEqual([6, 20])
+})
