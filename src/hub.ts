@@ -13,6 +13,7 @@ import type { Shape } from "./down/shape.ts"
 import { CatalogRefused, prepare, runSource, type SourceError, slotName } from "./down/source.ts"
 import { Calls, hubSyncNow } from "./http/calls.ts"
 import { authFor, makeApp } from "./http/server.ts"
+import { conflictRoutes } from "./http/conflicts.ts"
 import { healthRoutes } from "./http/health.ts"
 import { linkRoutes } from "./http/link.ts"
 import { slotRoutes, syncRoutes } from "./http/sync.ts"
@@ -27,7 +28,7 @@ import { serve } from "./runtime.ts"
 import { HubFactStore } from "./status/facts.ts"
 import { hubVerify } from "./status/hub-verify.ts"
 import { hubStatus } from "./status/hub.ts"
-import { hubConflicts, hubRuns } from "./status/hub-records.ts"
+import { hubConflicts, hubQuarantine, hubRuns } from "./status/hub-records.ts"
 import { Apply } from "./up/apply.ts"
 import { Tables } from "./up/tables.ts"
 
@@ -119,7 +120,14 @@ const hub = (options: HubOptions, config: Config) =>
           : Effect.logWarning(`Postgres does not answer yet: ${error.message}`),
       ),
     )
-    const plugins = [yield* linkRoutes({ dataDir: options.dataDir }), yield* healthRoutes, yield* syncRoutes, yield* verifyRoutes, yield* slotRoutes]
+    const plugins = [
+      yield* linkRoutes({ dataDir: options.dataDir }),
+      yield* healthRoutes,
+      yield* syncRoutes,
+      yield* conflictRoutes,
+      yield* verifyRoutes,
+      yield* slotRoutes,
+    ]
     const app = makeApp({ plugins, auth: authFor(options) })
     yield* Effect.acquireRelease(
       Effect.tryPromise(() =>
@@ -165,7 +173,7 @@ const layers = (options: HubOptions) => {
     Calls.layer.pipe(Layer.provideMerge(HubFactStore.layer)),
     tables.pipe(Layer.provideMerge(feed)),
   )
-  const services = Layer.mergeAll(Compare.layer, hubVerify, Apply.layer, hubStatus, hubConflicts, hubRuns, hubSyncNow)
+  const services = Layer.mergeAll(Compare.layer, hubVerify, Apply.layer, hubStatus, hubConflicts, hubQuarantine, hubRuns, hubSyncNow)
   return services.pipe(Layer.provideMerge(base))
 }
 

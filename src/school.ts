@@ -9,6 +9,7 @@ import * as Schedule from "effect/Schedule"
 import { Deliver } from "./down/deliver.ts"
 import { guardTriggers, SCHEMA_POLL_MS } from "./down/guard.ts"
 import { deviceRoutes } from "./http/devices.ts"
+import { conflictRoutes } from "./http/conflicts.ts"
 import { healthRoutes } from "./http/health.ts"
 import { authFor, makeApp } from "./http/server.ts"
 import { syncRoutes } from "./http/sync.ts"
@@ -26,7 +27,7 @@ import { OpenLink } from "./link/open.ts"
 import { serve } from "./runtime.ts"
 import { Session, sessions } from "./session.ts"
 import { SchoolFactStore } from "./status/facts.ts"
-import { schoolConflicts, schoolRuns } from "./status/school-records.ts"
+import { schoolConflicts, schoolQuarantine, schoolRuns } from "./status/school-records.ts"
 import { schoolStatus } from "./status/school.ts"
 import { schoolVerify, verifyNightly } from "./status/school-verify.ts"
 import { SyncNow } from "./status/sync-now.ts"
@@ -104,7 +105,7 @@ const school = (options: SchoolOptions) =>
     const streams = yield* subscribedTables(options.workers)
     const nightly = Effect.provide(verifyNightly, yield* Effect.context<Libsql | OpenLink>())
     yield* guardTriggers(streams, true)
-    const plugins = [yield* healthRoutes, yield* syncRoutes, yield* verifyRoutes, yield* deviceRoutes]
+    const plugins = [yield* healthRoutes, yield* syncRoutes, yield* conflictRoutes, yield* verifyRoutes, yield* deviceRoutes]
     const app = makeApp({ plugins, auth: authFor(options) })
     const server = yield* listen({ ...options, maxBodyBytes: 1024 * 1024 }, (request) => app.handle(request))
     yield* Effect.logInfo(`school node listens on http://${options.host}:${server.port}`)
@@ -149,9 +150,16 @@ const layers = (options: SchoolOptions) => {
   ).pipe(Layer.provide(Libsql.layer(join(options.dataDir, "school.db"))))
   const terminals = Roster.layer.pipe(Layer.provideMerge(Commands.layer), Layer.provideMerge(Devices.layer))
   const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer).pipe(Layer.provideMerge(file))
-  return Layer.mergeAll(Deliver.layer, terminals, schoolStatus(options.metered), schoolConflicts, schoolRuns, schoolVerify, syncNow).pipe(
-    Layer.provideMerge(base),
-  )
+  return Layer.mergeAll(
+    Deliver.layer,
+    terminals,
+    schoolStatus(options.metered),
+    schoolConflicts,
+    schoolQuarantine,
+    schoolRuns,
+    schoolVerify,
+    syncNow,
+  ).pipe(Layer.provideMerge(base))
 }
 
 /** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the file, 78 when the file is newer than this program. */

@@ -37,6 +37,11 @@ const HOST: OptionSpec = {
 }
 const SCHOOL: OptionSpec = { name: "school", kind: "text", help: "at the hub: only this school" }
 const SLOT: OptionSpec = { name: "slot", kind: "text", help: "name of the hub's replication slot; default: schoolbus_ and the database's name" }
+const BY: OptionSpec = { name: "by", kind: "text", help: "who decides, for the record" }
+const PAGING: ReadonlyArray<OptionSpec> = [
+  { name: "limit", kind: "number", default: "50", help: "at most this many, up to 500" },
+  { name: "cursor", kind: "text", help: "from a former page" },
+]
 
 export const COMMANDS: ReadonlyArray<Command> = [
   {
@@ -195,23 +200,24 @@ export const COMMANDS: ReadonlyArray<Command> = [
   },
   {
     name: "conflicts list",
-    summary: "what both sides wrote",
+    summary: "what both sides wrote, with advice",
     args: [],
     options: [
-      { name: "all", kind: "flag", help: "also those that are decided" },
+      { name: "open", kind: "flag", help: "those that wait for a decision; the default" },
+      { name: "resolved", kind: "flag", help: "those that are decided, by a rule or a person" },
+      { name: "all", kind: "flag", help: "both" },
       { name: "table", kind: "text", help: "only this table" },
       SCHOOL,
-      { name: "limit", kind: "number", default: "50", help: "at most this many, up to 500" },
-      { name: "cursor", kind: "text", help: "from a former page" },
+      ...PAGING,
       ...API_OPTIONS,
       JSON_OPTION,
     ],
-    examples: ["schoolbus conflicts list", "schoolbus conflicts list --all --table marks"],
+    examples: ["schoolbus conflicts list", "schoolbus conflicts list --resolved --table marks"],
     load: () => import("./conflicts.ts").then((m) => m.list),
   },
   {
     name: "conflicts show",
-    summary: "one conflict: before, the school's value, head office's value",
+    summary: "one conflict: before, the school's value, head office's value, advice",
     args: ["id"],
     options: [...API_OPTIONS, JSON_OPTION],
     examples: ["schoolbus conflicts show 0198f…", "schoolbus conflicts show 0198f… --json"],
@@ -219,17 +225,89 @@ export const COMMANDS: ReadonlyArray<Command> = [
   },
   {
     name: "conflicts resolve",
-    summary: "decide a conflict, at the hub",
+    summary: "decide a conflict, at the hub or in the school",
     args: ["id"],
     options: [
-      { name: "keep", kind: "text", help: "school or vps" },
-      { name: "value", kind: "text", help: "another value, as JSON" },
-      { name: "by", kind: "text", help: "who decides, for the record" },
+      { name: "keep", kind: "text", help: "school, vps, merge; of a unique value: rename_local, keep_local, keep_remote, merge, discard" },
+      { name: "value", kind: "text", help: "another value, as JSON; with rename_local the new one, else a free one is found" },
+      BY,
       ...API_OPTIONS,
       JSON_OPTION,
     ],
     examples: ["schoolbus conflicts resolve 0198f… --keep school", "schoolbus conflicts resolve 0198f… --value '\"0722 000 000\"' --by amina"],
     load: () => import("./conflicts.ts").then((m) => m.resolve),
+  },
+  {
+    name: "conflicts undo",
+    summary: "take a decision back, as long as nobody has written there since",
+    args: ["id"],
+    options: [BY, ...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus conflicts undo 0198f…", "schoolbus conflicts undo 0198f… --by amina --json"],
+    load: () => import("./conflicts.ts").then((m) => m.undo),
+  },
+  {
+    name: "conflicts auto-resolve",
+    summary: "do what is safe: free values for new rows, head office's newer values; the rest stays open, with the reason",
+    args: [],
+    options: [
+      { name: "max", kind: "number", default: "100", help: "at most this many, oldest first" },
+      { name: "table", kind: "text", help: "only this table" },
+      SCHOOL,
+      ...API_OPTIONS,
+      JSON_OPTION,
+    ],
+    examples: ["schoolbus conflicts auto-resolve", "schoolbus conflicts auto-resolve --max 10 --table users --json"],
+    load: () => import("./conflicts.ts").then((m) => m.autoResolve),
+  },
+  {
+    name: "quarantine list",
+    summary: "changes that could not be written, with the reason",
+    args: [],
+    options: [
+      { name: "all", kind: "flag", help: "also those that are retried or discarded" },
+      { name: "table", kind: "text", help: "only this table" },
+      SCHOOL,
+      ...PAGING,
+      ...API_OPTIONS,
+      JSON_OPTION,
+    ],
+    examples: ["schoolbus quarantine list", "schoolbus quarantine list --all --table marks"],
+    load: () => import("./quarantine.ts").then((m) => m.list),
+  },
+  {
+    name: "quarantine show",
+    summary: "one change that could not be written",
+    args: ["id"],
+    options: [...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus quarantine show 0198f…", "schoolbus quarantine show 0198f… --json"],
+    load: () => import("./quarantine.ts").then((m) => m.show),
+  },
+  {
+    name: "quarantine retry",
+    summary: "try a change again, after its cause is gone",
+    args: ["id"],
+    options: [BY, ...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus quarantine retry 0198f…", "schoolbus quarantine retry 0198f… --by amina --json"],
+    load: () => import("./quarantine.ts").then((m) => m.retry),
+  },
+  {
+    name: "quarantine edit",
+    summary: "put other values into a change, and try it",
+    args: ["id"],
+    options: [{ name: "set", kind: "text", required: true, help: "values by column, as JSON" }, BY, ...API_OPTIONS, JSON_OPTION],
+    examples: [
+      `schoolbus quarantine edit 0198f… --set '{"username": "amina2"}'`,
+      `schoolbus quarantine edit 0198f… --set '{"class_id": null}' --by amina`,
+    ],
+    load: () => import("./quarantine.ts").then((m) => m.edit),
+  },
+  {
+    name: "quarantine discard",
+    summary: "give a change up; the school shows head office's row again",
+    args: ["id"],
+    options: [BY, ...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus quarantine discard 0198f…", "schoolbus quarantine discard 0198f… --by amina --json"],
+    load: () => import("./quarantine.ts").then((m) => m.discard),
   },
   {
     name: "devices list",

@@ -1,11 +1,11 @@
-/** The operator's API: status, sync now, runs, conflicts, live events. The same words on hub and school. */
+/** The operator's API: status, sync now, runs, live events. The same words on hub and school. */
 import * as Effect from "effect/Effect"
 import { type AnyElysia, Elysia } from "elysia"
 import { z } from "zod"
 import { Postgres } from "../postgres/client.ts"
 import { readSlots } from "../postgres/health.ts"
 import { checkOf } from "../status/check.ts"
-import { type ConflictRefused, Conflicts, Runs } from "../status/records.ts"
+import { Runs } from "../status/records.ts"
 import { type Snapshot, Status } from "../status/snapshot.ts"
 import { SyncNow, type SyncRequest, type SyncResult } from "../status/sync-now.ts"
 import { openEvents } from "./events.ts"
@@ -30,31 +30,7 @@ const DatabaseBody = z
 const DIRECTIONS = { BIDIRECTIONAL: "both", TO_SERVER: "up", FROM_SERVER: "down" } as const
 
 const Limit = z.coerce.number().int().min(1).max(500).default(50)
-const ConflictFilter = z.object({
-  resolved: z.enum(["true", "false"]).optional(),
-  table: z.string().min(1).max(200).optional(),
-  school: School.optional(),
-  limit: Limit,
-  cursor: z.string().max(500).optional(),
-})
 const RunFilter = z.object({ school: School.optional(), limit: Limit, cursor: z.string().max(500).optional() })
-
-/** `TERMINAL_WINS` and its relatives are what other systems call the sides. */
-const ResolveBody = z.union([
-  z.strictObject({ keep: z.enum(["school", "vps"]), by: z.string().max(100).default("api") }),
-  z.strictObject({ keep: z.literal("value"), value: z.json(), by: z.string().max(100).default("api") }),
-])
-
-/** Table names may be given without their schema. */
-const qualify = (table: string): string => (table.includes(".") ? table : `public.${table}`)
-
-const refuseConflict = (refused: ConflictRefused): Refusal =>
-  new Refusal({
-    status: refused.code === "not_found" ? 404 : 409,
-    code: `conflict_${refused.code}`,
-    title: refused.code === "not_found" ? "No such conflict" : "This conflict cannot be resolved here and now",
-    detail: refused.message,
-  })
 
 const networkOf = (snapshot: Snapshot) =>
   snapshot.role === "school"
@@ -80,8 +56,8 @@ const databaseOf = (snapshot: Snapshot) => ({
 
 const resultOf = (result: SyncResult) => ({ success: result.started, ...result })
 
-export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Conflicts | Runs> = Effect.gen(function* () {
-  const context = yield* Effect.context<Status | SyncNow | Conflicts | Runs>()
+export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Runs> = Effect.gen(function* () {
+  const context = yield* Effect.context<Status | SyncNow | Runs>()
   const answer = answering(context)
   const events = yield* openEvents
   /** At the hub an unknown `?school=` is a mistake to tell, not an empty answer. */
@@ -131,47 +107,6 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Conf
           Runs.use((runs) => runs.list({ limit, ...(school === undefined ? {} : { school }), ...(cursor === undefined ? {} : { cursor }) })),
         ),
       { query: RunFilter },
-    )
-    .get(
-      "/api/sync/conflicts",
-      ({ request, query: { resolved, table, school, limit, cursor } }) =>
-        answer(
-          request,
-          Conflicts.use((conflicts) =>
-            conflicts.list({
-              limit,
-              ...(resolved === undefined ? {} : { resolved: resolved === "true" }),
-              ...(table === undefined ? {} : { table: qualify(table) }),
-              ...(school === undefined ? {} : { school }),
-              ...(cursor === undefined ? {} : { cursor }),
-            }),
-          ),
-        ),
-      { query: ConflictFilter },
-    )
-    .get(
-      "/api/sync/conflicts/:id",
-      ({ request, params }) =>
-        answer(
-          request,
-          Conflicts.use((conflicts) => conflicts.show(params.id)).pipe(
-            Effect.catchTag("ConflictRefused", (refused) => Effect.fail(refuseConflict(refused))),
-          ),
-        ),
-      { params: z.object({ id: z.uuid() }) },
-    )
-    .post(
-      "/api/sync/conflicts/:id/resolve",
-      ({ request, params, body }) => {
-        const { by, ...keep } = body
-        return answer(
-          request,
-          Conflicts.use((conflicts) => conflicts.resolve(params.id, keep, by)).pipe(
-            Effect.catchTag("ConflictRefused", (refused) => Effect.fail(refuseConflict(refused))),
-          ),
-        )
-      },
-      { params: z.object({ id: z.uuid() }), body: ResolveBody },
     )
     .get("/api/database/status", ({ request }) => answer(request, Effect.map(snapshotOf(undefined), databaseOf)))
     .post(

@@ -1,15 +1,44 @@
-/** Conflicts and pushed batches, from Postgres; decisions are made here. */
+/** Conflicts, quarantined changes and pushed batches, from Postgres; decisions are made here. */
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { Postgres } from "../postgres/client.ts"
-import { resolveConflict } from "../up/decide.ts"
+import { Postgres, type PostgresError } from "../postgres/client.ts"
+import { renameOrKeep, resolveConflict, undoConflict } from "../up/decide.ts"
+import { discardQuarantined, editQuarantined, retryQuarantined } from "../up/quarantine.ts"
+import type { DecideRefused } from "../up/refused.ts"
 import { Tables } from "../up/tables.ts"
-import { ConflictRefused, type ConflictQuery, type ConflictRecord, Conflicts, decodeCursor, pageOf, type RunRecord, Runs } from "./records.ts"
+import { Quarantine, type QuarantineRecord } from "./quarantine.ts"
+import { recommend } from "./recommend.ts"
+import {
+  type AutoQuery,
+  type AutoResult,
+  ConflictRefused,
+  type ConflictQuery,
+  type ConflictRecord,
+  Conflicts,
+  decodeCursor,
+  pageOf,
+  type Requested,
+  type RunRecord,
+  Runs,
+} from "./records.ts"
 
 const iso = (column: string): string => `to_char(${column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`
 
+const REQUESTED = (target: string): string =>
+  `(SELECT json_build_object('action', r.action, 'choice', r.choice, 'by', r.by, 'at', r.at, 'status', r.status, 'message', r.message)::text
+      FROM schoolbus.requests r WHERE r.target = ${target} AND r.status <> 'done' ORDER BY r.at DESC LIMIT 1) AS requested`
+
 const COLUMNS = `id::text AS id, school, table_name AS "table", row_key AS key, column_name AS "column", base, mine, theirs, kept, winner, strategy, reason, status,
-  ${iso("at")} AS at, decided_by AS "decidedBy", ${iso("decided_at")} AS "decidedAt"`
+  ${iso("at")} AS at, decided_by AS "decidedBy", ${iso("decided_at")} AS "decidedAt", kind, ${iso("mine_at")} AS "mineAt", ${iso("theirs_at")} AS "theirsAt",
+  unique_columns AS "uniqueColumns", suggestion, quarantine::text AS quarantine, ${REQUESTED("conflicts.id::text")}`
+
+type Stored = Omit<ConflictRecord, "recommendation" | "requested"> & { readonly requested: string | null }
+const recordOf = (row: Stored, now: number): ConflictRecord => ({
+  ...row,
+  recommendation: recommend(row, now),
+  requested: row.requested === null ? null : (JSON.parse(row.requested) as Requested),
+})
 
 /** A cursor that is not ours starts from the beginning; its text never reaches a cast that could fail. */
 const positionOf = (cursor: string | undefined): readonly [at: string | null, id: string | null] => {
@@ -25,33 +54,126 @@ export const hubConflicts: Layer.Layer<Conflicts, never, Postgres | Tables> = La
     const pg = yield* Postgres
     const tables = yield* Tables
 
-    const list = (query: ConflictQuery) => {
-      const [at, id] = positionOf(query.cursor)
-      return Effect.map(
-        pg.query<ConflictRecord>(
+    const list = (query: ConflictQuery) =>
+      Effect.gen(function* () {
+        const [at, id] = positionOf(query.cursor)
+        const rows = yield* pg.query<Stored>(
           `SELECT ${COLUMNS} FROM schoolbus.conflicts
             WHERE ($1::text IS NULL OR (status <> 'open') = ($1 = 'true')) AND ($2::text IS NULL OR table_name = $2) AND ($3::text IS NULL OR school = $3)
               AND ($4::text IS NULL OR (at, id::text COLLATE "C") < ($4::timestamptz, $5 COLLATE "C"))
             ORDER BY conflicts.at DESC, id::text COLLATE "C" DESC LIMIT $6::int`,
           [query.resolved === undefined ? null : String(query.resolved), query.table ?? null, query.school ?? null, at, id, query.limit + 1],
-        ),
-        (rows) => pageOf(rows, query.limit, (row) => [row.at, row.id]),
-      )
-    }
+        )
+        const now = yield* Clock.currentTimeMillis
+        return pageOf(
+          rows.map((row) => recordOf(row, now)),
+          query.limit,
+          (row) => [row.at, row.id],
+        )
+      })
     const show = (id: string) =>
-      Effect.flatMap(pg.query<ConflictRecord>(`SELECT ${COLUMNS} FROM schoolbus.conflicts WHERE id = $1::uuid`, [id]), ([row]) =>
-        row === undefined
-          ? Effect.fail(new ConflictRefused({ code: "not_found", message: `no conflict ${id}; see: schoolbus conflicts list` }))
-          : Effect.succeed(row),
-      )
+      Effect.gen(function* () {
+        const [row] = yield* pg.query<Stored>(`SELECT ${COLUMNS} FROM schoolbus.conflicts WHERE id::text = $1`, [id.toLowerCase()])
+        if (row === undefined) return yield* new ConflictRefused({ code: "not_found", message: `no conflict ${id}; see: schoolbus conflicts list` })
+        return recordOf(row, yield* Clock.currentTimeMillis)
+      })
+    const decider = Effect.map(tables.all, (all) => ({ ...tables, tables: all }))
+    const told = <A>(body: Effect.Effect<A, DecideRefused | ConflictRefused | PostgresError>) =>
+      Effect.catchTag(body, "DecideRefused", ({ code, message }) => Effect.fail(new ConflictRefused({ code, message })))
+
+    const autoResolve = (query: AutoQuery, by: string) =>
+      Effect.gen(function* () {
+        const rows = yield* pg.query<Stored>(
+          `SELECT ${COLUMNS} FROM schoolbus.conflicts
+            WHERE status = 'open' AND ($1::text IS NULL OR table_name = $1) AND ($2::text IS NULL OR school = $2) ORDER BY conflicts.at, id LIMIT $3::int`,
+          [query.table ?? null, query.school ?? null, query.max],
+        )
+        const resolved: Array<AutoResult["resolved"][number]> = []
+        const skipped: Array<AutoResult["skipped"][number]> = []
+        for (const row of rows) {
+          const advice = recommend(row, yield* Clock.currentTimeMillis)
+          if (advice === null || !advice.safe) {
+            skipped.push({ id: row.id, why: advice?.why ?? "decided meanwhile" })
+            continue
+          }
+          const { keep, why } = advice
+          // A value that has become free since is kept as it is; a suggestion is made anew.
+          const refused = yield* (
+            keep === "rename_local" ? renameOrKeep(pg, yield* decider, row.id, by) : resolveConflict(pg, yield* decider, row.id, { keep }, by)
+          ).pipe(
+            Effect.as(null),
+            Effect.catchTag("DecideRefused", ({ message }) => Effect.succeed(message)),
+          )
+          if (refused !== null) skipped.push({ id: row.id, why: refused })
+          else resolved.push({ id: row.id, keep, ...(keep === "rename_local" ? { value: advice.value } : {}), why })
+        }
+        return { resolved, skipped }
+      })
     return Conflicts.of({
       list,
       show,
-      resolve: (id, keep, by) =>
+      resolve: (id, choice, by) =>
+        told(
+          Effect.andThen(
+            Effect.flatMap(decider, (all) => resolveConflict(pg, all, id, choice, by)),
+            Effect.suspend(() => show(id)),
+          ),
+        ),
+      undo: (id, by) =>
+        told(
+          Effect.andThen(
+            Effect.flatMap(decider, (all) => undoConflict(pg, all, id, by)),
+            Effect.suspend(() => show(id)),
+          ),
+        ),
+      autoResolve,
+    })
+  }),
+)
+
+const QUARANTINE = `id::text AS id, school, table_name AS "table", row_key AS key, op, change, reason, detail, status, ${iso("at")} AS at,
+  decided_by AS "decidedBy", ${iso("decided_at")} AS "decidedAt", ${REQUESTED("quarantine.id::text")}`
+type StoredChange = Omit<QuarantineRecord, "requested"> & { readonly requested: string | null }
+const changeOf = (row: StoredChange): QuarantineRecord => ({
+  ...row,
+  requested: row.requested === null ? null : (JSON.parse(row.requested) as Requested),
+})
+
+export const hubQuarantine: Layer.Layer<Quarantine, never, Postgres | Tables> = Layer.effect(
+  Quarantine,
+  Effect.gen(function* () {
+    const pg = yield* Postgres
+    const tables = yield* Tables
+    const show = (id: string) =>
+      Effect.gen(function* () {
+        const [row] = yield* pg.query<StoredChange>(`SELECT ${QUARANTINE} FROM schoolbus.quarantine WHERE id::text = $1`, [id.toLowerCase()])
+        return row === undefined
+          ? yield* new ConflictRefused({ code: "not_found", message: `no quarantined change ${id}; see: schoolbus quarantine list` })
+          : changeOf(row)
+      })
+    return Quarantine.of({
+      list: (query) => {
+        const [at, id] = positionOf(query.cursor)
+        return Effect.map(
+          pg.query<StoredChange>(
+            `SELECT ${QUARANTINE} FROM schoolbus.quarantine
+              WHERE ($1::text IS NULL OR (status <> 'open') = ($1 = 'true')) AND ($2::text IS NULL OR table_name = $2) AND ($3::text IS NULL OR school = $3)
+                AND ($4::text IS NULL OR (at, id::text COLLATE "C") < ($4::timestamptz, $5 COLLATE "C"))
+              ORDER BY quarantine.at DESC, id::text COLLATE "C" DESC LIMIT $6::int`,
+            [query.resolved === undefined ? null : String(query.resolved), query.table ?? null, query.school ?? null, at, id, query.limit + 1],
+          ),
+          (rows) => pageOf(rows.map(changeOf), query.limit, (row) => [row.at, row.id]),
+        )
+      },
+      show,
+      decide: (id, action, by) =>
         Effect.gen(function* () {
-          yield* resolveConflict(pg, { ...tables, tables: yield* tables.all }, id.toLowerCase(), keep, by)
+          const decider = { ...tables, tables: yield* tables.all }
+          if (action.action === "edit") yield* editQuarantined(pg, decider, id, JSON.stringify(action.values), by)
+          else if (action.action === "discard") yield* discardQuarantined(pg, id, by)
+          else yield* retryQuarantined(pg, decider, id, by)
           return yield* show(id)
-        }).pipe(Effect.catchTag("DecideRefused", ({ code, message }) => Effect.fail(new ConflictRefused({ code, message })))),
+        }).pipe(Effect.catchTag("QuarantineRefused", ({ code, message }) => Effect.fail(new ConflictRefused({ code, message })))),
     })
   }),
 )

@@ -3,7 +3,9 @@ import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import type * as Effect from "effect/Effect"
 import type { LibsqlError } from "../libsql/client.ts"
+import type { Choice } from "../model/choice.ts"
 import type { PostgresError } from "../postgres/client.ts"
+import type { Recommendation } from "./recommend.ts"
 
 /** `base`, `mine`, `theirs`, `kept` are JSON values, or JSON objects for whole rows; null = no row. */
 export interface ConflictRecord {
@@ -27,6 +29,39 @@ export interface ConflictRecord {
   readonly at: string
   readonly decidedBy: string | null
   readonly decidedAt: string | null
+  /** `column`, `row`, or `unique`: another row has the value already. */
+  readonly kind: string
+  /** When either side wrote it; null = unknown. */
+  readonly mineAt: string | null
+  readonly theirsAt: string | null
+  /** Of `unique`: JSON list of the columns that must differ together, a free value (JSON), and the change that waits. */
+  readonly uniqueColumns: string | null
+  readonly suggestion: string | null
+  readonly quarantine: string | null
+  readonly recommendation: Recommendation | null
+  readonly requested: Requested | null
+}
+
+/** A decision made in a school, on its way. status: `sent`, `done`, `refused`. */
+export interface Requested {
+  readonly action: string
+  readonly choice: string | null
+  readonly by: string
+  readonly at: string
+  readonly status: string
+  readonly message: string | null
+}
+
+export interface AutoQuery {
+  readonly max: number
+  readonly table?: string
+  readonly school?: string
+}
+
+/** What was done, and what was left to a person with the reason. */
+export interface AutoResult {
+  readonly resolved: ReadonlyArray<{ readonly id: string; readonly keep: string; readonly value?: unknown; readonly why: string }>
+  readonly skipped: ReadonlyArray<{ readonly id: string; readonly why: string }>
 }
 
 export interface ConflictQuery {
@@ -44,12 +79,9 @@ export interface Page<A> {
   readonly nextCursor: string | null
 }
 
-/** Whose value is to stand: the school's, head office's, or one that a person gives (a JSON value). */
-export type Keep = { readonly keep: "school" | "vps" } | { readonly keep: "value"; readonly value: unknown }
-
-/** `code`: `not_found`, `decided` (nothing is open), `not_here` (only the hub decides), `not_possible` (Postgres or a rule refuses). */
+/** `code`: `not_found`, `decided` (already so), `not_possible` (Postgres or a rule refuses). */
 export class ConflictRefused extends Data.TaggedError("ConflictRefused")<{
-  readonly code: "not_found" | "decided" | "not_here" | "not_possible"
+  readonly code: "not_found" | "decided" | "not_possible"
   readonly message: string
 }> {}
 
@@ -58,7 +90,11 @@ export class Conflicts extends Context.Service<
   {
     readonly list: (query: ConflictQuery) => Effect.Effect<Page<ConflictRecord>, LibsqlError | PostgresError>
     readonly show: (id: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
-    readonly resolve: (id: string, keep: Keep, by: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
+    /** At a school: asked of head office, with the next push. */
+    readonly resolve: (id: string, choice: Choice, by: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
+    readonly undo: (id: string, by: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
+    /** Does what is safely recommended, oldest first. */
+    readonly autoResolve: (query: AutoQuery, by: string) => Effect.Effect<AutoResult, LibsqlError | PostgresError>
   }
 >()("schoolbus/status/Conflicts") {}
 

@@ -1,65 +1,200 @@
-/** Conflicts and runs in a school's file: read here, decided at head office (the decision comes down like any row). */
+/** Conflicts, quarantined changes and runs in a school's file: read here; a decision is asked of head office, and comes down like any row. */
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { Libsql, type Tx } from "../libsql/client.ts"
-import { ConflictRefused, type ConflictRecord, type ConflictQuery, Conflicts, decodeCursor, pageOf, Runs, type RunRecord } from "./records.ts"
+import { Libsql, type LibsqlError, type LibsqlFile, type Tx } from "../libsql/client.ts"
+import type { Choice } from "../model/choice.ts"
+import { Quarantine, type QuarantineRecord } from "./quarantine.ts"
+import { recommend } from "./recommend.ts"
+import {
+  type AutoQuery,
+  type AutoResult,
+  ConflictRefused,
+  type ConflictRecord,
+  type ConflictQuery,
+  Conflicts,
+  decodeCursor,
+  pageOf,
+  type Requested,
+  Runs,
+  type RunRecord,
+} from "./records.ts"
 import { timeOf } from "./snapshot.ts"
 
+const REQUESTED = (target: string): string =>
+  `(SELECT json_object('action', r.action, 'choice', r.choice, 'by', r."by", 'at', r.at, 'status', r.status, 'message', r.message)
+      FROM schoolbus_requests r WHERE r.target = ${target} AND r.status <> 'done' ORDER BY r.at DESC LIMIT 1) AS requested`
+
 const COLUMNS = `id, school, table_name AS "table", row_key AS key, column_name AS "column", base, mine, theirs, kept, winner, strategy, reason, status,
-  at, decided_by AS decidedBy, decided_at AS decidedAt`
+  at, decided_by AS decidedBy, decided_at AS decidedAt, kind, mine_at AS mineAt, theirs_at AS theirsAt, unique_columns AS uniqueColumns, suggestion, quarantine,
+  ${REQUESTED("schoolbus_conflicts.id")}`
 
 const hasTable = (tx: Tx) =>
   Effect.map(
-    tx.all<{ n: number }>("SELECT count(*) AS n FROM sqlite_schema WHERE type = 'table' AND name = 'schoolbus_conflicts'"),
+    tx.all<{ n: number }>("SELECT count(*) AS n FROM sqlite_schema WHERE type = 'table' AND name = 'schoolbus_requests'"),
     ([row]) => row?.n === 1,
   )
 
 /** `"2026-01-01 08:00:00.123456+00"`, as Postgres prints it and the file keeps it -> RFC 3339, as the hub answers it. */
 const isoOf = (text: string): string => text.replace(" ", "T").replace(/\+00(:?00)?$/, "Z")
-const withTimes = (row: ConflictRecord): ConflictRecord => ({
-  ...row,
-  at: isoOf(row.at),
-  decidedAt: row.decidedAt === null ? null : isoOf(row.decidedAt),
-})
+const timeOrNull = (text: string | null): string | null => (text === null ? null : isoOf(text))
+const requestedOf = (text: string | null): Requested | null => (text === null ? null : (JSON.parse(text) as Requested))
+type Stored = Omit<ConflictRecord, "recommendation" | "requested"> & { readonly requested: string | null }
+const recordOf = (row: Stored, now: number): ConflictRecord => {
+  const times = { at: isoOf(row.at), decidedAt: timeOrNull(row.decidedAt), mineAt: timeOrNull(row.mineAt), theirsAt: timeOrNull(row.theirsAt) }
+  return { ...row, ...times, recommendation: recommend({ ...row, ...times }, now), requested: requestedOf(row.requested) }
+}
 
 const notFound = (id: string) => new ConflictRefused({ code: "not_found", message: `no conflict ${id} here; see: schoolbus conflicts list` })
+
+/** A decision about a record of this school: a row that goes up with the next push and comes down answered. */
+const ask = (db: LibsqlFile, action: string, target: string, choice: string | null, by: string): Effect.Effect<void, ConflictRefused | LibsqlError> =>
+  Effect.gen(function* () {
+    const now = yield* Clock.currentTimeMillis
+    const [state] = yield* db.read((tx) =>
+      tx.all<{ school: string | null; n: number }>(
+        "SELECT school, (SELECT count(*) FROM schoolbus_requests WHERE target = ? AND status = 'sent') AS n FROM schoolbus_state",
+        [target],
+      ),
+    )
+    if ((state?.n ?? 0) > 0)
+      return yield* new ConflictRefused({ code: "decided", message: "a decision is on its way to head office; its answer comes with the next sync" })
+    yield* db.write((tx) =>
+      tx.run(`INSERT INTO schoolbus_requests (id, school, action, target, choice, "by", at, status) VALUES (?, ?, ?, ?, ?, ?, ?, 'sent')`, [
+        crypto.randomUUID(),
+        state?.school ?? "",
+        action,
+        target,
+        choice,
+        by,
+        new Date(now).toISOString(),
+      ]),
+    )
+  })
 
 export const schoolConflicts: Layer.Layer<Conflicts, never, Libsql> = Layer.effect(
   Conflicts,
   Effect.gen(function* () {
     const db = yield* Libsql
     const list = (query: ConflictQuery) =>
-      db.read((tx) =>
-        Effect.gen(function* () {
-          if (!(yield* hasTable(tx))) return { items: [], nextCursor: null }
-          const [at, id] = decodeCursor(query.cursor, 2) ?? [null, null]
-          const rows = yield* tx.all<ConflictRecord>(
-            `SELECT ${COLUMNS} FROM schoolbus_conflicts
-              WHERE (?1 IS NULL OR (status <> 'open') = ?1) AND (?2 IS NULL OR table_name = ?2) AND (?3 IS NULL OR (at, id) < (?3, ?4))
-              ORDER BY at DESC, id DESC LIMIT ?5`,
-            [query.resolved ?? null, query.table ?? null, at ?? null, id ?? null, query.limit + 1],
-          )
-          const page = pageOf(rows, query.limit, (row) => [row.at, row.id])
-          return { ...page, items: page.items.map(withTimes) }
-        }),
-      )
+      Effect.gen(function* () {
+        const now = yield* Clock.currentTimeMillis
+        return yield* db.read((tx) =>
+          Effect.gen(function* () {
+            if (!(yield* hasTable(tx))) return { items: [], nextCursor: null }
+            const [at, id] = decodeCursor(query.cursor, 2) ?? [null, null]
+            const rows = yield* tx.all<Stored>(
+              `SELECT ${COLUMNS} FROM schoolbus_conflicts
+                WHERE (?1 IS NULL OR (status <> 'open') = ?1) AND (?2 IS NULL OR table_name = ?2) AND (?3 IS NULL OR (at, id) < (?3, ?4))
+                ORDER BY at DESC, id DESC LIMIT ?5`,
+              [query.resolved ?? null, query.table ?? null, at ?? null, id ?? null, query.limit + 1],
+            )
+            const page = pageOf(rows, query.limit, (row) => [row.at, row.id])
+            return { ...page, items: page.items.map((row) => recordOf(row, now)) }
+          }),
+        )
+      })
     const show = (id: string) =>
-      db.read((tx) =>
-        Effect.gen(function* () {
-          const rows = (yield* hasTable(tx)) ? yield* tx.all<ConflictRecord>(`SELECT ${COLUMNS} FROM schoolbus_conflicts WHERE id = ?`, [id]) : []
-          return rows[0] === undefined ? yield* notFound(id) : withTimes(rows[0])
-        }),
-      )
-    const resolve = (id: string) =>
-      Effect.flatMap(show(id), () =>
-        Effect.fail(
-          new ConflictRefused({
-            code: "not_here",
-            message: `conflicts are decided at head office: schoolbus conflicts resolve ${id} --url <the hub>`,
+      Effect.gen(function* () {
+        const now = yield* Clock.currentTimeMillis
+        const rows = yield* db.read((tx) =>
+          Effect.gen(function* () {
+            return (yield* hasTable(tx)) ? yield* tx.all<Stored>(`SELECT ${COLUMNS} FROM schoolbus_conflicts WHERE id = ?`, [id.toLowerCase()]) : []
+          }),
+        )
+        return rows[0] === undefined ? yield* notFound(id) : recordOf(rows[0], now)
+      })
+    const resolve = (id: string, choice: Choice, by: string) =>
+      Effect.gen(function* () {
+        const conflict = yield* show(id)
+        if (choice.keep === conflict.winner && conflict.status !== "open")
+          return yield* new ConflictRefused({ code: "decided", message: "that value stands already" })
+        yield* ask(db, "resolve", conflict.id, JSON.stringify(choice), by)
+        return yield* show(id)
+      })
+    const undo = (id: string, by: string) =>
+      Effect.gen(function* () {
+        const conflict = yield* show(id)
+        if (conflict.status === "open") return yield* new ConflictRefused({ code: "decided", message: "nothing is decided here yet" })
+        yield* ask(db, "undo", conflict.id, null, by)
+        return yield* show(id)
+      })
+    const autoResolve = (query: AutoQuery, by: string) =>
+      Effect.gen(function* () {
+        const page = yield* list({ resolved: false, limit: query.max, ...(query.table === undefined ? {} : { table: query.table }) })
+        const resolved: Array<AutoResult["resolved"][number]> = []
+        const skipped: Array<AutoResult["skipped"][number]> = []
+        for (const { id, recommendation } of page.items) {
+          if (recommendation === null || !recommendation.safe) {
+            skipped.push({ id, why: recommendation?.why ?? "decided meanwhile" })
+            continue
+          }
+          const { keep, why } = recommendation
+          const refused = yield* ask(db, "resolve", id, JSON.stringify({ keep }), by).pipe(
+            Effect.as(null),
+            Effect.catchTag("ConflictRefused", ({ message }) => Effect.succeed(message)),
+          )
+          if (refused !== null) skipped.push({ id, why: refused })
+          else resolved.push({ id, keep, ...(recommendation.value === undefined ? {} : { value: recommendation.value }), why })
+        }
+        return { resolved, skipped }
+      })
+    return Conflicts.of({ list, show, resolve, undo, autoResolve })
+  }),
+)
+
+const QUARANTINE = `id, school, table_name AS "table", row_key AS key, op, change, reason, detail, status, at, decided_by AS decidedBy, decided_at AS decidedAt,
+  ${REQUESTED("schoolbus_quarantine.id")}`
+type StoredChange = Omit<QuarantineRecord, "requested"> & { readonly requested: string | null }
+const changeOf = (row: StoredChange): QuarantineRecord => ({
+  ...row,
+  at: isoOf(row.at),
+  decidedAt: timeOrNull(row.decidedAt),
+  requested: requestedOf(row.requested),
+})
+
+export const schoolQuarantine: Layer.Layer<Quarantine, never, Libsql> = Layer.effect(
+  Quarantine,
+  Effect.gen(function* () {
+    const db = yield* Libsql
+    const show = (id: string) =>
+      Effect.gen(function* () {
+        const rows = yield* db.read((tx) =>
+          Effect.gen(function* () {
+            return (yield* hasTable(tx))
+              ? yield* tx.all<StoredChange>(`SELECT ${QUARANTINE} FROM schoolbus_quarantine WHERE id = ?`, [id.toLowerCase()])
+              : []
+          }),
+        )
+        return rows[0] === undefined
+          ? yield* new ConflictRefused({ code: "not_found", message: `no quarantined change ${id} here; see: schoolbus quarantine list` })
+          : changeOf(rows[0])
+      })
+    return Quarantine.of({
+      list: (query) =>
+        db.read((tx) =>
+          Effect.gen(function* () {
+            if (!(yield* hasTable(tx))) return { items: [], nextCursor: null }
+            const [at, id] = decodeCursor(query.cursor, 2) ?? [null, null]
+            const rows = yield* tx.all<StoredChange>(
+              `SELECT ${QUARANTINE} FROM schoolbus_quarantine
+                WHERE (?1 IS NULL OR (status <> 'open') = ?1) AND (?2 IS NULL OR table_name = ?2) AND (?3 IS NULL OR (at, id) < (?3, ?4))
+                ORDER BY at DESC, id DESC LIMIT ?5`,
+              [query.resolved ?? null, query.table ?? null, at ?? null, id ?? null, query.limit + 1],
+            )
+            const page = pageOf(rows, query.limit, (row) => [row.at, row.id])
+            return { ...page, items: page.items.map(changeOf) }
           }),
         ),
-      )
-    return Conflicts.of({ list, show, resolve })
+      show,
+      decide: (id, action, by) =>
+        Effect.gen(function* () {
+          const change = yield* show(id)
+          if (change.status !== "open") return yield* new ConflictRefused({ code: "decided", message: `this change was ${change.status} already` })
+          yield* ask(db, action.action, change.id, action.action === "edit" ? JSON.stringify(action.values) : null, by)
+          return yield* show(id)
+        }),
+    })
   }),
 )
 

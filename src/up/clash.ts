@@ -24,7 +24,7 @@ import { readShapes, type Shape } from "./shape.ts"
 import { type Clash, findClashes, suggest, visible } from "./unique.ts"
 
 export type UniqueChoice =
-  | { readonly keep: "rename_local"; readonly value?: unknown }
+  | { readonly keep: "rename_local"; readonly value?: unknown; readonly unlessFree?: true }
   | { readonly keep: "keep_local" | "keep_remote" | "merge" | "discard" }
 
 /** `office`: at the hub, where every row may be seen. `school`: only rows of that school may be touched. */
@@ -195,7 +195,7 @@ export const decideClash = (
       case "merge":
         return other === undefined ? yield* carry(work, row, choice.keep, null) : yield* mergeInto(work, other)
       case "rename_local":
-        return yield* rename(work, choice.value)
+        return other === undefined && choice.unlessFree === true ? yield* carry(work, row, choice.keep, null) : yield* rename(work, choice.value)
       case "keep_local":
         return other === undefined ? yield* carry(work, row, choice.keep, null) : yield* renameOther(work, other)
       case "keep_remote":

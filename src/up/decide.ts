@@ -282,5 +282,19 @@ export const resolveConflict = (
 ): Effect.Effect<void, DecideRefused | PostgresError> =>
   pg.tx((session) => Effect.andThen(setTimeouts(session), asAnswer(session, decideIn(session, decider, id, choice, by))))
 
+/** The school's row takes a free value, or keeps its own when that has become free. */
+export const renameOrKeep = (pg: PostgresPool, decider: Decider, id: string, by: string): Effect.Effect<void, DecideRefused | PostgresError> =>
+  pg.tx((session) =>
+    Effect.andThen(
+      setTimeouts(session),
+      asAnswer(
+        session,
+        Effect.flatMap(lockConflict(session, id), (conflict) =>
+          decideClash(session, decider, conflict, { keep: "rename_local", unlessFree: true }, by, "office"),
+        ),
+      ),
+    ),
+  )
+
 export const undoConflict = (pg: PostgresPool, decider: Decider, id: string, by: string): Effect.Effect<void, DecideRefused | PostgresError> =>
   pg.tx((session) => Effect.andThen(setTimeouts(session), asAnswer(session, undoIn(session, decider, id, by))))

@@ -3,10 +3,12 @@ import { fileURLToPath } from "node:url"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
+import { conflictRoutes } from "../../src/http/conflicts.ts"
 import { healthRoutes } from "../../src/http/health.ts"
 import { makeApp } from "../../src/http/server.ts"
 import { syncRoutes } from "../../src/http/sync.ts"
 import { runtimeName, serve, type Served } from "../../src/runtime.ts"
+import { Quarantine, type QuarantineAction } from "../../src/status/quarantine.ts"
 import { ConflictRefused, Conflicts, Runs } from "../../src/status/records.ts"
 import { type Snapshot, Status } from "../../src/status/snapshot.ts"
 import { SyncNow, type SyncRequest } from "../../src/status/sync-now.ts"
@@ -54,11 +56,18 @@ beforeAll(async () => {
     Layer.succeed(Conflicts, {
       list: () => Effect.succeed({ items: [], nextCursor: null }),
       show: (id: string) => Effect.fail(new ConflictRefused({ code: "not_found", message: `no conflict ${id}` })),
-      resolve: () => Effect.fail(new ConflictRefused({ code: "not_here", message: "decide at the hub" })),
+      resolve: () => Effect.fail(new ConflictRefused({ code: "not_possible", message: "the row has been written again since" })),
+      undo: () => Effect.fail(new ConflictRefused({ code: "decided", message: "nothing is decided here yet" })),
+      autoResolve: ({ max }: { max: number }) => Effect.succeed({ resolved: [], skipped: [{ id: ID, why: `a person decides (${max})` }] }),
+    }),
+    Layer.succeed(Quarantine, {
+      list: () => Effect.succeed({ items: [], nextCursor: null }),
+      show: (id: string) => Effect.fail(new ConflictRefused({ code: "not_found", message: `no quarantined change ${id}` })),
+      decide: (_: string, action: QuarantineAction) => Effect.fail(new ConflictRefused({ code: "not_possible", message: JSON.stringify(action) })),
     }),
     Layer.succeed(Runs, { list: () => Effect.succeed({ items: [], nextCursor: null }) }),
   )
-  const plugins = () => Effect.runPromise(Effect.all([healthRoutes, syncRoutes]).pipe(Effect.provide(services)))
+  const plugins = () => Effect.runPromise(Effect.all([healthRoutes, syncRoutes, conflictRoutes]).pipe(Effect.provide(services)))
   const open = makeApp({ plugins: await plugins(), auth: { mode: "local" } })
   const closed = makeApp({ plugins: await plugins(), auth: { mode: "token", token: "s3cret" } })
   const options = { port: 0, hostname: "127.0.0.1", idleSeconds: 30, maxBodyBytes: 1_000_000 }
@@ -172,7 +181,32 @@ describe("against a node", () => {
     expect((await run(["conflicts", "show", "nonsense", "--url", url])).code).toBe(64)
     expect((await run(["conflicts", "resolve", ID, "--url", url])).code).toBe(64)
     const refused = await run(["conflicts", "resolve", ID, "--url", url, "--keep", "school", "--json"])
-    expect([refused.code, JSON.parse(refused.out)]).toMatchObject([1, { code: "conflict_not_here", exit: 1 }])
+    expect([refused.code, JSON.parse(refused.out)]).toMatchObject([1, { code: "conflict_not_possible", exit: 1 }])
+    for (const more of [
+      ["--keep", "nonsense"],
+      ["--value", "0722 x"],
+      ["--keep", "vps", "--value", "1"],
+    ])
+      expect((await run(["conflicts", "resolve", ID, "--url", url, ...more])).code).toBe(64)
+    for (const more of [
+      ["--keep", "rename_local"],
+      ["--keep", "CENTRAL_WINS"],
+      ["--value", '"0722"'],
+      ["--keep", "rename_local", "--value", '"x"'],
+    ])
+      expect((await run(["conflicts", "resolve", ID, "--url", url, ...more])).code).toBe(1)
+    expect((await run(["conflicts", "undo", ID, "--url", url])).code).toBe(1)
+    const auto = await run(["conflicts", "auto-resolve", "--max", "3", "--url", url])
+    expect([auto.code, auto.out]).toEqual([0, `${ID}  left: a person decides (3)\n0 decided, 1 left to a person.\n`])
+  })
+
+  it("lists, shows, edits and refuses quarantined changes", async () => {
+    expect(await run(["quarantine", "list", "--url", url])).toEqual({ code: 0, out: "No change waits in quarantine.\n", err: "" })
+    expect((await run(["quarantine", "show", ID, "--url", url])).code).toBe(1)
+    for (const action of ["retry", "discard"]) expect((await run(["quarantine", action, ID, "--url", url])).err).toContain(action)
+    expect((await run(["quarantine", "edit", ID, "--url", url])).code).toBe(64)
+    expect((await run(["quarantine", "edit", ID, "--set", "x", "--url", url])).code).toBe(64)
+    expect((await run(["quarantine", "edit", ID, "--set", '{"a": 1}', "--url", url])).err).toContain('"values":{"a":1}')
   })
 
   it("needs the token where the node has one, from flag, variable or file", async () => {

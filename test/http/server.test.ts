@@ -3,11 +3,13 @@ import * as Layer from "effect/Layer"
 import { Elysia } from "elysia"
 import { describe, expect, it } from "vitest"
 import { z } from "zod"
+import { conflictRoutes } from "../../src/http/conflicts.ts"
 import { healthRoutes } from "../../src/http/health.ts"
 import { accessOf, type Auth, authFor, makeApp, Refusal, answering, problem } from "../../src/http/server.ts"
 import { syncRoutes } from "../../src/http/sync.ts"
 import { LibsqlError } from "../../src/libsql/client.ts"
 import { PostgresError } from "../../src/postgres/client.ts"
+import { Quarantine, type QuarantineAction } from "../../src/status/quarantine.ts"
 import { ConflictRefused, Conflicts, Runs } from "../../src/status/records.ts"
 import { type Snapshot, Status } from "../../src/status/snapshot.ts"
 import { SyncNow, type SyncRequest } from "../../src/status/sync-now.ts"
@@ -34,7 +36,14 @@ const services = (snapshot: Snapshot) =>
     Layer.succeed(Conflicts, {
       list: () => Effect.succeed({ items: [], nextCursor: null }),
       show: (id: string) => Effect.fail(new ConflictRefused({ code: "not_found", message: `no conflict ${id}` })),
-      resolve: () => Effect.fail(new ConflictRefused({ code: "not_here", message: "decide at the hub" })),
+      resolve: () => Effect.fail(new ConflictRefused({ code: "not_possible", message: "the row has been written again since" })),
+      undo: () => Effect.fail(new ConflictRefused({ code: "decided", message: "nothing is decided here yet" })),
+      autoResolve: ({ max }: { max: number }) => Effect.succeed({ resolved: [], skipped: [{ id: ID, why: `a person decides (${max})` }] }),
+    }),
+    Layer.succeed(Quarantine, {
+      list: () => Effect.succeed({ items: [], nextCursor: null }),
+      show: (id: string) => Effect.fail(new ConflictRefused({ code: "not_found", message: `no quarantined change ${id}` })),
+      decide: (_: string, action: QuarantineAction) => Effect.fail(new ConflictRefused({ code: "not_possible", message: JSON.stringify(action) })),
     }),
     Layer.succeed(Runs, { list: () => Effect.succeed({ items: [], nextCursor: null }) }),
   )
@@ -51,8 +60,8 @@ const linkRoutes = () =>
     .get("/api/sync/manifest", () => "link")
 
 const appOf = async (auth: Auth, snapshot: Snapshot = aHub()) => {
-  const [health, sync] = await Effect.runPromise(Effect.all([healthRoutes, syncRoutes]).pipe(Effect.provide(services(snapshot))))
-  return makeApp({ plugins: [linkRoutes(), health, sync], auth })
+  const own = await Effect.runPromise(Effect.all([healthRoutes, syncRoutes, conflictRoutes]).pipe(Effect.provide(services(snapshot))))
+  return makeApp({ plugins: [linkRoutes(), ...own], auth })
 }
 
 const call = (
@@ -313,16 +322,53 @@ describe("the operator's API", () => {
     ])
   })
 
-  it("tells an unknown conflict from one that is decided elsewhere", async () => {
+  it("decides conflicts under the names of several systems, and tells why not", async () => {
     const app = await appOf({ mode: "local" })
+    const post = (path: string, body?: object) => call(app, "POST", path, json, body === undefined ? undefined : JSON.stringify(body))
     expect((await call(app, "GET", `/api/sync/conflicts/${ID}`)).status).toBe(404)
-    const elsewhere = await call(app, "POST", `/api/sync/conflicts/${ID}/resolve`, json, '{"keep":"school"}')
-    expect([elsewhere.status, (await elsewhere.json()).code]).toEqual([409, "conflict_not_here"])
-    expect((await call(app, "POST", `/api/sync/conflicts/${ID}/resolve`, json, '{"keep":"mine"}')).status).toBe(422)
+    for (const body of [
+      { keep: "school" },
+      { keep: "keep_remote" },
+      { resolution: "LOCAL_WINS" },
+      { strategy: "MANUAL_MERGE" },
+      { strategy: "MANUAL", value: "x" },
+      { value: { a: 1 } },
+      { keep: "rename_local" },
+      { keep: "rename_local", value: "amina2" },
+    ]) {
+      const one = await post(`/api/sync/conflicts/${ID}/resolve`, body)
+      expect([one.status, (await one.json()).code]).toEqual([409, "conflict_not_possible"])
+      expect((await post("/api/sync/resolve", { conflictId: ID, ...body })).status).toBe(409)
+    }
+    for (const body of [
+      {},
+      { keep: "mine too" },
+      { keep: "value" },
+      { keep: "school", value: 1 },
+      { keep: "school", strategy: "vps" },
+      { keep: "school", more: 1 },
+    ])
+      expect((await post(`/api/sync/conflicts/${ID}/resolve`, body)).status).toBe(422)
+    expect((await post("/api/sync/resolve", { keep: "school" })).status).toBe(422)
+    expect((await post(`/api/sync/conflicts/${ID}/undo`)).status).toBe(409)
+    const auto = await post("/api/sync/conflicts/auto-resolve", { max: 7 })
+    expect([auto.status, await auto.json()]).toEqual([200, { resolved: [], skipped: [{ id: ID, why: "a person decides (7)" }] }])
+    expect((await post("/api/sync/conflicts/auto-resolve", { max: 0 })).status).toBe(422)
     expect((await call(app, "GET", "/api/sync/conflicts/1;drop")).status).toBe(422)
     expect((await call(app, "GET", "/api/sync/conflicts?limit=100000")).status).toBe(422)
   })
-
+  it("decides quarantined changes", async () => {
+    const app = await appOf({ mode: "local" })
+    const post = (path: string, body?: object) =>
+      call(app, "POST", `/api/sync/quarantine/${ID}/${path}`, json, body === undefined ? undefined : JSON.stringify(body))
+    expect((await call(app, "GET", "/api/sync/quarantine?resolved=false&table=pupils")).status).toBe(200)
+    expect((await call(app, "GET", `/api/sync/quarantine/${ID}`)).status).toBe(404)
+    for (const [path, body] of [["retry"], ["discard", { by: "amina" }], ["edit", { values: { name: "x", age: null } }]] as const) {
+      const refused = await post(path, body)
+      expect([refused.status, (await refused.json()).detail]).toMatchObject([409, expect.stringContaining(path)])
+    }
+    for (const body of [{}, { values: { name: { a: 1 } } }, { values: "x" }]) expect((await post("edit", body)).status).toBe(422)
+  })
   it("sends the state as an event at once", async () => {
     const app = await appOf({ mode: "local" })
     const stop = new AbortController()

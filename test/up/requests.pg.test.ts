@@ -1,6 +1,18 @@
 /** Decisions made in a school: rows that go up in their place among its edits, and come down answered. */
 import { randomUUID } from "node:crypto"
 import { afterAll, beforeAll, describe, expect, test } from "vitest"
+import type * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import { Libsql } from "../../src/libsql/client.ts"
+import { Postgres } from "../../src/postgres/client.ts"
+import { hubConflicts, hubQuarantine } from "../../src/status/hub-records.ts"
+import { Quarantine } from "../../src/status/quarantine.ts"
+import { Conflicts } from "../../src/status/records.ts"
+import { schoolConflicts, schoolQuarantine } from "../../src/status/school-records.ts"
+import { Tables } from "../../src/up/tables.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
 
 let w: World
@@ -136,5 +148,176 @@ describe("two rows that want one unique value", () => {
     ["merge", { office: "amina merge" }],
   ])("%s: the school's file shows what stands at head office", async (keep, expected) => {
     expect(await both(keep)).toEqual(expected)
+  })
+})
+
+describe("as people see it, at the hub and in the school", () => {
+  let hub: Context.Context<Conflicts | Quarantine>
+  let node: Context.Context<Conflicts | Quarantine>
+  const ask = <A, E>(where: Context.Context<Conflicts | Quarantine>, effect: Effect.Effect<A, E, Conflicts | Quarantine>) =>
+    w.run(Effect.provideContext(effect, where))
+  const scope = Scope.makeUnsafe()
+  beforeAll(async () => {
+    const tables = Layer.succeed(Tables, {
+      had: () => Effect.succeed(new Set<string>()),
+      all: Effect.map(w.feed.tables, (list) => new Map(list.map((t) => [t.name, t.table]))),
+    })
+    const office = Layer.mergeAll(hubConflicts, hubQuarantine).pipe(Layer.provide(tables), Layer.provide(Layer.succeed(Postgres, w.pg)))
+    const school = Layer.mergeAll(schoolConflicts, schoolQuarantine).pipe(Layer.provide(Layer.succeed(Libsql, a.file)))
+    hub = await w.run(Scope.provide(Layer.build(office), scope))
+    node = await w.run(Scope.provide(Layer.build(school), scope))
+  })
+  afterAll(() => w.run(Scope.close(scope, Exit.void)))
+
+  test("a school's decision waits, is shown as asked for on both sides, and is not asked twice", async () => {
+    const id = await disagree()
+    const asked = await ask(
+      node,
+      Conflicts.use((c) => c.resolve(id, { keep: "school" }, "teacher")),
+    )
+    expect(asked).toMatchObject({
+      status: "open",
+      requested: { action: "resolve", by: "teacher", status: "sent" },
+      recommendation: { keep: "school", safe: false },
+    })
+    expect(await ask(node, Effect.flip(Conflicts.use((c) => c.resolve(id, { keep: "vps" }, "teacher"))))).toMatchObject({ code: "decided" })
+    await a.sync()
+    for (const where of [hub, node])
+      expect(
+        await ask(
+          where,
+          Conflicts.use((c) => c.show(id)),
+        ),
+      ).toMatchObject({ status: "resolved", winner: "school", decidedBy: "teacher", requested: null })
+    await ask(
+      node,
+      Conflicts.use((c) => c.undo(id, "teacher")),
+    )
+    await a.sync()
+    expect(
+      await ask(
+        hub,
+        Conflicts.use((c) => c.show(id)),
+      ),
+    ).toMatchObject({ status: "open" })
+    await ask(
+      hub,
+      Conflicts.use((c) => c.resolve(id, { keep: "vps" }, "amina")),
+    )
+  })
+  test("a refused decision says why, and another can be asked for", async () => {
+    const id = await disagree()
+    await ask(
+      node,
+      Conflicts.use((c) => c.resolve(id, { keep: "value", value: "" }, "teacher")),
+    )
+    await a.sync()
+    expect(
+      await ask(
+        node,
+        Conflicts.use((c) => c.show(id)),
+      ),
+    ).toMatchObject({ requested: { status: "refused", message: expect.stringContaining("check") } })
+    await ask(
+      node,
+      Conflicts.use((c) => c.resolve(id, { keep: "vps" }, "teacher")),
+    )
+    await a.sync()
+    expect(
+      await ask(
+        node,
+        Conflicts.use((c) => c.show(id)),
+      ),
+    ).toMatchObject({ status: "resolved" })
+  })
+  test("auto-resolve does what is safe and leaves the rest with the reason, up to a number", async () => {
+    const older = await disagree()
+    // Head office writes again after the school did, which has not pushed yet.
+    k++
+    await w.sql`INSERT INTO ask VALUES (${k}, 'a', 'base')`
+    await w.settle()
+    await a.pull()
+    await a.write(`UPDATE ask SET v = 'school' WHERE id = ${k}`)
+    for (const from = Date.now(); Date.now() <= from + 2; ) await new Promise((resolve) => setTimeout(resolve, 1))
+    await w.sql`UPDATE ask SET v = 'later' WHERE id = ${k}`
+    const [office, school] = [randomUUID(), randomUUID()]
+    await w.sql`INSERT INTO users VALUES (${office}, 'b', 'fatuma')`
+    await a.write("INSERT INTO users VALUES (?, 'a', 'fatuma')", [school])
+    await a.sync()
+    const open = (
+      await ask(
+        hub,
+        Conflicts.use((c) => c.list({ resolved: false, limit: 50 })),
+      )
+    ).items
+    const of = (id: string) => open.find((one) => one.id === id)
+    const newer = open.find((one) => one.key === `[${k}]`)
+    const taken = open.find((one) => one.kind === "unique")
+    expect(of(older)?.recommendation).toMatchObject({ keep: "school", safe: false })
+    expect(newer?.recommendation).toMatchObject({ keep: "vps", safe: true })
+    expect(taken?.recommendation).toMatchObject({ keep: "rename_local", value: "fatuma2", safe: true })
+
+    expect(
+      await ask(
+        hub,
+        Conflicts.use((c) => c.autoResolve({ max: 1, table: "public.users" }, "auto")),
+      ),
+    ).toEqual({
+      resolved: [{ id: taken?.id, keep: "rename_local", value: "fatuma2", why: expect.stringContaining("within the hour") }],
+      skipped: [],
+    })
+    expect((await w.sql`SELECT username FROM users WHERE id = ${school}`)[0]).toEqual({ username: "fatuma2" })
+    await w.settle()
+    await a.pull()
+    const asked = await ask(
+      node,
+      Conflicts.use((c) => c.autoResolve({ max: 100 }, "auto")),
+    )
+    expect(asked.resolved).toMatchObject([{ id: newer?.id, keep: "vps" }])
+    expect(asked.skipped).toContainEqual({ id: older, why: expect.stringContaining("a person decides") })
+    await a.sync()
+    expect(
+      await ask(
+        hub,
+        Conflicts.use((c) => c.show(newer?.id ?? "")),
+      ),
+    ).toMatchObject({ status: "resolved", winner: "vps", decidedBy: "auto" })
+    expect((await a.rows(`SELECT username FROM users WHERE id = '${school}'`))[0]).toEqual({ username: "fatuma2" })
+  })
+  test("quarantined changes are listed, edited and discarded on both sides", async () => {
+    k++
+    await w.sql`INSERT INTO ask VALUES (${k}, 'a', 'base')`
+    await w.settle()
+    await a.pull()
+    await a.write(`UPDATE ask SET v = '' WHERE id = ${k}`)
+    await a.sync()
+    for (const where of [hub, node]) {
+      const page = await ask(
+        where,
+        Quarantine.use((q) => q.list({ resolved: false, table: "public.ask", limit: 50 })),
+      )
+      expect(page.items.find((one) => one.key === `[${k}]`)).toMatchObject({ school: "a", op: "update", reason: "check", requested: null })
+    }
+    const [found] = (
+      await ask(
+        node,
+        Quarantine.use((q) => q.list({ resolved: false, limit: 1 })),
+      )
+    ).items
+    const id = found?.id ?? ""
+    expect(await ask(hub, Effect.flip(Quarantine.use((q) => q.decide(id, { action: "retry" }, "amina"))))).toMatchObject({ code: "not_possible" })
+    await ask(
+      node,
+      Quarantine.use((q) => q.decide(id, { action: "edit", values: { v: "mended" } }, "teacher")),
+    )
+    await a.sync()
+    expect(
+      await ask(
+        node,
+        Quarantine.use((q) => q.show(id)),
+      ),
+    ).toMatchObject({ status: "retried", decidedBy: "teacher" })
+    expect([await shown(), await office()]).toEqual([{ v: "mended" }, { v: "mended" }])
+    expect(await ask(node, Effect.flip(Quarantine.use((q) => q.decide(id, { action: "discard" }, "teacher"))))).toMatchObject({ code: "decided" })
   })
 })

@@ -1,0 +1,51 @@
+/** Changes that could not be written: the same questions and decisions at hub and school. */
+import * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import type { LibsqlError } from "../libsql/client.ts"
+import type { PostgresError } from "../postgres/client.ts"
+import type { ConflictRefused, Page, Requested } from "./records.ts"
+
+export interface QuarantineRecord {
+  readonly id: string
+  readonly school: string
+  readonly table: string
+  /** JSON array of key values. */
+  readonly key: string
+  readonly op: string
+  /** JSON of the change, or of the line that was none. */
+  readonly change: string
+  readonly reason: string
+  readonly detail: string
+  readonly status: string
+  readonly at: string
+  readonly decidedBy: string | null
+  readonly decidedAt: string | null
+  /** What people in the school have asked for and head office has not answered, or refused. */
+  readonly requested: Requested | null
+}
+
+export interface QuarantineQuery {
+  readonly resolved?: boolean
+  readonly table?: string
+  readonly school?: string
+  readonly limit: number
+  readonly cursor?: string
+}
+
+/** `edit`: values by column, which replace the change's own. */
+export type QuarantineAction =
+  | { readonly action: "retry" | "discard" }
+  | { readonly action: "edit"; readonly values: Readonly<Record<string, unknown>> }
+
+export class Quarantine extends Context.Service<
+  Quarantine,
+  {
+    readonly list: (query: QuarantineQuery) => Effect.Effect<Page<QuarantineRecord>, LibsqlError | PostgresError>
+    readonly show: (id: string) => Effect.Effect<QuarantineRecord, ConflictRefused | LibsqlError | PostgresError>
+    readonly decide: (
+      id: string,
+      action: QuarantineAction,
+      by: string,
+    ) => Effect.Effect<QuarantineRecord, ConflictRefused | LibsqlError | PostgresError>
+  }
+>()("schoolbus/status/Quarantine") {}
