@@ -36,7 +36,8 @@ const hasTable = (tx: Tx) =>
   )
 
 /** `"2026-01-01 08:00:00.123456+00"`, as Postgres prints it and the file keeps it -> RFC 3339, as the hub answers it. */
-const isoOf = (text: string): string => text.replace(" ", "T").replace(/\+00(:?00)?$/, "Z")
+const isoOf = (text: string): string =>
+  text.replace(" ", "T").replace(/(\.\d+)?\+00(:?00)?$/, (_, fraction: string | undefined) => `${(fraction ?? ".").padEnd(7, "0")}Z`)
 const timeOrNull = (text: string | null): string | null => (text === null ? null : isoOf(text))
 const requestedOf = (text: string | null): Requested | null => (text === null ? null : (JSON.parse(text) as Requested))
 type Stored = Omit<ConflictRecord, "recommendation" | "requested"> & { readonly requested: string | null }

@@ -41,6 +41,11 @@ const request = async (from: School, action: string, target: string, choice: obj
 }
 const answer = async (from: School, id: string) => (await from.rows("SELECT status, message FROM schoolbus_requests WHERE id = ?", [id]))[0]
 
+/** Until both clocks have moved on: the school's counts in milliseconds. */
+const later = async (): Promise<void> => {
+  for (const from = Date.now(); Date.now() <= from + 2; ) await new Promise((resolve) => setTimeout(resolve, 1))
+}
+
 /** Both sides changed the row; answers the open record's id, as the school sees it. */
 const disagree = async (): Promise<string> => {
   k++
@@ -48,6 +53,7 @@ const disagree = async (): Promise<string> => {
   await w.settle()
   await a.pull()
   await w.sql`UPDATE ask SET v = 'office' WHERE id = ${k}`
+  await later()
   await a.write(`UPDATE ask SET v = 'school' WHERE id = ${k}`)
   await a.sync()
   const [record] = await a.rows<{ id: string }>(`SELECT id FROM schoolbus_conflicts WHERE row_key = '[${k}]' AND status = 'open'`)
@@ -238,7 +244,7 @@ describe("as people see it, at the hub and in the school", () => {
     await w.settle()
     await a.pull()
     await a.write(`UPDATE ask SET v = 'school' WHERE id = ${k}`)
-    for (const from = Date.now(); Date.now() <= from + 2; ) await new Promise((resolve) => setTimeout(resolve, 1))
+    await later()
     await w.sql`UPDATE ask SET v = 'later' WHERE id = ${k}`
     const [office, school] = [randomUUID(), randomUUID()]
     await w.sql`INSERT INTO users VALUES (${office}, 'b', 'fatuma')`
