@@ -873,7 +873,8 @@ export class Feed extends Context.Service<
           ),
         )
       })
-      yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(prune, { log: "Warn" }), Schedule.spaced(PRUNE_MS)))
+      // Not at once: what schools told a hub that was killed may not have been written down; by then they have told it again.
+      yield* Effect.forkScoped(Effect.repeat(Effect.delay(Effect.ignoreCause(prune, { log: "Warn" }), PRUNE_MS), Schedule.forever))
 
       return Feed.of({
         state: Effect.map(db.read(readHub), (row) => ({
