@@ -43,10 +43,11 @@ export const makeAttendance = (tx: Tx, upload: AttendUpload, punches: ReadonlyAr
       const write = rule.rows === "day" ? writeDays : writeEach
       faults.push(...(yield* write(tx, upload, config, persons, onDuty.filter(isThere))))
     }
-    yield* tx.many(
-      "UPDATE punches SET flags = CASE WHEN flags IS NULL THEN ?2 ELSE flags || '; ' || ?2 END WHERE id = ?1",
-      faults.map(([id, fault]) => [id, fault]),
-    )
+    if (faults.length > 0)
+      yield* tx.many(
+        "UPDATE punches SET flags = CASE WHEN flags IS NULL THEN ?2 ELSE flags || '; ' || ?2 END WHERE id = ?1",
+        faults.map(([id, fault]) => [id, fault]),
+      )
   })
 
 interface RowGroup {

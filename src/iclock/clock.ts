@@ -33,8 +33,27 @@ export const isZone = (zone: string): boolean => {
 
 const MINUTE_MS = 60_000
 
+/** Zones change their offset on a quarter of an hour. */
+const QUARTER_MS = 900_000
+/** Quarters of which the offset is remembered: asking the runtime takes longer than storing a punch. */
+const MAX_REMEMBERED = 50_000
+const remembered = new Map<string, Map<number, number>>()
+
 /** Minutes east of UTC in the zone at that moment (ms since 1970). */
 export const offsetMinutes = (zone: string, at: number): number => {
+  const quarter = Math.floor(at / QUARTER_MS)
+  const known = remembered.get(zone) ?? new Map<number, number>()
+  let offset = known.get(quarter)
+  if (offset === undefined) {
+    offset = askOffset(zone, at)
+    if (known.size >= MAX_REMEMBERED) known.clear()
+    known.set(quarter, offset)
+    remembered.set(zone, known)
+  }
+  return offset
+}
+
+const askOffset = (zone: string, at: number): number => {
   const parts = Object.fromEntries(
     formatOf(zone)
       .formatToParts(at)

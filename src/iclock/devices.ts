@@ -103,11 +103,18 @@ const COLUMNS = `id, serial, name, status, zone, address, pinned_address, family
 
 const parsed = { text: "", manifest: null as Manifest | null }
 
-/** The school and its tables; null before the first manifest stands in the file. */
+/**
+ * Terminals and pins that head office has of the school are here: a cut is applied, or the highest class of the first one
+ * is, while lower ones are still on their way. A file made anew would else give numbers to people that others have.
+ */
+const HAS_TERMINALS = `(cut <> '0' OR terminals = 1 OR (
+  EXISTS (SELECT 1 FROM schoolbus_stage WHERE cls < 10) AND NOT EXISTS (SELECT 1 FROM schoolbus_stage WHERE cls >= 10)))`
+
+/** The school and its tables; null before they, and its terminals, stand in the file. */
 export const readSchool = (tx: Tx): Effect.Effect<School | null, LibsqlError> =>
   Effect.gen(function* () {
     const [row] = yield* tx.all<{ school: string | null; manifest: string | null; ready: number }>(
-      `SELECT school, manifest, (cut <> '0' OR terminals = 1) AND EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'devices') AS ready
+      `SELECT school, manifest, ${HAS_TERMINALS} AND EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'devices') AS ready
          FROM schoolbus_state`,
     )
     if (row?.school == null || row.manifest === null || row.ready !== 1) return null
@@ -173,8 +180,12 @@ export class Devices extends Context.Service<
     readonly find: (idOrSerial: string) => Effect.Effect<Device, DeviceRefused | LibsqlError>
     /** The school, for writers; refused before the first contact with the hub. */
     readonly school: (tx: Tx) => Effect.Effect<School, DeviceRefused | LibsqlError>
+    /** The school as the memory has it; null: it must be read. */
+    readonly present: () => School | null
     /** The terminal behind a request, noted as seen; an unknown one is listed as pending while there is room. */
     readonly meet: (serial: string, address: string) => Effect.Effect<Met, LibsqlError>
+    /** `meet` for a terminal that was here a moment ago and of which nothing needs to be read or written; null: it does. */
+    readonly glance: (serial: string, address: string, now: number) => (Met & { readonly kind: "known" }) | null
     /** A serial may be approved before the terminal calls for the first time; again, to change it. Its people are queued by the roster. */
     readonly approve: (idOrSerial: string, options: Approval) => Effect.Effect<Device, DeviceRefused | LibsqlError>
     /** No more OK and no more commands; its punches and pins stay. */
@@ -199,7 +210,7 @@ export class Devices extends Context.Service<
 
       // What was read before a change is not kept after it.
       let generation = 0
-      let cached: { readonly school: string; readonly devices: ReadonlyMap<string, Device> } | null = null
+      let cached: { readonly state: School; readonly school: string; readonly devices: ReadonlyMap<string, Device> } | null = null
       const changed = Effect.sync(() => {
         generation++
         cached = null
@@ -222,7 +233,7 @@ export class Devices extends Context.Service<
           if (found === null) return null
           if (found.isNew) yield* remember
           const devices = new Map(found.devices.map((row) => [row.serial, { ...row, memory: null }]))
-          const now = { school: found.state.school, devices }
+          const now = { state: found.state, school: found.state.school, devices }
           if (before === generation) cached = now
           return now
         })
@@ -287,6 +298,15 @@ export class Devices extends Context.Service<
           yield* db.write((tx) => tx.run("UPDATE devices SET last_seen_at = ?, address = ? WHERE serial = ?", [timestamptz(now), address, serial]))
         return { kind: "known", device: live(device), isLive: before !== undefined && now - before.at < LIVE_MS } as const
       })
+
+      const glance = (serial: string, address: string, now: number) => {
+        const device = cached?.devices.get(serial)
+        const before = seen.get(serial)
+        if (device === undefined || before === undefined || before.address !== address || now - before.savedAt >= SEEN_SAVE_MS) return null
+        const isLive = now - before.at < LIVE_MS
+        before.at = now
+        return { kind: "known", device, isLive } as const
+      }
 
       /** The row of a terminal, made when it has not called yet. */
       const rowOf = (tx: Tx, ofSchool: string, wanted: string, now: number) =>
@@ -384,7 +404,7 @@ export class Devices extends Context.Service<
           if (memory !== undefined) seen.set(device.serial, { ...memory, countedAt: now })
         })
 
-      return Devices.of({ list, find, school, meet, approve, retire, replace, learn, counted, changed })
+      return Devices.of({ list, find, school, present: () => cached?.state ?? null, meet, glance, approve, retire, replace, learn, counted, changed })
     }),
   )
 }

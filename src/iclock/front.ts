@@ -4,22 +4,31 @@
  * A sender that is not admitted is answered before its body is read; a body over the limit ends the connection unanswered.
  */
 import { createServer, type Socket } from "node:net"
-import * as Clock from "effect/Clock"
+import type * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Libsql } from "../libsql/client.ts"
-import type { Devices } from "./devices.ts"
+import { Devices } from "./devices.ts"
 import { CONTINUE, type Head, type IclockAnswer, MAX_BODY_BYTES, readChunks, readHead, writeAnswer } from "./http.ts"
-import { parseRequest } from "./request.ts"
-import type { Commands } from "./queue.ts"
-import { type Admitted, admit, exchange } from "./routes.ts"
+import { type IclockRequest, parseRequest } from "./request.ts"
+import { Commands } from "./queue.ts"
+import { type Admitted, admit, admitAtOnce, exchange, pollAtOnce } from "./routes.ts"
 
 /** Without a byte from the sender for so long, the connection ends. */
 const IDLE_MS = 60_000
+/** The head of a request is here by then; a terminal writes it at once. */
+const HEAD_MS = 15_000
+/** A whole exchange takes no longer: 1 MB at 16 kbit/s takes nine minutes. */
+const EXCHANGE_MS = 600_000
 /** A refused sender may finish what it is writing, so that it can read the answer. */
 const LINGER_MS = 2_000
+const SWEEP_MS = 500
 const MAX_CONNECTIONS = 2_000
+/** Also a site behind one address keeps within this; one sender that opens connections for nothing leaves room for others. */
+const MAX_CONNECTIONS_PER_ADDRESS = 1_000
+/** Bytes of unfinished bodies, of all connections. */
+const MAX_INBOX_BYTES = 128 * 1024 * 1024
 
 export class IclockPortTaken extends Data.TaggedError("IclockPortTaken")<{ readonly port: number; readonly message: string }> {}
 
@@ -37,10 +46,32 @@ const makeInbox = () => {
       if (chunks.length > 1) chunks = [Buffer.concat(chunks)]
       return chunks[0] ?? new Uint8Array()
     },
+    clear: () => {
+      chunks = []
+      size = 0
+    },
   }
 }
 
 type Run = <A>(effect: Effect.Effect<A, never, Devices | Commands | Libsql>) => Promise<A>
+
+interface Desk {
+  readonly run: Run
+  readonly devices: Context.Service.Shape<typeof Devices>
+  readonly commands: Context.Service.Shape<typeof Commands>
+  readonly connections: Set<Connection>
+  /** Of all connections. */
+  inboxBytes: number
+}
+
+interface Connection {
+  readonly socket: Socket
+  readonly address: string
+  readonly startedAt: number
+  lastAt: number
+  state: "head" | "body" | "deciding" | "done"
+  close: () => void
+}
 
 /** Not stored, so not acknowledged: the terminal keeps its records and sends them again. */
 const guarded = <A>(
@@ -48,72 +79,128 @@ const guarded = <A>(
 ): Effect.Effect<A | IclockAnswer, never, Devices | Commands | Libsql> =>
   Effect.catchCause(effect, (cause) => Effect.as(Effect.logError("iclock", cause), { status: 503, text: "not stored: try again" }))
 
-const converse = (socket: Socket, run: Run): void => {
+const converse = (socket: Socket, desk: Desk): void => {
   const address = (socket.remoteAddress ?? "").replace(/^::ffff:/, "")
+  const now = Date.now()
   const inbox = makeInbox()
+  const me: Connection = { socket, address, startedAt: now, lastAt: now, state: "head", close: () => socket.destroy() }
+  desk.connections.add(me)
   let head: Head | null = null
+  let request: IclockRequest | null = null
   let admitted: Admitted | null = null
   let isEnded = false
-  let state: "reading" | "deciding" | "done" = "reading"
 
-  const reply = async (answer: IclockAnswer): Promise<void> => {
-    state = "done"
-    if (socket.destroyed) return
-    socket.end(writeAnswer(answer, await run(Clock.currentTimeMillis)))
-    setTimeout(() => socket.destroy(), LINGER_MS).unref()
+  const forget = (): void => {
+    desk.inboxBytes -= inbox.size()
+    inbox.clear()
+  }
+  const reply = (answer: IclockAnswer): void => {
+    me.state = "done"
+    me.lastAt = Date.now()
+    forget()
+    if (!socket.destroyed) socket.end(writeAnswer(answer, me.lastAt))
   }
 
   /** The whole body, when it is here; `"drop"`: it never will be. */
-  const bodyOf = (now: Head): Uint8Array | "more" | "drop" => {
-    const received = inbox.size() - now.bodyAt
-    if (received > MAX_BODY_BYTES || (typeof now.length === "number" && now.length > MAX_BODY_BYTES)) return "drop"
-    if (typeof now.length === "number") {
-      return received >= now.length ? inbox.bytes().subarray(now.bodyAt, now.bodyAt + now.length) : isEnded ? "drop" : "more"
+  const bodyOf = (of: Head): Uint8Array | "more" | "drop" => {
+    const received = inbox.size() - of.bodyAt
+    if (received > MAX_BODY_BYTES || (typeof of.length === "number" && of.length > MAX_BODY_BYTES)) return "drop"
+    if (typeof of.length === "number") {
+      return received >= of.length ? inbox.bytes().subarray(of.bodyAt, of.bodyAt + of.length) : isEnded ? "drop" : "more"
     }
-    if (now.length === null) return isEnded ? inbox.bytes().subarray(now.bodyAt) : "more"
+    if (of.length === null) return isEnded ? inbox.bytes().subarray(of.bodyAt) : "more"
     // Chunks end with an empty one; only then is it worth looking.
     const isMaybeWhole = Buffer.from(inbox.bytes().subarray(-8)).includes("0\r\n")
-    const body = isMaybeWhole || isEnded ? readChunks(inbox.bytes().subarray(now.bodyAt)) : "more"
+    const body = isMaybeWhole || isEnded ? readChunks(inbox.bytes().subarray(of.bodyAt)) : "more"
     return body === "bad" || (body === "more" && isEnded) ? "drop" : body
   }
 
-  const advance = async (): Promise<void> => {
-    if (state !== "reading") return
-    if (head === null) {
+  const decide = (effect: Effect.Effect<Admitted | IclockAnswer, unknown, Devices | Commands | Libsql>): void => {
+    me.state = "deciding"
+    void desk.run(guarded(effect)).then((decided) => {
+      if ("status" in decided) reply(decided)
+      else {
+        me.state = "body"
+        enter(decided)
+        advance()
+      }
+    })
+  }
+  const enter = (who: Admitted): void => {
+    admitted = who
+    if (head?.expectsContinue === true) socket.write(CONTINUE)
+  }
+
+  const advance = (): void => {
+    if (me.state === "deciding" || me.state === "done") return
+    if (head === null || request === null) {
       const read = readHead(inbox.bytes())
-      if (read === "more") return isEnded ? void socket.destroy() : undefined
-      if (read === "bad") return reply({ status: 400, text: "not understood" })
+      if (read === "more") {
+        if (isEnded) socket.destroy()
+        return
+      }
+      if (read === "bad") {
+        reply({ status: 400, text: "not understood" })
+        return
+      }
       head = read
+      request = parseRequest(head.method, head.path, head.search)
+      me.state = "body"
     }
-    const request = parseRequest(head.method, head.path, head.search)
     if (admitted === null) {
-      state = "deciding"
-      const decided = await run(guarded(admit(request, address)))
-      if ("status" in decided) return reply(decided)
-      admitted = decided
-      if (head.expectsContinue) socket.write(CONTINUE)
-      state = "reading"
+      const decided = admitAtOnce(desk.devices, request, address, me.lastAt)
+      if (decided === null) {
+        decide(admit(request, address))
+        return
+      }
+      if ("status" in decided) {
+        reply(decided)
+        return
+      }
+      enter(decided)
     }
     const body = bodyOf(head)
     if (body === "more") return
-    if (body === "drop") return void socket.destroy()
-    state = "deciding"
-    return reply(await run(guarded(exchange(admitted, request, body))))
+    if (body === "drop" || admitted === null) {
+      socket.destroy()
+      return
+    }
+    const atOnce = body.length === 0 ? pollAtOnce(desk.commands, admitted, request, me.lastAt) : null
+    if (atOnce === null) decide(exchange(admitted, request, body))
+    else reply(atOnce)
   }
 
-  socket.setTimeout(IDLE_MS, () => socket.destroy())
   socket.on("error", () => socket.destroy())
+  socket.on("close", () => {
+    desk.connections.delete(me)
+    forget()
+    me.state = "done"
+  })
   socket.on("data", (chunk) => {
     // What comes after a refusal is read and forgotten.
-    if (state === "done") return
+    if (me.state === "done") return
+    me.lastAt = Date.now()
     inbox.add(chunk as Uint8Array)
-    if (inbox.size() > MAX_BODY_BYTES * 2) socket.destroy()
-    else void advance()
+    desk.inboxBytes += chunk.length
+    if (inbox.size() > MAX_BODY_BYTES * 2 || desk.inboxBytes > MAX_INBOX_BYTES) socket.destroy()
+    else advance()
   })
   socket.on("end", () => {
     isEnded = true
-    void advance()
+    advance()
   })
+}
+
+/** Ends what takes too long. One timer for all: two of each connection would cost more than a poll itself. */
+const sweep = (connections: ReadonlySet<Connection>): void => {
+  const now = Date.now()
+  for (const one of connections) {
+    const isLate =
+      (one.state !== "deciding" && now - one.lastAt > (one.state === "done" ? LINGER_MS : IDLE_MS)) ||
+      (one.state === "head" && now - one.startedAt > HEAD_MS) ||
+      now - one.startedAt > EXCHANGE_MS
+    if (isLate) one.close()
+  }
 }
 
 /** Listens until the scope closes; the port that it got. Port 0 takes a free one. */
@@ -123,13 +210,22 @@ export const listenIclock = (options: {
 }): Effect.Effect<{ readonly port: number }, IclockPortTaken, Scope.Scope | Devices | Commands | Libsql> =>
   Effect.gen(function* () {
     const run = Effect.runPromiseWith(yield* Effect.context<Devices | Commands | Libsql>())
-    const sockets = new Set<Socket>()
+    const desk: Desk = { run, devices: yield* Devices, commands: yield* Commands, connections: new Set(), inboxBytes: 0 }
+    const isCrowded = (address: string): boolean => {
+      if (desk.connections.size < MAX_CONNECTIONS_PER_ADDRESS) return false
+      let n = 0
+      for (const one of desk.connections) if (one.address === address) n++
+      return n >= MAX_CONNECTIONS_PER_ADDRESS
+    }
     const server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => {
-      sockets.add(socket)
-      socket.on("close", () => sockets.delete(socket))
-      converse(socket, run)
+      if (isCrowded((socket.remoteAddress ?? "").replace(/^::ffff:/, ""))) return void socket.destroy()
+      converse(socket, desk)
     })
     server.maxConnections = MAX_CONNECTIONS
+    yield* Effect.acquireRelease(
+      Effect.sync(() => setInterval(() => sweep(desk.connections), SWEEP_MS)),
+      (timer) => Effect.sync(() => clearInterval(timer)),
+    )
     yield* Effect.acquireRelease(
       Effect.callback<void, IclockPortTaken>((resume) => {
         server.once("error", (error) =>
@@ -147,7 +243,7 @@ export const listenIclock = (options: {
       () =>
         Effect.callback<void>((resume) => {
           server.close(() => resume(Effect.void))
-          for (const socket of sockets) socket.destroy()
+          for (const { socket } of desk.connections) socket.destroy()
         }),
     )
     const address = server.address()

@@ -23,11 +23,7 @@ export interface Head {
 }
 
 const LF = 10
-const latin1 = (bytes: Uint8Array): string => {
-  let text = ""
-  for (const byte of bytes) text += String.fromCharCode(byte)
-  return text
-}
+const latin1 = (bytes: Uint8Array): string => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("latin1")
 
 /** Where the empty line after the headers ends; -1 = not yet. */
 const endOfHead = (bytes: Uint8Array): number => {

@@ -45,38 +45,49 @@ export const skewOf = (records: ReadonlyArray<Attendance>, zone: string, now: nu
 const flagOf = (at: number, now: number, skewMs: number | null): string | null =>
   at > now + DAY_MS ? "future" : at < now - 365 * DAY_MS ? "past" : skewMs !== null && Math.abs(skewMs) > SKEW_MS ? "skew" : null
 
-export type Fresh = ReadonlyMap<string, Attendance>
+/** A record with the id and the moment that it gets. */
+export interface Stamped {
+  readonly id: string
+  readonly record: Attendance
+  readonly status: string
+  /** ms since 1970. */
+  readonly at: number
+}
 
-/** Of the records, those that the file does not have, by the id that they get. Nothing is locked for it. */
-export const freshOf = (tx: Tx, school: string, serial: string, records: ReadonlyArray<Attendance>): Effect.Effect<Fresh, LibsqlError> =>
-  Effect.gen(function* () {
-    const fresh = new Map(records.map((record) => [uuidOf(school, serial, record.pin, record.at, record.status, record.verify), record]))
-    if (fresh.size === 0) return fresh
-    const known = yield* tx.all<{ id: string }>("SELECT id FROM punches WHERE id IN (SELECT value FROM json_each(?))", [
-      JSON.stringify([...fresh.keys()]),
-    ])
-    for (const { id } of known) fresh.delete(id)
-    return fresh
-  })
+/** What is known of records before the file is asked; two that are the same count once. */
+export const stamped = (school: string, device: PunchingDevice, records: ReadonlyArray<Attendance>, now: number): ReadonlyArray<Stamped> => {
+  const byId = new Map<string, Stamped>()
+  for (const record of records) {
+    const id = uuidOf(school, device.serial, record.pin, record.at, record.status, record.verify)
+    byId.set(id, { id, record, status: record.status, at: wallToUtc(record.at, device.zone, now) })
+  }
+  return [...byId.values()]
+}
 
-/** Stores what is new; the number of new punches. */
-export const storePunches = (tx: Tx, upload: PunchUpload, fresh: Fresh): Effect.Effect<number, LibsqlError> =>
+/** Those that the file does not have. Nothing is locked for it. */
+export const unknownOf = (tx: Tx, punches: ReadonlyArray<Stamped>): Effect.Effect<ReadonlyArray<Stamped>, LibsqlError> =>
+  punches.length === 0
+    ? Effect.succeed([])
+    : Effect.map(
+        tx.all<{ id: string }>("SELECT id FROM punches WHERE id IN (SELECT value FROM json_each(?))", [JSON.stringify(punches.map(({ id }) => id))]),
+        (known) => {
+          const ids = new Set(known.map(({ id }) => id))
+          return punches.filter(({ id }) => !ids.has(id))
+        },
+      )
+
+/** Stores what is new; a punch that is there already, under whatever id, is left as it is. The number of new ones. */
+export const storePunches = (tx: Tx, upload: PunchUpload, records: ReadonlyArray<Stamped>): Effect.Effect<number, LibsqlError> =>
   Effect.gen(function* () {
-    if (fresh.size === 0) return 0
+    if (records.length === 0) return 0
     const { school, device, now, skewMs } = upload
-    const pins = [...new Set([...fresh.values()].map((record) => record.pin))]
-    const mappings = yield* tx.all<{ pin: string; person_table: string; person_id: string }>(
+    const pins = [...new Set(records.map(({ record }) => record.pin))]
+    const mappings = yield* tx.values(
       "SELECT pin, person_table, person_id FROM device_user_mappings WHERE school = ? AND device_id = ? AND pin IN (SELECT value FROM json_each(?))",
       [school, device.id, JSON.stringify(pins)],
     )
-    const owners = new Map(mappings.map((row): [string, Owner] => [row.pin, { table: row.person_table, id: row.person_id }]))
-    const punches = [...fresh].map(([id, record]) => ({
-      id,
-      record,
-      status: record.status,
-      at: wallToUtc(record.at, device.zone, now),
-      owner: owners.get(record.pin) ?? null,
-    }))
+    const owners = new Map(mappings.map(([pin, table, id]): [string, Owner] => [String(pin), { table: String(table), id: String(id) }]))
+    const punches = records.map((one) => ({ ...one, owner: owners.get(one.record.pin) ?? null }))
     const received = timestamptz(now)
     const skew = skewMs === null ? null : BigInt(Math.round(skewMs / 1000))
     const failures = yield* tx.many(
@@ -101,7 +112,6 @@ export const storePunches = (tx: Tx, upload: PunchUpload, fresh: Fresh): Effect.
         received,
       ]),
     )
-    // The same punch under another id is there already.
     const refused = new Set(failures.map((failure) => failure.index))
     const stored = punches.filter((_, index) => !refused.has(index))
     yield* makeAttendance(tx, upload, stored)

@@ -163,6 +163,8 @@ const textOf = (request: CommandRequest, device: Device): { readonly text: strin
 export class Commands extends Context.Service<
   Commands,
   {
+    /** Nothing is due for this terminal, as far as the memory knows: `take` need not be asked. */
+    readonly isIdle: (device: Device, now: number) => boolean
     /** The commands to send now as the lines of an answer, noted as sent; null when there is nothing to do. */
     readonly take: (device: Device) => Effect.Effect<string | null, LibsqlError>
     readonly results: (device: Device, results: ReadonlyArray<CommandResult>) => Effect.Effect<void, LibsqlError>
@@ -190,6 +192,7 @@ export class Commands extends Context.Service<
         idleUntil.clear()
       })
       const change = <A, E>(body: (tx: Tx) => Effect.Effect<A, E>) => Effect.tap(db.write(body), () => changed)
+      const isIdle = (device: Device, now: number): boolean => (idleUntil.get(device.id) ?? 0) > now
 
       /** Terminals that have had people sent before, or have told whom they hold: nobody on them is overwritten unasked. */
       const met = new Set<number>()
@@ -271,7 +274,7 @@ export class Commands extends Context.Service<
       const take = (device: Device) =>
         Effect.gen(function* () {
           const now = yield* Clock.currentTimeMillis
-          if ((idleUntil.get(device.id) ?? 0) > now) return null
+          if (isIdle(device, now)) return null
           const before = generation
           const { due, expired, cleared, unsafe, askWho, isOpen } = yield* db.read((tx) => readDue(tx, device, now))
           if (askWho) {
@@ -475,7 +478,7 @@ export class Commands extends Context.Service<
         )
       })
 
-      return Commands.of({ take, results, send, history, suspect, trim, changed })
+      return Commands.of({ isIdle, take, results, send, history, suspect, trim, changed })
     }),
   )
 }

@@ -4,6 +4,7 @@
  * its letters stand in no refusal: firmware takes any answer that contains them for success.
  */
 import * as Clock from "effect/Clock"
+import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import {
@@ -20,10 +21,10 @@ import {
 } from "./cdata.ts"
 import { offsetMinutes, offsetText, utcToWall, wallNumber } from "./clock.ts"
 import { inDialect, parseResults, updateUser } from "./command.ts"
-import { type Device, type DeviceFacts, Devices, readSchool } from "./devices.ts"
+import { type Device, type DeviceFacts, Devices, type Met, readSchool } from "./devices.ts"
 import { accessOptions, handshakeReply, registryCode } from "./handshake.ts"
 import type { IclockAnswer } from "./http.ts"
-import { freshOf, skewOf, storePunches } from "./punches.ts"
+import { skewOf, stamped, storePunches, unknownOf } from "./punches.ts"
 import { Commands, dialectOf } from "./queue.ts"
 import { type IclockRequest, isFrom, serialOf } from "./request.ts"
 
@@ -44,6 +45,13 @@ export interface Admitted {
   readonly isLive: boolean
 }
 
+const letIn = ({ device, isLive }: Met & { readonly kind: "known" }, address: string): Admitted | IclockAnswer => {
+  if (device.status !== "approved") return refused("refused: this terminal is not approved")
+  return device.pinned_address !== null && !isFrom(device.pinned_address, address)
+    ? refused("refused: another address is expected")
+    : { device, isLive }
+}
+
 /** Who is it and may it: decided before a byte of the body is read. */
 export const admit = (request: IclockRequest, address: string): Effect.Effect<Admitted | IclockAnswer, LibsqlError, Devices> =>
   Effect.gen(function* () {
@@ -51,10 +59,24 @@ export const admit = (request: IclockRequest, address: string): Effect.Effect<Ad
     if (serial === null) return refused("refused: no serial number")
     const met = yield* (yield* Devices).meet(serial, address)
     if (met.kind === "not_ready") return { status: 503, text: "not ready: no contact with head office yet" }
-    if (met.kind === "unknown" || met.device.status !== "approved") return refused("refused: this terminal is not approved")
-    const pinned = met.device.pinned_address
-    return pinned !== null && !isFrom(pinned, address) ? refused("refused: another address is expected") : { device: met.device, isLive: met.isLive }
+    return met.kind === "unknown" ? refused("refused: this terminal is not approved") : letIn(met, address)
   })
+
+/** `admit` for a terminal that was here a moment ago, at once; null: it must be looked up. */
+export const admitAtOnce = (devices: Context.Service.Shape<typeof Devices>, request: IclockRequest, address: string, now: number) => {
+  const serial = serialOf(request)
+  const met = serial === null ? null : devices.glance(serial, address, now)
+  return met === null ? null : letIn(met, address)
+}
+
+/** A poll that has no news and gets none needs no more than the memory; null: it is another request. */
+export const pollAtOnce = (
+  commands: Context.Service.Shape<typeof Commands>,
+  { device }: Admitted,
+  request: IclockRequest,
+  now: number,
+): IclockAnswer | null => (request.name === "getrequest" && !request.query.has("info") && commands.isIdle(device, now) ? NO_COMMANDS : null)
+const NO_COMMANDS = accepted("OK")
 
 // --- uploads --------------------------------------------------------------------------------------------------------
 
@@ -81,6 +103,9 @@ const storeEvents = (tx: Tx, device: Device, upload: Upload, now: number) =>
     )
   })
 
+/** The latest wall clock among stored punches of a terminal, since this node started. */
+const newestAt = new Map<string, string>()
+
 /** Everything of an upload in one transaction; what adds nothing takes no lock. */
 const store = (
   { device, isLive }: Admitted,
@@ -91,19 +116,20 @@ const store = (
     const db = yield* Libsql
     const now = yield* Clock.currentTimeMillis
     const skewMs = skewOf(upload.punches, device.zone, now, isLive)
-    const { state, fresh } = yield* db.read((tx) =>
-      Effect.gen(function* () {
-        const known = yield* readSchool(tx)
-        if (known === null) return yield* Effect.die(new Error("a terminal was admitted before the school was known"))
-        return { state: known, fresh: yield* freshOf(tx, known.school, device.serial, upload.punches) }
-      }),
-    )
-    if (fresh.size + upload.users.length + upload.events.length + upload.rejects.length > 0) {
+    const devices = yield* Devices
+    const state = devices.present() ?? (yield* db.read(readSchool))
+    if (state === null) return yield* Effect.die(new Error("a terminal was admitted before the school was known"))
+    const punches = stamped(state.school, device, upload.punches, now)
+    // What is newer than all that came before is new; of anything else the file is asked first, without a lock.
+    const newest = newestAt.get(device.serial)
+    const isNews = newest !== undefined && punches.every(({ record }) => record.at > newest)
+    const fresh = isNews ? punches : yield* db.read((tx) => unknownOf(tx, punches))
+    if (fresh.length + upload.users.length + upload.events.length + upload.rejects.length > 0) {
       yield* db.write((tx) =>
         Effect.gen(function* () {
           yield* storePunches(tx, { ...state, device, now, skewMs }, fresh)
-          yield* storeUsers(tx, device, upload, now)
-          yield* storeEvents(tx, device, upload, now)
+          if (upload.users.length > 0) yield* storeUsers(tx, device, upload, now)
+          if (upload.events.length > 0) yield* storeEvents(tx, device, upload, now)
           yield* tx.many(
             `INSERT OR IGNORE INTO schoolbus_iclock_reject (serial, "table", raw, reason, at) VALUES (?,?,?,?,?)`,
             upload.rejects.map((reject) => [device.serial, table, reject.raw, reject.reason, BigInt(now)]),
@@ -111,11 +137,15 @@ const store = (
         }),
       )
     }
+    newestAt.set(
+      device.serial,
+      punches.reduce((max, { record }) => (record.at > max ? record.at : max), newest ?? ""),
+    )
     const skew = skewMs === null ? null : Math.round(skewMs / 1000)
     const isMoved = skew !== null && Math.abs(skew - (device.skew_seconds ?? 0)) >= SKEW_STEP_SECONDS
     const form = upload.users.find((user) => user.cardForm !== null)?.cardForm
     // A stamp is a hint: it may be lost, the records may not.
-    yield* (yield* Devices).learn(device, {
+    yield* devices.learn(device, {
       ...stamps,
       ...(isMoved ? { skew_seconds: skew } : {}),
       ...(form == null ? {} : { card_form: form }),

@@ -19,7 +19,7 @@ export interface Nodes {
   /** A hub on the rewound slot and feed. */
   readonly hub: () => Promise<Node>
   /** A school that is new. */
-  readonly school: (hub: Node) => Promise<Node>
+  readonly school: (hub: Node, more?: ReadonlyArray<string>) => Promise<Node>
   readonly close: () => void
 }
 
@@ -67,7 +67,7 @@ export const openNodes = (ground: Ground): Nodes => {
       await ground.rewind(dir)
       return start("hub", dir, ["--config", config, "--database-url", ground.url])
     },
-    school: (hub) => start("school", mkdtempSync(join(folder, "school-")), ["--hub", hub.url, "--key", ground.key]),
+    school: (hub, more = []) => start("school", mkdtempSync(join(folder, "school-")), ["--hub", hub.url, "--key", ground.key, ...more]),
     close: () => void watchdog.stdin?.end(),
   }
 }
