@@ -35,34 +35,21 @@ const declaredUniques = (tx: Tx, local: string): Effect.Effect<ReadonlyArray<Rea
     (rows) => rows.map(({ columns }) => JSON.parse(columns) as ReadonlyArray<string>),
   )
 
-/** Whether a program's own indexes, triggers and views still work, as far as they did. */
-const brokenBy = (tx: Tx, local: string, views: ReadonlyArray<string>): Effect.Effect<boolean, never> =>
-  Effect.gen(function* () {
-    const [first] = yield* tx.all<{ name: string }>("SELECT name FROM pragma_table_info(?) LIMIT 1", [local])
-    const column = ident(first?.name ?? "")
-    const statements = [
-      `EXPLAIN INSERT INTO ${ident(local)} (${column}) VALUES (NULL)`,
-      `EXPLAIN UPDATE ${ident(local)} SET ${column} = ${column}`,
-      `EXPLAIN DELETE FROM ${ident(local)}`,
-      ...views.map((view) => `EXPLAIN SELECT * FROM ${ident(view)}`),
-    ]
-    for (const sql of statements) yield* tx.all(sql)
-    return false
-  }).pipe(Effect.catch(() => Effect.succeed(true)))
+const escaped = (name: string): string => name.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")
 
-const soundViews = (tx: Tx): Effect.Effect<ReadonlyArray<string>, LibsqlError> =>
-  Effect.gen(function* () {
-    const views = yield* tx.all<{ name: string }>("SELECT name FROM sqlite_master WHERE type = 'view' AND name NOT LIKE 'schoolbus\\_%' ESCAPE '\\'")
-    const sound: Array<string> = []
-    for (const { name } of views) {
-      const works = yield* tx.all(`EXPLAIN SELECT * FROM ${ident(name)}`).pipe(
-        Effect.as(true),
-        Effect.catch(() => Effect.succeed(false)),
+/** Columns that a program's own index, trigger or view speaks of: without them its writes or reads could fail. */
+const usedByPrograms = (tx: Tx, local: string, names: ReadonlyArray<string>): Effect.Effect<ReadonlySet<string>, LibsqlError> =>
+  Effect.map(
+    tx.all<{ sql: string }>(
+      "SELECT sql FROM sqlite_master WHERE type IN ('index', 'trigger', 'view') AND sql IS NOT NULL AND name NOT LIKE 'schoolbus\\_%' ESCAPE '\\'",
+    ),
+    (rows) => {
+      const about = rows.filter(({ sql }) => new RegExp(`(?<![\\w$])${escaped(local)}(?![\\w$])`, "i").test(sql))
+      return new Set(
+        names.filter((name) => about.some(({ sql }) => new RegExp(`(?<![\\w$])${escaped(name)}(?![\\w$])`, "i").test(sql))).map(sameName),
       )
-      if (works) sound.push(name)
-    }
-    return sound
-  })
+    },
+  )
 
 /** A column of a program's own, or one that head office no longer has but a program's trigger or view needs. */
 const keptSql = (column: FileColumn, isTheirs: boolean): string =>
@@ -74,19 +61,24 @@ interface Build {
   readonly file: FileTable
   readonly manifest: Pick<Manifest, "tables" | "school">
   readonly uniques: ReadonlyArray<ReadonlyArray<string>>
-  /** Also columns that head office has dropped stay. */
-  readonly keepDropped: boolean
 }
 
-const buildAnew = (tx: Tx, { before, after, file, manifest, uniques, keepDropped }: Build): Effect.Effect<void, LibsqlError> =>
+const buildAnew = (tx: Tx, { before, after, file, manifest, uniques }: Build): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     const { local } = after
     const present = columnsByName(file)
     const former = new Set(before.columns.map((column) => sameName(column.name)))
     const now = new Set(after.columns.map((column) => sameName(column.name)))
-    const kept = file.columns.filter(({ name, hidden }) => hidden === 0 && !now.has(sameName(name)) && (keepDropped || !former.has(sameName(name))))
+    const dropped = before.columns.flatMap(({ name }) => (now.has(sameName(name)) ? [] : [name]))
+    const used = yield* usedByPrograms(tx, local, dropped)
+    const kept = file.columns.filter(
+      ({ name, hidden }) => hidden === 0 && !now.has(sameName(name)) && (used.has(sameName(name)) || !former.has(sameName(name))),
+    )
     const nameNow = new Map(
-      before.columns.flatMap((old) => after.columns.flatMap((column) => (oldOf(before, column) === old ? [[sameName(old.name), column.name]] : []))),
+      after.columns.flatMap((column) => {
+        const old = oldOf(before, column)
+        return old === undefined ? [] : [[sameName(old.name), column.name] as const]
+      }),
     )
     const targets: Array<string> = []
     const sources: Array<string> = []
@@ -248,15 +240,7 @@ export const reshape = (tx: Tx, { before, after, file, manifest, former, tbl }: 
       return defaultOf(column) !== (isHere ? defaultOf(old ?? column) : fillOf(column))
     })
     if (isDropped || isUnfit || isUniqueGone || isParentGone || isOtherDefault) {
-      const views = yield* soundViews(tx)
-      const build = { before, after, file, manifest, uniques }
-      yield* tx.run("SAVEPOINT reshape")
-      yield* buildAnew(tx, { ...build, keepDropped: false })
-      if (isDropped && (yield* brokenBy(tx, after.local, views))) {
-        yield* tx.run("ROLLBACK TO reshape")
-        yield* buildAnew(tx, { ...build, keepDropped: true })
-      }
-      yield* tx.run("RELEASE reshape")
+      yield* buildAnew(tx, { before, after, file, manifest, uniques })
     } else {
       yield* rename(tx, before, after, present)
       for (const column of after.columns) {
