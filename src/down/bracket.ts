@@ -194,6 +194,8 @@ const tryBracket = (pg: PostgresPool, brackets: Brackets, table: FeedTable, want
     const attempt = pg.tx(
       (session) =>
         Effect.gen(function* () {
+          // Before the snapshot: a TRUNCATE or a rewriting ALTER TABLE that commits after it would leave the table empty for it.
+          yield* session.execute(`LOCK TABLE ${qualified(table.name)} IN ACCESS SHARE MODE`)
           const { snapshot, isGood } = yield* brackets.look(session)
           if (!isGood) return false
           const read = yield* readRows(session, table, want)

@@ -19,7 +19,7 @@ import { ensureEventTriggers, watchTables } from "../postgres/watch.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
 import { type HubMigrationRefused, migrateHub } from "../postgres/migrate.ts"
 import { readGenerated } from "../postgres/generated.ts"
-import { mendPublication, type PublicationRefused, readPublication } from "../postgres/publication.ts"
+import { mendPublication, missingFrom, type PublicationRefused, readPublication } from "../postgres/publication.ts"
 import { clusterIdentity, createSlot, dropSlot, findSlot, type SlotRefused } from "../postgres/slot.ts"
 import { openWal, type WalStopped } from "../postgres/wal.ts"
 import { streamedTables } from "./audience.ts"
@@ -229,7 +229,7 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       const streamed = [...fit.map(({ rule }) => rule.name), ...SIGNALS]
       const publication = config.plugin === "pgoutput" ? yield* readPublication(pg, name, streamed) : null
       const held = publication === null ? [] : yield* feed.heldTables
-      const unpublished = publication?.missing.filter((table) => held.includes(table)) ?? []
+      const unpublished = publication === null ? [] : missingFrom(publication, streamed).filter((table) => held.includes(table))
       const [known] = yield* pg.query<{ life: string }>("SELECT life FROM schoolbus.hub WHERE id = 1")
       const isOtherLife = !isFresh && known !== undefined && state.life !== null && known.life !== state.life && known.life !== state.lifeLast
       const isOtherCluster = !isFresh && state.systemId !== null && (state.systemId !== identity.systemId || state.timeline !== identity.timeline)
@@ -259,7 +259,7 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       }
       // First the slot goes, then the publication is mended: a start that breaks off between them finds no slot and compares too.
       if (isUseless) yield* dropSlot(pg, name)
-      if (publication !== null && !publication.fits) yield* mendPublication(pg, name, streamed, publication)
+      if (publication !== null) yield* mendPublication(pg, name, streamed, publication)
       let from = state.position.lsn
       if (slot === null || isUseless) {
         from = yield* createSlot(pg, name, config.plugin)

@@ -11,40 +11,64 @@ export class PublicationRefused extends Data.TaggedError("PublicationRefused")<{
 
 export interface Publication {
   readonly exists: boolean
-  /** Wanted tables whose changes it does not hand over whole. */
-  readonly missing: ReadonlyArray<string>
-  /** It is made for exactly the wanted tables, or for all, and publishes every kind of change. */
-  readonly fits: boolean
+  /** Inserts, updates, deletes and truncates. */
+  readonly publishesAll: boolean
+  /** Wanted tables that it does not hold, or only some rows or columns of. */
+  readonly absent: ReadonlyArray<string>
+  readonly narrowed: ReadonlyArray<string>
+  /** Listed tables that nobody reads. */
+  readonly extra: ReadonlyArray<string>
 }
+
+/** Wanted tables whose changes it does not hand over whole. */
+export const missingFrom = (found: Publication, tables: ReadonlyArray<string>): ReadonlyArray<string> =>
+  found.publishesAll ? [...found.absent, ...found.narrowed] : tables
 
 export const readPublication = (session: Session, name: string, tables: ReadonlyArray<string>): Effect.Effect<Publication, PostgresError> =>
   Effect.gen(function* () {
-    const [row] = yield* session.query<{ all_tables: boolean; all_changes: boolean }>(
-      `SELECT puballtables AS all_tables, pubinsert AND pubupdate AND pubdelete AND pubtruncate AS all_changes
-         FROM pg_catalog.pg_publication WHERE pubname = $1`,
+    const [row] = yield* session.query<{ publishes_all: boolean }>(
+      `SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AS publishes_all FROM pg_catalog.pg_publication WHERE pubname = $1`,
       [name],
     )
-    if (row === undefined) return { exists: false, missing: tables, fits: false }
-    if (!row.all_changes) return { exists: true, missing: tables, fits: false }
+    if (row === undefined) return { exists: false, publishesAll: true, absent: tables, narrowed: [], extra: [] }
+    // Also those of FOR ALL TABLES and FOR TABLES IN SCHEMA.
     const members = yield* session.query<{ tbl: string }>(
       `SELECT schemaname || '.' || tablename AS tbl FROM pg_catalog.pg_publication_tables WHERE pubname = $1`,
       [name],
     )
     // Postgres 14 has neither row filters nor column lists.
-    const narrowed = yield* session.query<{ tbl: string }>(
-      `SELECT n.nspname || '.' || c.relname AS tbl
+    const listed = yield* session.query<{ tbl: string; narrowed: boolean }>(
+      `SELECT n.nspname || '.' || c.relname AS tbl, to_jsonb(r) ->> 'prqual' IS NOT NULL OR to_jsonb(r) ->> 'prattrs' IS NOT NULL AS narrowed
          FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
          JOIN pg_catalog.pg_class c ON c.oid = r.prrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        WHERE p.pubname = $1 AND (to_jsonb(r) ->> 'prqual' IS NOT NULL OR to_jsonb(r) ->> 'prattrs' IS NOT NULL)`,
+        WHERE p.pubname = $1`,
       [name],
     )
-    const partly = new Set(narrowed.map(({ tbl }) => tbl))
-    const whole = new Set(members.map(({ tbl }) => tbl).filter((tbl) => !partly.has(tbl)))
-    const missing = tables.filter((tbl) => !whole.has(tbl))
-    return { exists: true, missing, fits: missing.length === 0 && (row.all_tables || members.length === tables.length) }
+    const held = new Set(members.map(({ tbl }) => tbl))
+    return {
+      exists: true,
+      publishesAll: row.publishes_all,
+      absent: tables.filter((tbl) => !held.has(tbl)),
+      narrowed: listed.filter(({ tbl, narrowed }) => narrowed && tables.includes(tbl)).map(({ tbl }) => tbl),
+      extra: listed.map(({ tbl }) => tbl).filter((tbl) => !tables.includes(tbl)),
+    }
   })
 
 const EVERY_CHANGE = "publish = 'insert, update, delete, truncate'"
+
+/** Changes only what differs: each table that is added or dropped is locked against VACUUM and DDL, and waits for them. */
+const mending = (name: string, found: Publication): ReadonlyArray<string> => {
+  const list = (tables: ReadonlyArray<string>) => tables.map(qualified).join(", ")
+  const alter = (what: string) => `ALTER PUBLICATION ${ident(name)} ${what}`
+  const dropped = [...found.extra, ...found.narrowed]
+  const added = [...found.absent, ...found.narrowed]
+  if (!found.exists) return [`CREATE PUBLICATION ${ident(name)} FOR TABLE ${list(added)} WITH (${EVERY_CHANGE})`]
+  return [
+    ...(dropped.length === 0 ? [] : [alter(`DROP TABLE ${list(dropped)}`)]),
+    ...(added.length === 0 ? [] : [alter(`ADD TABLE ${list(added)}`)]),
+    ...(found.publishesAll ? [] : [alter(`SET (${EVERY_CHANGE})`)]),
+  ]
+}
 
 /** Makes the publication hold exactly these tables; one that only holds more is left as it is when the role may not change it. */
 export const mendPublication = (
@@ -53,16 +77,14 @@ export const mendPublication = (
   tables: ReadonlyArray<string>,
   found: Publication,
 ): Effect.Effect<void, PostgresError | PublicationRefused> => {
-  const list = tables.map(qualified).join(", ")
-  const statements = found.exists
-    ? [`ALTER PUBLICATION ${ident(name)} SET TABLE ${list}`, `ALTER PUBLICATION ${ident(name)} SET (${EVERY_CHANGE})`]
-    : [`CREATE PUBLICATION ${ident(name)} FOR TABLE ${list} WITH (${EVERY_CHANGE})`]
+  const statements = mending(name, found)
+  if (statements.length === 0) return Effect.void
   return pg
     .tx((session) => Effect.forEach(statements, (sql) => session.execute(sql), { discard: true }))
     .pipe(
       Effect.catch((error): Effect.Effect<void, PostgresError | PublicationRefused> => {
         if (error.sqlstate !== "42501") return Effect.fail(error)
-        if (found.exists && found.missing.length === 0) return Effect.void
+        if (missingFrom(found, tables).length === 0) return Effect.void
         return Effect.fail(
           new PublicationRefused({
             publication: name,

@@ -68,8 +68,9 @@ export interface School {
   readonly sync: () => Promise<void>
 }
 
-export const makeWorld = async (schema: string, config: ConfigInput, schools: ReadonlyArray<string>): Promise<World> => {
-  const database = await createDatabase()
+/** `on`: a database of the test's own, dropped with the world. */
+export const makeWorld = async (schema: string, config: ConfigInput, schools: ReadonlyArray<string>, on?: Database): Promise<World> => {
+  const database = on ?? (await createDatabase())
   const folder = mkdtempSync(join(tmpdir(), "schoolbus-world-"))
   const sql = postgres(database.url, { max: 4, onnotice: () => undefined })
   if (schema !== "") await sql.unsafe(schema)
