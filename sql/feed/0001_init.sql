@@ -10,6 +10,7 @@ CREATE TABLE hub (
   life       TEXT,                       -- present and last life number, as written to schoolbus.hub
   life_last  TEXT,
   system_id  TEXT,                       -- of the Postgres cluster
+  cluster    TEXT,                       -- name of head office, as in schoolbus.hub
   timeline   INTEGER,
   tables_hash TEXT,                      -- the manifest's content; a change raises manifest
   manifest   INTEGER NOT NULL DEFAULT 0

@@ -151,8 +151,10 @@ CREATE TABLE schoolbus.marks (
 );
 
 -- The hub's life number, and the last transaction that the feed held when it was written.
+-- cluster names this head office for its schools; a dump carries it into another server.
 CREATE TABLE schoolbus.hub (
   id   integer PRIMARY KEY CHECK (id = 1),
+  cluster text NOT NULL DEFAULT gen_random_uuid()::text,
   life text NOT NULL,
   lsn  text NOT NULL,
   at   timestamptz NOT NULL DEFAULT now()

@@ -29,6 +29,10 @@ import { fillToken, type Shape } from "./shape.ts"
 const READ_ROWS = 1000
 const FLUSH_READERS_MS = 1000
 const PRUNE_MS = 60_000
+/** A file that was not shown for so long has its rows compared when it comes back, instead of tombstones kept for it. */
+const FORGET_MS = 365 * 86_400_000
+/** The same when another life of the school's file is in use. */
+const FORGET_REPLACED_MS = 35 * 86_400_000
 /** A deleted row is remembered for this long at least: edits made before a school heard of it may still be on their way. */
 const TOMBSTONE_MS = 7 * 24 * 3600 * 1000
 
@@ -189,6 +193,8 @@ export class Feed extends Context.Service<
     readonly had: (school: string, table: string, keys: ReadonlyArray<string>) => Effect.Effect<ReadonlySet<string>>
     readonly newEpoch: Effect.Effect<void, LibsqlError>
     readonly setLife: (life: string, systemId: string, timeline: number) => Effect.Effect<void, LibsqlError>
+    /** Names head office for its schools, also after a dump was put into another server. */
+    readonly setCluster: (cluster: string) => Effect.Effect<void, LibsqlError>
     readonly ready: Effect.Effect<boolean>
     readonly key: (id: string) => Effect.Effect<SchoolKey | null>
     readonly schools: Effect.Effect<
@@ -234,6 +240,7 @@ export class Feed extends Context.Service<
         readonly life_last: string | null
         readonly system_id: string | null
         readonly timeline: number | null
+        readonly cluster: string | null
         readonly manifest: number
       }
       const readHub = (tx: Tx) => Effect.map(tx.all<HubRow>("SELECT * FROM hub"), ([row]) => row as HubRow)
@@ -243,7 +250,7 @@ export class Feed extends Context.Service<
         seq: first.seq,
         cut: yield* db.read((tx) => Effect.map(tx.all<{ id: string }>("SELECT id FROM cut WHERE seq = ?", [first.seq]), ([row]) => row?.id ?? "0")),
       }
-      let systemId = first.system_id ?? ""
+      let cluster = first.cluster ?? ""
       let manifestVersion = first.manifest
       let devices: DeviceRules | undefined
       let feedTables: ReadonlyArray<FeedTable> = []
@@ -858,10 +865,15 @@ export class Feed extends Context.Service<
       })
 
       const prune = Effect.gen(function* () {
+        const now = yield* Clock.currentTimeMillis
+        const newest = new Map<string, number>()
+        for (const { school, seen_at } of readers.values()) newest.set(school, Math.max(seen_at, newest.get(school) ?? 0))
+        // A life of a file that nobody shows any more, because the file was lost or began a new one, holds nothing up for ever.
+        const isOver = (reader: Reader) => now - reader.seen_at > FORGET_MS || (newest.get(reader.school) ?? 0) - reader.seen_at > FORGET_REPLACED_MS
         const live = [...readers.values()].filter(
-          (reader) => reader.closed === 0 && reader.epoch === head.epoch && schools.get(reader.school)?.revoked === false,
+          (reader) => reader.closed === 0 && reader.epoch === head.epoch && schools.get(reader.school)?.revoked === false && !isOver(reader),
         )
-        const before = ((yield* Clock.currentTimeMillis) - TOMBSTONE_MS) * 1000
+        const before = (now - TOMBSTONE_MS) * 1000
         const horizon = live.reduce((least, reader) => Math.min(least, reader.seq), head.seq)
         yield* db.write((tx) =>
           Effect.andThen(
@@ -937,7 +949,11 @@ export class Feed extends Context.Service<
         setLife: (life, system, timeline) =>
           Effect.gen(function* () {
             yield* db.write((tx) => tx.run("UPDATE hub SET life_last = life, life = ?, system_id = ?, timeline = ?", [life, system, timeline]))
-            systemId = system
+          }),
+        setCluster: (name) =>
+          Effect.gen(function* () {
+            if (name !== cluster) yield* db.write((tx) => tx.run("UPDATE hub SET cluster = ?", [name]))
+            cluster = name
           }),
         ready: Effect.sync(() => feedTables.length > 0 && feedTables.every((table) => !table.loading || table.paused !== null)),
         key: (id) =>
@@ -956,7 +972,7 @@ export class Feed extends Context.Service<
             lives: Object.fromEntries(feedTables.filter((table) => !table.hubOnly).map((table) => [table.name, table.id])),
             ...(devices === undefined ? {} : { devices }),
           })),
-        cluster: Effect.sync(() => systemId),
+        cluster: Effect.sync(() => cluster),
         page,
         changed,
         audienceNo: (school) => Effect.sync(() => schoolAudience(school)),

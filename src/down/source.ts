@@ -297,10 +297,12 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
         Effect.gen(function* () {
           yield* feed.setLife(value, identity.systemId, identity.timeline)
           const { position } = yield* feed.state
-          yield* pg.execute(
-            `INSERT INTO schoolbus.hub (id, life, lsn) VALUES (1, $1, $2) ON CONFLICT (id) DO UPDATE SET life = excluded.life, lsn = excluded.lsn, at = now()`,
+          const [hub] = yield* pg.query<{ cluster: string }>(
+            `INSERT INTO schoolbus.hub (id, life, lsn) VALUES (1, $1, $2)
+             ON CONFLICT (id) DO UPDATE SET life = excluded.life, lsn = excluded.lsn, at = now() RETURNING cluster`,
             [value, printLsn(position.lsn)],
           )
+          yield* feed.setCluster(hub?.cluster ?? "")
         })
       yield* renewLife(life)
       yield* options.onStreaming

@@ -39,7 +39,7 @@ export interface SchoolOwnFacts {
 }
 
 export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
-  if (facts.stop !== null) return { state: "stuck", reason: facts.linkDetail || stopReason(facts.stop) }
+  if (facts.stop !== null) return { state: "stuck", reason: (facts.link === "stopped" && facts.linkDetail) || stopReason(facts.stop) }
   if (facts.link === "stopped") return { state: "stuck", reason: facts.linkDetail || "the hub refuses this node; see its log" }
   if (facts.paused) return { state: "paused", reason: "paused at head office; resume with: schoolbus schools resume" }
   if (!facts.hasCut) return { state: "new", reason: facts.linkDetail }

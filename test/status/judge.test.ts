@@ -49,7 +49,7 @@ describe("a school judges itself", () => {
 
   it("says why it is stuck, in the link's words when it has some", () => {
     expect(judgeSchool({ ...calm, stop: "cloned" }).reason).toContain("two copies")
-    expect(judgeSchool({ ...calm, stop: "cloned", linkDetail: "run: x" }).reason).toBe("run: x")
+    expect(judgeSchool({ ...calm, stop: "cloned", link: "stopped", linkDetail: "run: x" }).reason).toBe("run: x")
   })
 })
 
