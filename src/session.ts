@@ -29,7 +29,8 @@ import type { Manifest } from "./model/table.ts"
 import { SchoolFactStore } from "./status/facts.ts"
 import { stopReason } from "./status/judge.ts"
 import { Status } from "./status/snapshot.ts"
-import { pushAll, sendAgainFrom } from "./up/up.ts"
+import { sendAgainFrom } from "./up/again.ts"
+import { pushAll } from "./up/up.ts"
 import { VERSION } from "./version.ts"
 
 export interface SessionOptions {

@@ -8,6 +8,7 @@ import type { LibsqlError, LibsqlFile } from "../libsql/client.ts"
 import { freeze } from "../libsql/freeze.ts"
 import { type Identity, type Link, type LinkError, LinkRefused } from "../link/client.ts"
 import type { Manifest } from "../model/table.ts"
+import { sendAgainFrom } from "./again.ts"
 
 const manifestOf = (text: string | null): Manifest | null => (text === null ? null : (JSON.parse(text) as Manifest))
 
@@ -86,7 +87,3 @@ export const pushAll = (
       )
     }
   })
-
-/** Batches from this number on count as pending again; those whose bytes are gone cannot be. */
-export const sendAgainFrom = (file: LibsqlFile, number: number): Effect.Effect<void, LibsqlError> =>
-  Effect.asVoid(file.write((tx) => tx.run("UPDATE schoolbus_batch SET answered_at = NULL, settled_at = NULL WHERE number >= ?", [number])))

@@ -2,6 +2,7 @@ import * as Effect from "effect/Effect"
 import { afterEach, expect, it } from "vitest"
 import { type Link, LinkDown, LinkRefused, type OutgoingBatch } from "../../src/link/client.ts"
 import type { Exception, Verdicts } from "../../src/model/change.ts"
+import { sendAgainFrom } from "../../src/up/again.ts"
 import { KEEP_BYTES, KEEP_DAYS, trim } from "../../src/up/trim.ts"
 import { pushAll } from "../../src/up/up.ts"
 import { column, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
@@ -102,6 +103,22 @@ it("a hub that was put back gets what it has lost from the kept bytes", async ()
   await push(school, hub)
   expect(hub.ledger.slice(0, 3)).toEqual(before)
   expect(hub.sent.slice(3)).toEqual([4, 2, 3, 4])
+})
+
+it("what is sent again counts as pending again, so that nothing pulled is shown over it", async () => {
+  const school = await newSchool()
+  const hub = hubOf()
+  insert(school, "a")
+  school.program("UPDATE pupils SET name = 'é' WHERE id = 'a'; UPDATE pupils SET id = 'b'; DELETE FROM pupils")
+  await push(school, hub)
+  const held = school.read("SELECT id, tbl, op, key, new_key, at, batch, v0, v1, v2 FROM changes ORDER BY id")
+  expect(held).toHaveLength(4)
+  await school.write((tx) => Effect.andThen(tx.run("UPDATE schoolbus_batch SET settled_at = 1"), tx.run("DELETE FROM changes")))
+  await Effect.runPromise(sendAgainFrom(school.file, 1))
+  expect(school.read("SELECT id, tbl, op, key, new_key, at, batch, v0, v1, v2 FROM changes ORDER BY id")).toEqual(held)
+  expect(answered(school)).toEqual([])
+  await push(school, hub)
+  expect(hub.sent).toEqual([1, 1])
 })
 
 it("what is no longer kept is said, not asked for without end", async () => {
