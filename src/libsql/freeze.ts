@@ -10,8 +10,9 @@ import * as Effect from "effect/Effect"
 import { type BatchHeader, encodeBatch, encodeChange } from "../model/batch.ts"
 import type { Change } from "../model/change.ts"
 import { localKeySql } from "../model/key.ts"
-import type { Manifest, Table } from "../model/table.ts"
+import { isThrough, type Manifest, type Table } from "../model/table.ts"
 import { type Cell, isRefused, type Refused, type Wire } from "../model/value.ts"
+import { bondedCuts, bondsOf } from "./bond.ts"
 import { readText, readWire, safely, sameRaw } from "./cells.ts"
 import { contactsOf } from "./contact.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
@@ -282,8 +283,9 @@ const take = (
   maxChanges: number,
   maxBytes: number,
   isFirst: boolean,
+  bonded: ReadonlyArray<boolean>,
 ): Taken => {
-  const cuts = safeCuts(page.rows, page.isMore)
+  const cuts = safeCuts(page.rows, page.isMore).map((isSafe, n) => isSafe && bonded[n] !== true)
   const lines: Array<string> = []
   const dropped: Array<number> = []
   const deletes: Array<number> = []
@@ -367,6 +369,19 @@ const store = (
     yield* tx.run("UPDATE schoolbus_state SET last_batch = ?", [header.number])
   })
 
+/** The manifest's tables that stand in the file. */
+const readNumbered = (tx: Tx, tables: ReadonlyMap<string, Table>) =>
+  Effect.map(
+    tx.all<{ id: number; name: string }>(
+      "SELECT t.id, t.name FROM schoolbus_tables t JOIN sqlite_master m ON m.type = 'table' AND m.name = t.local COLLATE NOCASE",
+    ),
+    (rows) =>
+      rows.flatMap(({ id, name }) => {
+        const table = tables.get(name)
+        return table === undefined ? [] : [{ tbl: id, table }]
+      }),
+  )
+
 /** Freezes the oldest open writes into one batch. */
 export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeOptions = {}): Effect.Effect<Frozen, LibsqlError> =>
   Effect.gen(function* () {
@@ -375,6 +390,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
     const sources = new Map<number, Source>()
     const [info] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM pragma_table_info('changes') WHERE name GLOB 'v[0-9]*'")
     const width = info?.n ?? 0
+    const bonds = manifest.tables.some(({ audience }) => isThrough(audience)) ? bondsOf(yield* readNumbered(tx, tables)) : []
     const lines: Array<string> = []
     let bytes = 0
     let firstId = 0
@@ -389,7 +405,8 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
       if (!isMore) break
       yield* readSources(tx, tables, page, sources)
       const outcomes = resolve(page.rows, yield* readBeyond(tx, width, page, sources))
-      const taken = take(page, outcomes, sources, maxChanges - lines.length, BATCH_BYTES - bytes, lines.length === 0)
+      const bonded = bonds.length === 0 ? [] : yield* bondedCuts(tx, bonds, page.rows, outcomes, page.isMore)
+      const taken = take(page, outcomes, sources, maxChanges - lines.length, BATCH_BYTES - bytes, lines.length === 0, bonded)
       if (taken.count === 0 && lines.length > 0) break
       if (taken.count === 0) {
         // One statement's writes fill the page: they go together.
