@@ -57,24 +57,27 @@ export const chainOf = (tables: ReadonlyMap<string, Table>, table: Table): Reado
   return link === undefined ? [] : [link, ...chainOf(tables, link)]
 }
 
+/** Always so. A statement whose parameter stands nowhere in it is refused by Postgres. */
+const everyone = (school: string): string => `(${school} IS NOT NULL)`
+
 /** Whether the row `alias` belongs to the school; `school` is an SQL text. */
 export const belongs = (places: Places, table: Table, alias: string, school: string): string => {
-  if (table.audience === "all") return "true"
+  if (table.audience === "all") return everyone(school)
   const own = audienceColumn(table.audience)
   if (own !== null) return `(${alias}.${ident(own)} IS NOT NULL AND ${printed(`${alias}.${ident(own)}`)} = ${school})`
   const link = linkOf(places, table)
-  if (link === undefined || !isThrough(table.audience)) return "false"
+  if (link === undefined || !isThrough(table.audience)) return `NOT ${everyone(school)}`
   const inner = `${alias}_`
   return `EXISTS (SELECT 1 FROM ${qualified(link.name)} ${inner} WHERE ${joined(places, table.name, table.audience, alias, inner)} AND ${belongs(places, link, inner, school)})`
 }
 
 /** Whether the row belongs to another school, too. A link that cannot be read may be anybody's. */
 const isOthers = (places: Places, table: Table, alias: string, school: string): string => {
-  if (table.audience === "all") return "true"
+  if (table.audience === "all") return everyone(school)
   const own = audienceColumn(table.audience)
   if (own !== null) return `(${alias}.${ident(own)} IS NOT NULL AND ${printed(`${alias}.${ident(own)}`)} <> ${school})`
   const link = linkOf(places, table)
-  if (link === undefined || !isThrough(table.audience)) return "true"
+  if (link === undefined || !isThrough(table.audience)) return everyone(school)
   const inner = `${alias}_`
   return `EXISTS (SELECT 1 FROM ${qualified(link.name)} ${inner} WHERE ${joined(places, table.name, table.audience, alias, inner)} AND ${isOthers(places, link, inner, school)})`
 }

@@ -11,20 +11,27 @@ CREATE TABLE append (id int PRIMARY KEY, school_id text, a text);
 CREATE TABLE "closed one" (id int PRIMARY KEY, school_id text, a text);
 CREATE TABLE hidden (id int PRIMARY KEY, open int REFERENCES open (id) ON DELETE CASCADE);
 CREATE TABLE tree (id int PRIMARY KEY, school_id text, parent int REFERENCES tree (id) ON DELETE CASCADE);
+CREATE TABLE subject (id int PRIMARY KEY, a text);
+CREATE TABLE mark (id int PRIMARY KEY, school_id text, subject int REFERENCES subject (id));
 CREATE TABLE swallow (id int PRIMARY KEY, school_id text, a text);
+GRANT SELECT ON subject TO ${ROLE};
 CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF (CASE TG_OP WHEN 'DELETE' THEN OLD.a ELSE NEW.a END) = 'no' THEN RETURN NULL; END IF; RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END; END $$;
 CREATE TRIGGER s BEFORE INSERT OR UPDATE OR DELETE ON swallow FOR EACH ROW EXECUTE FUNCTION swallow();
 GRANT USAGE ON SCHEMA schoolbus TO ${ROLE};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA schoolbus TO ${ROLE};
 GRANT SELECT, INSERT, DELETE, UPDATE (a) ON open TO ${ROLE};
 GRANT SELECT, INSERT ON append TO ${ROLE};
-GRANT SELECT, INSERT, UPDATE, DELETE ON tree, swallow TO ${ROLE};`
+GRANT SELECT, INSERT, UPDATE, DELETE ON tree, swallow, mark TO ${ROLE};`
 
 let o: Awaited<ReturnType<typeof openOffice>>
 let a: ReturnType<typeof o.school>
 const had = new Set<string>()
 beforeAll(async () => {
-  o = await openOffice(DDL, { open: {}, append: {}, "closed one": {}, tree: {}, swallow: {} }, { role: ROLE, had: hadOf })
+  o = await openOffice(
+    DDL,
+    { open: {}, append: {}, "closed one": {}, tree: {}, swallow: {}, subject: { audience: "all" }, mark: {} },
+    { role: ROLE, had: hadOf },
+  )
 })
 beforeEach(() => {
   a = o.school("a")
@@ -40,6 +47,12 @@ test("a table without rights is quarantined with the GRANT that mends it, the ot
   expect([push.reason(0), push.verdict(1), push.verdict(2)]).toEqual(["permission", "applied", "applied"])
   const [row] = await o.sql(`SELECT detail FROM schoolbus.quarantine WHERE id = '${push.record(0)}'`)
   expect(row?.["detail"]).toContain('GRANT SELECT, INSERT ON "public"."closed one" TO "pusher"')
+})
+
+test("a row may point to one that every school sees, and to none that is not there", async () => {
+  await o.sql("INSERT INTO subject VALUES (1, 'mathematics')")
+  const push = await a.push([make("mark", 1, { subject: 1 }), make("mark", 2, { subject: 2 })])
+  expect([push.verdict(0), push.verdict(1)]).toEqual(["applied", "quarantined"])
 })
 
 test("rights on single columns count", async () => {
