@@ -20,7 +20,18 @@ import type { PostgresError, PostgresPool } from "../postgres/client.ts"
 import { type HubMigrationRefused, migrateHub } from "../postgres/migrate.ts"
 import { readGenerated } from "../postgres/generated.ts"
 import { mendPublication, missingFrom, type PublicationRefused, readPublication } from "../postgres/publication.ts"
-import { clusterIdentity, createSlot, dropSlot, findSlot, type SlotRefused } from "../postgres/slot.ts"
+import {
+  clusterIdentity,
+  createSlot,
+  dropSlot,
+  endWalsender,
+  findSlot,
+  holdsTxn,
+  isDecoding,
+  type SlotRefused,
+  type Walsender,
+  walsenderOf,
+} from "../postgres/slot.ts"
 import { openWal, type WalStopped } from "../postgres/wal.ts"
 import { streamedTables } from "./audience.ts"
 import { makeCompute } from "./computed.ts"
@@ -39,6 +50,10 @@ const LOOK_ALONE_MS = 3_000
 const RELEASE_MS = 5_000
 /** Streamed, but no tables of the feed. */
 const SIGNALS = [MARKS, SCHEMA_CHANGES]
+/** A commit at least this often: the pulse by which a stream without other traffic is known to be alive. */
+const PULSE_MS = 10_000
+/** A Postgres that takes longer to say what the walsender does is as good as away. */
+const ANSWER_MS = 5_000
 
 /** What the config asks for cannot be synced; all reasons at once. */
 export class CatalogRefused extends Data.TaggedError("CatalogRefused")<{ readonly problems: ReadonlyArray<string> }> {
@@ -191,6 +206,17 @@ const released = (pg: PostgresPool, name: string, ms: number): Effect.Effect<voi
 /** SQLSTATE classes of statements that a DDL can make wrong: rights, names, types, values of another type. */
 const ABOUT_SHAPES = /^(42|22|0A000)/
 
+/** Asked when no byte has come for long. Of a dead line, what else waits for an answer over it is ended, and the slot is freed. */
+const isLineDead = (pg: PostgresPool, walsender: Walsender | null): Effect.Effect<boolean> =>
+  Effect.gen(function* () {
+    const isBusy = walsender !== null && (yield* Effect.orElseSucceed(Effect.timeout(isDecoding(pg, walsender), ANSWER_MS), () => false))
+    if (isBusy) return false
+    yield* Effect.logWarning("the line to Postgres is dead, though nobody ended it; connecting again")
+    yield* pg.reset
+    if (walsender !== null) yield* Effect.ignore(Effect.timeout(endWalsender(pg, walsender), ANSWER_MS))
+    return true
+  })
+
 /** One life of the stream, from the checks to the failure that ends it. A changed catalog is read again, and the stream goes on. */
 export const runSource = (options: SourceOptions): Effect.Effect<never, SourceError, Feed | FeedChecks> =>
   Effect.gen(function* () {
@@ -232,6 +258,7 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       const unpublished = publication === null ? [] : missingFrom(publication, streamed).filter((table) => held.includes(table))
       const [known] = yield* pg.query<{ life: string }>("SELECT life FROM schoolbus.hub WHERE id = 1")
       const isOtherLife = !isFresh && known !== undefined && state.life !== null && known.life !== state.life && known.life !== state.lifeLast
+      const isOtherPast = !isFresh && state.position.xid > 0 && !(yield* holdsTxn(pg, state.position))
       const isOtherCluster = !isFresh && state.systemId !== null && (state.systemId !== identity.systemId || state.timeline !== identity.timeline)
       const isLost = slot?.walStatus === "lost"
       const isAhead = slot !== null && !isFresh && slot.confirmed > state.position.lsn
@@ -239,7 +266,7 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       // What was committed while a table was not published is not in the stream.
       const isUnpublished = slot !== null && publication !== null && (!publication.exists || unpublished.length > 0)
       const isUseless = isLost || isOtherPlugin || isUnpublished
-      const compare = !isFresh && (slot === null || isUseless || isAhead || isOtherLife || isOtherCluster)
+      const compare = !isFresh && (slot === null || isUseless || isAhead || isOtherLife || isOtherPast || isOtherCluster)
       if (compare) {
         const reason =
           slot === null
@@ -252,7 +279,7 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
                   ? `publication ${name} did not hold ${publication.exists ? unpublished.join(", ") : "any table, it did not exist"}: the slot is replaced`
                   : isOtherCluster
                     ? "Postgres is another cluster or timeline than the feed knows"
-                    : isOtherLife
+                    : isOtherLife || isOtherPast
                       ? "Postgres was put back to an older state, or this feed was"
                       : "the slot is ahead of the feed"
         yield* Effect.logWarning(`${reason}: comparing every table by key; schools receive only what differs`)
@@ -265,7 +292,7 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
         from = yield* createSlot(pg, name, config.plugin)
         yield* Effect.logInfo(`slot ${name} created for ${config.plugin} at ${printLsn(from)}`)
       } else if (isFresh || compare) from = slot.confirmed
-      if (isOtherLife || isOtherCluster) yield* feed.newEpoch
+      if (isOtherLife || isOtherPast || isOtherCluster) yield* feed.newEpoch
       // pgoutput may leave out what a transaction wrote before its table was published.
       const [next] = yield* pg.query<{ xid: string }>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS xid")
       const { tables, reread } = yield* feed.install(
@@ -283,16 +310,27 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
         tables.map((table) => table.name),
       )
       const hasTrigger = yield* ensureEventTriggers(pg)
+      let walsender: Walsender | null = null
       const wal = yield* openWal({
         url,
         slot: name,
         from,
         plugin: config.plugin === "pgoutput" ? pgoutputOptions(name) : wal2jsonOptions([...copied.map((table) => table.name), ...SIGNALS]),
+        isDead: Effect.suspend(() => isLineDead(pg, walsender)),
       })
+      walsender = yield* walsenderOf(pg, name)
       const isExact = config.plugin === "pgoutput" || wal.tookOptional
       // From here on this hub is the one; what it found is made durable before the first row.
       const life = randomBytes(8).toString("hex")
-      if (from !== state.position.lsn) yield* feed.append((appender) => appender.position({ lsn: from, xid: 0, at: "" }))
+      if (compare || from !== state.position.lsn) {
+        yield* feed.append((appender) =>
+          Effect.gen(function* () {
+            // A comparison that breaks off begins again with the next stream.
+            if (compare) yield* appender.tx.run("INSERT OR IGNORE INTO unmet (tbl, key) SELECT id, '' FROM tables WHERE status = 'ready'")
+            yield* appender.position({ lsn: from, xid: 0, at: "" })
+          }),
+        )
+      }
       const renewLife = (value: string) =>
         Effect.gen(function* () {
           yield* feed.setLife(value, identity.systemId, identity.timeline)
@@ -337,11 +375,13 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
         ),
         Effect.andThen(watch, Effect.never),
         asked,
-        Effect.suspend(() => renewLife(randomBytes(8).toString("hex"))).pipe(
-          Effect.delay(LIFE_MS),
-          Effect.repeat(Schedule.forever),
-          Effect.andThen(Effect.never),
+        Effect.forever(
+          Effect.delay(
+            Effect.suspend(() => renewLife(randomBytes(8).toString("hex"))),
+            LIFE_MS,
+          ),
         ),
+        Effect.forever(Effect.delay(pg.execute("UPDATE schoolbus.hub SET at = now()"), PULSE_MS)),
       ])
     }),
   ).pipe(Effect.tapError(replaceUnpublished(options)))

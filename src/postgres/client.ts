@@ -56,6 +56,8 @@ export interface PostgresPool extends Session {
   readonly url: string
   /** Commits when the body succeeds, rolls back otherwise. */
   readonly tx: <A, E, R>(body: (session: Session) => Effect.Effect<A, E, R>, isolation?: Isolation) => Effect.Effect<A, E | PostgresError, R>
+  /** Ends every connection and what runs on it: for a line that was found dead, on which an answer would be waited for in vain. */
+  readonly reset: Effect.Effect<void>
 }
 
 /** Retrying makes sense: the server was away, busy, or chose this transaction as a victim. */
@@ -79,8 +81,8 @@ const toError =
 
 const utf8 = new TextDecoder()
 
-const sessionOf = (sql: Pick<postgres.Sql, "unsafe">): Session => {
-  const unsafe = (text: string, params: ReadonlyArray<Param> = []) => sql.unsafe(text, params as never, { prepare: false })
+const sessionOf = (sql: () => Pick<postgres.Sql, "unsafe">): Session => {
+  const unsafe = (text: string, params: ReadonlyArray<Param> = []) => sql().unsafe(text, params as never, { prepare: false })
   return {
     query: (text, params) => Effect.tryPromise({ try: async () => [...(await unsafe(text, params))] as never, catch: toError(text) }),
     values: (text, params) => Effect.tryPromise({ try: async () => [...(await unsafe(text, params).values())] as never, catch: toError(text) }),
@@ -96,25 +98,28 @@ const sessionOf = (sql: Pick<postgres.Sql, "unsafe">): Session => {
 /** Opens a pool; closed with the scope. Connects on first use, so an absent server is an error of the query, not of this. */
 export const openPool = (url: string, options: { readonly name: string; readonly max?: number }): Effect.Effect<PostgresPool, never, Scope.Scope> =>
   Effect.gen(function* () {
-    const sql = yield* Effect.acquireRelease(
-      Effect.sync(() =>
-        postgres(url, {
-          max: options.max ?? POOL_SIZE,
-          connect_timeout: CONNECT_TIMEOUT_SECONDS,
-          idle_timeout: 60,
-          // Without it, reserving the first connection of a pool never returns (postgres 3.4.9).
-          fetch_types: true,
-          onnotice: () => undefined,
-          connection: { ...SESSION, application_name: `schoolbus ${options.name}` },
-        }),
-      ),
-      (client) => Effect.promise(() => client.end({ timeout: 2 })),
-    )
+    const connect = () =>
+      postgres(url, {
+        max: options.max ?? POOL_SIZE,
+        connect_timeout: CONNECT_TIMEOUT_SECONDS,
+        idle_timeout: 60,
+        // Without it, reserving the first connection of a pool never returns (postgres 3.4.9).
+        fetch_types: true,
+        onnotice: () => undefined,
+        connection: { ...SESSION, application_name: `schoolbus ${options.name}` },
+      })
+    let sql = connect()
+    yield* Effect.addFinalizer(() => Effect.promise(() => sql.end({ timeout: 2 })))
+    const reset = Effect.sync(() => {
+      const dead = sql
+      sql = connect()
+      void dead.end({ timeout: 0 }).catch(() => undefined)
+    })
     const tx: PostgresPool["tx"] = (body, isolation = "read committed") =>
       Effect.acquireUseRelease(
         Effect.tryPromise({ try: () => sql.reserve(), catch: toError("connect") }),
         (reserved) => {
-          const session = sessionOf(reserved)
+          const session = sessionOf(() => reserved)
           return Effect.acquireUseRelease(
             session.execute(`BEGIN ISOLATION LEVEL ${isolation}`),
             () => Effect.flatMap(body(session), (value) => Effect.as(session.execute("COMMIT"), value)),
@@ -123,7 +128,7 @@ export const openPool = (url: string, options: { readonly name: string; readonly
         },
         (reserved) => Effect.sync(() => reserved.release()),
       )
-    return { url, tx, ...sessionOf(sql) }
+    return { url, tx, reset, ...sessionOf(() => sql) }
   })
 
 export class Postgres extends Context.Service<Postgres, PostgresPool>()("schoolbus/postgres/Postgres") {

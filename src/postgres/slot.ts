@@ -1,7 +1,7 @@
 /** The hub's one replication slot: find, create, inspect, and drop when it can never be used again. */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import { type Lsn, parseLsn } from "../model/lsn.ts"
+import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
 import type { PostgresError, Session } from "./client.ts"
 
 /** The slot cannot be used as it is; `message` says why and what to do. */
@@ -65,6 +65,67 @@ const refusalOf = (error: PostgresError): string | null => {
     return "no replication slot is free: raise max_replication_slots and restart Postgres, or drop a slot that nobody uses"
   return null
 }
+
+/**
+ * Whether this server still has the transaction that the feed took last, at its position, in its time. False: its disk was
+ * put back to an older state, and what it writes now goes under positions that it has given out before.
+ */
+export const holdsTxn = (
+  session: Session,
+  txn: { readonly lsn: Lsn; readonly xid: number; readonly at: string },
+): Effect.Effect<boolean, PostgresError> =>
+  Effect.map(
+    session.query<{ reached: boolean; begun: boolean; at: string | null }>(
+      `SELECT pg_current_wal_lsn() >= $1::text::pg_lsn AS reached,
+              pg_snapshot_xmax(pg_current_snapshot())::text::numeric % 4294967296 > $2::text::numeric
+                OR $2::text::numeric - pg_snapshot_xmax(pg_current_snapshot())::text::numeric % 4294967296 > 2147483648 AS begun,
+              CASE WHEN current_setting('track_commit_timestamp') = 'on' THEN pg_xact_commit_timestamp($2::text::xid)::text END AS at`,
+      [printLsn(txn.lsn), String(txn.xid)],
+    ),
+    // A time that the server does not keep any more, or never kept, says nothing.
+    ([row]) => row === undefined || (row.reached && row.begun && (row.at === null || txn.at === "" || sameTime(row.at, txn.at))),
+  )
+
+/** `"2026-01-01 08:00:00.12+00"`, however many digits the fraction has. */
+const sameTime = (left: string, right: string): boolean => {
+  const digits = (text: string) =>
+    text.replace(/(?:\.(\d+))?([+-]\d{2})(?::?00)?$/, (_, fraction = "", zone) => `.${String(fraction).padEnd(6, "0")}${zone}`)
+  return digits(left) === digits(right)
+}
+
+/** The process of the server that serves a slot, told from a later one of the same number by its start. */
+export interface Walsender {
+  readonly pid: number
+  readonly startedAt: string
+}
+
+export const walsenderOf = (session: Session, name: string): Effect.Effect<Walsender | null, PostgresError> =>
+  Effect.map(
+    session.query<Walsender>(
+      `SELECT a.pid, a.backend_start::text AS "startedAt" FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = $1`,
+      [name],
+    ),
+    ([row]) => row ?? null,
+  )
+
+/** Whether it is at work: decoding a transaction of which nothing is for us takes a while without a byte. */
+export const isDecoding = (session: Session, walsender: Walsender): Effect.Effect<boolean, PostgresError> =>
+  Effect.map(
+    session.query<{ event: string | null }>("SELECT wait_event AS event FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2", [
+      walsender.pid,
+      walsender.startedAt,
+    ]),
+    ([row]) => row !== undefined && !(row.event ?? "").startsWith("WalSender"),
+  )
+
+/** Frees the slot of a walsender whose line is dead: by itself it would notice after wal_sender_timeout only. */
+export const endWalsender = (session: Session, walsender: Walsender): Effect.Effect<void, PostgresError> =>
+  Effect.asVoid(
+    session.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2", [
+      walsender.pid,
+      walsender.startedAt,
+    ]),
+  )
 
 /** Creating waits for every transaction that is running. */
 export const createSlot = (session: Session, name: string, plugin: string): Effect.Effect<Lsn, PostgresError | SlotRefused> =>

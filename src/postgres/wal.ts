@@ -14,9 +14,9 @@ import { SESSION } from "./client.ts"
 export const MAX_BUFFERED = 16_384
 export const MAX_BUFFERED_BYTES = 16 * 1024 * 1024
 /** Well under wal_sender_timeout (60 s unless changed). */
-const STATUS_INTERVAL_MS = 10_000
-/** No byte for this long while nothing is buffered: the connection is dead (twice the usual wal_sender_timeout). */
-const SILENCE_MS = 120_000
+const STATUS_INTERVAL_MS = 5_000
+/** After no byte for this long, though the socket is read, it is asked whether the line is dead. */
+const SILENCE_MS = 25_000
 
 /** `busy`: another consumer holds the slot. */
 export class WalStopped extends Data.TaggedError("WalStopped")<{
@@ -48,6 +48,8 @@ export interface WalOptions {
   /** Durable position: decoding goes on from here. */
   readonly from: Lsn
   readonly plugin: PluginOptions
+  /** Asked after a long silence: true when the line is dead; false when the walsender is only busy with what is not for us. */
+  readonly isDead: Effect.Effect<boolean>
 }
 
 type Pairs = ReadonlyArray<readonly [name: string, value: string]>
@@ -163,20 +165,17 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
     })
     service.on("error", (cause: unknown) => stop(toStopped(cause)))
 
+    const isSilent = (): boolean => resume === null && Date.now() - lastByteAt > SILENCE_MS
+    const watch = async (): Promise<void> => {
+      if (!isSilent() || !(await Effect.runPromise(options.isDead))) return
+      const message = `no byte from Postgres for ${SILENCE_MS / 1000} s`
+      stop(new WalStopped({ slot: options.slot, busy: false, sqlstate: "", message }))
+    }
     yield* Effect.acquireRelease(
       Effect.sync(() =>
         setInterval(() => {
           report()
-          if (messages.length === 0 && Date.now() - lastByteAt > SILENCE_MS) {
-            stop(
-              new WalStopped({
-                slot: options.slot,
-                busy: false,
-                sqlstate: "",
-                message: `no byte from Postgres for ${SILENCE_MS / 1000} s; connecting again`,
-              }),
-            )
-          }
+          void watch()
         }, STATUS_INTERVAL_MS),
       ),
       (timer) => Effect.sync(() => clearInterval(timer)),

@@ -1,0 +1,369 @@
+/**
+ * What operators and machines do to Postgres and the hub, on processes and a server of this file's own. After each fault
+ * the school must hold exactly what head office holds, without a person, and must not have downloaded everything again.
+ */
+import { execFileSync, spawn } from "node:child_process"
+import { cpSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs"
+import { connect, createServer, type Server, type Socket } from "node:net"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import postgres from "postgres"
+import { afterAll, beforeAll, beforeEach, expect, it } from "vitest"
+import { type Cluster, startCluster } from "../scripts/cluster.ts"
+import type { HubSnapshot, SchoolSnapshot } from "../src/status/snapshot.ts"
+import { command, endAll, program, type Service, startHub, startSchool, until } from "./support/processes.ts"
+
+const ROWS = 2_000
+const folder = mkdtempSync(join(tmpdir(), "schoolbus-faults-"))
+const config = join(folder, "schoolbus.config.ts")
+const slot = "schoolbus_office"
+
+let cluster: Cluster
+let sql: postgres.Sql
+let hub: Service<HubSnapshot>
+let school: Service<SchoolSnapshot>
+let written = 0
+
+const connectSql = () => {
+  sql = postgres(cluster.url("office"), { max: 2, onnotice: () => undefined })
+}
+
+beforeAll(async () => {
+  writeFileSync(
+    config,
+    `export default { tables: { pupils: { audience: { column: "school_id" }, strategy: "school_wins" }, notices: { audience: "all" } } }\n`,
+  )
+  cluster = await startCluster({ fsync: false })
+  const admin = postgres(cluster.url(), { max: 1, onnotice: () => undefined })
+  await admin.unsafe("CREATE DATABASE office")
+  await admin.unsafe("CREATE DATABASE neighbour")
+  await admin.end()
+  connectSql()
+  await sql.unsafe(`CREATE TABLE pupils (id bigint PRIMARY KEY, school_id text, name text, note text);
+    CREATE TABLE notices (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), text text);
+    INSERT INTO pupils SELECT i, 'a', 'Pupil ' || i, md5(i::text) FROM generate_series(1, ${ROWS}) i`)
+  hub = await startHub(join(folder, "hub"), config, cluster.url("office"))
+  await until("the hub to stream", async () => (await hub.status()).stream.state === "streaming")
+  const added = await command("schools", "add", "a", "--name", "A", "--database-url", cluster.url("office"), "--json")
+  school = await startSchool(join(folder, "school"), hub.url, (JSON.parse(added.out) as { key: string }).key)
+  await until(
+    () => `the first copy: ${school.log()}`,
+    async () => (await school.status()).state === "up_to_date",
+  )
+  await equal()
+}, 120_000)
+
+afterAll(async () => {
+  endAll()
+  await sql?.end({ timeout: 1 })
+  await cluster?.remove()
+  rmSync(folder, { recursive: true, force: true })
+})
+
+beforeEach(async () => {
+  await cameDown()
+  received = receivedSoFar()
+})
+
+const office = async () =>
+  (await sql`SELECT id::text, name, note FROM pupils WHERE school_id = 'a' ORDER BY pupils.id`).map((row) =>
+    [row["id"], row["name"], row["note"]].join("|"),
+  )
+const here = () =>
+  program(school.dir, "SELECT id, name, note FROM pupils ORDER BY id").map((row) => [String(row["id"]), row["name"], row["note"]].join("|"))
+
+/** The school shows what Postgres holds, and nothing waits. */
+const equal = () => {
+  let asked = 0
+  return until(
+    () => `school and head office to be equal; hub: ${hub.log().slice(-1500)}\nschool: ${school.log().slice(-1500)}`,
+    async () => {
+      // A node that has been offline waits for up to half a minute unless somebody asks it to sync now.
+      if (Date.now() - asked > 500) {
+        asked = Date.now()
+        await fetch(`${school.url}/api/sync/trigger`, { method: "POST" })
+      }
+      if ((await office()).join("\n") !== here().join("\n")) return false
+      const waiting = program(school.dir, "SELECT (SELECT count(*) FROM changes) + (SELECT count(*) FROM schoolbus_behind) AS n")
+      return Number(waiting[0]?.["n"]) === 0
+    },
+  )
+}
+const write = async (n = 20) => {
+  for (let i = 0; i < n; i++) await sql`UPDATE pupils SET note = ${`w${++written}`} WHERE id = ${1 + (written % ROWS)}`
+}
+const editHere = (id: number, note: string) => program(school.dir, "UPDATE pupils SET note = ? WHERE id = ?", [note, id])
+
+/** Rows that came down so far, by the school's own runs. */
+const receivedSoFar = () => Number(program(school.dir, "SELECT coalesce(sum(down), 0) AS n FROM schoolbus_run")[0]?.["n"] ?? 0)
+let received = 0
+const cameDown = async (): Promise<number> => {
+  await command("sync", "--url", school.url)
+  return receivedSoFar() - received
+}
+const epoch = async () => (await hub.status()).feed.epoch
+const streaming = () =>
+  until(
+    () => `the hub to stream again: ${hub.log().slice(-1500)}`,
+    async () => (await hub.status()).stream.state === "streaming",
+  )
+
+it("Postgres restarted, stopped at once, and killed while rows flow", async () => {
+  for (const fault of [() => cluster.restart("fast"), () => cluster.restart("immediate"), () => cluster.kill().then(() => cluster.start())]) {
+    await write(5)
+    editHere(7, `school ${++written}`)
+    await fault()
+    await write(5)
+    await equal()
+  }
+}, 90_000)
+
+it("a slot that was dropped is made anew, and only what differs comes down", async () => {
+  const before = await epoch()
+  await hub.stop()
+  await sql`SELECT pg_drop_replication_slot(${slot})`
+  await write(30)
+  await sql`DELETE FROM pupils WHERE id = 11`
+  hub.start()
+  await equal()
+  expect(await epoch()).toBe(before)
+  expect(hub.log()).toContain("the slot does not exist: comparing every table by key")
+  expect(await cameDown()).toBeLessThan(100)
+}, 60_000)
+
+it("a hub killed while it compares begins to compare again", async () => {
+  for (let round = 0; round < 3; round++) {
+    await hub.stop()
+    await sql`SELECT pg_drop_replication_slot(${slot})`
+    await write(10)
+    await sql`INSERT INTO notices (text) VALUES (${`round ${round}`})`
+    const said = hub.log().length
+    hub.start()
+    await until("the comparison", () =>
+      hub
+        .log()
+        .slice(said)
+        .includes(round === 2 ? "streaming from" : "comparing every table"),
+    )
+    await hub.kill()
+    hub.start()
+    await equal()
+    await until("the notice", () => program(school.dir, `SELECT 1 FROM notices WHERE text = 'round ${round}'`).length === 1)
+  }
+}, 60_000)
+
+it("a slot that was moved past rows that the feed has not", async () => {
+  const before = await epoch()
+  await hub.stop()
+  await write(30)
+  await sql`SELECT pg_replication_slot_advance(${slot}, pg_current_wal_lsn())`
+  hub.start()
+  await equal()
+  expect(await epoch()).toBe(before)
+  expect(await cameDown()).toBeLessThan(100)
+}, 60_000)
+
+it("a slot that Postgres gave up because too much WAL waited", async () => {
+  await hub.stop()
+  await write(10)
+  await sql.unsafe("ALTER SYSTEM SET max_slot_wal_keep_size = '16MB'")
+  await sql`SELECT pg_reload_conf()`
+  await sql.unsafe("CREATE TABLE ballast AS SELECT i, repeat(md5(i::text), 30) AS t FROM generate_series(1, 60000) i")
+  for (let i = 0; i < 4; i++) await sql`SELECT pg_switch_wal()`
+  await sql.unsafe("CHECKPOINT")
+  const [lost] = await sql`SELECT wal_status FROM pg_replication_slots WHERE slot_name = ${slot}`
+  expect(lost?.["wal_status"]).toBe("lost")
+  const slots = await command("slots", "--database-url", cluster.url("office"), "--json")
+  expect(slots.out).toContain('"lost"')
+  hub.start()
+  await equal()
+  expect(await cameDown()).toBeLessThan(100)
+  await sql.unsafe("ALTER SYSTEM RESET max_slot_wal_keep_size")
+  await sql`SELECT pg_reload_conf()`
+}, 60_000)
+
+it("another consumer holds the slot: the hub waits, says who, and takes over", async () => {
+  await hub.stop()
+  const other = spawn(
+    join(cluster.binaries.bin, "pg_recvlogical"),
+    ["-d", cluster.url("office"), "--slot", slot, "--start", "-f", "-", "-o", "format-version=2"],
+    {
+      stdio: "ignore",
+    },
+  )
+  await until(
+    "the other consumer",
+    async () => (await sql`SELECT active FROM pg_replication_slots WHERE slot_name = ${slot}`)[0]?.["active"] === true,
+  )
+  hub.start()
+  const waiting = await until("standby", async () => {
+    const status = await hub.status()
+    return status.stream.state === "standby" && status
+  })
+  expect(waiting.stream.detail).toContain("pg_recvlogical")
+  other.kill("SIGKILL")
+  await write(5)
+  await equal()
+}, 60_000)
+
+it("a second hub on another folder stands by and takes over when the first is killed", async () => {
+  const second = await startHub(join(folder, "second"), config, cluster.url("office"))
+  await until("standby", async () => (await second.status()).stream.state === "standby")
+  await hub.kill()
+  await until("the second hub to stream", async () => (await second.status()).stream.state === "streaming")
+  await write(5)
+  await second.stop()
+  hub.start()
+  await equal()
+}, 60_000)
+
+it("a lost feed is made anew, and schools download only what differs", async () => {
+  const before = await epoch()
+  await hub.kill()
+  for (const file of ["feed.db", "feed.db-wal", "feed.db-shm"]) rmSync(join(hub.dir, file), { force: true })
+  await write(10)
+  editHere(9, "written while the feed was lost")
+  hub.start()
+  await equal()
+  expect(await epoch()).not.toBe(before)
+  expect(await cameDown()).toBeLessThan(100)
+  expect((await office()).some((row) => row.includes("written while the feed was lost"))).toBe(true)
+}, 60_000)
+
+const copyOf = (name: string) => join(folder, `copy-${name}`)
+const restore = (name: string, to: string): void => {
+  rmSync(to, { recursive: true, force: true })
+  cpSync(copyOf(name), to, { recursive: true, preserveTimestamps: true })
+  // The server's files belong to the user that runs it.
+  const { uid, gid } = statSync(cluster.dir)
+  execFileSync("chown", ["-R", `${uid}:${gid}`, to])
+}
+
+it("Postgres alone was put back from a copy of its disk: other contents under the same positions", async () => {
+  await equal()
+  await sql.end({ timeout: 1 })
+  await cluster.stop("fast")
+  cpSync(join(cluster.dir, "data"), copyOf("data"), { recursive: true, preserveTimestamps: true })
+  await cluster.start()
+  connectSql()
+  await sql`UPDATE pupils SET note = 'only in the life that is gone' WHERE id BETWEEN 100 AND 104`
+  await equal()
+  await sql.end({ timeout: 1 })
+  await cluster.stop("immediate")
+  restore("data", join(cluster.dir, "data"))
+  await cluster.start()
+  connectSql()
+  await sql`UPDATE pupils SET note = 'only in the new life' WHERE id BETWEEN 102 AND 106`
+  await equal()
+  expect(here().filter((row) => row.includes("life that is gone"))).toEqual([])
+  expect(await cameDown()).toBeLessThan(200)
+}, 90_000)
+
+it("Postgres and hub were put back together: every number looks right, and the school's own work comes back", async () => {
+  await equal()
+  await hub.stop()
+  await sql.end({ timeout: 1 })
+  await cluster.stop("fast")
+  cpSync(join(cluster.dir, "data"), copyOf("both"), { recursive: true, preserveTimestamps: true })
+  cpSync(hub.dir, copyOf("hub"), { recursive: true })
+  await cluster.start()
+  connectSql()
+  hub.start()
+  await sql`UPDATE pupils SET note = 'lost at head office' WHERE id BETWEEN 200 AND 204`
+  editHere(300, "sent before the restore")
+  await equal()
+  expect((await office()).some((row) => row.includes("sent before the restore"))).toBe(true)
+
+  await hub.kill()
+  await sql.end({ timeout: 1 })
+  await cluster.stop("immediate")
+  restore("both", join(cluster.dir, "data"))
+  rmSync(hub.dir, { recursive: true, force: true })
+  cpSync(copyOf("hub"), hub.dir, { recursive: true })
+  await cluster.start()
+  connectSql()
+  await sql`UPDATE pupils SET note = 'written after the restore' WHERE id = 400`
+  hub.start()
+  await equal()
+  expect(here().filter((row) => row.includes("lost at head office"))).toEqual([])
+  expect((await office()).some((row) => row.includes("sent before the restore"))).toBe(true)
+  expect(await cameDown()).toBeLessThan(200)
+}, 90_000)
+
+it("an idle database beside a busy one lets the slot go on", async () => {
+  await equal()
+  const neighbour = postgres(cluster.url("neighbour"), { max: 1, onnotice: () => undefined })
+  await neighbour.unsafe("CREATE TABLE noise AS SELECT i, md5(i::text) AS t FROM generate_series(1, 100000) i")
+  const [{ lsn } = { lsn: "0/0" }] = await neighbour<Array<{ lsn: string }>>`SELECT pg_current_wal_lsn()::text AS lsn`
+  await neighbour.end()
+  await until(
+    "the slot to pass the neighbour's WAL",
+    async () =>
+      (await sql`SELECT confirmed_flush_lsn >= ${lsn}::pg_lsn AS passed FROM pg_replication_slots WHERE slot_name = ${slot}`)[0]?.["passed"] === true,
+    75_000,
+  )
+}, 90_000)
+
+it("a connection to Postgres that is dead without an end is found, and nothing is lost", async () => {
+  await hub.stop()
+  const proxy = await startProxy()
+  const url = new URL(cluster.url("office"))
+  url.port = String(proxy.port)
+  const behind = await startHub(hub.dir, config, url.href)
+  await until("the hub to stream", async () => (await behind.status()).stream.state === "streaming")
+  proxy.freeze()
+  await write(5)
+  proxy.thaw()
+  await until(
+    () => `the hub to notice: ${behind.log().slice(-3000)}`,
+    () => behind.log().includes("connecting again"),
+    60_000,
+  )
+  await until("the hub to stream again", async () => (await behind.status()).stream.state === "streaming")
+  await behind.stop()
+  await proxy.close()
+  hub.start()
+  await streaming()
+  await equal()
+}, 120_000)
+
+/** Frozen connections stay open and pass nothing, for ever; new ones work after `thaw`. */
+const startProxy = async () => {
+  const sockets = new Set<Socket>()
+  let frozen = false
+  const server: Server = createServer((client) => {
+    const upstream = connect(cluster.port, "127.0.0.1")
+    const dead = { is: frozen }
+    const pass = (from: Socket, to: Socket) => {
+      sockets.add(from)
+      from.on("data", (data) => {
+        if (!dead.is) to.write(data)
+      })
+      from.on("close", () => {
+        sockets.delete(from)
+        if (!dead.is) to.destroy()
+      })
+      from.on("error", () => undefined)
+    }
+    pass(client, upstream)
+    pass(upstream, client)
+    deads.push(dead)
+  })
+  const deads: Array<{ is: boolean }> = []
+  await new Promise<void>((done) => server.listen(0, "127.0.0.1", done))
+  const address = server.address()
+  return {
+    port: typeof address === "object" && address !== null ? address.port : 0,
+    freeze: () => {
+      frozen = true
+      for (const dead of deads) dead.is = true
+    },
+    thaw: () => {
+      frozen = false
+    },
+    close: async () => {
+      for (const socket of sockets) socket.destroy()
+      await new Promise((done) => server.close(done))
+    },
+  }
+}
