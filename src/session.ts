@@ -181,8 +181,9 @@ interface Memory {
   readonly written: { sent: number; received: number }
   /** Rows or changes moved since the last failure. */
   hasMoved: boolean
-  /** Cycles of a metered link so far. */
+  /** Cycles of a metered link so far, and when the next one is due, ms since 1970. */
   cycle: number
+  nextCycleAt: number
   /** A table has a gap, and head office is too far ahead to compare with: pulling comes first. */
   isFarAhead: boolean
 }
@@ -346,7 +347,6 @@ const byCycles = (metered: Metered, memory: Memory, identity: Identity, install:
     const db = yield* Libsql
     const facts = yield* SchoolFactStore
     const { wake } = yield* Session
-    const state = yield* readState
     const cycleMs = metered.cycleMinutes * 60_000
     const now = Effect.gen(function* () {
       const at = yield* Clock.currentTimeMillis
@@ -373,23 +373,25 @@ const byCycles = (metered: Metered, memory: Memory, identity: Identity, install:
         }
       })
     const cycles = Effect.gen(function* () {
-      // A first copy, and what was under way, does not wait for the clock to come round.
-      for (let isAsked = state.cut === "0" && memory.cycle === 0; ; ) {
+      for (let isAsked = false; ; ) {
         const moment = yield* now
-        const waits = waitsFor(metered, { ...moment, isAsked })
-        if (waits === null) {
+        // A line that breaks makes no more cycles.
+        const early: number = isAsked ? 0 : memory.nextCycleAt - moment.at
+        const waits = early > 0 ? null : waitsFor(metered, { ...moment, isAsked })
+        if (early > 0) yield* facts.set({ metered: { waits: null, nextAt: memory.nextCycleAt } })
+        else if (waits === null) {
           memory.cycle++
+          memory.nextCycleAt = moment.at + cycleMs
           const due = (yield* waitingPriorities).some((priority) => isAsked || isDue(priority, memory.cycle))
           if (due) yield* steps.push.pipe(Effect.catchTag("LinkDown", steps.noteFault))
           yield* pullAll(isAsked)
-          const next = moment.at + cycleMs
-          yield* facts.set({ metered: { waits: null, nextAt: next } })
+          yield* facts.set({ metered: { waits: null, nextAt: memory.nextCycleAt } })
           yield* steps.beat(cycleMs)
         } else {
           const minutes = waits === "hours" ? minutesUntilWithin(metered.hours, moment.minute) : 24 * 60 - moment.minute
           yield* facts.set({ metered: { waits, nextAt: moment.at + minutes * 60_000 } })
         }
-        const pause = waits === null ? cycleMs : CLOSED_LOOK_MS
+        const pause: number = early > 0 ? early : waits === null ? cycleMs : CLOSED_LOOK_MS
         isAsked = yield* Effect.race(Effect.as(Effect.sleep(pause), false), Effect.as(wake.await, true))
       }
     })
@@ -433,6 +435,7 @@ export const sessions = (options: SessionOptions) =>
       written: { sent: 0, received: 0 },
       hasMoved: false,
       cycle: 0,
+      nextCycleAt: 0,
       isFarAhead: false,
     }
     const refused = (error: LinkRefused) =>

@@ -42,11 +42,11 @@ export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
   if (facts.stop !== null) return { state: "stuck", reason: (facts.link === "stopped" && facts.linkDetail) || stopReason(facts.stop) }
   if (facts.link === "stopped") return { state: "stuck", reason: facts.linkDetail || "the hub refuses this node; see its log" }
   if (facts.paused) return { state: "paused", reason: "paused at head office; resume with: schoolbus schools resume" }
-  if (!facts.hasCut) return { state: "new", reason: facts.linkDetail }
+  const wait = facts.waits == null ? "" : waitReason(facts.waits)
+  if (!facts.hasCut) return { state: "new", reason: facts.linkDetail || wait }
   if (facts.link !== "online")
     return { state: "offline", reason: [facts.linkDetail, facts.gap].filter((text) => text !== null && text !== "").join("; ") }
   if (facts.gap !== null) return { state: "syncing", reason: facts.gap }
-  const wait = facts.waits == null ? "" : waitReason(facts.waits)
   if (wait !== "")
     return facts.pending > 0 ? { state: "pending", reason: wait } : { state: facts.comingRows > 0 ? "catching_up" : "up_to_date", reason: wait }
   if (facts.pending > 0 && facts.standingMs > STUCK_AFTER_MS && facts.comingRows === 0) {

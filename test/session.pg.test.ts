@@ -1,0 +1,193 @@
+/** A node's conversation with a real hub: over a good link, and over one that costs by the byte. */
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import { afterAll, afterEach, beforeAll, expect, it } from "vitest"
+import { Deliver } from "../src/down/deliver.ts"
+import { Libsql, type LibsqlFile, openFile } from "../src/libsql/client.ts"
+import { migrateFile } from "../src/libsql/migrate.ts"
+import { type Metered, parseHours } from "../src/link/metered.ts"
+import { OpenLink } from "../src/link/open.ts"
+import { Session, sessions } from "../src/session.ts"
+import { SchoolFactStore } from "../src/status/facts.ts"
+import { schoolStatus } from "../src/status/school.ts"
+import { type SchoolSnapshot, Status } from "../src/status/snapshot.ts"
+import { openBadLine } from "./support/bad-line.ts"
+import { type HubLink, openHubLink } from "./support/hub-link.ts"
+import { makeWorld, type World } from "./support/world.ts"
+
+const folder = mkdtempSync(join(tmpdir(), "schoolbus-session-"))
+let world: World
+let hub: HubLink
+beforeAll(async () => {
+  world = await makeWorld(
+    ["alarms", "marks", "photos"].map((name) => `CREATE TABLE ${name} (id text PRIMARY KEY, school_id text, name text);`).join("\n"),
+    {
+      tables: {
+        alarms: { audience: { column: "school_id" }, priority: "critical", strategy: "school_wins" },
+        marks: { audience: { column: "school_id" }, priority: "low", strategy: "school_wins" },
+        photos: { audience: { column: "school_id" }, priority: "background", strategy: "school_wins" },
+      },
+    },
+    ["a", "b", "c", "d", "e"],
+  )
+  hub = await openHubLink(world)
+})
+const ended: Array<() => Promise<void>> = []
+afterEach(async () => {
+  for (const end of ended.splice(0)) await end()
+})
+afterAll(async () => {
+  await hub?.stop()
+  await world?.stop()
+  rmSync(folder, { recursive: true, force: true })
+})
+
+interface Node {
+  readonly school: string
+  readonly incarnation: string
+  readonly file: LibsqlFile
+  readonly write: (sql: string) => Promise<void>
+  readonly ids: (table: string) => Promise<ReadonlyArray<string>>
+  readonly status: () => Promise<SchoolSnapshot>
+  /** What a person does who asks for a sync. */
+  readonly ask: () => Promise<void>
+}
+
+const startNode = async (school: string, metered: Metered | null, url = hub.url): Promise<Node> => {
+  const { text: key } = await hub.key(school)
+  const scope = Scope.makeUnsafe()
+  const inScope = <A, E>(effect: Effect.Effect<A, E, Scope.Scope>) => Effect.runPromise(Scope.provide(effect, scope))
+  const path = join(folder, `${crypto.randomUUID()}.db`)
+  const file = await inScope(openFile(path))
+  const program = await inScope(openFile(path))
+  await Effect.runPromise(migrateFile(file, "school"))
+  const incarnation = crypto.randomUUID()
+  await Effect.runPromise(file.write((tx) => tx.run("INSERT INTO schoolbus_state (id, incarnation) VALUES (1, ?)", [incarnation])))
+  const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer).pipe(Layer.provideMerge(Layer.succeed(Libsql, file)))
+  const context = await inScope(Layer.build(Layer.mergeAll(Deliver.layer, schoolStatus(metered)).pipe(Layer.provideMerge(base))))
+  await inScope(Effect.forkScoped(Effect.provide(sessions({ hub: url, key, adopt: false, streams: [], metered }), context)))
+  ended.push(() => Effect.runPromise(Scope.close(scope, Exit.void)))
+  return {
+    school,
+    incarnation,
+    file,
+    write: (sql) => Effect.runPromise(program.write((tx) => tx.exec(sql))),
+    ids: (table) =>
+      Effect.runPromise(
+        program.read((tx) =>
+          tx.all<{ id: string }>(`SELECT id FROM ${table} ORDER BY id`).pipe(
+            Effect.map((rows) => rows.map(({ id }) => id)),
+            Effect.catch((error) => (error.code === "SQLITE_ERROR" ? Effect.succeed([]) : Effect.fail(error))),
+          ),
+        ),
+      ),
+    status: () => Effect.runPromise(Context.get(context, Status).snapshot()) as Promise<SchoolSnapshot>,
+    ask: () => Effect.runPromise(Context.get(context, Session).wake.open) as Promise<never>,
+  }
+}
+
+const until = async (what: string, look: () => boolean | Promise<boolean>): Promise<void> => {
+  for (const limit = Date.now() + 25_000; !(await look()); ) {
+    if (Date.now() > limit) throw new Error(`waited too long for ${what}`)
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+}
+/** A first copy, too, waits for bytes and hours; a person fetches it. */
+const fetchFirst = (node: Node) =>
+  until("the first cut", async () => {
+    await node.ask()
+    return (await node.status()).receiving.seq !== "0"
+  })
+const atOffice = async (table: string, id: string) => (await world.sql`SELECT 1 FROM ${world.sql(table)} WHERE id = ${id}`).length === 1
+const put = (table: string, school: string, id: string) => world.sql`INSERT INTO ${world.sql(table)} VALUES (${id}, ${school}, ${id})`
+const hasFirstCut = (node: Node) => until("the first cut", async () => (await node.status()).receiving.seq !== "0")
+
+it("over a good link rows come in a stream, changes go at once, and the hub hears what is applied", async () => {
+  const line = await openBadLine(hub.url)
+  ended.push(async () => line.close())
+  const node = await startNode("a", null, line.url)
+  await hasFirstCut(node)
+  for (let i = 0; i < 5; i++) {
+    await put("alarms", "a", `down ${i}`)
+    await until("the row", async () => (await node.ids("alarms")).includes(`down ${i}`))
+  }
+  await node.write("INSERT INTO marks VALUES ('up', 'a', 'up')")
+  await until("the change", () => atOffice("marks", "up"))
+  await until("the hub to hear of the applied cut", async () => {
+    const reader = await world.run(world.feed.reader.get(node.incarnation))
+    const head = await world.run(world.feed.head)
+    return reader?.seq === head.seq
+  })
+  await until("the status", async () => (await node.status()).state === "up_to_date")
+  const { traffic, metered } = await node.status()
+  expect(metered).toBe(null)
+  expect(traffic?.received).toBeGreaterThan(0)
+  expect((traffic?.received ?? 0) + (traffic?.sent ?? 0)).toBeLessThan(line.received() * 4 + 100_000)
+})
+
+it("over a metered link a critical change goes at once, others wait for their cycle, and whoever asks is served", async () => {
+  const node = await startNode("b", { cycleMinutes: 60, budgetBytes: null, hours: [] })
+  await hasFirstCut(node)
+  await put("alarms", "b", "later")
+  await node.write("INSERT INTO marks VALUES ('low', 'b', 'low'); INSERT INTO photos VALUES ('background', 'b', 'x')")
+  // Two rounds of looking for what is critical.
+  await new Promise((resolve) => setTimeout(resolve, 2_500))
+  expect([await atOffice("marks", "low"), await node.ids("alarms")]).toEqual([false, []])
+  expect((await node.status()).metered).toMatchObject({ cycleMinutes: 60, budgetBytes: null, hours: "", waits: null })
+  await node.write("INSERT INTO alarms VALUES ('fire', 'b', 'fire')")
+  await until("the critical change", () => atOffice("alarms", "fire"))
+  await node.write("INSERT INTO photos VALUES ('asked for', 'b', 'x')")
+  await node.ask()
+  await until("the background change", () => atOffice("photos", "asked for"))
+  await until("the rows that wait", async () => (await node.ids("alarms")).includes("later"))
+})
+
+it("over a metered link a low change goes with the fifth cycle", async () => {
+  const node = await startNode("c", { cycleMinutes: 0.01, budgetBytes: null, hours: [] })
+  await hasFirstCut(node)
+  await node.write("INSERT INTO marks VALUES ('fifth', 'c', 'x')")
+  await node.write("INSERT INTO photos VALUES ('never by itself', 'c', 'x')")
+  await until("the change", () => atOffice("marks", "fifth"))
+})
+
+it("when the day's bytes are used up only critical changes go, and the status says so", async () => {
+  const node = await startNode("d", { cycleMinutes: 0.01, budgetBytes: 1, hours: [] })
+  await until("the budget to be noticed", async () => (await node.status()).metered?.waits === "budget")
+  expect(await node.status()).toMatchObject({ state: "new", reason: expect.stringContaining("budget") })
+  await fetchFirst(node)
+  await until("the budget to be noticed", async () => (await node.status()).metered?.waits === "budget")
+  await put("alarms", "d", "waits")
+  await node.write("INSERT INTO marks VALUES ('waits', 'd', 'x')")
+  await until("the status", async () => (await node.status()).reason.includes("budget"))
+  const { state, metered } = await node.status()
+  expect(state).toBe("pending")
+  expect(metered?.usedBytes).toBeGreaterThan(1)
+  await new Promise((resolve) => setTimeout(resolve, 1_500))
+  expect([await atOffice("marks", "waits"), await node.ids("alarms")]).toEqual([false, []])
+  await node.ask()
+  await until("what was asked for", async () => (await atOffice("marks", "waits")) && (await node.ids("alarms")).includes("waits"))
+  await node.write("INSERT INTO alarms VALUES ('fire d', 'd', 'fire')")
+  await until("the critical change", () => atOffice("alarms", "fire d"))
+})
+
+it("outside its hours a metered node waits, and says when it goes on", async () => {
+  const minute = new Date(Date.now() + 3 * 3_600_000)
+  const two = (n: number) => String(n).padStart(2, "0")
+  const from = `${two(minute.getHours())}:${two(minute.getMinutes())}`
+  const hours = parseHours([`${from}-${two((minute.getHours() + 1) % 24)}:${two(minute.getMinutes())}`])
+  if ("refused" in hours) throw new Error(hours.refused)
+  const node = await startNode("e", { cycleMinutes: 0.01, budgetBytes: null, hours })
+  await fetchFirst(node)
+  await until("the hours to be noticed", async () => (await node.status()).metered?.waits === "hours")
+  const { metered, reason } = await node.status()
+  expect(reason).toContain("hours")
+  const nextIn = (Date.parse(metered?.nextAt ?? "") - Date.now()) / 60_000
+  expect(nextIn).toBeGreaterThan(175)
+  expect(nextIn).toBeLessThan(185)
+})
