@@ -24,6 +24,7 @@ import { migrateFile } from "./libsql/migrate.ts"
 import type { Catalog } from "./postgres/catalog.ts"
 import { type PostgresPool, Postgres } from "./postgres/client.ts"
 import { keyProblems } from "./postgres/key-types.ts"
+import { hubScript } from "./postgres/migrate.ts"
 import { serve } from "./runtime.ts"
 import { HubFactStore } from "./status/facts.ts"
 import { hubVerify } from "./status/hub-verify.ts"
@@ -177,6 +178,9 @@ const layers = (options: HubOptions) => {
   return services.pipe(Layer.provideMerge(base))
 }
 
+const roleOf = (url: string): string => decodeURIComponent(new URL(url).username) || "postgres"
+const databaseOf = (url: string): string => decodeURIComponent(new URL(url).pathname.slice(1)) || "postgres"
+
 /** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the feed file, 78 when the config cannot be used. */
 export const runHub = async (options: HubOptions): Promise<number> => {
   const stop = new AbortController()
@@ -201,14 +205,15 @@ export const runHub = async (options: HubOptions): Promise<number> => {
       HubMigrationRefused: (error) => Effect.sync(() => fail(78, error.message)),
       MigrationRefused: (error) => Effect.sync(() => fail(78, error.message)),
       PostgresError: (error) =>
-        Effect.sync(() =>
-          fail(
-            error.sqlstate === "42501" ? 77 : 69,
-            error.sqlstate === "42501"
-              ? `the role of --database-url may not set up schema "schoolbus": ${error.message}.\nA DBA can do it once, as owner of the database:\n  psql -f sql/hub/0001_init.sql -f sql/hub/0002_devices.sql -f sql/hub/0003_views.sql -f sql/hub/0004_schema_changes.sql\nor GRANT CREATE ON DATABASE … TO the role.`
-              : `Postgres refuses the connection: ${error.message}`,
-          ),
-        ),
+        error.sqlstate === "42501"
+          ? Effect.map(hubScript(roleOf(options.databaseUrl), error.message.includes("schoolbus")), (script) => {
+              process.stdout.write(script)
+              return fail(
+                77,
+                `the role of --database-url may not set up schema "schoolbus": ${error.message}.\nA DBA can do it once: the SQL stands on standard output (schoolbus hub … > schoolbus.sql; psql -f schoolbus.sql).\nOr: GRANT CREATE ON DATABASE ${databaseOf(options.databaseUrl)} TO ${roleOf(options.databaseUrl)};`,
+              )
+            })
+          : Effect.sync(() => fail(69, `Postgres refuses the connection: ${error.message}`)),
     }),
   )
   try {

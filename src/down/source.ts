@@ -94,15 +94,18 @@ export const wantedTables = (config: Config): ReadonlyArray<Wanted> => [
 
 const deviceProblems = (config: Config, catalog: Catalog, shapes: ReadonlyArray<Shape>): ReadonlyArray<string> => {
   // A table that lost its shape pauses; what it was still counts.
-  const columnsOf = (name: string) =>
-    (shapes.find(({ table }) => table.name === name)?.table ?? catalog.tables.find((table) => table.name === name))?.columns.map(
-      (column) => column.name,
-    )
+  const columnsOf = (name: string): ReadonlyArray<string> | undefined => {
+    const shape = shapes.find(({ table }) => table.name === name)
+    if (shape !== undefined) return shape.table.columns.map((column) => column.name)
+    const found = catalog.found.find(({ rule }) => rule.name === name)
+    return found === undefined ? undefined : [...found.columns.keys()]
+  }
   const check = (where: string, table: string, columns: ReadonlyArray<string | undefined>): ReadonlyArray<string> => {
     const known = columnsOf(table)
     if (known === undefined) return [`${where} names table ${table}, which is not among the synced tables; list it under tables`]
+    // A table that does not exist is named already.
     return columns.flatMap((column) =>
-      column === undefined || known.includes(column)
+      column === undefined || known.length === 0 || known.includes(column)
         ? []
         : [`${where} names column ${column} of table ${table}, which does not exist; columns are ${known.join(", ")}`],
     )
@@ -149,12 +152,7 @@ export const prepare = (
     const [server] = yield* pg.query<{ encoding: string }>("SELECT current_setting('server_encoding') AS encoding")
     const isKnown = new Set(shapes.map(({ table }) => table.name))
     const unfit = catalog.found.flatMap(({ rule, problems }) => (isKnown.has(rule.name) ? [] : problems.map(({ text }) => text)))
-    const problems = [
-      ...encodingProblems(config, server?.encoding ?? ""),
-      ...unfit,
-      ...catalog.problems,
-      ...(unfit.length === 0 ? deviceProblems(config, catalog, shapes) : []),
-    ]
+    const problems = [...encodingProblems(config, server?.encoding ?? ""), ...unfit, ...catalog.problems, ...deviceProblems(config, catalog, shapes)]
     return problems.length > 0 ? yield* new CatalogRefused({ problems }) : catalog
   })
 

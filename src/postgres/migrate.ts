@@ -23,8 +23,36 @@ const hubFiles = Effect.promise(async () => {
   )
 })
 
-/** The SQL that a DBA runs when the hub's role may not create it. */
-export const hubScript = Effect.map(hubFiles, (files) => files.map((file) => file.sql).join("\n"))
+const MIGRATIONS = `CREATE TABLE schoolbus.migrations (number integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL, at timestamptz NOT NULL DEFAULT now())`
+
+/**
+ * What a DBA runs when the hub's role may not do it: the same files, noted as applied, and the rights that the role needs.
+ * `isThere`: the schema was set up by another role, only the rights are missing.
+ */
+export const hubScript = (role: string, isThere: boolean): Effect.Effect<string> =>
+  Effect.map(hubFiles, (files) => {
+    const to = `"${role.replaceAll('"', '""')}"`
+    const setUp = [
+      "CREATE SCHEMA schoolbus;",
+      `${MIGRATIONS};`,
+      ...files.flatMap((file) => [
+        `-- ${file.name}`,
+        file.sql,
+        `INSERT INTO schoolbus.migrations (number, name, sha256) VALUES (${file.number}, '${file.name}', '${file.sha256}');`,
+      ]),
+    ]
+    return [
+      "BEGIN;",
+      ...(isThere ? [] : setUp),
+      `GRANT USAGE ON SCHEMA schoolbus TO ${to};`,
+      `GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA schoolbus TO ${to};`,
+      `GRANT USAGE ON ALL SEQUENCES IN SCHEMA schoolbus TO ${to};`,
+      `-- For the slot; and the role needs SELECT on every table that is listed, and INSERT, UPDATE, DELETE where schools write.`,
+      `ALTER ROLE ${to} REPLICATION;`,
+      "COMMIT;",
+      "",
+    ].join("\n")
+  })
 
 export const migrateHub = (pg: PostgresPool): Effect.Effect<void, PostgresError | HubMigrationRefused> =>
   Effect.gen(function* () {
@@ -35,9 +63,7 @@ export const migrateHub = (pg: PostgresPool): Effect.Effect<void, PostgresError 
         const [known] = yield* session.query<{ present: boolean }>(`SELECT to_regclass('schoolbus.migrations') IS NOT NULL AS present`)
         if (known?.present !== true) {
           yield* session.execute(`CREATE SCHEMA IF NOT EXISTS schoolbus`)
-          yield* session.execute(
-            `CREATE TABLE schoolbus.migrations (number integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL, at timestamptz NOT NULL DEFAULT now())`,
-          )
+          yield* session.execute(MIGRATIONS)
         }
         const applied = yield* session.query<{ number: number; sha256: string }>(`SELECT number, sha256 FROM schoolbus.migrations ORDER BY number`)
         const newest = files.at(-1)?.number ?? 0
