@@ -1,6 +1,7 @@
 /** What runs on the VPS: its layers, wired once. */
 import { mkdir } from "node:fs/promises"
 import { join } from "node:path"
+import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
@@ -32,6 +33,8 @@ import { hubStatus } from "./status/hub.ts"
 import { hubConflicts, hubQuarantine, hubRuns } from "./status/hub-records.ts"
 import { Apply } from "./up/apply.ts"
 import { Tables } from "./up/tables.ts"
+import { tendQuarantine } from "./up/tend.ts"
+import { forgetTimes } from "./up/times.ts"
 
 export interface HubOptions {
   readonly config: string
@@ -46,6 +49,8 @@ export interface HubOptions {
 const backoff = Schedule.min([Schedule.exponential("500 millis"), Schedule.spaced("15 seconds")]).pipe(Schedule.jittered)
 /** While another hub holds the slot. */
 const STANDBY_MS = 2_000
+/** Between two looks at what waits in quarantine. */
+const TEND_MS = 10_000
 /** One request of the link: a part of a batch is the largest. */
 const MAX_BODY_BYTES = 16 * 1024 * 1024
 const IDLE_SECONDS = 250
@@ -104,6 +109,17 @@ const refuseUnsafeKeys = ({ tables }: Catalog, known: ReadonlyArray<Shape>) => {
   return problems.length === 0 ? Effect.void : Effect.fail(new CatalogRefused({ problems }))
 }
 
+/** What waits in quarantine for something of head office is looked at from time to time. */
+const tend = (pg: PostgresPool, tables: Context.Service.Shape<typeof Tables>) =>
+  Effect.gen(function* () {
+    let after = ""
+    const round = Effect.gen(function* () {
+      after = yield* tendQuarantine(pg, { ...tables, tables: yield* tables.all }, after)
+    })
+    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(round, { log: "Debug" }), Schedule.spaced(TEND_MS)))
+    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(forgetTimes(pg), { log: "Debug" }), Schedule.spaced("1 hour")))
+  })
+
 /** Runs until it is interrupted; its layers close in reverse. */
 const hub = (options: HubOptions, config: Config) =>
   Effect.gen(function* () {
@@ -142,6 +158,7 @@ const hub = (options: HubOptions, config: Config) =>
       ),
       (server) => Effect.promise(() => server.stop()),
     ).pipe(Effect.tap((server) => Effect.logInfo(`hub listens on http://${options.host}:${server.port}`)))
+    yield* tend(pg, yield* Tables)
     return yield* streamLoop({ url: options.databaseUrl, pg, config })
   })
 

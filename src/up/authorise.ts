@@ -82,6 +82,8 @@ export const formRefusal = (
   }
   for (const column of Object.keys(change.mine)) {
     const known = shape.columns.get(column)
+    // Of a column that head office dropped, an empty value says nothing.
+    if (known === undefined && change.mine[column] === null) continue
     if (known === undefined || !table.columns.some((c) => c.name === column))
       return { reason: "unknown_column", detail: `${name} has no column ${column} at head office` }
     if (known.generated) return { reason: "generated_column", detail: `${column} of ${name} is computed by Postgres and cannot be written` }

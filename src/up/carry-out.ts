@@ -216,6 +216,9 @@ const mergedOf = (work: Work, after: Row | null, altered: Outcome["altered"]): O
   return [...byColumn.values()]
 }
 
+/** Values without those of columns that are no longer there: only empty ones get so far. */
+const present = (values: Row, shape: Shape): Row => Object.fromEntries(Object.entries(values).filter(([name]) => shape.columns.has(name)))
+
 /** Values without those that cannot travel: their base is unknown. */
 const known = (values: RowChange["base"]): Row =>
   Object.fromEntries(Object.entries(values).flatMap(([name, value]) => (isRefused(value) ? [] : [[name, value] as const])))
@@ -231,7 +234,7 @@ const startWork = (change: RowChange, table: Table, shape: Shape): Work => {
     id: rowId(change.table, change.key),
     key: textsOf(table, table.key, old),
     base: change.op === "insert" ? {} : { ...known(change.base), ...old },
-    mine: keyed ? { ...known(change.mine), ...now } : known(change.mine),
+    mine: present(keyed ? { ...known(change.mine), ...now } : known(change.mine), shape),
     respelled: new Set(),
     theirs: null,
     theirsAt: null,

@@ -9,19 +9,18 @@
  *     discard        the school's change is given up
  */
 import * as Effect from "effect/Effect"
-import { wireKey } from "../model/key.ts"
-import type { Table, UniqueRule } from "../model/table.ts"
+import type { Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
 import type { PostgresError, Session } from "../postgres/client.ts"
 import { carryOut, type Ground, type Outcome } from "./carry-out.ts"
 import { currentKey, type RowChange } from "./coalesce.ts"
 import { DecideRefused } from "./refused.ts"
 import { alone, type Kept, lockKept, settle } from "./quarantine.ts"
-import { changeOfRecord, closeQuarantined, keptChange, type Origin } from "./records.ts"
+import { changeOfRecord, closeQuarantined, keptChange } from "./records.ts"
 import type { Row } from "./resolve.ts"
 import { columnOf, type Place, readRow, spellRow, writeRow } from "./rows.ts"
 import { readShapes, type Shape } from "./shape.ts"
-import { type Clash, findClashes, suggest, visible } from "./unique.ts"
+import { findClashes, suggest, visible } from "./unique.ts"
 
 export type UniqueChoice =
   | { readonly keep: "rename_local"; readonly value?: unknown; readonly unlessFree?: true }
@@ -44,113 +43,17 @@ export interface UniqueConflict {
   readonly undo: string | null
 }
 
-const refuse = (code: DecideRefused["code"], message: string): DecideRefused => new DecideRefused({ code, message })
+export const refuse = (code: DecideRefused["code"], message: string): DecideRefused => new DecideRefused({ code, message })
 const isWire = (value: unknown): value is Wire => value === null || ["string", "number", "boolean"].includes(typeof value)
-const keyOf = (table: Table, row: Row): ReadonlyArray<Wire> => table.key.map((name) => row[name] ?? null)
-const sameColumns = (json: string | null, columns: ReadonlyArray<string>): boolean => json === JSON.stringify(columns)
+export const keyOf = (table: Table, row: Row): ReadonlyArray<Wire> => table.key.map((name) => row[name] ?? null)
 
-type Ground0 = Pick<Ground, "tables" | "had" | "times">
+export type Ground0 = Pick<Ground, "tables" | "had" | "times">
 
-/** Records where quarantined rows clash, and carries out what the table's rule says about them. */
-export const recordClashes = (
-  session: Session,
-  ground: Ground0,
-  origin: Origin,
-  quarantined: ReadonlyMap<Outcome, string>,
-): Effect.Effect<void, PostgresError> =>
-  Effect.gen(function* () {
-    for (const [outcome, quarantine] of quarantined) {
-      const { row, refusal, wanted, shape } = outcome
-      const table = ground.tables.get(row.table)
-      if (refusal?.reason !== "unique" || wanted === null || shape === null || table === undefined) continue
-      const clashes = yield* findClashes(session, table, shape, wanted)
-      const known = yield* session.query<{ id: string; unique_columns: string }>(
-        "SELECT id::text AS id, unique_columns FROM schoolbus.conflicts WHERE quarantine = $1::text::uuid AND status = 'open'",
-        [quarantine],
-      )
-      for (const { id, unique_columns } of known) {
-        if (clashes.some((clash) => sameColumns(unique_columns, clash.columns))) continue
-        yield* session.execute(
-          "UPDATE schoolbus.conflicts SET status = 'resolved', winner = 'school', decided_by = 'a later edit of the school', decided_at = now() WHERE id = $1::text::uuid",
-          [id],
-        )
-      }
-      for (const clash of clashes) {
-        const id = known.find((one) => sameColumns(one.unique_columns, clash.columns))?.id ?? crypto.randomUUID()
-        const theirs = yield* visible(session, ground.tables, table, clash.other, origin.school)
-        yield* putClash(session, origin, outcome, quarantine, id, table, wanted, clash, theirs)
-      }
-      const rule = table.uniqueRule ?? "manual"
-      if (rule !== "manual") yield* byRule(session, ground, quarantine, rule)
-    }
-  })
-
-const putClash = (
-  session: Session,
-  origin: Origin,
-  { row }: Outcome,
-  quarantine: string,
-  id: string,
-  table: Table,
-  wanted: Row,
-  { columns, column, suggestion }: Clash,
-  theirs: Row | null,
-): Effect.Effect<unknown, PostgresError> => {
-  const values = columns.map((name) => String(wanted[name] ?? "")).join(", ")
-  const reason = theirs === null ? `${columns.join(", ")} is taken: ${values}` : `another row has ${columns.join(", ")} = ${values}`
-  return session.execute(
-    `INSERT INTO schoolbus.conflicts
-       (id, school, incarnation, batch, change_id, table_name, row_key, column_name, base, mine, theirs, kept, winner, strategy, reason, status, kind, hold, mine_at,
-        unique_columns, suggestion, quarantine)
-     VALUES ($1::text::uuid, $2, $3::text::uuid, $4::text::bigint, $5::text::bigint, $6, $7, $8, NULL, $9, $10, NULL, 'open', $11, $12, 'open', 'unique', true,
-             to_timestamp($13::text::float8 / 1000), $14, $15, $16::text::uuid)
-     ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, change_id = excluded.change_id, row_key = excluded.row_key, mine = excluded.mine, theirs = excluded.theirs,
-       reason = excluded.reason, mine_at = excluded.mine_at, suggestion = excluded.suggestion`,
-    [
-      id,
-      origin.school,
-      origin.incarnation,
-      String(origin.number),
-      String(row.changes.at(-1)?.id ?? 0),
-      row.table,
-      wireKey(currentKey(row)),
-      column,
-      JSON.stringify(wanted),
-      theirs === null ? null : JSON.stringify(theirs),
-      table.uniqueRule ?? "manual",
-      reason,
-      String(row.at),
-      JSON.stringify(columns),
-      suggestion === null ? null : JSON.stringify(suggestion),
-      quarantine,
-    ],
-  )
-}
-
-const COLUMNS =
+export const CLASH_COLUMNS =
   "id::text AS id, school, table_name, column_name, unique_columns, mine, theirs, suggestion, quarantine::text AS quarantine, status, undo"
 
-/** The rule decides each clash of the change, or leaves it to a person where it cannot. */
-const byRule = (session: Session, ground: Ground0, quarantine: string, rule: Exclude<UniqueRule, "manual">): Effect.Effect<void, PostgresError> =>
-  Effect.gen(function* () {
-    for (;;) {
-      const [conflict] = yield* session.query<UniqueConflict>(
-        `SELECT ${COLUMNS} FROM schoolbus.conflicts WHERE quarantine = $1::text::uuid AND status = 'open' ORDER BY unique_columns LIMIT 1`,
-        [quarantine],
-      )
-      if (conflict === undefined) return
-      yield* session.execute("SAVEPOINT by_rule")
-      const failed = yield* decideClash(session, ground, conflict, { keep: rule }, "rule", "school").pipe(
-        Effect.as(false),
-        Effect.catchTag("DecideRefused", () => Effect.succeed(true)),
-      )
-      yield* session.execute(failed ? "ROLLBACK TO SAVEPOINT by_rule; RELEASE SAVEPOINT by_rule" : "RELEASE SAVEPOINT by_rule")
-      if (failed) return
-    }
-  })
-
 /** What a decision keeps for its undoing. */
-interface Undo {
+export interface Undo {
   readonly keep: UniqueChoice["keep"]
   /** The change as it was kept. */
   readonly change: string
@@ -377,63 +280,3 @@ export const repointMerged = (
       if (table !== undefined) yield* repoint(session, ground, school, table, JSON.parse(mine) as Row, JSON.parse(kept) as Row)
     }
   })
-
-/** Takes the decision back, as far as nobody has written there since. */
-export const undoClash = (
-  session: Session,
-  ground: Ground0,
-  conflict: UniqueConflict,
-  by: string,
-): Effect.Effect<void, DecideRefused | PostgresError> =>
-  Effect.gen(function* () {
-    const table = ground.tables.get(conflict.table_name)
-    const shape = (yield* readShapes(session, [conflict.table_name])).get(conflict.table_name)
-    if (table === undefined || shape === undefined) return yield* refuse("not_possible", `table ${conflict.table_name} is no longer synced`)
-    if (conflict.undo === null) return yield* refuse("not_possible", "what was decided here cannot be taken back; edit the row")
-    const { keep, change, own, other } = JSON.parse(conflict.undo) as Undo
-    const isStill = (place: Place, now: Row) =>
-      Effect.map(readRow(session, place), (row) => row !== null && Object.entries(now).every(([name, value]) => row[name] === value))
-    const otherPlace: Place | null = other === null ? null : { table, shape, key: other.key }
-    if (other !== null && otherPlace !== null && !(yield* isStill(otherPlace, other.now)))
-      return yield* refuse("not_possible", "the other row has been written again since; change it by hand")
-    if (keep === "keep_local" && other !== null && otherPlace !== null) {
-      // The two trade values; a third one stands in between.
-      const [name, value] = Object.entries(other.now)[0] ?? ["", null]
-      const mine: Place = { table, shape, key: keyOf(table, JSON.parse(conflict.mine ?? "{}") as Row) }
-      const free = yield* suggest(session, table, shape, name, { ...((yield* readRow(session, otherPlace)) ?? {}) })
-      yield* writeRow(session, otherPlace, { [name]: free }, true)
-      yield* writeRow(session, mine, { [name]: value }, true)
-      yield* writeRow(session, otherPlace, other.was, true)
-      return yield* setUndone(session, conflict, "vps", { ...(JSON.parse(conflict.mine ?? "{}") as Row), [name]: value }, by)
-    }
-    if (own !== null) {
-      const place: Place = { table, shape, key: own.key }
-      if (!(yield* isStill(place, own.now))) return yield* refuse("not_possible", "the row has been written again since; change it by hand")
-      yield* writeRow(session, place, own.set, true)
-      return yield* setUndone(session, conflict, "school", { ...(JSON.parse(conflict.mine ?? "{}") as Row), ...own.set }, by)
-    }
-    if (keep === "merge" || keep === "discard" || keep === "keep_remote") {
-      if (other !== null && otherPlace !== null) yield* writeRow(session, otherPlace, other.was, true)
-      const opened = yield* session.execute(
-        "UPDATE schoolbus.quarantine SET status = 'open', change = $2, decided_by = NULL, decided_at = NULL WHERE id = $1::text::uuid AND status = 'discarded'",
-        [conflict.quarantine, change],
-      )
-      if (opened === 0) return yield* refuse("not_possible", "the rest of the change has been written; edit the row")
-      yield* session.execute(
-        "UPDATE schoolbus.conflicts SET status = 'open', winner = 'open', kept = NULL, undo = NULL, decided_by = $2, decided_at = now() WHERE id = $1::text::uuid",
-        [conflict.id, by],
-      )
-      return
-    }
-    return yield* refuse("not_possible", "what was decided here cannot be taken back; edit the row")
-  })
-
-const setUndone = (session: Session, conflict: UniqueConflict, winner: string, kept: Row, by: string): Effect.Effect<void, PostgresError> =>
-  Effect.asVoid(
-    session.execute(
-      "UPDATE schoolbus.conflicts SET winner = $2, kept = $3, undo = NULL, decided_by = $4, decided_at = now() WHERE id = $1::text::uuid",
-      [conflict.id, winner, JSON.stringify(kept), by],
-    ),
-  )
-
-export const CLASH_COLUMNS = COLUMNS

@@ -204,6 +204,15 @@ export const settle = (
   by: string,
 ): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
+    yield* closeWith(session, kept, outcomes, by)
+    yield* retryDependants(session, { ...ground, ...alone, school: kept.school }, arrivedIn(outcomes))
+  })
+
+const arrivedIn = (outcomes: ReadonlyArray<Outcome>): ReadonlySet<string> =>
+  new Set(outcomes.flatMap(({ row, decision }) => (decision?.write === "insert" ? [row.table] : [])))
+
+const closeWith = (session: Session, kept: Kept, outcomes: ReadonlyArray<Outcome>, by: string): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
     const origin = { school: kept.school, incarnation: kept.incarnation, number: Number(kept.batch) }
     yield* record(
       session,
@@ -212,8 +221,6 @@ export const settle = (
       nothingOpen,
     )
     yield* closeQuarantined(session, [[kept.id, "retried", by]])
-    const arrived = new Set(outcomes.flatMap(({ row, decision }) => (decision?.write === "insert" ? [row.table] : [])))
-    if (arrived.size > 0) yield* retryDependants(session, { ...ground, ...alone, school: kept.school }, arrived)
   })
 
 /** Changes that waited for a row which has just arrived are tried again in the same transaction. */
@@ -229,18 +236,39 @@ export const retryDependants = (session: Session, ground: Ground, arrived: Reado
         WHERE school = $1 AND status = 'open' AND reason IN ('dependant', 'foreign_key', 'no_audience') AND table_name = ANY ($2::text[]) ORDER BY at, id LIMIT ${DEPENDANTS_AT_ONCE} FOR UPDATE`,
       [ground.school, children],
     )
+    yield* retryKept(session, ground, waiting)
+  })
+
+/** Tries kept changes of the school together; what can be written is, and what waited for that follows. Answers the others. */
+export const retryKept = (
+  session: Session,
+  ground: Ground,
+  waiting: ReadonlyArray<Kept>,
+): Effect.Effect<ReadonlyMap<Outcome, string>, PostgresError> =>
+  Effect.gen(function* () {
+    const left = new Map<Outcome, string>()
     const rows = waiting.flatMap((kept) => {
       const row = changeOfRecord(kept.id, kept.change)
       return row === null ? [] : [{ kept, row }]
     })
-    if (rows.length === 0) return
+    if (rows.length === 0) return left
     const outcomes = yield* carryOut(
       session,
       { ...ground, ...alone },
       rows.map(({ row }) => row),
     )
+    // All are closed before anything else is tried: none may be carried out twice.
+    const written: Array<Outcome> = []
     for (const [i, outcome] of outcomes.entries()) {
       const kept = rows[i]?.kept
-      if (kept !== undefined && outcome.refusal === null) yield* settle(session, ground, kept, [outcome], "the row that it refers to has arrived")
+      if (kept === undefined) continue
+      if (outcome.refusal !== null) left.set(outcome, kept.id)
+      else {
+        written.push(outcome)
+        yield* closeWith(session, kept, [outcome], "the row that it refers to has arrived")
+      }
     }
+    const arrived = arrivedIn(written)
+    if (arrived.size > 0) yield* retryDependants(session, ground, arrived)
+    return left
   })

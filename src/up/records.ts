@@ -239,7 +239,7 @@ export const closeQuarantined = (session: Session, rows: ReadonlyArray<ReadonlyA
       params,
     ),
     session.execute(
-      `UPDATE schoolbus.conflicts c SET status = 'resolved', decided_by = u.u2, decided_at = now(),
+      `UPDATE schoolbus.conflicts c SET status = 'resolved', hold = false, decided_by = u.u2, decided_at = now(),
               winner = CASE WHEN u.u1 = 'discarded' THEN 'vps' ELSE 'school' END, kept = CASE WHEN u.u1 = 'discarded' THEN c.theirs ELSE c.mine END
          FROM ${from} WHERE c.quarantine = u.u0::uuid AND c.status = 'open'`,
       params,

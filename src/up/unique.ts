@@ -51,11 +51,12 @@ const readIndexes = (session: Session, table: string): Effect.Effect<ReadonlyArr
 
 const X = (i: number): string => ident(`schoolbus x${i}`)
 
-/** `SELECT 1::int AS "a", …` of a row's values, in the types of the table. */
+/** `$1::text::int AS "a"`, … of a row's values, in the types of the table. */
 const valuesOf = (shape: Shape, table: Table, row: Row, from: number) => {
   const names = [...shape.columns.keys()]
   return {
-    sql: names.map((name, i) => `$${from + i}::text::${shape.columns.get(name)?.base ?? "text"} AS ${ident(name)}`).join(", "),
+    names,
+    columns: names.map((name, i) => `$${from + i}::text::${shape.columns.get(name)?.base ?? "text"} AS ${ident(name)}`),
     params: names.map((name) => wireToText(columnOf(table, name)?.kind ?? "text", row[name] ?? null)),
   }
 }
@@ -68,7 +69,7 @@ const clashIn = (session: Session, table: Table, shape: Shape, index: UniqueInde
   const keys = table.key.map((name) => wireToText(columnOf(table, name)?.kind ?? "text", row[name] ?? null))
   return Effect.map(
     session.texts(
-      `WITH mine AS (SELECT ${values.sql}), v AS (SELECT ${index.keys.map(({ expr }, i) => `(${expr}) AS ${X(i)}`).join(", ")} FROM mine ${index.predicate === null ? "" : `WHERE ${index.predicate}`})
+      `WITH mine AS (SELECT ${values.columns.join(", ")}), v AS (SELECT ${index.keys.map(({ expr }, i) => `(${expr}) AS ${X(i)}`).join(", ")} FROM mine ${index.predicate === null ? "" : `WHERE ${index.predicate}`})
        SELECT ${columns.map((column) => `t.${ident(column.name)}`).join(", ")} FROM ${qualified(table.name)} t, v
         WHERE ${index.keys.map(({ expr }, i) => `(${expr}) = v.${X(i)}`).join(" AND ")} ${index.predicate === null ? "" : `AND (${index.predicate})`}
           AND NOT (${sameKey.join(" AND ")}) LIMIT 1`,
@@ -107,6 +108,32 @@ export const candidatesFor = (value: Wire, type: string, count: number): Readonl
 
 const countUp = (value: string, count: number): ReadonlyArray<Wire> => Array.from({ length: count }, (_, i) => String(BigInt(value) + BigInt(i) + 1n))
 
+/** Of the candidates for `column`, the positions of those that clash in no row of this index. */
+const freeIn = (
+  session: Session,
+  table: Table,
+  shape: Shape,
+  index: UniqueIndex,
+  row: Row,
+  column: string,
+  candidates: ReadonlyArray<string>,
+): Effect.Effect<ReadonlySet<number>, PostgresError> => {
+  const { [column]: _, ...others } = row
+  const values = valuesOf(shape, table, others, 3)
+  const own = (i: number) => `coalesce(u.c, $${i + 3}::text)::${shape.columns.get(column)?.base ?? "text"} AS ${ident(column)}`
+  const mine = values.names.map((name, i) => (name === column ? own(i) : values.columns[i])).join(", ")
+  return Effect.map(
+    session.texts(
+      `WITH mine AS (SELECT ${mine}, u.n AS ${ident("schoolbus n")} FROM unnest($1::text[], $2::text[]) AS u (c, n)),
+            v AS (SELECT ${index.keys.map(({ expr }, i) => `(${expr}) AS ${X(i)}`).join(", ")}, ${ident("schoolbus n")}, (${index.predicate ?? "true"}) AS ${ident("schoolbus p")} FROM mine)
+       SELECT v.${ident("schoolbus n")} FROM v WHERE NOT coalesce(v.${ident("schoolbus p")}, false) OR NOT EXISTS (
+         SELECT 1 FROM ${qualified(table.name)} t WHERE ${index.keys.map(({ expr }, i) => `(${expr}) = v.${X(i)}`).join(" AND ")} ${index.predicate === null ? "" : `AND (${index.predicate})`})`,
+      [candidates, candidates.map((_, i) => String(i)), ...values.params],
+    ),
+    (rows) => new Set(rows.map(([n]) => Number(n))),
+  )
+}
+
 /** A value for `column` with which the row clashes in no index; null when none was found. */
 export const suggest = (session: Session, table: Table, shape: Shape, column: string, row: Row): Effect.Effect<Wire, PostgresError> =>
   Effect.gen(function* () {
@@ -116,13 +143,14 @@ export const suggest = (session: Session, table: Table, shape: Shape, column: st
     const isCount = (known.kind === "bigint" || known.kind === "numeric") && /^-?\d+$/.test(String(value))
     const candidates =
       known.type === "uuid" ? [crypto.randomUUID()] : isCount ? countUp(String(value), CANDIDATES) : candidatesFor(value, known.type, CANDIDATES)
-    const indexes = (yield* readIndexes(session, table.name)).filter((index) => index.columns.includes(column))
-    for (const candidate of candidates) {
-      let isFree = true
-      for (const index of indexes) isFree &&= (yield* clashIn(session, table, shape, index, { ...row, [column]: candidate })) === null
-      if (isFree) return candidate
+    const texts = candidates.map((candidate) => wireToText(known.kind, candidate) ?? "")
+    let free = candidates.map((_, i) => i)
+    for (const index of yield* readIndexes(session, table.name)) {
+      if (!index.columns.includes(column)) continue
+      const found = yield* freeIn(session, table, shape, index, row, column, texts)
+      free = free.filter((i) => found.has(i))
     }
-    return null
+    return free[0] === undefined ? null : (candidates[free[0]] ?? null)
   })
 
 /** Where `row` clashes with other rows of head office, index by index. */

@@ -53,7 +53,8 @@ export const openOffice = async (ddl: string, rules: Readonly<Record<string, Rul
     system: false,
   }))
   const catalog = await owner.runPromise(Effect.flatMap(Postgres, (pg) => pg.tx((session) => readCatalog(session, wanted))))
-  if (catalog.problems.length > 0) throw new Error(catalog.problems.join("\n"))
+  const problems = [...catalog.problems, ...catalog.found.flatMap((found) => found.problems.map(({ text }) => text))]
+  if (problems.length > 0) throw new Error(problems.join("\n"))
   const all = new Map(catalog.tables.map((table) => [table.name, table]))
 
   const url = options.role === undefined ? db.url : Object.assign(new URL(db.url), { username: options.role }).href

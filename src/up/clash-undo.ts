@@ -1,0 +1,66 @@
+/** A decision about a unique value, taken back: as far as nobody has written there since. */
+import * as Effect from "effect/Effect"
+import type { PostgresError, Session } from "../postgres/client.ts"
+import { type Ground0, keyOf, refuse, type Undo, type UniqueConflict } from "./clash.ts"
+import type { DecideRefused } from "./refused.ts"
+import type { Row } from "./resolve.ts"
+import { type Place, readRow, writeRow } from "./rows.ts"
+import { readShapes } from "./shape.ts"
+import { suggest } from "./unique.ts"
+
+export const undoClash = (
+  session: Session,
+  ground: Ground0,
+  conflict: UniqueConflict,
+  by: string,
+): Effect.Effect<void, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
+    const table = ground.tables.get(conflict.table_name)
+    const shape = (yield* readShapes(session, [conflict.table_name])).get(conflict.table_name)
+    if (table === undefined || shape === undefined) return yield* refuse("not_possible", `table ${conflict.table_name} is no longer synced`)
+    if (conflict.undo === null) return yield* refuse("not_possible", "what was decided here cannot be taken back; edit the row")
+    const { keep, change, own, other } = JSON.parse(conflict.undo) as Undo
+    const isStill = (place: Place, now: Row) =>
+      Effect.map(readRow(session, place), (row) => row !== null && Object.entries(now).every(([name, value]) => row[name] === value))
+    const otherPlace: Place | null = other === null ? null : { table, shape, key: other.key }
+    if (other !== null && otherPlace !== null && !(yield* isStill(otherPlace, other.now)))
+      return yield* refuse("not_possible", "the other row has been written again since; change it by hand")
+    if (keep === "keep_local" && other !== null && otherPlace !== null) {
+      // The two trade values; a third one stands in between.
+      const [name, value] = Object.entries(other.now)[0] ?? ["", null]
+      const mine: Place = { table, shape, key: keyOf(table, JSON.parse(conflict.mine ?? "{}") as Row) }
+      const free = yield* suggest(session, table, shape, name, { ...((yield* readRow(session, otherPlace)) ?? {}) })
+      yield* writeRow(session, otherPlace, { [name]: free }, true)
+      yield* writeRow(session, mine, { [name]: value }, true)
+      yield* writeRow(session, otherPlace, other.was, true)
+      return yield* setUndone(session, conflict, "vps", { ...(JSON.parse(conflict.mine ?? "{}") as Row), [name]: value }, by)
+    }
+    if (own !== null) {
+      const place: Place = { table, shape, key: own.key }
+      if (!(yield* isStill(place, own.now))) return yield* refuse("not_possible", "the row has been written again since; change it by hand")
+      yield* writeRow(session, place, own.set, true)
+      return yield* setUndone(session, conflict, "school", { ...(JSON.parse(conflict.mine ?? "{}") as Row), ...own.set }, by)
+    }
+    if (keep === "merge" || keep === "discard" || keep === "keep_remote") {
+      if (other !== null && otherPlace !== null) yield* writeRow(session, otherPlace, other.was, true)
+      const opened = yield* session.execute(
+        "UPDATE schoolbus.quarantine SET status = 'open', change = $2, decided_by = NULL, decided_at = NULL WHERE id = $1::text::uuid AND status = 'discarded'",
+        [conflict.quarantine, change],
+      )
+      if (opened === 0) return yield* refuse("not_possible", "the rest of the change has been written; edit the row")
+      yield* session.execute(
+        "UPDATE schoolbus.conflicts SET status = 'open', winner = 'open', kept = NULL, undo = NULL, decided_by = $2, decided_at = now() WHERE id = $1::text::uuid",
+        [conflict.id, by],
+      )
+      return
+    }
+    return yield* refuse("not_possible", "what was decided here cannot be taken back; edit the row")
+  })
+
+const setUndone = (session: Session, conflict: UniqueConflict, winner: string, kept: Row, by: string): Effect.Effect<void, PostgresError> =>
+  Effect.asVoid(
+    session.execute(
+      "UPDATE schoolbus.conflicts SET winner = $2, kept = $3, undo = NULL, decided_by = $4, decided_at = now() WHERE id = $1::text::uuid",
+      [conflict.id, winner, JSON.stringify(kept), by],
+    ),
+  )
