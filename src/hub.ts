@@ -10,13 +10,14 @@ import { FeedChecks } from "./down/check.ts"
 import { Compare } from "./down/compare.ts"
 import { Feed } from "./down/feed.ts"
 import { feedTimes } from "./down/times.ts"
-import type { Shape } from "./down/shape.ts"
+import { pushedTable, type Shape } from "./down/shape.ts"
 import { CatalogRefused, prepare, runSource, type SourceError, slotName } from "./down/source.ts"
 import { Calls, hubSyncNow } from "./http/calls.ts"
 import { authFor, makeApp } from "./http/server.ts"
 import { conflictRoutes } from "./http/conflicts.ts"
 import { healthRoutes } from "./http/health.ts"
 import { linkRoutes } from "./http/link.ts"
+import { tableRoutes } from "./http/tables.ts"
 import { slotRoutes, syncRoutes } from "./http/sync.ts"
 import { verifyRoutes } from "./http/verify.ts"
 import { Libsql } from "./libsql/client.ts"
@@ -143,6 +144,7 @@ const hub = (options: HubOptions, config: Config) =>
       yield* syncRoutes,
       yield* conflictRoutes,
       yield* verifyRoutes,
+      yield* tableRoutes,
       yield* slotRoutes,
     ]
     const app = makeApp({ plugins, auth: authFor(options) })
@@ -176,10 +178,11 @@ const layers = (options: HubOptions) => {
   const tables = Layer.effect(
     Tables,
     Effect.gen(function* () {
-      const { tables: list, had } = yield* Feed
+      const { tables: list, had, manifest } = yield* Feed
       const db = yield* Libsql
       return {
-        all: Effect.map(list, (all) => new Map(all.map((entry) => [entry.name, entry.table]))),
+        all: Effect.map(list, (all) => new Map(all.map((entry) => [entry.name, pushedTable(entry)]))),
+        version: Effect.map(manifest(""), ({ version }) => version),
         had,
         times: (name, keys) => Effect.flatMap(list, (all) => feedTimes(db, all, name, keys)),
       }

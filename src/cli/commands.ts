@@ -191,6 +191,22 @@ export const COMMANDS: ReadonlyArray<Command> = [
     load: () => import("./verify.ts").then((m) => m.run),
   },
   {
+    name: "tables list",
+    summary: "each synced table: whether its changes flow, and if not, why",
+    args: [],
+    options: [...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus tables list", "schoolbus tables list --url http://127.0.0.1:4480 --json"],
+    load: () => import("./tables.ts").then((m) => m.list),
+  },
+  {
+    name: "tables resume",
+    summary: "accept a paused table as it is now at head office; its rows are read again and the schools follow",
+    args: ["name"],
+    options: [...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus tables resume students", "schoolbus tables resume library.books --json"],
+    load: () => import("./tables.ts").then((m) => m.resume),
+  },
+  {
     name: "slots",
     summary: "what each replication slot holds back; asks Postgres itself when --database-url is set",
     args: [],

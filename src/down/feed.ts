@@ -377,7 +377,7 @@ export class Feed extends Context.Service<
           const withReady = () =>
             feedTables.map((table) => {
               const shape = ready.get(table.id)
-              return shape === undefined ? table : { ...table, shape, loading: false, recheck: false }
+              return shape === undefined ? table : { ...table, table: shape.table, shape, loading: false, recheck: false }
             })
           const loading = new Set(feedTables.filter((table) => table.loading).map((table) => table.id))
           const touch = (audience: number) => void touched.set(audience, seq)
@@ -575,7 +575,10 @@ export class Feed extends Context.Service<
                     yield* renumber(table.id, classIn(table))
                   } else if (isUntold(table)) yield* resend(table)
                   else if (!table.recheck) return
-                  const shape: Shape = { ...table.shape, told: table.table }
+                  const { generation } = table.shape.told
+                  const [hub] = yield* tx.all<{ manifest: number }>("SELECT manifest FROM hub")
+                  const told: Table = generation === table.table.generation ? table.table : { ...table.table, keyedSince: (hub?.manifest ?? 0) + 1 }
+                  const shape: Shape = { ...table.shape, table: told, told }
                   yield* tx.run("UPDATE tables SET status = ?, after = NULL, recheck = 0, shape = ? WHERE id = ?", [
                     table.table.direction === "up" ? "hidden" : "ready",
                     JSON.stringify(shape),

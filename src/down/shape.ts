@@ -18,8 +18,8 @@ export interface Shape {
   readonly told: Table
   readonly oid: string
   readonly filenode: string
-  /** Postgres's number of each column, and how it computes it. */
-  readonly live: Readonly<Record<string, { readonly number: number; readonly expression: string }>>
+  /** Postgres's number of each column, and how its text comes about. */
+  readonly live: Readonly<Record<string, { readonly number: number; readonly spelling: Readonly<Record<string, string>> }>>
   /** Column numbers given so far. */
   readonly given: number
 }
@@ -33,7 +33,7 @@ export interface Pause {
 export interface Fitting {
   readonly kind: "fits"
   readonly shape: Shape
-  /** The rows must be read again: Postgres has written the table anew, or computes a column in another way. */
+  /** The rows must be read again: Postgres has written the table anew, or spells values in another way. */
   readonly compare: boolean
 }
 
@@ -55,7 +55,7 @@ export const firstShape = (table: Table, found: Found): Shape => {
 const standing = (found: Found): Pick<Shape, "oid" | "filenode" | "live"> => ({
   oid: found.oid ?? "",
   filenode: found.filenode,
-  live: Object.fromEntries([...found.columns].map(([name, { number, expression }]) => [name, { number, expression }])),
+  live: Object.fromEntries([...found.columns].map(([name, { number, spelling }]) => [name, { number, spelling }])),
 })
 
 /** `"character varying(40)"` -> base, limits; `"numeric(8,2)[]"` is its own base. */
@@ -176,17 +176,21 @@ const judgeColumns = (shape: Shape, found: Found, now: Table, sameDatabase: bool
   const isRewritten = sameDatabase && found.filenode !== shape.filenode
   const { columns, given, isKnown } = withNew(shape, found, now, isRewritten || !sameDatabase)
   const table: Table = { ...now, ...generationOf(accepted), columns }
-  const isComputedAnew = accepted.columns.some(
-    (column) => sameDatabase && (shape.live[column.name]?.expression ?? "") !== (found.columns.get(column.name)?.expression ?? ""),
-  )
+  const isSpelledAnew = accepted.columns.some(({ name: column }) => {
+    const spelling = found.columns.get(column)?.spelling ?? {}
+    return sameDatabase && Object.entries(shape.live[column]?.spelling ?? {}).some(([part, was]) => spelling[part] !== was)
+  })
   return {
     kind: "fits",
     shape: { table, told: toldWhile(shape, table, isKnown), ...standing(found), given },
-    compare: isRewritten || isComputedAnew,
+    compare: isRewritten || isSpelledAnew,
   }
 }
 
-const generationOf = (table: Table): Pick<Table, "generation"> => (table.generation === undefined ? {} : { generation: table.generation })
+const generationOf = (table: Table): Pick<Table, "generation" | "keyedSince"> => ({
+  ...(table.generation === undefined ? {} : { generation: table.generation }),
+  ...(table.keyedSince === undefined ? {} : { keyedSince: table.keyedSince }),
+})
 
 /** The accepted columns as they are now, and behind them the new ones. `isKnown`: it is known what older rows hold in a new one. */
 const withNew = (shape: Shape, found: Found, now: Table, isRewritten: boolean) => {
@@ -253,7 +257,7 @@ export const accept = (shape: Shape, found: Found, now: Table): Accepted => {
     now.key.every((name, i) => oldOf(name)?.name === accepted.key[i] && kindIn(now, name) === kindIn(accepted, accepted.key[i] ?? ""))
   if (found.oid !== shape.oid || !sameKey) {
     const columns = now.columns.map((column, i) => ({ ...column, number: i + 1 }))
-    const table: Table = { ...now, generation: (accepted.generation ?? 1) + 1, columns }
+    const table: Table = { ...now, generation: (accepted.generation ?? 1) + 1, keyedSince: Number.MAX_SAFE_INTEGER, columns }
     const told: Table = { ...shape.told, ...rulesOf(table) }
     return { kind: "accepted", shape: { table, told, ...standing(found), given: columns.length }, from: columns.map(() => null), send: "anew" }
   }
@@ -288,3 +292,10 @@ export const accept = (shape: Shape, found: Found, now: Table): Accepted => {
   const told: Table = sendAll ? { ...shape.told, ...rulesOf(table) } : table
   return { kind: "accepted", shape: { table, told, ...standing(found), given }, from, send: sendAll ? "all" : "differences" }
 }
+
+/** Pauses under which a school's changes may meet other rows than they mean, or none. */
+const UNNAMED = new Set(["key_changed", "table_replaced", "no_key", "column_replaced"])
+
+/** The table as a push is to see it. */
+export const pushedTable = ({ table, paused }: { readonly table: Table; readonly paused: Pause | null }): Table =>
+  paused !== null && UNNAMED.has(paused.code) ? { ...table, keyedSince: Number.MAX_SAFE_INTEGER } : table

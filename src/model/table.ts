@@ -96,6 +96,8 @@ export interface Table {
   readonly local: string
   /** Another number: rows are named anew, and what the school holds of the table is replaced as a whole. Absent = 1. */
   readonly generation?: number
+  /** Changes frozen under an older manifest name rows in another way than head office now does. */
+  readonly keyedSince?: number
   readonly columns: ReadonlyArray<Column>
   /** Primary key columns, in index order. */
   readonly key: ReadonlyArray<string>

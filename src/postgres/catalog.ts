@@ -52,8 +52,11 @@ export interface FoundColumn {
   readonly number: number
   /** What rows hold that are older than the column; null = NULL. Meaningless once the table has been written anew. */
   readonly missing: Wire
-  /** How a generated column is computed; "" = it is not. */
-  readonly expression: string
+  /**
+   * How its text comes about where that may change without a row changing: the expression of a generated column, the labels
+   * of an enum (by oid: a new one changes nothing), the parts of a composite type. "" = nothing of the kind.
+   */
+  readonly spelling: Readonly<Record<string, string>>
 }
 
 export interface Catalog {
@@ -126,8 +129,14 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         ORDER BY tbl, a.attnum`,
       [names],
     )
-    const domains = yield* session.query<{ oid: string; name: string; base: string }>(
-      `SELECT oid::text AS oid, typname::text AS name, typbasetype::text AS base FROM pg_catalog.pg_type`,
+    const domains = yield* session.query<{ oid: string; name: string; base: string; elem: string; spelling: string | null }>(
+      `SELECT t.oid::text AS oid, t.typname::text AS name, t.typbasetype::text AS base, CASE WHEN t.typcategory = 'A' THEN t.typelem::text ELSE '0' END AS elem,
+              CASE WHEN t.typtype = 'e' THEN (SELECT pg_catalog.json_object_agg(e.oid, e.enumlabel ORDER BY e.oid)::text FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid)
+                   WHEN t.typtype = 'c' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+                   THEN (SELECT pg_catalog.json_build_object('parts', pg_catalog.string_agg(a.attnum || ' ' || pg_catalog.format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum))::text
+                           FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped)
+              END AS spelling
+         FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace`,
     )
     const indexes = yield* session.query<{ tbl: string; is_primary: boolean; cols: string }>(
       `SELECT n.nspname || '.' || c.relname AS tbl, i.indisprimary AS is_primary,
@@ -160,6 +169,11 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
       while (type !== undefined && type.base !== "0") type = domainByOid.get(type.base)
       return type?.name ?? ""
     }
+    const spellingOf = (oid: string): Readonly<Record<string, string>> => {
+      let type = domainByOid.get(oid)
+      while (type !== undefined && (type.base !== "0" || type.elem !== "0")) type = domainByOid.get(type.base !== "0" ? type.base : type.elem)
+      return type?.spelling == null ? {} : (JSON.parse(type.spelling) as Record<string, string>)
+    }
     const relationByName = new Map(relations.map((row) => [row.tbl, row]))
     const toastable = new Map<string, Set<string>>()
 
@@ -177,7 +191,11 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         columns: new Map(
           mine.map(({ name: column, oid, number, missing, expression }) => [
             column,
-            { number, expression, missing: missing === null ? null : constantToWire(kindOf(baseName(oid)), missing) },
+            {
+              number,
+              spelling: expression === "" ? spellingOf(oid) : { expression },
+              missing: missing === null ? null : constantToWire(kindOf(baseName(oid)), missing),
+            },
           ]),
         ),
       })

@@ -59,7 +59,8 @@ export const watchTables = (pg: PostgresPool, tables: ReadonlyArray<string>): Ef
          UNION SELECT oid, name FROM rel
          UNION SELECT relnamespace, name FROM rel
          UNION SELECT i.indexrelid, r.name FROM rel r JOIN pg_index i ON i.indrelid = r.oid AND i.indisunique
-         UNION SELECT t.oid, t.name FROM typ t JOIN pg_type p ON p.oid = t.oid JOIN pg_namespace n ON n.oid = p.typnamespace WHERE n.nspname <> 'pg_catalog'),
+         UNION SELECT t.oid, t.name FROM typ t JOIN pg_type p ON p.oid = t.oid JOIN pg_namespace n ON n.oid = p.typnamespace WHERE n.nspname <> 'pg_catalog'
+         UNION SELECT p.typrelid, t.name FROM typ t JOIN pg_type p ON p.oid = t.oid WHERE p.typtype = 'c'),
        gone AS (DELETE FROM schoolbus.watched w WHERE NOT EXISTS (SELECT 1 FROM wanted n WHERE n.oid = w.oid AND n.name = w.name))
        INSERT INTO schoolbus.watched (oid, name) SELECT oid, name FROM wanted ON CONFLICT DO NOTHING`,
       [tables],

@@ -13,8 +13,8 @@ export interface CheckItem {
   readonly level: Level
   readonly message: string
 }
-/** `slots` and `nodes` exist at the hub, `link` and `verify` in a school. */
-export type CheckId = "postgres" | "stream" | "slots" | "nodes" | "link" | "lag" | "conflicts" | "devices" | "verify"
+/** `tables`, `slots` and `nodes` exist at the hub, `link` and `verify` in a school. */
+export type CheckId = "postgres" | "stream" | "tables" | "slots" | "nodes" | "link" | "lag" | "conflicts" | "devices" | "verify"
 
 /** One value for graphs: `label=value[unit];warning;critical;min`. */
 interface Perf {
@@ -86,6 +86,19 @@ const checkHub = (hub: HubSnapshot, boundsOf: BoundsOf, { items, perf }: Found):
 
   const { state, detail } = hub.stream
   push("stream", state === "streaming" ? "OK" : state === "down" ? "CRITICAL" : "WARNING", `stream ${state}${detail === "" ? "" : `: ${detail}`}`)
+
+  const halted = hub.tables.filter((table) => table.state === "paused")
+  const loading = hub.tables.filter((table) => table.state === "loading").length
+  push(
+    "tables",
+    halted.length > 0 ? "CRITICAL" : "OK",
+    halted.length > 0
+      ? `${halted.length} of ${hub.tables.length} tables paused: ${halted[0]?.reason ?? halted[0]?.table}`
+      : loading > 0
+        ? `${loading} of ${hub.tables.length} tables are being read`
+        : `${hub.tables.length} tables flow`,
+  )
+  perf.push({ label: "tables_paused", value: halted.length })
 
   const slot = hub.slot
   if (slot === null)
@@ -209,6 +222,7 @@ export const checkOf = (snapshot: Snapshot, only?: CheckId, given: Bounds = {}):
 const PERF_OF: Readonly<Record<CheckId, ReadonlyArray<string>>> = {
   postgres: [],
   stream: [],
+  tables: ["tables_paused"],
   slots: ["retained"],
   nodes: ["nodes_offline"],
   link: ["last_contact"],

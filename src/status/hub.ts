@@ -16,7 +16,7 @@ import { type OpenWork, readEstimates, readOpenWork, readSlots, recordHealth, ty
 import { runtimeName } from "../runtime.ts"
 import { VERSION } from "../version.ts"
 import { HubFactStore } from "./facts.ts"
-import { hubSentence, judgeHub, judgeSeen } from "./judge.ts"
+import { hubSentence, judgeHub, judgeSeen, pauseText } from "./judge.ts"
 import { recount } from "./recount.ts"
 import {
   type HubSnapshot,
@@ -218,6 +218,8 @@ const make = Effect.gen(function* () {
       const work = open.filter((one) => one.table === table.name)
       return {
         table: table.name,
+        state: table.paused !== null ? "paused" : table.loading ? "loading" : "active",
+        ...(table.paused === null ? {} : { reason: pauseText(table.name, table.paused.reason) }),
         pending: waitingByTable.get(table.id) ?? 0,
         failed: work.reduce((n, one) => n + one.failed, 0),
         synced: rows.get(table.id) ?? 0,
@@ -233,6 +235,7 @@ const make = Effect.gen(function* () {
       streamDetail: own.streamDetail,
       walStatus: slot?.walStatus ?? null,
       loading: own.loading.length,
+      paused: tables.flatMap((table) => (table.state === "paused" ? [table.reason ?? table.table] : [])),
       schools: states,
     })
     const totals = {

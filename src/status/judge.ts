@@ -125,12 +125,17 @@ export const judgeSeen = (facts: SchoolSeenFacts): Judged => {
   return { state: "up_to_date", reason: facts.said?.reason ?? "" }
 }
 
+/** Why a table's changes are not taken, and how they go on. */
+export const pauseText = (table: string, reason: string): string => `${reason}; its changes wait until: schoolbus tables resume ${table}`
+
 export interface HubOwnFacts {
   readonly postgres: boolean
   readonly stream: "starting" | "streaming" | "standby" | "down"
   readonly streamDetail: string
   readonly walStatus: string | null
   readonly loading: number
+  /** Why tables are paused, one sentence each. */
+  readonly paused?: ReadonlyArray<string>
   readonly schools: ReadonlyArray<State>
 }
 
@@ -146,6 +151,9 @@ export const judgeHub = (facts: HubOwnFacts): Judged => {
   if (facts.stream === "down") return { state: "stuck", reason: facts.streamDetail || "the replication stream is down; see the log" }
   if (facts.stream === "standby") return { state: "paused", reason: facts.streamDetail || "standby: another hub holds the slot" }
   if (facts.stream === "starting") return { state: "new", reason: facts.streamDetail || "starting" }
+  const [paused] = facts.paused ?? []
+  if (paused !== undefined)
+    return { state: "stuck", reason: (facts.paused ?? []).length === 1 ? paused : `${facts.paused?.length} tables are paused: ${paused}` }
   if (facts.loading > 0) return { state: "catching_up", reason: "the first copy of Postgres into the feed is under way" }
   const has = (state: State) => facts.schools.includes(state)
   const state: State = has("stuck")

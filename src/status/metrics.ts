@@ -43,6 +43,11 @@ const hubFamilies = (hub: HubSnapshot): ReadonlyArray<string> => {
       slot === null ? [] : oneOf(labels, "wal_status", WAL_STATUSES, slot.walStatus),
     ),
     family(
+      "table_state",
+      "Whether each table's changes are taken.",
+      hub.tables.flatMap((table) => oneOf({ table: table.table }, "state", ["active", "loading", "paused"], table.state ?? "active")),
+    ),
+    family(
       "node_state",
       "State of each school.",
       hub.schools.flatMap((school) => oneOf<State>({ node: school.school }, "state", STATES, school.state)),

@@ -31,6 +31,10 @@ export interface Counts {
 export interface TableStatus extends Counts {
   /** `"public.students"` */
   readonly table: string
+  /** At the hub. `loading`: its rows are being read and reach no school yet. `paused`: its changes are not taken. */
+  readonly state?: "active" | "loading" | "paused"
+  /** Why it is paused, and the remedy; absent when it is not. */
+  readonly reason?: string
   /** What is wrong with the table in the school's file, and what mends it; absent: nothing. */
   readonly fault?: string
 }

@@ -64,12 +64,13 @@ export class Apply extends Context.Service<
           })
         }
         const { had, times } = tables
-        const ground = { school: input.school, tables: yield* tables.all, had, ...(times && { times }) }
+        const isOlder = header.manifest < (tables.version === undefined ? 0 : yield* tables.version)
+        const ground = { school: input.school, tables: yield* tables.all, had, ...(times && { times }), manifest: header.manifest, isOlder }
         return yield* pg
           .tx((session) => applyBatch(session, input, decoded.ok, ground))
           .pipe(
             Effect.retry({
-              while: (error) => error._tag === "PostgresError" && /^(40001|40P01|55P03)$/.test(error.sqlstate),
+              while: (error) => error._tag === "PostgresError" && /^(40001|40P01|55P03|0A000|42P01|42703|42804)$/.test(error.sqlstate),
               schedule: Schedule.jittered(Schedule.exponential("50 millis")),
               times: RETRIES,
             }),
@@ -80,7 +81,12 @@ export class Apply extends Context.Service<
   )
 }
 
-const applyBatch = (session: Session, input: BatchInput, decoded: DecodedBatch, base: Pick<Ground, "school" | "tables" | "had" | "times">) =>
+const applyBatch = (
+  session: Session,
+  input: BatchInput,
+  decoded: DecodedBatch,
+  base: Pick<Ground, "school" | "tables" | "had" | "times" | "manifest" | "isOlder">,
+) =>
   Effect.gen(function* () {
     yield* setTimeouts(session)
     const last = yield* lockHead(session, input)

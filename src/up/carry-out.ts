@@ -29,7 +29,8 @@ import {
   textsOf,
 } from "./authorise.ts"
 import { type Canonical, canonicalise, textToWire } from "./canonical.ts"
-import { currentKey, rowId, type RowChange } from "./coalesce.ts"
+import { currentKey, rowId, type RowChange, type Values } from "./coalesce.ts"
+import { isEmptied, partLost, rekeyed } from "./lost.ts"
 import { matching, tupleText, unnest } from "./lists.ts"
 import { isOwnBaseRule } from "./merge.ts"
 import { type Compared, whichGreater } from "./order.ts"
@@ -42,6 +43,9 @@ import { isMovable, type Step, type Write, writeAll } from "./write.ts"
 
 export interface Ground {
   readonly school: string
+  /** Under which manifest the changes were frozen; absent: under the present one. */
+  readonly manifest?: number
+  readonly isOlder?: boolean
   readonly tables: ReadonlyMap<string, Table>
   readonly had: Tables["Service"]["had"]
   readonly times?: Tables["Service"]["times"]
@@ -67,6 +71,8 @@ export interface Outcome {
   readonly keyAfter: ReadonlyArray<Wire>
   /** Columns where Postgres stored another value than was sent. */
   readonly altered: ReadonlyArray<{ readonly column: string; readonly sent: Wire; readonly stored: Wire }>
+  /** What it says of columns that head office no longer has. */
+  readonly lost?: Values
 }
 
 interface Work extends Pointing, Leaving {
@@ -117,13 +123,21 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
     const places: Places = { tables: ground.tables, shapes }
     const refusals = new Map<RowChange, Refusal>()
     const works = new Map<RowChange, Work>()
+    const lost = new Map<RowChange, Values>()
     for (const change of changes) {
       if (change.op === "none") continue
       const table = ground.tables.get(change.table)
       const shape = shapes.get(change.table)
-      const refusal = formRefusal(table, shape, change.table, change, ground.keys)
-      if (refusal !== null || table === undefined || shape === undefined) refusals.set(change, refusal ?? notYours)
-      else works.set(change, startWork(change, table, shape))
+      const parted = table === undefined || shape === undefined ? null : partLost(change, table, shape, ground.isOlder === true)
+      const refusal =
+        (table === undefined ? null : rekeyed(table, ground.manifest)) ??
+        formRefusal(table, shape, change.table, parted?.change ?? change, ground.keys)
+      if (refusal !== null || table === undefined || shape === undefined || parted === null) {
+        refusals.set(change, refusal ?? notYours)
+        continue
+      }
+      if (Object.keys(parted.lost).length > 0) lost.set(change, parted.lost)
+      if (!isEmptied(parted.change) || isEmptied(change)) works.set(change, startWork(parted.change, table, shape))
     }
     const all = [...works.values()]
     yield* spell(session, all)
@@ -165,7 +179,18 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
         const refusal = refusals.get(change) ?? work?.refusal ?? null
         const decision: Decision | null = refusal === null ? { write: "nothing", set: {}, verdict: "applied", disagreements: [] } : null
         const wanted = work === undefined || work.decision === null ? null : work.row
-        return { row: change, decision, refusal, wanted, shape: work?.shape ?? null, after: null, keyAfter: currentKey(change), altered: [] }
+        const gone = refusal === null ? lost.get(change) : undefined
+        return {
+          row: change,
+          decision,
+          refusal,
+          wanted,
+          shape: work?.shape ?? null,
+          after: null,
+          keyAfter: currentKey(change),
+          altered: [],
+          ...(gone && { lost: gone }),
+        }
       }
       const { decision, table } = work
       const after = decision.write === "delete" ? null : decision.write === "nothing" ? work.theirs : { ...(work.theirs ?? {}), ...decision.set }
@@ -179,6 +204,7 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
         after,
         keyAfter,
         altered: [...mergedOf(work, after, altered.get(work) ?? [])],
+        ...(lost.has(change) && { lost: lost.get(change) ?? {} }),
       }
     })
   })

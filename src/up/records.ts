@@ -15,6 +15,7 @@ import { tupleText, unnest } from "./lists.ts"
 /** Batches for which a value that a trigger changed is remembered: by then the ledger row has long come down. */
 const STORED_BATCHES = 100
 
+const COLUMN_GONE = "head office, which dropped the column"
 const LATER_EDIT = "a later edit of the school"
 
 /** The batch that a record speaks of. */
@@ -132,6 +133,15 @@ export const record = (session: Session, origin: Origin, outcomes: ReadonlyArray
         for (const change of ids)
           exceptions.push({ id: change, verdict: "quarantined", reason, record: id, ...(change === last ? { hold: true } : {}) })
         continue
+      }
+      if (outcome.lost !== undefined) {
+        const id = randomUUID()
+        const names = Object.keys(outcome.lost).join(", ")
+        const said = keptChange({ ...row, mine: outcome.lost })
+        const detail = `head office no longer has column ${names} of ${row.table}; the rest of the change was carried out`
+        quarantined.push([id, ...originOf(origin, last), row.table, wireKey(keyAfter), row.op, said, "column_gone", detail])
+        closedChanges.push([id, "discarded", COLUMN_GONE])
+        exceptions.push({ id: last, verdict: decision.write === "nothing" ? "superseded" : "merged", reason: "column_gone", record: id })
       }
       for (const id of row.joined) closedChanges.push([id, row.op === "none" ? "discarded" : "retried", LATER_EDIT])
       const known = open.conflicts.get(rowId(row.table, row.key)) ?? []

@@ -17,6 +17,8 @@ export class Tables extends Context.Service<
   Tables,
   {
     readonly all: Effect.Effect<ReadonlyMap<string, Table>>
+    /** Version of the manifest that schools are told now. Without it no change counts as frozen under an older one. */
+    readonly version?: Effect.Effect<number>
     /**
      * Of these wire keys, those whose row the school has or had, as far as the feed remembers (tombstones included). Asked
      * only about rows that the school cannot see now, so that an edit of a row that head office deleted or moved away is

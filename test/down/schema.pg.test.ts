@@ -4,13 +4,15 @@ import { makeWorld, type School, type World } from "../support/world.ts"
 
 const schema = `
   CREATE TYPE mood AS ENUM ('glad', 'sad');
+  CREATE TYPE place AS (house text, room int);
   CREATE TABLE groups (id int PRIMARY KEY, name text NOT NULL);
   CREATE TABLE pupils (
-    id int PRIMARY KEY, school_id text NOT NULL, name varchar(40) NOT NULL DEFAULT '', points numeric(8,2) NOT NULL DEFAULT 0, code text, mood mood, extra text
+    id int PRIMARY KEY, school_id text NOT NULL, name varchar(40) NOT NULL DEFAULT '', points numeric(8,2) NOT NULL DEFAULT 0, code text, mood mood, extra text, place place
   );
   CREATE TABLE unlisted (id int PRIMARY KEY);
   INSERT INTO groups VALUES (1, 'one'), (2, 'two');
   INSERT INTO pupils (id, school_id, name, points, code, mood) VALUES (1, 'a', 'Amina', 1.5, 'c1', 'glad'), (2, 'a', 'Bilal', 2, 'c2', NULL), (3, 'b', 'Chidi', 3, 'c3', 'sad');
+  UPDATE pupils SET place = ('north', 1);
 `
 
 const tables = {
@@ -77,6 +79,8 @@ const kinds: ReadonlyArray<readonly [name: string, ddl: string, outcome: string,
   ["NOT NULL dropped", "ALTER TABLE pupils ALTER COLUMN name DROP NOT NULL; UPDATE pupils SET name = NULL WHERE id = 2", "flows", ""],
   ["a changed default", "ALTER TABLE pupils ALTER COLUMN points SET DEFAULT 9", "flows", ""],
   ["another enum value", "ALTER TYPE mood ADD VALUE 'calm'", "flows", ""],
+  ["an enum value with another name", "ALTER TYPE mood RENAME VALUE 'glad' TO 'happy'", "flows", ""],
+  ["a composite type with another part", "ALTER TYPE place ADD ATTRIBUTE floor int", "flows", ""],
   ["values rewritten in place", "ALTER TABLE pupils ALTER COLUMN extra TYPE text USING upper(name)", "flows", ""],
 ]
 
@@ -214,5 +218,158 @@ describe.each(["wal2json", "pgoutput"] as const)("%s: what is more than an addit
 
   test("a school that was away for all of them ends with the same rows", async () => {
     await same(world, away)
+  })
+})
+
+describe("edits that wait in a school while the schema changes", () => {
+  let world: World
+  let a: School
+  beforeAll(async () => {
+    world = await makeWorld(schema, { tables }, ["a", "b"])
+    a = await world.school("a")
+    await a.pull()
+  })
+  afterAll(() => world?.stop())
+
+  const goOn = async () => {
+    await world.run(world.feed.accept("public.pupils"))
+    await until(async () => (await pausedOf(world))["public.pupils"] === undefined, "the table to go on")
+  }
+  const records = () => world.sql`SELECT reason, status, change FROM schoolbus.quarantine ORDER BY at`
+
+  test("are kept on the columns that remain; what named a dropped column is recorded", async () => {
+    await a.write("UPDATE pupils SET points = '7.00', extra = 'mine' WHERE id = 1")
+    await a.write("UPDATE pupils SET extra = 'only this' WHERE id = 2")
+    await a.write("INSERT INTO pupils (id, school_id, name, points, code) VALUES (50, 'a', 'New', '1.00', 'n')")
+    await a.freeze()
+    await world.sql`ALTER TABLE pupils DROP COLUMN extra`
+    await until(async () => (await pausedOf(world))["public.pupils"] === "column_dropped", "the pause")
+    await goOn()
+    await world.settle()
+    await a.pull()
+    // Not undone before its verdict, and the column has left the school's file.
+    expect(await a.rows("SELECT points FROM pupils WHERE id = 1")).toEqual([{ points: "7.00" }])
+    expect(await a.rows("SELECT name FROM pragma_table_info('pupils') WHERE name = 'extra'")).toEqual([])
+    const [verdicts] = await a.push()
+    expect(verdicts?.exceptions.map(({ verdict, reason }) => [verdict, reason])).toEqual([
+      ["merged", "column_gone"],
+      ["superseded", "column_gone"],
+    ])
+    await same(world, a)
+    expect(await world.sql`SELECT points::text, name FROM pupils WHERE id IN (1, 50) ORDER BY id`).toEqual([
+      { points: "7.00", name: "Amina" },
+      { points: "1.00", name: "New" },
+    ])
+    expect((await records()).map(({ reason, status, change }) => [reason, status, JSON.parse(String(change)).mine])).toEqual([
+      ["column_gone", "discarded", { extra: "mine" }],
+      ["column_gone", "discarded", { extra: "only this" }],
+    ])
+    expect(await a.rows("SELECT count(*) AS n FROM changes")).toEqual([{ n: 0 }])
+  })
+
+  test("stay with their row when its column is renamed or another one goes before it", async () => {
+    await a.write("UPDATE pupils SET name = 'Own name' WHERE id = 1")
+    await a.freeze()
+    await world.sql`ALTER TABLE pupils DROP COLUMN code`
+    await world.sql`ALTER TABLE pupils RENAME COLUMN points TO score`
+    await world.sql`UPDATE pupils SET score = 9, name = 'Office name' WHERE id = 1`
+    await until(async () => (await pausedOf(world))["public.pupils"] !== undefined, "the pause")
+    await goOn()
+    await world.settle()
+    await a.pull()
+    expect(await a.rows("SELECT name, score FROM pupils WHERE id = 1")).toEqual([{ name: "Own name", score: "7.00" }])
+    await a.push()
+    await same(world, a)
+    expect(await world.sql`SELECT name, score::text FROM pupils WHERE id = 1`).toEqual([{ name: "Own name", score: "9.00" }])
+  })
+
+  test("are quarantined when their row can no longer be named", async () => {
+    await a.write("UPDATE pupils SET name = 'By the old key' WHERE id = 2")
+    await a.write("DELETE FROM pupils WHERE id = 50")
+    await a.freeze()
+    await world.sql`ALTER TABLE pupils DROP CONSTRAINT pupils_pkey, ADD COLUMN number int GENERATED ALWAYS AS IDENTITY, ADD PRIMARY KEY (number)`
+    await until(async () => (await pausedOf(world))["public.pupils"] === "key_changed", "the pause")
+    await goOn()
+    await until(async () => (await world.run(world.feed.tables)).every((table) => !table.loading), "the table to be read")
+    await world.settle()
+    await a.pull()
+    const [verdicts] = await a.push()
+    expect(verdicts?.exceptions.map(({ verdict, reason }) => [verdict, reason])).toEqual([
+      ["quarantined", "rekeyed"],
+      ["quarantined", "rekeyed"],
+    ])
+    await same(world, a)
+    expect(await world.sql`SELECT name FROM pupils WHERE id IN (2, 50) ORDER BY id`).toEqual([{ name: "Bilal" }, { name: "New" }])
+    // Under the new key the school writes as before.
+    await a.write("UPDATE pupils SET name = 'By the new key' WHERE id = 2")
+    await a.sync()
+    expect(await world.sql`SELECT name FROM pupils WHERE id = 2`).toEqual([{ name: "By the new key" }])
+    await same(world, a)
+  })
+})
+
+describe("a table that lost its shape", () => {
+  test("while the hub was down pauses alone; put back as it was it goes on by itself, with what it missed", async () => {
+    const world = await makeWorld(schema, { tables }, ["a"])
+    const a = await world.school("a")
+    await a.pull()
+    await world.halt()
+    await world.sql`ALTER TABLE pupils RENAME COLUMN points TO score`
+    await world.sql`UPDATE pupils SET score = 5 WHERE id = 1`
+    await world.sql`INSERT INTO groups VALUES (3, 'three')`
+    await world.restart()
+    expect(await pausedOf(world)).toEqual({ "public.pupils": "column_renamed" })
+    await same(world, a, "groups")
+    await world.sql`DELETE FROM pupils WHERE id = 2`
+    await world.sql`ALTER TABLE pupils RENAME COLUMN score TO points`
+    await same(world, a)
+    expect(await pausedOf(world)).toEqual({})
+    await world.stop()
+  })
+
+  test("is found by its rows and by looking, where there is no event trigger", async () => {
+    const world = await makeWorld(schema, { tables }, ["a"])
+    const a = await world.school("a")
+    await a.pull()
+    await world.sql`ALTER EVENT TRIGGER schoolbus_ddl DISABLE`
+    await world.sql`ALTER TABLE pupils ADD COLUMN late text`
+    await world.sql`UPDATE pupils SET late = 'x' WHERE id = 1`
+    await same(world, a)
+    await world.sql`ALTER TABLE pupils ALTER COLUMN points TYPE text`
+    await world.sql`UPDATE pupils SET points = 'many' WHERE id = 1`
+    await until(async () => (await pausedOf(world))["public.pupils"] === "type_changed", "the pause")
+    await world.stop()
+  })
+
+  test("never makes a DDL fail, and DDL elsewhere leaves no trace", async () => {
+    const world = await makeWorld(schema, { tables }, ["a"])
+    await world.sql`DELETE FROM schoolbus.schema_changes`
+    await world.sql`CREATE TABLE elsewhere (id int PRIMARY KEY, v text UNIQUE)`
+    await world.sql`ALTER TABLE unlisted ADD COLUMN x int`
+    await world.sql`DROP TABLE elsewhere`
+    await world.sql`CREATE INDEX CONCURRENTLY some_x ON unlisted (x)`
+    expect(await world.sql`SELECT * FROM schoolbus.schema_changes`).toEqual([])
+    await world.sql`CREATE UNIQUE INDEX CONCURRENTLY codes ON pupils (code)`
+    const watched = () => world.sql`SELECT 1 FROM schoolbus.watched WHERE oid = 'codes'::regclass`
+    await until(async () => (await watched()).length === 1, "the index to be watched")
+    await world.sql`DROP INDEX codes`
+    expect((await world.sql`SELECT command FROM schoolbus.schema_changes ORDER BY id`).map(({ command }) => command)).toEqual([
+      "CREATE INDEX",
+      "DROP INDEX",
+    ])
+    await world.sql`CREATE ROLE schoolbus_test_dba LOGIN`.catch(() => undefined)
+    await world.sql`ALTER TABLE unlisted OWNER TO schoolbus_test_dba`
+    await world.sql`ALTER TABLE pupils OWNER TO schoolbus_test_dba`
+    await world.sql.begin(async (tx) => {
+      await tx`SET LOCAL ROLE schoolbus_test_dba`
+      await tx`ALTER TABLE pupils ADD COLUMN by_dba text`
+    })
+    expect(await world.sql`SELECT object FROM schoolbus.schema_changes ORDER BY id DESC LIMIT 1`).toEqual([{ object: "public.pupils" }])
+    await world.sql`ALTER TABLE schoolbus.schema_changes RENAME TO away`
+    await world.sql`ALTER TABLE pupils ADD COLUMN still text`
+    await world.sql`ALTER TABLE schoolbus.away RENAME TO schema_changes`
+    await world.sql`REASSIGN OWNED BY schoolbus_test_dba TO CURRENT_USER`
+    await world.sql`DROP ROLE schoolbus_test_dba`
+    await world.stop()
   })
 })

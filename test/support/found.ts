@@ -9,7 +9,7 @@ export const foundOf = (table: Table, more: Partial<Found> = {}): Found => ({
   filenode: "16400",
   table,
   problems: [],
-  columns: new Map(table.columns.map((column, i) => [column.name, { number: i + 1, missing: null, expression: "" }])),
+  columns: new Map(table.columns.map((column, i) => [column.name, { number: i + 1, missing: null, spelling: {} }])),
   ...more,
 })
 

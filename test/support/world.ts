@@ -17,6 +17,7 @@ import { type Config, type ConfigInput, parseConfig } from "../../src/config.ts"
 import { FeedChecks } from "../../src/down/check.ts"
 import { Deliver, type RowsLine } from "../../src/down/deliver.ts"
 import { Feed } from "../../src/down/feed.ts"
+import { pushedTable } from "../../src/down/shape.ts"
 import { runSource } from "../../src/down/source.ts"
 import { feedTimes } from "../../src/down/times.ts"
 import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
@@ -47,6 +48,8 @@ export interface World {
   readonly settle: () => Promise<void>
   readonly school: (id: string) => Promise<School>
   readonly stop: () => Promise<void>
+  /** Ends the stream, as a hub that is down. */
+  readonly halt: () => Promise<void>
   /** Ends the stream and starts it again, as a restarted hub would; `config`: the hub reads another one. */
   readonly restart: (config?: ConfigInput) => Promise<void>
 }
@@ -92,7 +95,8 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
   const feed = Context.get(await inScope(Layer.build(feedLayer)), Feed)
   const checks = Context.get(await inScope(Layer.build(FeedChecks.layer)), FeedChecks)
   const tables = Layer.succeed(Tables, {
-    all: Effect.map(feed.tables, (list) => new Map(list.map((t) => [t.name, t.table]))),
+    all: Effect.map(feed.tables, (list) => new Map(list.map((t) => [t.name, pushedTable(t)]))),
+    version: Effect.map(feed.manifest(""), ({ version }) => version),
     had: feed.had,
     times: (name, keys) => Effect.flatMap(feed.tables, (list) => feedTimes(feedFile, list, name, keys)),
   })
@@ -229,6 +233,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
     run,
     settle,
     school: makeSchool,
+    halt: () => run(Effect.asVoid(Fiber.interrupt(stream))),
     restart: async (next) => {
       await run(Fiber.interrupt(stream))
       if (next !== undefined) parsed = parse(next)
