@@ -22,7 +22,7 @@ import { type WalMessage, type WalReader, WalStopped } from "../postgres/wal.ts"
 import { idleStep } from "./ack.ts"
 import { audienceOf } from "./audience.ts"
 import { tokenize } from "./body.ts"
-import { type Bracket, Brackets, isOvertaken, type ReadRow, settledRows, takeBracket } from "./bracket.ts"
+import { type Bracket, Brackets, isOvertaken, type ReadRow, settledRows, takeBracket, isVisible, parseSnapshot } from "./bracket.ts"
 import { EXAMPLES, FeedChecks, type TableCheck } from "./check.ts"
 import type { Compute } from "./computed.ts"
 import type { DecodeTable, Decoder } from "./decode.ts"
@@ -40,6 +40,9 @@ const REREAD_MS = 500
 
 /** Streamed txns that are remembered until a snapshot shows them; beyond this one is taken for that alone. */
 const REMEMBERED_TXNS = 10_000
+
+/** How often it is looked whether a streamed txn can be seen by others. */
+const VISIBLE_RETRY_MS = 5
 
 /** The flow starts again with a fresh catalog. `recheck`: id of a table that is to be compared as a whole then; null = none. */
 export class ShapeChanged extends Data.TaggedError("ShapeChanged")<{ readonly recheck: number | null; readonly message: string }> {}
@@ -258,17 +261,26 @@ export const runDown = (
       yield* appender.loaded(table)
     })
 
+    /** Looks at the catalog as the txn at hand left it: a commit is streamed before others can see it. */
+    const lookNow = Effect.gen(function* () {
+      for (;;) {
+        const [row] = yield* pg.query<{ snapshot: string }>("SELECT pg_current_snapshot()::text AS snapshot")
+        if (isVisible(parseSnapshot(row?.snapshot ?? ""), xid)) break
+        yield* Effect.sleep(VISIBLE_RETRY_MS)
+      }
+      yield* options.look
+    })
     const noticed = new Set<string>()
     /** A row with a column too many or too few: either it is older than the catalog, or the catalog has changed. */
     const notice = (table: FeedTable, column: string) => {
       const id = `${table.id} ${column}`
       if (noticed.has(id)) return Effect.void
       noticed.add(id)
-      return options.look
+      return lookNow
     }
     /** A row that says nothing under the present catalog, and never will: its table is compared as a whole. */
     const unreadable = Effect.fnUntraced(function* (table: FeedTable, detail: string) {
-      yield* options.look
+      yield* lookNow
       if (table.recheck || table.loading) return
       return yield* new ShapeChanged({ recheck: table.id, message: `a row of ${table.name} is of another shape (${detail}): comparing the table` })
     })
@@ -300,7 +312,7 @@ export const runDown = (
           case "put": {
             const { table } = event
             if (table.id === changesTable.id) {
-              yield* options.look
+              yield* lookNow
               break
             }
             if (isSignal(table)) {
