@@ -162,6 +162,9 @@ const layers = (options: SchoolOptions) => {
   ).pipe(Layer.provideMerge(base))
 }
 
+/** How often a file that cannot be written is tried again at the start. */
+const fileAgain = Schedule.spaced("2 seconds")
+
 /** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the file, 78 when the file is newer than this program. */
 export const runSchool = async (options: SchoolOptions): Promise<number> => {
   const stop = new AbortController()
@@ -174,7 +177,12 @@ export const runSchool = async (options: SchoolOptions): Promise<number> => {
   const program = Effect.gen(function* () {
     yield* Effect.promise(() => mkdir(options.dataDir, { recursive: true }))
     yield* lockFile(join(options.dataDir, "school.db"))
-    return yield* school(options).pipe(Effect.provide(layers(options)))
+    return yield* school(options).pipe(
+      Effect.provide(layers(options)),
+      Effect.tapErrorTag("LibsqlError", (error) => Effect.logWarning(`the school's file: ${error.message}`)),
+      // A program that holds the file's lock, or a full disk, is waited for.
+      Effect.retry({ while: (error) => error._tag === "LibsqlError" && /^SQLITE_(BUSY|LOCKED|FULL|IOERR)/.test(error.code), schedule: fileAgain }),
+    )
   }).pipe(
     Effect.scoped,
     Effect.as(0),

@@ -1,6 +1,7 @@
 import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import Database from "libsql"
 import { afterAll, beforeAll, expect, it } from "vitest"
 import { type HubLink, openHubLink } from "./support/hub-link.ts"
 import { program, startNode as startProcess, stop, until, upToDate } from "./support/node.ts"
@@ -125,6 +126,24 @@ it("an unknown key stops the node by name, and a good one lets it go on", async 
   const good = await startNode(dir, (await hub.key(school)).text)
   await upToDate(good)
   await stop(good)
+})
+
+it("a node that starts while a program holds the file's lock says so, waits and goes on", async () => {
+  const school = await newSchool()
+  const key = await hub.key(school)
+  const dir = newDir()
+  const first = await startNode(dir, key.text)
+  await upToDate(first)
+  await stop(first)
+  const holder = new Database(join(dir, "school.db"), { timeout: 5000 })
+  holder.exec("BEGIN IMMEDIATE")
+  const node = await startNode(dir, key.text)
+  await until("the node to say what it waits for", () => node.output().includes("database is locked"))
+  expect(node.child.exitCode).toBe(null)
+  holder.exec("ROLLBACK")
+  holder.close()
+  await upToDate(node)
+  await stop(node)
 })
 
 it("a copied file is noticed, stops by name, and goes on with a new life; nothing is lost or doubled", async () => {

@@ -38,9 +38,17 @@ export interface SchoolOwnFacts {
   readonly standingMs: number
 }
 
+/** The link's words when the school's own file is what fails. A lock of another program passes by itself. */
+const FILE_FAULT = /^SQLITE_(FULL|IOERR|CORRUPT|NOTADB|READONLY|CANTOPEN)/
+
 export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
   if (facts.stop !== null) return { state: "stuck", reason: (facts.link === "stopped" && facts.linkDetail) || stopReason(facts.stop) }
   if (facts.link === "stopped") return { state: "stuck", reason: facts.linkDetail || "the hub refuses this node; see its log" }
+  if (FILE_FAULT.test(facts.linkDetail))
+    return {
+      state: "stuck",
+      reason: `the school's file cannot be written (${facts.linkDetail}): see to the disk's free space and the folder's owner`,
+    }
   if (facts.paused) return { state: "paused", reason: "paused at head office; resume with: schoolbus schools resume" }
   const wait = facts.waits == null ? "" : waitReason(facts.waits)
   if (!facts.hasCut) return { state: "new", reason: facts.linkDetail || wait }
