@@ -28,8 +28,8 @@ export interface TerminalOptions {
   /** Minutes east of UTC that somebody set by hand, whatever the server says. */
   readonly zoneMinutes?: number
   readonly log?: (line: string) => void
-  /** How long an exchange took, and whether it was answered. */
-  readonly onExchange?: (ms: number, answered: boolean) => void
+  /** How long an exchange took, whether it was answered, and what it was. */
+  readonly onExchange?: (ms: number, answered: boolean, path: string) => void
 }
 
 interface Memory {
@@ -116,7 +116,7 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
     const startedAt = performance.now()
     const headers = character.headers(server.host, method === "POST")
     const answer = await exchange(server, wires, { method, path, body, version: character.version, headers }, { ...mishap, loseReply })
-    options.onExchange?.(performance.now() - startedAt, answer !== null)
+    options.onExchange?.(performance.now() - startedAt, answer !== null, path)
     if (
       answer !== null &&
       answer.date !== null &&

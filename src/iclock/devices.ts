@@ -7,6 +7,7 @@ import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Semaphore from "effect/Semaphore"
 import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import type { Manifest } from "../model/table.ts"
 import { isZone, timestamptz } from "./clock.ts"
@@ -210,7 +211,8 @@ export class Devices extends Context.Service<
 
       // What was read before a change is not kept after it.
       let generation = 0
-      let cached: { readonly state: School; readonly school: string; readonly devices: ReadonlyMap<string, Device> } | null = null
+      let cached: { readonly state: School; readonly school: string; readonly devices: Map<string, Device> } | null = null
+      const reading = Semaphore.makeUnsafe(1)
       const changed = Effect.sync(() => {
         generation++
         cached = null
@@ -219,25 +221,25 @@ export class Devices extends Context.Service<
 
       /** From now on this file may answer terminals also while it has no cut, e.g. in a new life. */
       const remember = db.write((tx) => tx.run("UPDATE schoolbus_state SET terminals = 1 WHERE terminals = 0"))
-      const known = Effect.suspend(() => {
-        if (cached !== null) return Effect.succeed(cached)
+      const readKnown = Effect.gen(function* () {
+        // Somebody else may have read it while this one waited.
+        if (cached !== null) return cached
         const before = generation
-        return Effect.gen(function* () {
-          const found = yield* db.read((tx) =>
-            Effect.gen(function* () {
-              const state = yield* readSchool(tx)
-              const [flag] = yield* tx.all<{ terminals: number }>("SELECT terminals FROM schoolbus_state")
-              return state === null ? null : { state, isNew: flag?.terminals === 0, devices: yield* readAll(tx) }
-            }),
-          )
-          if (found === null) return null
-          if (found.isNew) yield* remember
-          const devices = new Map(found.devices.map((row) => [row.serial, { ...row, memory: null }]))
-          const now = { state: found.state, school: found.state.school, devices }
-          if (before === generation) cached = now
-          return now
-        })
+        const found = yield* db.read((tx) =>
+          Effect.gen(function* () {
+            const state = yield* readSchool(tx)
+            const [flag] = yield* tx.all<{ terminals: number }>("SELECT terminals FROM schoolbus_state")
+            return state === null ? null : { state, isNew: flag?.terminals === 0, devices: yield* readAll(tx) }
+          }),
+        )
+        if (found === null) return null
+        if (found.isNew) yield* remember
+        const devices = new Map(found.devices.map((row): [string, Device] => [row.serial, { ...row, memory: null }]))
+        const now = { state: found.state, school: found.state.school, devices }
+        if (before === generation) cached = now
+        return now
       })
+      const known = Effect.suspend(() => (cached === null ? reading.withPermit(readKnown) : Effect.succeed(cached)))
 
       const rivalOf = (serial: string): DeviceMemory["rival"] => {
         const turns = seen.get(serial)?.turns ?? []
@@ -388,14 +390,20 @@ export class Devices extends Context.Service<
         const news = Object.entries(facts).filter(([name, value]) => value !== undefined && device[name as keyof DeviceFacts] !== value)
         if (news.length === 0) return Effect.void
         const set = news.map(([name]) => `${ident(name)} = ?`).join(", ")
-        return Effect.asVoid(
-          change((tx) =>
+        // The others stay as they are known: many terminals tell something at the same time.
+        const patch = Effect.sync(() => {
+          const before = cached?.devices.get(device.serial)
+          if (before !== undefined) cached?.devices.set(device.serial, { ...before, ...Object.fromEntries(news) })
+        })
+        return Effect.andThen(
+          db.write((tx) =>
             Effect.gen(function* () {
               yield* tx.run(`UPDATE devices SET ${set} WHERE serial = ?`, [...news.map(([, value]) => value as string | number), device.serial])
               // The other family is told about people in other words: everyone is queued anew.
               if (facts.family !== undefined && facts.family !== device.family) yield* markWhole(tx, device.id)
             }),
           ),
+          patch,
         )
       }
       const counted = (device: Device) =>

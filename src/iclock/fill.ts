@@ -211,7 +211,7 @@ export class Roster extends Context.Service<
           const steps = rosterSteps(input)
           for (const chunk of chunksOf(steps)) {
             yield* db.write((tx) => writeSteps(tx, state, device, chunk, now))
-            yield* commands.changed
+            yield* commands.changed(device.id)
           }
           const { listedAt } = input
           if (listedAt !== null && again !== "nothing") yield* db.write((tx) => forgetUnlisted(tx, device, listedAt))
@@ -253,7 +253,7 @@ export class Roster extends Context.Service<
           )
           // A terminal may have been approved, or a pin given, at head office.
           yield* devices.changed
-          yield* commands.changed
+          yield* commands.changed()
           const found = yield* read
           const again = marks.some((mark) => mark.tbl === "*") ? "failed" : "nothing"
           if (found !== null) {
@@ -284,7 +284,7 @@ export class Roster extends Context.Service<
             yield* markAll(tx)
           }),
         )
-        yield* commands.changed
+        yield* commands.changed()
       })
 
       const tellZones = Effect.gen(function* () {
@@ -301,7 +301,7 @@ export class Roster extends Context.Service<
               return true
             }),
           )
-          if (isTold) yield* commands.changed
+          if (isTold) yield* commands.changed(device.id)
         }
       })
 
@@ -337,7 +337,7 @@ export class Roster extends Context.Service<
                 return done
               }),
             )
-            yield* commands.changed
+            yield* commands.changed()
             return mapped
           }),
         )

@@ -175,8 +175,8 @@ export class Commands extends Context.Service<
     /** Asks a terminal that may have lost users whom it holds. */
     readonly suspect: (device: Device) => Effect.Effect<void, LibsqlError>
     readonly trim: Effect.Effect<void, LibsqlError>
-    /** To be said after others have queued or cancelled commands. */
-    readonly changed: Effect.Effect<void>
+    /** To be said after others have queued or cancelled commands, of one terminal or of all. */
+    readonly changed: (deviceId?: number) => Effect.Effect<void>
   }
 >()("schoolbus/iclock/Commands") {
   static readonly layer: Layer.Layer<Commands, never, Libsql | Devices> = Layer.effect(
@@ -186,12 +186,20 @@ export class Commands extends Context.Service<
       const devices = yield* Devices
       // Terminals with nothing due until then; what was read before a change is not kept after it.
       const idleUntil = new Map<number, number>()
-      let generation = 0
-      const changed = Effect.sync(() => {
-        generation++
-        idleUntil.clear()
-      })
-      const change = <A, E>(body: (tx: Tx) => Effect.Effect<A, E>) => Effect.tap(db.write(body), () => changed)
+      const generations = new Map<number, number>()
+      const forget = (deviceId: number): void => {
+        generations.set(deviceId, (generations.get(deviceId) ?? 0) + 1)
+        idleUntil.delete(deviceId)
+      }
+      const changed = (deviceId?: number) =>
+        Effect.sync(() => {
+          if (deviceId !== undefined) forget(deviceId)
+          else for (const id of [...idleUntil.keys()]) forget(id)
+        })
+      const noteIdle = (deviceId: number, generation: number | undefined, until: number): void => {
+        if (generations.get(deviceId) === generation) idleUntil.set(deviceId, until)
+      }
+      const change = <A, E>(device: Device, body: (tx: Tx) => Effect.Effect<A, E>) => Effect.tap(db.write(body), () => changed(device.id))
       const isIdle = (device: Device, now: number): boolean => (idleUntil.get(device.id) ?? 0) > now
 
       /** Terminals that have had people sent before, or have told whom they hold: nobody on them is overwritten unasked. */
@@ -210,9 +218,24 @@ export class Commands extends Context.Service<
           return true
         })
 
+      interface Reading {
+        readonly due: ReadonlyArray<Due>
+        readonly expired: ReadonlyArray<{ readonly id: number }>
+        readonly cleared: Due | undefined
+        readonly unsafe: string | null
+        readonly askWho: boolean
+        readonly isOpen: boolean
+      }
+      const NOTHING: Reading = { due: [], expired: [], cleared: undefined, unsafe: null, askWho: false, isOpen: false }
+
       /** Commands that are due; how long there is nothing to do when there are none. */
-      const readDue = (tx: Tx, device: Device, now: number) =>
+      const readDue = (tx: Tx, device: Device, now: number): Effect.Effect<Reading, LibsqlError> =>
         Effect.gen(function* () {
+          const [open] = yield* tx.all<{ n: number; people: number }>(
+            `SELECT count(*) AS n, count(pin) AS people FROM device_commands WHERE device_id = ? AND ${OPEN}`,
+            [device.id],
+          )
+          if ((open?.n ?? 0) === 0) return NOTHING
           // People who are about to be queued in other words wait for that.
           const [whole] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_roster_dirty WHERE tbl = ?) AS n", [`=${device.id}`])
           const fill = whole?.n !== 1 && (yield* mayFill(tx, device))
@@ -232,12 +255,8 @@ export class Commands extends Context.Service<
               : due.some(({ id, command }) => id < cleared.id && command === "INFO") || (yield* isAsked(tx, device, cleared.id))
                 ? "waiting for the terminal to tell how many punches it holds"
                 : yield* unsafeToClear(tx, device)
-          const [open] = yield* tx.all<{ n: number; people: number }>(
-            `SELECT count(*) AS n, count(pin) AS people FROM device_commands WHERE device_id = ? AND ${OPEN}`,
-            [device.id],
-          )
           const askWho = !fill && whole?.n !== 1 && (open?.people ?? 0) > 0 && !(yield* wasAsked(tx, device))
-          return { due: unsafe === null ? due : due.filter((one) => one !== cleared), expired, cleared, unsafe, askWho, isOpen: (open?.n ?? 0) > 0 }
+          return { due: unsafe === null ? due : due.filter((one) => one !== cleared), expired, cleared, unsafe, askWho, isOpen: true }
         })
       const wasAsked = (tx: Tx, device: Device) =>
         Effect.map(
@@ -275,10 +294,10 @@ export class Commands extends Context.Service<
         Effect.gen(function* () {
           const now = yield* Clock.currentTimeMillis
           if (isIdle(device, now)) return null
-          const before = generation
+          const before = generations.get(device.id)
           const { due, expired, cleared, unsafe, askWho, isOpen } = yield* db.read((tx) => readDue(tx, device, now))
           if (askWho) {
-            yield* change((tx) =>
+            yield* change(device, (tx) =>
               Effect.flatMap(Effect.orDie(devices.school(tx)), ({ school }) =>
                 queueCommands(tx, { school, deviceId: device.id, now }, [{ command: QUERY_USERS, pin: null, expiresMs: RESEND_MS * MAX_ATTEMPTS }]),
               ),
@@ -286,7 +305,7 @@ export class Commands extends Context.Service<
             return yield* takeAgain(device)
           }
           if (due.length === 0 && expired.length === 0 && unsafe === null) {
-            if (before === generation) idleUntil.set(device.id, isOpen ? now + 1000 : Number.MAX_SAFE_INTEGER)
+            noteIdle(device.id, before, isOpen ? now + 1000 : Number.MAX_SAFE_INTEGER)
             return null
           }
           const dialect = dialectOf(device, now)
@@ -322,7 +341,7 @@ export class Commands extends Context.Service<
                 ])
             }),
           )
-          if (sent.length === 0 && before === generation) idleUntil.set(device.id, now + 1000)
+          if (sent.length === 0) noteIdle(device.id, before, now + 1000)
           return sent.length === 0 ? null : text
         })
       const takeAgain = (device: Device): Effect.Effect<string | null, LibsqlError> => Effect.suspend(() => take(device))
@@ -403,7 +422,7 @@ export class Commands extends Context.Service<
         Effect.gen(function* () {
           if (answers.length === 0) return
           const now = timestamptz(yield* Clock.currentTimeMillis)
-          const lacking = yield* change((tx) => Effect.forEach(answers, (answer) => settle(tx, device, answer, now)))
+          const lacking = yield* change(device, (tx) => Effect.forEach(answers, (answer) => settle(tx, device, answer, now)))
           const unsupported = new Set([...unsupportedOf(device), ...lacking.flatMap((name) => (name === null ? [] : [name]))])
           yield* devices.learn(device, { unsupported: [...unsupported].sort().join(",") })
         })
@@ -414,7 +433,7 @@ export class Commands extends Context.Service<
         if (asked instanceof DeviceRefused) return yield* asked
         if (device.status !== "approved") return yield* notApproved(device)
         const now = yield* Clock.currentTimeMillis
-        const ids = yield* change((tx) =>
+        const ids = yield* change(device, (tx) =>
           Effect.gen(function* () {
             const state = yield* devices.school(tx)
             const isClear = asked.text === CLEAR_LOG
@@ -463,7 +482,7 @@ export class Commands extends Context.Service<
               )
             }),
           )
-          if (queued.length > 0) yield* changed
+          if (queued.length > 0) yield* changed(device.id)
         })
 
       const trim = Effect.gen(function* () {

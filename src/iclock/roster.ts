@@ -166,19 +166,25 @@ export const rosterSteps = (roster: Roster): ReadonlyArray<RosterStep> => {
 
 const ident = (name: string): string => `"${name.replaceAll('"', '""')}"`
 
-/** Rows of terminals that come from head office: a school's own node writes and knows them already. */
+/** Columns of the sync's own tables that head office may have written otherwise than this node did. */
+const WATCHED: Readonly<Record<string, ReadonlyArray<string>>> = {
+  "schoolbus.devices": ["status", "zone", "name", "pinned_address"],
+  "schoolbus.device_user_mappings": ["person_table", "person_id", "to_at"],
+}
+
+/** Rows of terminals that come from head office with news: a school's own node knows what it wrote itself. */
 const deviceTriggers = (manifest: Manifest): ReadonlyArray<{ readonly name: string; readonly sql: string }> =>
-  manifest.tables
-    .filter(({ name }) => ["schoolbus.devices", "schoolbus.device_user_mappings"].includes(name))
-    .flatMap(({ local }) =>
-      ["INSERT", "UPDATE"].map((event) => {
-        const name = `schoolbus_roster_${local}_${event.charAt(0).toLowerCase()}`
-        return {
-          name,
-          sql: `CREATE TRIGGER ${ident(name)} AFTER ${event} ON ${ident(local)} WHEN (SELECT active FROM schoolbus_deliver WHERE id = 1) = 1 BEGIN ${markSql(`'${local}'`)}; END`,
-        }
-      }),
-    )
+  manifest.tables.flatMap(({ name: table, local }) => {
+    const columns = WATCHED[table]
+    if (columns === undefined) return []
+    const isNews = columns.map((column) => `OLD.${ident(column)} IS NOT NEW.${ident(column)}`).join(" OR ")
+    const trigger = (suffix: string, event: string, condition: string) => {
+      const name = `schoolbus_roster_${local}_${suffix}`
+      const when = `(SELECT active FROM schoolbus_deliver WHERE id = 1) = 1${condition}`
+      return { name, sql: `CREATE TRIGGER ${ident(name)} AFTER ${event} ON ${ident(local)} WHEN ${when} BEGIN ${markSql(`'${local}'`)}; END` }
+    }
+    return [trigger("i", "INSERT", ""), trigger("u", "UPDATE", ` AND (${isNews})`)]
+  })
 
 const markSql = (local: string): string =>
   `INSERT INTO schoolbus_roster_dirty (tbl, taken) SELECT ${local}, 0 WHERE NOT EXISTS (SELECT 1 FROM schoolbus_roster_dirty WHERE tbl = ${local} AND taken = 0)`

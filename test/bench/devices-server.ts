@@ -19,7 +19,7 @@ if (kind === "bare") {
   // Everything is confirmed: what is measured is a terminal with nothing to do.
   await node.program("UPDATE device_commands SET status = 'done'")
   await node.program("UPDATE device_user_sync_status SET status = 'synced'")
-  await node.run(node.commands.changed)
+  await node.run(node.commands.changed())
   say(node.port, node.school.path)
 }
 process.stdin.on("end", () => process.exit(0)).resume()
