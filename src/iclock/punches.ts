@@ -76,25 +76,36 @@ export const unknownOf = (tx: Tx, punches: ReadonlyArray<Stamped>): Effect.Effec
         },
       )
 
+const OWNER = (column: string): string => `(SELECT ${column} FROM device_user_mappings WHERE school = ?2 AND device_id = ?15 AND pin = ?4)`
+
+const readOwners = (
+  tx: Tx,
+  school: string,
+  deviceId: number,
+  punches: ReadonlyArray<Stamped>,
+): Effect.Effect<ReadonlyMap<string, Owner>, LibsqlError> =>
+  Effect.map(
+    tx.values(
+      "SELECT pin, person_table, person_id FROM device_user_mappings WHERE school = ? AND device_id = ? AND pin IN (SELECT value FROM json_each(?))",
+      [school, deviceId, JSON.stringify([...new Set(punches.map(({ record }) => record.pin))])],
+    ),
+    (rows) => new Map(rows.map(([pin, table, id]) => [String(pin), { table: String(table), id: String(id) }])),
+  )
+
 /** Stores what is new; a punch that is there already, under whatever id, is left as it is. The number of new ones. */
 export const storePunches = (tx: Tx, upload: PunchUpload, records: ReadonlyArray<Stamped>): Effect.Effect<number, LibsqlError> =>
   Effect.gen(function* () {
     if (records.length === 0) return 0
     const { school, device, now, skewMs } = upload
-    const pins = [...new Set(records.map(({ record }) => record.pin))]
-    const mappings = yield* tx.values(
-      "SELECT pin, person_table, person_id FROM device_user_mappings WHERE school = ? AND device_id = ? AND pin IN (SELECT value FROM json_each(?))",
-      [school, device.id, JSON.stringify(pins)],
-    )
-    const owners = new Map(mappings.map(([pin, table, id]): [string, Owner] => [String(pin), { table: String(table), id: String(id) }]))
-    const punches = records.map((one) => ({ ...one, owner: owners.get(one.record.pin) ?? null }))
     const received = timestamptz(now)
     const skew = skewMs === null ? null : BigInt(Math.round(skewMs / 1000))
+    const id = BigInt(device.id)
+    // One statement for everything, owners included: every further one is a way to the worker and back under the write lock.
     const failures = yield* tx.many(
-      `INSERT INTO punches (id, school, device_serial, pin, at, status, verify, at_utc, zone, skew_seconds, work_code, raw, person_table, person_id, flags, received_at)
-       VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
-      punches.map(({ id, record, at, owner }) => [
-        id,
+      `INSERT INTO punches (id, school, device_serial, pin, at, status, verify, at_utc, zone, skew_seconds, work_code, raw, flags, received_at, person_table, person_id)
+       VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,${OWNER("person_table")},${OWNER("person_id")})`,
+      records.map(({ id: key, record, at }) => [
+        key,
         school,
         device.serial,
         record.pin,
@@ -106,14 +117,19 @@ export const storePunches = (tx: Tx, upload: PunchUpload, records: ReadonlyArray
         skew,
         record.workCode,
         record.raw,
-        owner?.table ?? null,
-        owner?.id ?? null,
         flagOf(at, now, skewMs),
         received,
+        id,
       ]),
     )
     const refused = new Set(failures.map((failure) => failure.index))
-    const stored = punches.filter((_, index) => !refused.has(index))
-    yield* makeAttendance(tx, upload, stored)
+    const stored = records.filter((_, index) => !refused.has(index))
+    if (upload.manifest.devices?.attendance === undefined || stored.length === 0) return stored.length
+    const owners = yield* readOwners(tx, school, device.id, stored)
+    yield* makeAttendance(
+      tx,
+      upload,
+      stored.map((one) => ({ ...one, owner: owners.get(one.record.pin) ?? null })),
+    )
     return stored.length
   })

@@ -188,9 +188,6 @@ const hear = (device: Device, options: ReadonlyMap<string, string>): Effect.Effe
     if ((row?.n ?? 0) > facts.users_reported) yield* (yield* Commands).suspect(device)
   })
 
-/** 3.x terminals that told what they are; they say it again after a restart of this node. */
-const registered = new Set<string>()
-
 const handshake = ({ device }: Admitted, query: ReadonlyMap<string, string>) =>
   Effect.gen(function* () {
     const pushver = query.get("pushver")
@@ -202,7 +199,8 @@ const handshake = ({ device }: Admitted, query: ReadonlyMap<string, string>) =>
       offset_told: offsetMinutes(device.zone, now),
     })
     if (isAccess) {
-      return accepted(registered.has(device.serial) ? `registry=ok\n${registryCode(device.serial)}\n${accessOptions(device.serial)}` : "OK")
+      // What it is stood in the file before this handshake: it has registered.
+      return accepted(device.family === "acc" ? `registry=ok\n${registryCode(device.serial)}\n${accessOptions(device.serial)}` : "OK")
     }
     return accepted(handshakeReply(device, now))
   })
@@ -346,7 +344,6 @@ export const exchange = (
       case "devicecmd":
         return yield* devicecmd(admitted, request, body)
       case "registry":
-        registered.add(serial)
         yield* (yield* Devices).learn(device, { family: "acc" })
         yield* hear(device, parseOptions(body))
         return accepted(registryCode(serial))

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest"
-import { type AttendancePunch, type AttendanceRule, attendanceRow, concerns } from "../../src/iclock/attendance.ts"
+import { type AttendancePunch, type AttendanceRule, attendanceRow, concerns, isDayOff, isOurs, statusFor } from "../../src/iclock/attendance.ts"
 import type { Column, Table } from "../../src/model/table.ts"
 import type { Cell } from "../../src/model/value.ts"
 import { column, table } from "../support/school-file.ts"
@@ -100,4 +100,36 @@ it("a table about pupils is not about a teacher who punches", () => {
   expect(concerns(rule([key, pupil, at], { references }))).toBe(true)
   expect(concerns({ ...rule([key, pupil, at], { references }), people: table("teachers", []) })).toBe(false)
   expect(concerns({ ...rule([key, pupil, at]), people: table("teachers", []) })).toBe(true)
+})
+
+describe("hours and days", () => {
+  const hours = { from: "07:30", graceMinutes: 10, days: { friday: "08:00" } }
+  const values = { present: "P", late: "L", out: "O" }
+  it.each([
+    ["2026-03-03 07:30:00", true, "P"],
+    ["2026-03-03 07:40:59", true, "P"],
+    ["2026-03-03 07:41:00", true, "L"],
+    // A Friday begins later.
+    ["2026-03-06 08:05:00", true, "P"],
+    ["2026-03-06 08:11:00", true, "L"],
+    ["2026-03-03 13:00:00", false, "O"],
+  ])("at %s, first of the day %s: %s", (wall, isFirst, status) =>
+    expect(statusFor({ table: "t", person: "p", at: "a", hours, values }, wall, isFirst)).toBe(status),
+  )
+  it("without hours nobody is late; without words for them the usual ones stand", () => {
+    expect(statusFor({ table: "t", person: "p", at: "a" }, "2026-03-03 23:00:00", true)).toBe("present")
+    expect(statusFor({ table: "t", person: "p", at: "a", hours }, "2026-03-03 23:00:00", true)).toBe("late")
+    expect(isOurs({ table: "t", person: "p", at: "a" }, "late")).toBe(true)
+    expect(isOurs({ table: "t", person: "p", at: "a", values }, "excused")).toBe(false)
+  })
+  const calendar = { table: "t", person: "p", at: "a", weekend: ["friday", "saturday"], holidays: ["2026-12-25", "2026-12-28/2027-01-03"] }
+  it.each([
+    ["2026-03-05", false],
+    ["2026-03-06", true],
+    ["2026-12-25", true],
+    ["2026-12-24", false],
+    ["2026-12-28", true],
+    ["2027-01-03", true],
+    ["2027-01-04", false],
+  ])("%s is a day off: %s", (day, off) => expect(isDayOff(calendar, day)).toBe(off))
 })

@@ -19,6 +19,11 @@ interface Expected {
 const punches = (...rows: ReadonlyArray<ReadonlyArray<string>>): Stored => ["SELECT pin, at, status, verify FROM punches ORDER BY at, pin", rows]
 const users = (...rows: ReadonlyArray<ReadonlyArray<string | null>>): Stored => ["SELECT pin, name, card FROM schoolbus_iclock_user", rows]
 
+const KEPT_NOTHING: Stored = [
+  "SELECT (SELECT count(*) FROM schoolbus_iclock_event) + (SELECT count(*) FROM schoolbus_iclock_reject) + (SELECT count(*) FROM schoolbus_iclock_user)",
+  [[0n]],
+]
+
 const expected: Readonly<Record<string, Expected>> = {
   "speedface-v5l-2.4.1-handshake": { body: OPTIONS },
   "speedface-v5l-2.4.1-options": { body: "OK", stored: ["SELECT model, users_reported FROM devices", [["SpeedFace-V5L[TD]", 214n]]] },
@@ -42,6 +47,25 @@ const expected: Readonly<Record<string, Expected>> = {
   "access-3.1.2-push": { body: /^ServerVersion=3\.1\.2\n(.*\n)+TimeoutSec=10\n$/ },
   "access-3.1.2-rtlog": { body: "OK", stored: punches(["7", "2025-03-03 07:41:15", "0", "15"]) },
   "access-3.1.2-tabledata-user": { body: "user=1", stored: users(["7", "Amina Okafor", null]) },
+  "speedface-v5l-2.4.1-errorlog": { body: "OK", stored: ["SELECT count(*) FROM schoolbus_iclock_event", [[1n]]] },
+  "speedface-v5l-2.4.1-biophoto": { body: "OK: 2", stored: KEPT_NOTHING },
+  "k40-6.60-userinfo": { body: "OK: 1", stored: users(["1201", "Amina Okafor", "123456789"]) },
+  "k40-6.60-attlog-key-value": { body: "OK: 1", stored: punches(["7", "2025-03-03 07:41:15", "0", "1"]) },
+  "oldest-http-1.0-devicecmd-query": { body: "OK" },
+  "oldest-http-1.0-operlog-opstamp": { body: "OK: 2", stored: users(["7", "Amina", "123456789"]) },
+  "access-3.1.2-handshake": { body: "OK", stored: ["SELECT family, push_version FROM devices", [["acc", "3.1.2"]]] },
+  "access-3.1.2-querydata-user": { body: "user=2", stored: users(["7", "Amina Okafor", "123456789"], ["9", "Head", null]) },
+  "access-3.1.2-querydata-options": {
+    body: "OK",
+    stored: ["SELECT model, firmware, users_reported, punches_reported FROM devices", [["SenseFace 2A", "ZAM70-NF20-Ver1.0.6", 2n, 31n]]],
+  },
+  "access-3.1.2-tabledata-transaction": { body: "transaction=2", stored: punches(["7", "2025-03-03 07:41:15", "0", "15"]) },
+  "access-3.1.2-rtstate": { body: "OK" },
+  "access-3.1.2-devicecmd": { body: "OK" },
+  "access-3.1.2-rtdata": { body: /^DateTime=\d{9},ServerTZ=\+0300$/ },
+  "access-3.1.2-ping": { body: "OK" },
+  "damaged-utf16-attlog": { body: /^OK: \d+$/, stored: punches() },
+  "damaged-two-lengths": { body: "not understood", status: 400, stored: punches() },
   "damaged-attlog-lines": { body: "OK: 4", stored: punches(["7", "2025-03-03 07:41:15", "0", "1"], ["9", "2025-03-03 07:41:17", "0", "1"]) },
   "damaged-cut-body": { body: null, stored: punches() },
   "damaged-tls-hello": { body: "not understood", status: 400 },

@@ -410,3 +410,57 @@ it("noise on the port is answered or dropped, never acknowledged, and the next t
   expect((await node.get(`/iclock/getrequest?SN=${SN}`)).body).toBe("OK")
   expect(node.rows("SELECT count(*) FROM punches")).toEqual([[0n]])
 })
+
+it("any bytes as an upload: OK is said for lines that stand in the file, and the same bytes again add no row", async () => {
+  await open()
+  await node.approve(SN, "UTC")
+  const word = fc.oneof(
+    fc.constantFrom(
+      "7",
+      "007",
+      "2026-03-03 07:41:15",
+      "2026-13-41 07:41:15",
+      "\t",
+      "\t",
+      "\n",
+      "\r\n",
+      "USER PIN=3",
+      "FP PIN=1\tTMP=AA==",
+      "OPLOG 4",
+      "=",
+      "\0",
+    ),
+    fc.string({ unit: "binary", maxLength: 6 }),
+  )
+  const body = fc.array(word, { minLength: 1, maxLength: 40 }).map((words) => words.join(""))
+  const tables = ["ATTLOG", "OPERLOG", "rtlog", "tabledata", "ERRORLOG", "nonsense"]
+  const held = () =>
+    node.rows(
+      "SELECT (SELECT count(*) FROM punches), (SELECT count(*) FROM schoolbus_iclock_user), (SELECT count(*) FROM schoolbus_iclock_event), (SELECT count(*) FROM schoolbus_iclock_reject)",
+    )
+  for (const [i, text] of fc.sample(body, { numRuns: 60, seed: 11 }).entries()) {
+    const path = `/iclock/cdata?SN=${SN}&table=${tables[i % tables.length]}&Stamp=9999`
+    const reply = await node.post(path, text)
+    expect([reply.status, /^(OK(: \d+)?|user=\d+)$/.test(reply.body)]).toEqual([200, true])
+    const before = held()
+    await node.post(path, text)
+    expect(held()).toEqual(before)
+  }
+  // Every non-empty line of an ATTLOG upload is a punch or is kept as it came.
+  const lines = fc
+    .sample(fc.string({ minLength: 1, maxLength: 30 }), { numRuns: 50, seed: 3 })
+    .map((line, i) => `${i}${line.replace(/[\r\n\0]/g, "")}`)
+  const [before] = node.rows("SELECT (SELECT count(*) FROM punches) + (SELECT count(*) FROM schoolbus_iclock_reject)")
+  expect((await node.post(attlog, lines.join("\n"))).body).toBe("OK: 50")
+  const [after] = node.rows("SELECT (SELECT count(*) FROM punches) + (SELECT count(*) FROM schoolbus_iclock_reject)")
+  expect(Number(after?.[0]) - Number(before?.[0])).toBe(new Set(lines).size)
+})
+
+it("an upload of more at once than a terminal makes is told to wait, without an OK", async () => {
+  await open()
+  await node.approve(SN, "UTC")
+  const replies = await Promise.all(Array.from({ length: 40 }, (_, i) => node.post(attlog, `${i + 1}\t2026-03-03 07:41:15\t0\t1\n`)))
+  const accepted = replies.filter((reply) => reply.status === 200).length
+  for (const reply of replies) expect(reply.status === 200 || (reply.status === 503 && !reply.body.includes("OK"))).toBe(true)
+  expect(node.rows("SELECT count(*) FROM punches")).toEqual([[BigInt(accepted)]])
+})
