@@ -352,6 +352,13 @@ describe("other tables", () => {
     }
   })
 
+  it("nobody is verified by us: a terminal that asks is refused without an OK", async () => {
+    await open()
+    await node.approve(SN)
+    const reply = await node.post(`/iclock/cdata?SN=${SN}&AuthType=CARD`, "CardNo=7\n")
+    expect([reply.status, reply.body.includes("OK")]).toEqual([403, false])
+  })
+
   it("a person whom a roaming terminal meets is told, or NONE", async () => {
     await open()
     await node.student("Amina Okafor")
