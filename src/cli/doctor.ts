@@ -3,9 +3,10 @@ import * as Effect from "effect/Effect"
 import type { PostgresPool } from "../postgres/client.ts"
 import { loadConfig } from "../config.ts"
 import { slotName, wantedTables } from "../down/source.ts"
-import { readCatalog } from "../postgres/catalog.ts"
+import { problemsOf, readCatalog } from "../postgres/catalog.ts"
 import { readSlots, type SlotHealth } from "../postgres/health.ts"
 import { keyProblems } from "../postgres/key-types.ts"
+import { EVENT_TRIGGER_SQL, hasEventTriggers } from "../postgres/watch.ts"
 import { probeWal2json, type Wal2json } from "../postgres/probe.ts"
 import { migrationFiles } from "../libsql/migrate.ts"
 import { runtimeName } from "../runtime.ts"
@@ -206,7 +207,7 @@ const tableFindings = (pg: PostgresPool, file: string) =>
         ? { id, status: "ok", message: good }
         : { id, status: "fail", message: problems.join("; "), fix: "as said; the hub refuses to start until then" }
     return [
-      finding("tables", catalog.problems, `${config.tables.length} tables of ${file}`),
+      finding("tables", problemsOf(catalog), `${config.tables.length} tables of ${file}`),
       finding("key-types", keyProblems(catalog.tables), "no key that two schools could both give out"),
     ]
   }).pipe(
@@ -215,12 +216,28 @@ const tableFindings = (pg: PostgresPool, file: string) =>
     ),
   )
 
+/** Without event triggers changed tables are found by looking: some seconds later, and not in their place of the stream. */
+const eventTriggers = (pg: PostgresPool) =>
+  Effect.map(
+    hasEventTriggers(pg),
+    (present): Finding =>
+      present
+        ? { id: "event-triggers", status: "ok", message: "schema changes arrive in stream order" }
+        : {
+            id: "event-triggers",
+            status: "warn",
+            message: "no event triggers yet: schema changes are found by looking every few seconds",
+            fix: `the hub makes them when its role is a superuser; else one runs, once the hub has run: ${EVENT_TRIGGER_SQL.join(" ")}`,
+          },
+  )
+
 const reached = async (input: Input): Promise<ReadonlyArray<Finding>> => {
   try {
     const config = input.textOr("config", null)
     return [
       { id: "pg-reachable", status: "ok", message: "Postgres answers" },
       ...findings(await withPostgres(input, readFacts), input.textOr("slot", slotName(input.text("database-url")))),
+      await withPostgres(input, eventTriggers),
       ...(config === null ? [] : await withPostgres(input, (pg) => tableFindings(pg, config))),
     ]
   } catch (cause) {

@@ -337,6 +337,12 @@ const readConstants = (session: Session, columns: ReadonlyArray<ColumnRow>): Eff
     return new Map(literal.flatMap((column, i) => (row?.[i] == null ? [] : [[`${column.tbl}\0${column.name}`, row[i]] as const])))
   })
 
+/** All that cannot be synced, of single tables and of them together. */
+export const problemsOf = (catalog: Catalog): ReadonlyArray<string> => [
+  ...catalog.found.flatMap(({ problems }) => problems.map(({ text }) => text)),
+  ...catalog.problems,
+]
+
 /** Where these relations stand now; those that are gone are left out. */
 export const readNames = (session: Session, oids: ReadonlyArray<string>): Effect.Effect<ReadonlyMap<string, string>, PostgresError> =>
   Effect.map(

@@ -63,6 +63,10 @@ export interface PostgresPool extends Session {
 /** Retrying makes sense: the server was away, busy, or chose this transaction as a victim. */
 export const isTransient = (error: PostgresError): boolean => error.sqlstate === "" || /^(08|40|53|55P03|57P0|57014|25006)/.test(error.sqlstate)
 
+/** A plan that the server kept, in a function for one, was made before a DDL: the transaction is lost, not its work. */
+const isStalePlan = (error: unknown): boolean =>
+  error instanceof PostgresError && error.sqlstate === "0A000" && error.message.includes("cached plan must not change result type")
+
 const toError =
   (sql: string) =>
   (cause: unknown): PostgresError => {
@@ -115,7 +119,7 @@ export const openPool = (url: string, options: { readonly name: string; readonly
       sql = connect()
       void dead.end({ timeout: 0 }).catch(() => undefined)
     })
-    const tx: PostgresPool["tx"] = (body, isolation = "read committed") =>
+    const once: PostgresPool["tx"] = (body, isolation = "read committed") =>
       Effect.acquireUseRelease(
         Effect.tryPromise({ try: () => sql.reserve(), catch: toError("connect") }),
         (reserved) => {
@@ -128,6 +132,7 @@ export const openPool = (url: string, options: { readonly name: string; readonly
         },
         (reserved) => Effect.sync(() => reserved.release()),
       )
+    const tx: PostgresPool["tx"] = (body, isolation) => Effect.retry(once(body, isolation), { times: 1, while: isStalePlan })
     return { url, tx, reset, ...sessionOf(() => sql) }
   })
 
