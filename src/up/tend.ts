@@ -23,6 +23,8 @@ export const tendQuarantine = (
   after: string,
 ): Effect.Effect<string, PostgresError> =>
   Effect.gen(function* () {
+    // A hub that has just started does not know its tables yet.
+    if (decider.tables.size === 0) return ""
     const waiting = yield* pg.query<Waiting>(
       `SELECT id::text AS id, school, incarnation::text AS incarnation, batch::text AS batch, change, status, reason FROM schoolbus.quarantine q
         WHERE status = 'open' AND id::text > $1 AND (reason IN ('dependant', 'foreign_key', 'no_audience')
@@ -55,7 +57,8 @@ const tendSchool = (
     for (const [outcome, id] of left) {
       const one = kept.find((row) => row.id === id)
       if (one === undefined || outcome.refusal === null) continue
-      if (outcome.refusal.reason !== one.reason)
+      // A table that is not synced at the moment may be again: then the change goes on waiting for the same as before.
+      if (outcome.refusal.reason !== one.reason && outcome.refusal.reason !== "unknown_table")
         yield* session.execute("UPDATE schoolbus.quarantine SET reason = $2, detail = $3 WHERE id = $1::text::uuid", [
           id,
           outcome.refusal.reason,
