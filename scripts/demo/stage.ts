@@ -5,9 +5,10 @@
  *     Postgres ── hub ──┬── line ── north ── terminal
  *                       └── line ── south
  */
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs"
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { pathToFileURL } from "node:url"
 import Database from "libsql"
 import postgres from "postgres"
 import { type Cluster, freePort, startCluster } from "../cluster.ts"
@@ -119,7 +120,7 @@ export const openStage = async (say: (line: string) => void): Promise<Stage> => 
   }
   try {
     say("Postgres, with the example school")
-    const cluster = await startCluster({ fsync: false })
+    const cluster = await startCluster({ fsync: false, wal2json: false })
     opened.push(cluster.remove)
     const databaseUrl = cluster.url()
     const sql = postgres(databaseUrl, {
@@ -130,6 +131,14 @@ export const openStage = async (say: (line: string) => void): Promise<Stage> => 
     })
     opened.push(() => sql.end({ timeout: 1 }))
     for (const file of readdirSync(join(root, "sql/example")).sort()) await sql.unsafe(readFileSync(join(root, "sql/example", file), "utf8")).simple()
+
+    // A server without wal2json streams with the plugin that every Postgres has.
+    const config = cluster.binaries.wal2json ? join(root, "schoolbus.config.ts") : join(dir, "schoolbus.config.ts")
+    if (!cluster.binaries.wal2json) {
+      say(`the stream with pgoutput: ${cluster.binaries.bin} has no wal2json`)
+      const url = pathToFileURL(join(root, "schoolbus.config.ts")).href
+      writeFileSync(config, `import rules from ${JSON.stringify(url)}\nexport default { ...rules, plugin: "pgoutput" }\n`)
+    }
 
     say("hub, two schools, one terminal")
     const [hubPort, iclockPort, ...ports] = [
@@ -142,7 +151,7 @@ export const openStage = async (say: (line: string) => void): Promise<Stage> => 
     ]
     const [northPort = 0, northLine = 0, southPort = 0, southLine = 0] = ports
     const hub = service(dir, "hub", "src/main.ts", [
-      ...["hub", "--config", join(root, "schoolbus.config.ts"), "--database-url", databaseUrl],
+      ...["hub", "--config", config, "--database-url", databaseUrl],
       ...["--data-dir", join(dir, "hub"), "--port", String(hubPort)],
     ])
     const school = async (id: string, name: string, port: number, linePort: number, more: ReadonlyArray<string>): Promise<School> => {
