@@ -115,7 +115,9 @@ const tend = (pg: PostgresPool, tables: Context.Service.Shape<typeof Tables>) =>
   Effect.gen(function* () {
     let after = ""
     const round = Effect.gen(function* () {
-      after = yield* tendQuarantine(pg, { ...tables, tables: yield* tables.all }, after)
+      const all = yield* tables.all
+      // Before this process has read them, no table is known.
+      if (all.size > 0) after = yield* tendQuarantine(pg, { ...tables, tables: all }, after)
     })
     yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(round, { log: "Debug" }), Schedule.spaced(TEND_MS)))
     yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(forgetTimes(pg), { log: "Debug" }), Schedule.spaced("1 hour")))

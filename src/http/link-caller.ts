@@ -93,6 +93,13 @@ export const loading: Answer = refuse(
   { "retry-after": "2" },
 )
 
+/** What depends on the tables waits until this process has read them from Postgres: until then it would know none. */
+export const knowsTables: Effect.Effect<void, Answer, Feed> = Effect.gen(function* () {
+  const feed = yield* Feed
+  if ((yield* feed.tables).length === 0)
+    return yield* refuse(503, "loading", "Not ready yet", "the hub has not read its tables from Postgres yet", {}, { "retry-after": "1" })
+})
+
 export const paused: Answer = refuse(403, "paused", "Paused", "head office has paused this school; it goes on with: schoolbus schools resume")
 
 export const tokenState = (reader: Reader): TokenState => ({

@@ -30,7 +30,7 @@ import { judgeToken, nextToken, printToken } from "../link/token.ts"
 import { isTransient, Postgres, type PostgresError } from "../postgres/client.ts"
 import { Apply } from "../up/apply.ts"
 import { Calls } from "./calls.ts"
-import { type Answer, authenticate, identify, parsed, paused, queryOf, refuse, refuseCopy, tokenState } from "./link-caller.ts"
+import { type Answer, authenticate, identify, knowsTables, parsed, paused, queryOf, refuse, refuseCopy, tokenState } from "./link-caller.ts"
 import { openStreams, pull, stream } from "./pull.ts"
 import { answering } from "./server.ts"
 import { openUploads, type Uploads } from "./uploads.ts"
@@ -164,6 +164,7 @@ const manifest = (request: Request) =>
     const feed = yield* Feed
     const query = yield* parsed(z.object({ incarnation: z.uuid(), token: z.string().max(200) }), queryOf(request))
     yield* identify(key, query)
+    yield* knowsTables
     return answerJson(yield* feed.manifest(key.school))
   })
 
@@ -233,6 +234,7 @@ const push = (request: Request, gates: PushGates) =>
     const query = yield* parsed(PushQuery, queryOf(request))
     yield* identify(key, query)
     if (key.paused) return yield* paused
+    yield* knowsTables
     const bytes = yield* readBody(request, MAX_PART_BYTES)
     const work = Effect.gen(function* () {
       const { slices, missing } = yield* collect(gates.uploads, query, bytes)

@@ -2,7 +2,14 @@ import { createHash } from "node:crypto"
 import { existsSync, readdirSync } from "node:fs"
 import { join } from "node:path"
 import { zstdCompressSync } from "node:zlib"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
 import { afterAll, beforeAll, expect, it } from "vitest"
+import { Feed } from "../../src/down/feed.ts"
+import { Libsql } from "../../src/libsql/client.ts"
 import { splitLines, unpress } from "../../src/link/body.ts"
 import { openLine } from "../../src/link/frame.ts"
 import { newKey } from "../../src/link/keys.ts"
@@ -330,6 +337,26 @@ it("a batch is applied once, however often it comes, and only after the one befo
   expect((await part(get(2), 1, 1)).status).toBe(200)
   expect([await known("one"), await known("two")]).toEqual([1, 1])
   expect(await world.run(world.feed.reader.get(incarnation))).toMatchObject({ batch: 2 })
+})
+
+it("a hub that has not read its tables from Postgres yet takes no batch and tells no manifest", async () => {
+  const { part, get, incarnation, token } = await outbox([pupil(60, "early")])
+  const scope = Scope.makeUnsafe()
+  const layer = Feed.layer.pipe(Layer.provide(Layer.succeed(Libsql, world.feedFile)))
+  const feed = Context.get(await Effect.runPromise(Scope.provide(Layer.build(layer), scope)), Feed)
+  const starting = await openHubLink({ ...world, feed })
+  try {
+    const batch = get(1)
+    const where = query({ incarnation, token, batch: 1, hash: batch.hash, size: batch.bytes.length, part: 1, parts: 1 })
+    const sent = await starting.call(key.text, `push?${where}`, { method: "POST", body: zstdCompressSync(batch.bytes) as BodyInit })
+    expect(await codeOf(sent)).toEqual([503, "loading"])
+    expect(await codeOf(await starting.call(key.text, `manifest?${query({ incarnation, token })}`))).toEqual([503, "loading"])
+  } finally {
+    await starting.stop()
+    await Effect.runPromise(Scope.close(scope, Exit.void))
+  }
+  expect(await (await part(get(1), 1, 1)).json()).toMatchObject({ exceptions: [] })
+  expect(await known("early")).toBe(1)
 })
 
 it("parts come in any order, twice, and over restarts; the batch is applied when the last is there", async () => {
