@@ -170,6 +170,7 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
       }
     }
     yield* writePlaced(session, writing, places, ground.school)
+    if (leaving.some((work) => work.isDelete)) yield* findRemoved(session, writing())
     const altered = yield* readAltered(session, writing())
     yield* recordTimes(session, writing().map(pushingOf))
 
@@ -520,6 +521,30 @@ const textsOfSet = (table: Table, set: Row): Record<string, string | null> =>
   Object.fromEntries(
     Object.entries(set).map(([name, value]) => [name, wireToText(table.columns.find((column) => column.name === name)?.kind ?? "text", value)]),
   )
+
+/**
+ * Rows that the batch inserted and a cascade of its own deletes took away again. No stream will ever tell of them, so the
+ * verdict does.
+ */
+const findRemoved = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const inserted = works.filter((work) => work.refusal === null && work.isInsert)
+    for (const [table, own] of Map.groupBy(inserted, (work) => work.table)) {
+      const types = table.key.map((name) => own[0]?.shape.columns.get(name)?.base ?? "text")
+      const { from, params } = unnest(
+        own.map((work, i) => [...textsOf(table, table.key, work.row), String(i)]),
+        table.key.length + 1,
+      )
+      const rows = yield* session.texts(
+        `SELECT u.u${table.key.length} FROM ${from} WHERE NOT EXISTS (SELECT 1 FROM ${qualified(table.name)} t WHERE ${matching(table.key, types)})`,
+        params,
+      )
+      for (const [index] of rows) {
+        const work = own[Number(index)]
+        if (work !== undefined) work.decision = { write: "nothing", set: {}, verdict: "superseded", disagreements: [] }
+      }
+    }
+  })
 
 /** Writes, and takes back what no link places once all is written; the others are written without it. */
 const writePlaced = (session: Session, writing: () => ReadonlyArray<Work>, places: Places, school: string): Effect.Effect<void, PostgresError> =>

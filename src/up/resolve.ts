@@ -69,7 +69,7 @@ export interface Decision {
   readonly write: "insert" | "update" | "delete" | "nothing"
   /** Values to be written. */
   readonly set: Row
-  readonly verdict: Exclude<Verdict, "quarantined" | "superseded">
+  readonly verdict: Exclude<Verdict, "quarantined">
   readonly disagreements: ReadonlyArray<Disagreement>
 }
 

@@ -212,6 +212,12 @@ describe("a pupil of two schools", () => {
     expect(await o.sql("SELECT pupil FROM letters WHERE id = 1")).toEqual([{ pupil: null }])
   })
 
+  test("a link that came in the same batch as its pupil's delete goes with it, and the school hears so", async () => {
+    const push = await a.push([enrol(50, 1), remove("pupils", 1, { name: "one" })])
+    expect([push.verdict(0), push.verdict(1)]).toEqual(["superseded", "applied"])
+    expect(await ids("enrolments")).toEqual([2, 3, 4])
+  })
+
   test("a delete whose cascade reaches another school's rows is quarantined, though the pupil is the school's alone", async () => {
     await o.sql("INSERT INTO letters VALUES (3, 1, 'b')")
     expect((await a.push([remove("pupils", 1, { name: "one" })])).reason(0)).toBe("shared")
