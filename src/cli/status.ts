@@ -34,6 +34,11 @@ const tableLines = (look: Look, all: ReadonlyArray<TableStatus>): string => {
       )}`
 }
 
+const nobodyLines = (all: ReadonlyArray<TableStatus>): string => {
+  const some = all.flatMap((t) => (t.nobody === undefined || t.nobody === 0 ? [] : [`${clean(t.table)} ${countText(t.nobody)}`]))
+  return some.length === 0 ? "" : `Rows that no school sees (their audience is empty or names no enrolled school): ${some.join(", ")}\n`
+}
+
 const progressText = (p: Progress): string => {
   const percent = p.total === 0 ? null : (p.percent ?? Math.floor((100 * p.rows) / p.total))
   const bytes = p.bytes === undefined || p.totalBytes === undefined ? "" : `, ${sizeText(p.bytes)} of ${sizeText(p.totalBytes)}`
@@ -80,6 +85,7 @@ const hubLines = (look: Look, hub: HubSnapshot): string => {
     ...hub.schools.flatMap((s) => (s.progress == null ? [] : [`${clean(s.school)} is receiving: ${progressText(s.progress)}\n`])),
     ...hub.schools.filter((s) => s.state === "stuck" && s.reason !== "").map((s) => `${red(look, clean(s.school))}: ${clean(s.reason)}\n`),
     tableLines(look, hub.tables),
+    nobodyLines(hub.tables),
     slot === null
       ? "\nSlot: not known\n"
       : `\nSlot ${clean(slot.slot)}: ${slot.active ? "active" : red(look, "nobody reads it")}, WAL ${slot.walStatus ?? "-"}, ${sizeText(slot.retainedBytes)} held back, ${sizeText(slot.lagBytes)} behind${left === null ? "" : `, lost in about ${ago(left)} if nobody reads it`}\n`,

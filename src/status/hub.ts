@@ -94,6 +94,14 @@ const LAG_SQL = `
       JOIN json_each('[10,8,5,3,1]') c)
    WHERE waiting <> '{}'`
 
+/** By table, rows that no enrolled school has. */
+const NOBODY_SQL = `
+  WITH strange AS MATERIALIZED (SELECT no FROM audience WHERE no = -1 OR (no > 0 AND value NOT IN (SELECT value FROM json_each(?))))
+  SELECT e.tbl, count(DISTINCT e.key) AS n FROM strange s CROSS JOIN entry e ON e.audience = s.no
+   WHERE e.body IS NOT NULL AND NOT EXISTS (
+     SELECT 1 FROM entry o WHERE o.tbl = e.tbl AND o.key = e.key AND o.body IS NOT NULL AND o.audience NOT IN (SELECT no FROM strange))
+   GROUP BY e.tbl`
+
 interface FromPostgres {
   readonly at: number
   readonly ok: boolean
@@ -132,6 +140,11 @@ const make = Effect.gen(function* () {
 
   const rowsByTable = yield* recount(
     db.read((tx) => tx.all<{ tbl: number; n: number }>("SELECT tbl, count(*) AS n FROM entry INDEXED BY entry_key GROUP BY tbl")),
+  )
+  const nobodyByTable = yield* recount(
+    Effect.flatMap(feed.schools, (schools) =>
+      db.read((tx) => tx.all<{ tbl: number; n: number }>(NOBODY_SQL, [JSON.stringify(schools.flatMap(({ id, revoked }) => (revoked ? [] : [id])))])),
+    ),
   )
   // Since when a school's cursor stands still although rows wait for it.
   const standing = new Map<string, { readonly seq: number; readonly since: number }>()
@@ -213,6 +226,8 @@ const make = Effect.gen(function* () {
     })
 
     const rows = new Map((yield* rowsByTable(`${state.epoch} ${state.seq} ${own.loading.length}`)).map((row) => [row.tbl, row.n]))
+    const enrolledNow = (yield* feed.schools).map(({ id, revoked }) => `${id}${revoked ? "-" : ""}`).join()
+    const nobody = new Map((yield* nobodyByTable(`${state.epoch} ${state.seq} ${enrolledNow}`)).map((row) => [row.tbl, row.n]))
     const feedTables = (yield* feed.tables).filter((table) => !table.hubOnly && !table.table.system)
     const tables = feedTables.map((table): TableStatus => {
       const work = open.filter((one) => one.table === table.name)
@@ -224,6 +239,7 @@ const make = Effect.gen(function* () {
         failed: work.reduce((n, one) => n + one.failed, 0),
         synced: rows.get(table.id) ?? 0,
         conflicts: work.reduce((n, one) => n + one.conflicts, 0),
+        ...(nobody.has(table.id) && only === undefined ? { nobody: nobody.get(table.id) ?? 0 } : {}),
       }
     })
     const slot = fromPostgres.slots.find((one) => one.slot === ownSlot) ?? null

@@ -35,6 +35,8 @@ export interface TableStatus extends Counts {
   readonly state?: "active" | "loading" | "paused"
   /** Why it is paused, and the remedy; absent when it is not. */
   readonly reason?: string
+  /** At the hub: rows that belong to nobody, because their audience is empty or names no enrolled school; absent: none. */
+  readonly nobody?: number
   /** What is wrong with the table in the school's file, and what mends it; absent: nothing. */
   readonly fault?: string
 }

@@ -299,6 +299,20 @@ test("a DBA sees schools and slot in SQL, never with a lag below zero", async ()
   expect([slot?.lagSeconds === null, slot?.maxSlotWalKeepSize !== ""]).toEqual([false, true])
 })
 
+test("rows whose school is missing or not enrolled are counted, and told to no school", async () => {
+  const pupils = async () => (await hubNow()).tables.find((table) => table.table === "public.pupils")
+  expect(await pupils()).not.toHaveProperty("nobody")
+  await world.sql`INSERT INTO pupils (id, school_id, name) VALUES (901, NULL, 'x'), (902, 'nowhere', 'y')`
+  await world.settle()
+  await world.sql`DELETE FROM schoolbus.schools WHERE id = 'settle'`
+  expect(await pupils()).toMatchObject({ nobody: 2 })
+  expect((await hubNow("a")).tables[0]).not.toHaveProperty("nobody")
+  await world.sql`DELETE FROM pupils WHERE id > 900`
+  await world.settle()
+  await world.sql`DELETE FROM schoolbus.schools WHERE id = 'settle'`
+  expect(await pupils()).not.toHaveProperty("nobody")
+})
+
 test("the snapshot comes when Postgres does not, and says so", async () => {
   await hubFacts({ postgres: false, streamDetail: "Postgres does not answer" })
   expect(await hubNow()).toMatchObject({ state: "offline", postgres: false, reason: "Postgres does not answer" })
