@@ -75,6 +75,8 @@ const PeopleRule = z.strictObject({
   card: z.string().exactOptional(),
   pin: z.string().exactOptional(),
   active: z.string().exactOptional(),
+  /** Texts of `active` that count; absent: everything but no, false, inactive, 0 and nothing. */
+  activeValues: z.array(z.string()).min(1).exactOptional(),
   group: z.string().exactOptional(),
 })
 

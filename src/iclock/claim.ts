@@ -7,10 +7,10 @@ import { timestamptz } from "./clock.ts"
 import { readRows } from "./persons.ts"
 import type { PunchingDevice, School } from "./punches.ts"
 
-/** Punches that one transaction gives to people. */
-const CHUNK = 5000
+/** Punches that one transaction gives to people: no school program waits long for it. */
+export const CHUNK_PUNCHES = 500
 
-/** Gives waiting punches of these pins to those who hold the pins now; how many. */
+/** Gives some waiting punches of these pins to those who hold the pins now; how many. Fewer than a chunk: those were the last. */
 export const mapUnknown = (
   tx: Tx,
   state: School,
@@ -20,58 +20,52 @@ export const mapUnknown = (
 ): Effect.Effect<number, LibsqlError> =>
   Effect.gen(function* () {
     if (pins.length === 0) return 0
-    let mapped = 0
-    for (;;) {
-      const rows = yield* tx.all<{ id: string; pin: string; at_utc: string; status: string; person_table: string; person_id: string }>(
-        `SELECT p.id, p.pin, p.at_utc, p.status, m.person_table, m.person_id
-           FROM punches p JOIN device_user_mappings m ON m.school = ?1 AND m.device_id = ?2 AND m.pin = p.pin
-          WHERE p.device_serial = ?3 AND p.person_id IS NULL AND p.pin IN (SELECT value FROM json_each(?4)) LIMIT ${CHUNK}`,
-        [state.school, device.id, device.serial, JSON.stringify(pins)],
-      )
-      if (rows.length === 0) return mapped
-      yield* tx.many(
-        "UPDATE punches SET person_table = ?2, person_id = ?3 WHERE id = ?1",
-        rows.map((row) => [row.id, row.person_table, row.person_id]),
-      )
-      yield* makeAttendance(
-        tx,
-        { ...state, device, now },
-        rows.map((row) => ({
-          id: row.id,
-          at: Date.parse(`${row.at_utc.slice(0, 19).replace(" ", "T")}Z`),
-          status: row.status,
-          owner: { table: row.person_table, id: row.person_id },
-        })),
-      )
-      mapped += rows.length
-    }
+    const rows = yield* tx.all<{ id: string; pin: string; at_utc: string; status: string; person_table: string; person_id: string }>(
+      `SELECT p.id, p.pin, p.at_utc, p.status, m.person_table, m.person_id
+         FROM punches p JOIN device_user_mappings m ON m.school = ?1 AND m.device_id = ?2 AND m.pin = p.pin
+        WHERE p.device_serial = ?3 AND p.person_id IS NULL AND p.pin IN (SELECT value FROM json_each(?4)) LIMIT ${CHUNK_PUNCHES}`,
+      [state.school, device.id, device.serial, JSON.stringify(pins)],
+    )
+    yield* tx.many(
+      "UPDATE punches SET person_table = ?2, person_id = ?3 WHERE id = ?1",
+      rows.map((row) => [row.id, row.person_table, row.person_id]),
+    )
+    const punches = rows.map((row) => ({
+      id: row.id,
+      at: Date.parse(`${row.at_utc.slice(0, 19).replace(" ", "T")}Z`),
+      status: row.status,
+      owner: { table: row.person_table, id: row.person_id },
+    }))
+    if (punches.length > 0) yield* makeAttendance(tx, { ...state, device, now }, punches)
+    return rows.length
   })
 
-/** The number of punches given, or why it cannot be. */
+/** The pin as it is kept, with its owner written down; or why it cannot be. */
 export const claimPin = (
   tx: Tx,
   state: School,
   device: PunchingDevice,
   of: { readonly pin: string; readonly person: string; readonly table?: string },
   now: number,
-): Effect.Effect<number | string, LibsqlError> =>
+): Effect.Effect<{ readonly pin: string } | { readonly fault: string }, LibsqlError> =>
   Effect.gen(function* () {
     const { manifest, school } = state
     const pin = normalPin(of.pin.trim())
-    if (!/^[A-Za-z0-9]{1,24}$/.test(pin)) return `${of.pin} is no pin`
+    if (!/^[A-Za-z0-9]{1,24}$/.test(pin)) return { fault: `${of.pin} is no pin` }
     const ruled = manifest.tables.filter((table) => manifest.devices?.people[table.name] !== undefined)
     const table =
       of.table === undefined ? (ruled.length === 1 ? ruled[0] : undefined) : ruled.find((one) => [one.name, one.local].includes(of.table ?? ""))
-    if (table === undefined) return `say which table the person is in: ${ruled.map((one) => one.local).join(", ") || "the config names none"}`
+    if (table === undefined)
+      return { fault: `say which table the person is in: ${ruled.map((one) => one.local).join(", ") || "the config names none"}` }
     const rule = manifest.devices?.people[table.name]
     const known = rule === undefined ? null : yield* readRows(tx, table, rule.id, [of.person])
-    if (known === null || !known.has(of.person)) return `there is nobody with ${rule?.id ?? "id"} ${of.person} in ${table.local}`
+    if (known === null || !known.has(of.person)) return { fault: `there is nobody with ${rule?.id ?? "id"} ${of.person} in ${table.local}` }
     const [owner] = yield* tx.all<{ person_table: string; person_id: string }>(
       "SELECT person_table, person_id FROM device_user_mappings WHERE school = ? AND device_id = ? AND pin = ?",
       [school, device.id, pin],
     )
     if (owner !== undefined && (owner.person_id !== of.person || owner.person_table !== table.name))
-      return `pin ${pin} of this terminal belongs to ${owner.person_id} in ${owner.person_table}; a pin never changes its owner`
+      return { fault: `pin ${pin} of this terminal belongs to ${owner.person_id} in ${owner.person_table}; a pin never changes its owner` }
     if (owner === undefined) {
       const at = timestamptz(now)
       const [here] = yield* tx.all<{ user: number; other: number }>(
@@ -92,5 +86,5 @@ export const claimPin = (
           [school, device.id, pin, table.name, of.person, at],
         )
     }
-    return yield* mapUnknown(tx, state, device, [pin], now)
+    return { pin }
   })

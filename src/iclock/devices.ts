@@ -14,10 +14,11 @@ import { isZone, timestamptz } from "./clock.ts"
 import type { School } from "./punches.ts"
 import { isAddressRule } from "./request.ts"
 
-/** Unknown terminals that are listed; more are refused without a trace. */
+/** Unknown terminals that are listed; more are refused without a trace. One that has not called for a day gives way. */
 export const MAX_PENDING = 50
+const PENDING_MS = 86_400_000
 /** Last seen is written down at most this often; the memory knows better while the node runs. */
-const SEEN_SAVE_MS = 600_000
+const SEEN_SAVE_MS = 3_600_000
 /** A terminal that called within this is in touch: what it sends now happened now. */
 const LIVE_MS = 60_000
 /** Two addresses that take turns within this are two terminals with one serial number. */
@@ -105,11 +106,11 @@ const COLUMNS = `id, serial, name, status, zone, address, pinned_address, family
 const parsed = { text: "", manifest: null as Manifest | null }
 
 /**
- * Terminals and pins that head office has of the school are here: a cut is applied, or the highest class of the first one
- * is, while lower ones are still on their way. A file made anew would else give numbers to people that others have.
+ * Terminals and pins that head office has of the school are here: a cut is applied, or their class and those above it are
+ * (`high`, 8), while lower ones are still on their way. A file made anew would else give numbers to people that others have.
  */
 const HAS_TERMINALS = `(cut <> '0' OR terminals = 1 OR (
-  EXISTS (SELECT 1 FROM schoolbus_stage WHERE cls < 10) AND NOT EXISTS (SELECT 1 FROM schoolbus_stage WHERE cls >= 10)))`
+  EXISTS (SELECT 1 FROM schoolbus_stage WHERE cls < 8) AND NOT EXISTS (SELECT 1 FROM schoolbus_stage WHERE cls >= 8)))`
 
 /** The school and its tables; null before they, and its terminals, stand in the file. */
 export const readSchool = (tx: Tx): Effect.Effect<School | null, LibsqlError> =>
@@ -138,7 +139,7 @@ const SERIAL = /^(?!\d{1,4}$)[A-Za-z0-9_-]{3,64}$/
 const insertPending = (tx: Tx, school: string, serial: string, address: string | null, now: number) =>
   tx.run(
     `INSERT INTO devices (school, id, serial, name, status, zone, address, family, unsupported, att_stamp, op_stamp, first_seen_at, last_seen_at)
-     SELECT ?1, coalesce((SELECT max(id) FROM devices), 0) + 1, ?2, ?2, 'pending', 'UTC', ?3, 'att', '', '0', '0', ?4,
+     SELECT ?1, (SELECT coalesce(max(id), 0) + 1 FROM (SELECT id FROM devices UNION ALL SELECT device_id FROM device_user_mappings)), ?2, ?2, 'pending', 'UTC', ?3, 'att', '', '0', '0', ?4,
             CASE WHEN ?3 IS NULL THEN NULL ELSE ?4 END
       WHERE NOT EXISTS (SELECT 1 FROM devices WHERE serial = ?2)`,
     [school, serial, address, timestamptz(now)],
@@ -283,7 +284,17 @@ export class Devices extends Context.Service<
         const device = all.devices.get(serial)
         if (device === undefined) {
           const pending = [...all.devices.values()].filter((one) => one.status === "pending").length
-          if (pending < MAX_PENDING) yield* change((tx) => insertPending(tx, all.school, serial, address, now))
+          const gone = [...all.devices.values()].filter(
+            (one) => one.status === "pending" && (one.last_seen_at ?? "") < timestamptz(now - PENDING_MS) && !seen.has(one.serial),
+          )
+          if (pending < MAX_PENDING || gone.length > 0) {
+            yield* change((tx) =>
+              Effect.andThen(
+                pending < MAX_PENDING ? Effect.void : tx.run("DELETE FROM devices WHERE id = ? AND status = 'pending'", [gone[0]?.id ?? 0]),
+                insertPending(tx, all.school, serial, address, now),
+              ),
+            )
+          }
           return { kind: "unknown" } as const
         }
         const before = seen.get(serial)

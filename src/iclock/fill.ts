@@ -12,7 +12,7 @@ import * as Schedule from "effect/Schedule"
 import * as Semaphore from "effect/Semaphore"
 import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import type { Manifest } from "../model/table.ts"
-import { claimPin, mapUnknown } from "./claim.ts"
+import { CHUNK_PUNCHES, claimPin, mapUnknown } from "./claim.ts"
 import { offsetMinutes, timestamptz } from "./clock.ts"
 import { authorizeUser, cutName, deleteUser, QUERY_USERS, updateUser } from "./command.ts"
 import { type Device, DeviceRefused, Devices, markAll, notApproved, readSchool } from "./devices.ts"
@@ -146,13 +146,6 @@ const writeSteps = (tx: Tx, state: School, device: Device, steps: ReadonlyArray<
       rows.map((row) => [school, id, row.pin, row.table, row.person, row.name, row.card, BigInt(lastId.get(row.pin) ?? 0), at]),
     )
     yield* expel(tx, school, device, steps, now)
-    yield* mapUnknown(
-      tx,
-      state,
-      device,
-      rows.map((row) => row.pin),
-      now,
-    )
   })
 
 const expel = (tx: Tx, school: string, device: Device, steps: ReadonlyArray<RosterStep>, now: number) =>
@@ -203,6 +196,16 @@ export class Roster extends Context.Service<
       const commands = yield* Commands
       const one = Semaphore.makeUnsafe(1)
 
+      /** Punches that came before it was known whose pins they are. */
+      const giveWaiting = Effect.fnUntraced(function* (state: School, device: Device, pins: ReadonlyArray<string>) {
+        for (let given = 0; ; ) {
+          const now = yield* Clock.currentTimeMillis
+          const n = yield* db.write((tx) => mapUnknown(tx, state, device, pins, now))
+          given += n
+          if (n < CHUNK_PUNCHES) return given
+        }
+      })
+
       /** One terminal; the number of people and pins that commands were queued for. */
       const fill = (state: School, device: Device, people: ReadonlyArray<Person>, again: RosterInput["again"]) =>
         Effect.gen(function* () {
@@ -213,6 +216,8 @@ export class Roster extends Context.Service<
             yield* db.write((tx) => writeSteps(tx, state, device, chunk, now))
             yield* commands.changed(device.id)
           }
+          const owned = steps.flatMap((step) => (step.kind === "add" && input.unknown.has(step.pin) ? [step.pin] : []))
+          if (owned.length > 0) yield* giveWaiting(state, device, owned)
           const { listedAt } = input
           if (listedAt !== null && again !== "nothing") yield* db.write((tx) => forgetUnlisted(tx, device, listedAt))
           return steps.filter((step) => step.kind !== "free").length
@@ -328,17 +333,17 @@ export class Roster extends Context.Service<
           Effect.gen(function* () {
             const device = yield* devices.find(wanted)
             const now = yield* Clock.currentTimeMillis
-            const mapped = yield* db.write((tx) =>
+            const { state, pin } = yield* db.write((tx) =>
               Effect.gen(function* () {
-                const state = yield* devices.school(tx)
-                const done = yield* claimPin(tx, state, device, of, now)
-                if (typeof done === "string") return yield* new DeviceRefused({ code: "invalid", message: done })
+                const known = yield* devices.school(tx)
+                const done = yield* claimPin(tx, known, device, of, now)
+                if ("fault" in done) return yield* new DeviceRefused({ code: "invalid", message: done.fault })
                 yield* markAll(tx)
-                return done
+                return { state: known, pin: done.pin }
               }),
             )
-            yield* commands.changed()
-            return mapped
+            yield* commands.changed(device.id)
+            return yield* giveWaiting(state, device, [pin])
           }),
         )
 

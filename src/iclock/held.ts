@@ -14,7 +14,12 @@ import type { ForeignUser, Held, Person, Roster } from "./roster.ts"
 /** A list that is shorter than the terminal's own count is taken for whole after this: more of it does not come. */
 const LIST_WHOLE_MS = 300_000
 
-const NOT_ACTIVE = "0, '0', 'f', 'false', 'no', 'inactive', ''"
+const NOT_ACTIVE = "'0', 'f', 'false', 'n', 'no', 'inactive', ''"
+
+const activeSql = (column: string, values: ReadonlyArray<string> | undefined): string =>
+  values === undefined
+    ? `(${column} IS NOT NULL AND lower(${column}) NOT IN (${NOT_ACTIVE}))`
+    : `coalesce(CAST(${column} AS TEXT), '') IN (${values.map((value) => `'${value.replaceAll("'", "''")}'`).join(", ")})`
 
 /** People whom terminals should hold, by the config's rule: active, with a card or pin where the rule names such columns. */
 export const readPeople = (tx: Tx, manifest: Manifest): Effect.Effect<ReadonlyArray<Person>, LibsqlError> =>
@@ -24,7 +29,7 @@ export const readPeople = (tx: Tx, manifest: Manifest): Effect.Effect<ReadonlyAr
       const table = manifest.tables.find((one) => one.name === name)
       if (table === undefined) continue
       const column = (wanted: string | undefined) => (wanted === undefined ? "NULL" : safely(ident(wanted)))
-      const isActive = rule.active === undefined ? "1" : `(${ident(rule.active)} IS NOT NULL AND ${ident(rule.active)} NOT IN (${NOT_ACTIVE}))`
+      const isActive = rule.active === undefined ? "1" : activeSql(ident(rule.active), rule.activeValues)
       const carries = [rule.card, rule.pin].flatMap((one) => (one === undefined ? [] : [`coalesce(${ident(one)}, '') <> ''`]))
       const rows = yield* tx.values(
         `SELECT ${[rule.id, rule.name, rule.card, rule.pin, rule.group].map(column).join(", ")} FROM ${ident(table.local)}

@@ -40,8 +40,8 @@ export const builtinTables: ReadonlyArray<BuiltinTable> = [
   told("quarantine"),
   requests,
   // Approvals and pins outlive a school's file: a pin is one person's for ever, also for a file that was made anew.
-  device("devices", { direction: "both", priority: "critical" }),
-  device("device_user_mappings", { direction: "both", priority: "critical" }),
+  device("devices", { direction: "both", priority: "high" }),
+  device("device_user_mappings", { direction: "both", priority: "high" }),
   device("device_commands", { direction: "up", priority: "low" }),
   device("device_user_sync_status", { direction: "up", priority: "medium" }),
   device("punches", { direction: "up", priority: "critical" }),

@@ -151,7 +151,15 @@ export interface DeviceRules {
   readonly people: Readonly<
     Record<
       string,
-      { readonly id: string; readonly name: string; readonly card?: string; readonly pin?: string; readonly active?: string; readonly group?: string }
+      {
+        readonly id: string
+        readonly name: string
+        readonly card?: string
+        readonly pin?: string
+        readonly active?: string
+        readonly activeValues?: ReadonlyArray<string>
+        readonly group?: string
+      }
     >
   >
   readonly attendance?: AttendanceRules
