@@ -113,7 +113,13 @@ const deviceProblems = (config: Config, catalog: Catalog, shapes: ReadonlyArray<
   const { devices } = config
   if (devices === undefined) return []
   return [
-    ...Object.entries(devices.people).flatMap(([table, rule]) => check("devices.people", table, Object.values(rule).filter((value) => typeof value === "string"))),
+    ...Object.entries(devices.people).flatMap(([table, rule]) =>
+      check(
+        "devices.people",
+        table,
+        Object.values(rule).filter((value) => typeof value === "string"),
+      ),
+    ),
     ...(devices.attendance === undefined
       ? []
       : check("devices.attendance", devices.attendance.table, [

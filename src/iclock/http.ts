@@ -106,13 +106,26 @@ export interface IclockAnswer {
 
 const encoder = new TextEncoder()
 
+/** Answers of this second: most terminals have nothing to do, and are told so in the same bytes. */
+let second = -1
+let date = ""
+const made = new Map<string, Uint8Array>()
+
 /** The bytes of an answer; `now` is the terminal's clock source. */
 export const writeAnswer = ({ status, text }: IclockAnswer, now: number): Uint8Array => {
+  if (Math.floor(now / 1000) !== second) {
+    second = Math.floor(now / 1000)
+    date = new Date(now).toUTCString()
+    made.clear()
+  }
+  const name = `${status} ${text}`
+  const known = text.length < 100 ? made.get(name) : undefined
+  if (known !== undefined) return known
   const body = encoder.encode(text)
   const head = encoder.encode(
     [
       `HTTP/1.1 ${status} ${REASONS[status] ?? "Error"}`,
-      `Date: ${new Date(now).toUTCString()}`,
+      `Date: ${date}`,
       "Content-Type: text/plain",
       `Content-Length: ${body.length}`,
       "Connection: close",
@@ -122,6 +135,7 @@ export const writeAnswer = ({ status, text }: IclockAnswer, now: number): Uint8A
   const bytes = new Uint8Array(head.length + body.length)
   bytes.set(head)
   bytes.set(body, head.length)
+  if (text.length < 100 && made.size < 100) made.set(name, bytes)
   return bytes
 }
 
