@@ -76,11 +76,12 @@ const here = () =>
 const equal = () => {
   let asked = 0
   return until(
-    () => `school and head office to be equal; hub: ${hub.log().slice(-1500)}\nschool: ${school.log().slice(-1500)}`,
+    () => `school and head office to be equal; ${lastStatus}; hub: ${hub.log().slice(-1500)}\nschool: ${school.log().slice(-1500)}`,
     async () => {
       // A node that has been offline waits for up to half a minute unless somebody asks it to sync now.
       if (Date.now() - asked > 500) {
         asked = Date.now()
+        lastStatus = JSON.stringify(await school.status()).slice(0, 900)
         await fetch(`${school.url}/api/sync/trigger`, { method: "POST" })
       }
       if ((await office()).join("\n") !== here().join("\n")) return false
@@ -96,6 +97,7 @@ const editHere = (id: number, note: string) => program(school.dir, "UPDATE pupil
 
 /** Rows that came down so far, by the school's own runs. */
 const receivedSoFar = () => Number(program(school.dir, "SELECT coalesce(sum(down), 0) AS n FROM schoolbus_run")[0]?.["n"] ?? 0)
+let lastStatus = ""
 let received = 0
 const cameDown = async (): Promise<number> => {
   await command("sync", "--url", school.url)
