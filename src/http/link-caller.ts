@@ -141,6 +141,7 @@ export const identify = (
   shown: { readonly incarnation: string; readonly token: string; readonly epoch?: string; readonly seq?: number },
 ): Effect.Effect<Reader, Answer | LibsqlError, Feed> =>
   Effect.gen(function* () {
+    yield* knowsTables
     const feed = yield* Feed
     const reader = yield* feed.reader.get(shown.incarnation)
     if (reader === null || reader.school !== key.school) return yield* sayHello

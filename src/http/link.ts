@@ -102,6 +102,7 @@ const firstReader = (incarnation: string, school: string): Reader => ({
 const hello = (request: Request, hellos: Semaphore.Semaphore) =>
   Effect.gen(function* () {
     const key = yield* authenticate(request)
+    yield* knowsTables
     const feed = yield* Feed
     const said = yield* readJson(request, Hello)
     if (said.protocol !== PROTOCOL) {
@@ -164,7 +165,6 @@ const manifest = (request: Request) =>
     const feed = yield* Feed
     const query = yield* parsed(z.object({ incarnation: z.uuid(), token: z.string().max(200) }), queryOf(request))
     yield* identify(key, query)
-    yield* knowsTables
     return answerJson(yield* feed.manifest(key.school))
   })
 
@@ -234,7 +234,6 @@ const push = (request: Request, gates: PushGates) =>
     const query = yield* parsed(PushQuery, queryOf(request))
     yield* identify(key, query)
     if (key.paused) return yield* paused
-    yield* knowsTables
     const bytes = yield* readBody(request, MAX_PART_BYTES)
     const work = Effect.gen(function* () {
       const { slices, missing } = yield* collect(gates.uploads, query, bytes)

@@ -339,7 +339,7 @@ it("a batch is applied once, however often it comes, and only after the one befo
   expect(await world.run(world.feed.reader.get(incarnation))).toMatchObject({ batch: 2 })
 })
 
-it("a hub that has not read its tables from Postgres yet takes no batch and tells no manifest", async () => {
+it("a hub that has not read its tables from Postgres yet takes no batch, tells no manifest and serves no page", async () => {
   const { part, get, incarnation, token } = await outbox([pupil(60, "early")])
   const scope = Scope.makeUnsafe()
   const layer = Feed.layer.pipe(Layer.provide(Layer.succeed(Libsql, world.feedFile)))
@@ -350,7 +350,11 @@ it("a hub that has not read its tables from Postgres yet takes no batch and tell
     const where = query({ incarnation, token, batch: 1, hash: batch.hash, size: batch.bytes.length, part: 1, parts: 1 })
     const sent = await starting.call(key.text, `push?${where}`, { method: "POST", body: zstdCompressSync(batch.bytes) as BodyInit })
     expect(await codeOf(sent)).toEqual([503, "loading"])
-    expect(await codeOf(await starting.call(key.text, `manifest?${query({ incarnation, token })}`))).toEqual([503, "loading"])
+    // A page without tables would count as complete, and the school would pass over every row.
+    const at = await world.run(world.feed.head)
+    for (const path of ["manifest", "pull", "stream"])
+      expect(await codeOf(await starting.call(key.text, `${path}?${query({ incarnation, token, ...at })}`))).toEqual([503, "loading"])
+    expect(await codeOf(await starting.post(key.text, "hello", helloOf(incarnation, { token })))).toEqual([503, "loading"])
   } finally {
     await starting.stop()
     await Effect.runPromise(Scope.close(scope, Exit.void))
