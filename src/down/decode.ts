@@ -264,7 +264,7 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
 
   // {"action":"I",…
   const actionOf = (text: string): number => text.charCodeAt(11)
-  const read = (text: string): Event<T> => {
+  const readMessage = (text: string): Event<T> => {
     switch (actionOf(text)) {
       case 66: {
         const { xid, timestamp } = JSON.parse(text) as { xid: number; timestamp: string }
@@ -284,6 +284,14 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
         return { kind: "none" }
       default:
         return { kind: "unreadable", text }
+    }
+  }
+  const read = (text: string): Event<T> => {
+    try {
+      return readMessage(text)
+    } catch (cause) {
+      if (cause instanceof SyntaxError) return { kind: "unreadable", text }
+      throw cause
     }
   }
   return { read, isBegin: (text) => actionOf(text) === 66, isCommit: (text) => actionOf(text) === 67 }

@@ -199,7 +199,8 @@ export const pgoutputDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
     try {
       return readMessage()
     } catch (cause) {
-      if (cause instanceof CutShort) return { kind: "unreadable", text: JSON.stringify(message.slice(0, 200)) }
+      // A RangeError: a time that no calendar has.
+      if (cause instanceof CutShort || cause instanceof RangeError) return { kind: "unreadable", text: JSON.stringify(message.slice(0, 200)) }
       throw cause
     } finally {
       text = ""
