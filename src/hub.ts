@@ -34,7 +34,7 @@ import { hubStatus } from "./status/hub.ts"
 import { hubConflicts, hubQuarantine, hubRuns } from "./status/hub-records.ts"
 import { Apply } from "./up/apply.ts"
 import { Tables } from "./up/tables.ts"
-import { tendQuarantine } from "./up/tend.ts"
+import { tendConflicts, tendQuarantine } from "./up/tend.ts"
 import { forgetTimes } from "./up/times.ts"
 
 export interface HubOptions {
@@ -113,11 +113,11 @@ const refuseUnsafeKeys = ({ tables }: Catalog, known: ReadonlyArray<Shape>) => {
 /** What waits in quarantine for something of head office is looked at from time to time. */
 const tend = (pg: PostgresPool, tables: Context.Service.Shape<typeof Tables>) =>
   Effect.gen(function* () {
-    let after = ""
+    let after = { quarantine: "", conflicts: "" }
     const round = Effect.gen(function* () {
       const all = yield* tables.all
-      // Before this process has read them, no table is known.
-      if (all.size > 0) after = yield* tendQuarantine(pg, { ...tables, tables: all }, after)
+      const quarantine = yield* tendQuarantine(pg, { ...tables, tables: all }, after.quarantine)
+      after = { quarantine, conflicts: yield* tendConflicts(pg, all, after.conflicts) }
     })
     yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(round, { log: "Debug" }), Schedule.spaced(TEND_MS)))
     yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(forgetTimes(pg), { log: "Debug" }), Schedule.spaced("1 hour")))

@@ -33,6 +33,18 @@ export const readRow = (session: Session, place: Place): Effect.Effect<Row | nul
   )
 }
 
+/** Commit time of the row as it stands, as Postgres prints it; null where that is not kept. */
+export const writtenAt = (session: Session, place: Place): Effect.Effect<string | null, PostgresError> =>
+  Effect.gen(function* () {
+    const [setting] = yield* session.query<{ on: string }>("SELECT current_setting('track_commit_timestamp') AS on")
+    if (setting?.on !== "on") return null
+    const [row] = yield* session.texts(
+      `SELECT pg_xact_commit_timestamp(xmin) FROM ${qualified(place.table.name)} WHERE ${keyWhere(place, 1)}`,
+      keyParams(place),
+    )
+    return row?.[0] ?? null
+  })
+
 /** The row as Postgres prints it, without what it computes itself; or the reason why a column cannot hold a value exactly. */
 export const spellRow = (
   session: Session,

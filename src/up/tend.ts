@@ -1,13 +1,18 @@
 /**
- * What waits at the hub and may go on by itself: changes whose missing row has come from head office, and clashes that a
- * push had no time to record. Looked at in rounds, some at a time, one school after the other.
+ * What waits at the hub and may go on by itself: changes whose missing row has come from head office, clashes that a push
+ * had no time to record, and open conflicts in whose row head office has written again. Looked at in rounds, some at a time.
  */
 import * as Effect from "effect/Effect"
 import type { PostgresError, PostgresPool, Session } from "../postgres/client.ts"
+import type { Table } from "../model/table.ts"
+import type { Wire } from "../model/value.ts"
 import { taken } from "./authorise.ts"
 import { type Ground, setTimeouts } from "./carry-out.ts"
 import { recordClashes } from "./clash-records.ts"
 import { alone, type Kept, retryKept } from "./quarantine.ts"
+import { readRow, writtenAt } from "./rows.ts"
+import { readShapes } from "./shape.ts"
+import { visible } from "./unique.ts"
 
 /** Kept changes that one round tries. */
 const AT_ONCE = 200
@@ -66,5 +71,60 @@ const tendSchool = (
         ])
       const origin = { school, incarnation: one.incarnation, number: Number(one.batch) }
       yield* recordClashes(session, decider, origin, new Map([[outcome, id]]))
+    }
+  })
+
+interface OpenConflict {
+  readonly id: string
+  readonly school: string
+  readonly tbl: string
+  readonly key: string
+  readonly col: string | null
+  readonly mine: string
+  readonly theirs: string
+}
+
+/**
+ * An open record takes head office's later edits: what it shows is what a decision would meet. Where both sides have come to
+ * the same it is closed. Answers where the next round goes on; "" = from the beginning.
+ */
+export const tendConflicts = (pg: PostgresPool, tables: ReadonlyMap<string, Table>, after: string): Effect.Effect<string, PostgresError> =>
+  Effect.gen(function* () {
+    if (tables.size === 0) return ""
+    const open = yield* pg.query<OpenConflict>(
+      `SELECT id::text AS id, school, table_name AS tbl, row_key AS key, column_name AS col, mine, theirs FROM schoolbus.conflicts
+        WHERE status = 'open' AND kind <> 'unique' AND id::text > $1 AND mine <> 'null' AND theirs <> 'null' ORDER BY id::text LIMIT ${AT_ONCE}`,
+      [after],
+    )
+    for (const [name, own] of Map.groupBy(open, (one) => one.tbl)) {
+      const table = tables.get(name)
+      if (table !== undefined) yield* pg.tx((session) => refresh(session, tables, table, own))
+    }
+    return open.length < AT_ONCE ? "" : (open.at(-1)?.id ?? "")
+  })
+
+const refresh = (
+  session: Session,
+  tables: ReadonlyMap<string, Table>,
+  table: Table,
+  conflicts: ReadonlyArray<OpenConflict>,
+): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    yield* setTimeouts(session)
+    const shape = (yield* readShapes(session, [table.name])).get(table.name)
+    if (shape?.can.select !== true) return
+    const reading = { ...shape, can: { ...shape.can, update: false } }
+    for (const { id, school, key, col, mine, theirs } of conflicts) {
+      const place = { table, shape: reading, key: JSON.parse(key) as ReadonlyArray<Wire> }
+      const row = yield* readRow(session, place)
+      if (row === null || (col !== null && !(col in row))) continue
+      const now = JSON.stringify(col === null ? row : row[col])
+      if (now === theirs || (yield* visible(session, tables, table, row, school)) === null) continue
+      yield* session.execute(
+        now === mine
+          ? "UPDATE schoolbus.conflicts SET status = 'resolved', hold = false, winner = 'school', kept = $2, theirs = $2, decided_by = 'both sides agree', decided_at = now() WHERE id = $1::text::uuid AND status = 'open'"
+          : "UPDATE schoolbus.conflicts SET theirs = $2, kept = $2, theirs_at = $3::text::timestamptz WHERE id = $1::text::uuid AND status = 'open'",
+        now === mine ? [id, now] : [id, now, yield* writtenAt(session, place)],
+      )
     }
   })

@@ -111,6 +111,18 @@ describe("choices", () => {
     await undo(record?.["id"])
     expect(await read(key)).toEqual({ username: name, name: "school" })
   })
+  test("rename_local: what refers to the school's row follows it", async () => {
+    await there("users", "a")
+    const [key, loan] = [id(), id()]
+    const push = await a.push([
+      user(key),
+      { table: "loans", op: "insert", key: [loan], mine: { id: loan, school_id: "a", borrower: key, title: "t" } },
+    ])
+    expect([push.reason(0), push.reason(1)]).toEqual(["unique", "dependant"])
+    await decide((await conflicts(push.record(0)))[0]?.["id"], { keep: "rename_local" })
+    expect(await o.sql(`SELECT borrower::text FROM loans WHERE id = '${loan}'`)).toEqual([{ borrower: key }])
+    expect(await status(push.record(1))).toBe("retried")
+  })
   test("keep_local: the other row takes a free value and stays; undone, they trade", async () => {
     const other = await there("users", "a")
     const { key, record } = await clash(other)

@@ -1,6 +1,6 @@
 /** What waits in quarantine goes on by itself once head office has what it waits for. */
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest"
-import { tendQuarantine } from "../../src/up/tend.ts"
+import { tendConflicts, tendQuarantine } from "../../src/up/tend.ts"
 import { openOffice } from "./office.ts"
 
 const DDL = `
@@ -8,6 +8,7 @@ CREATE TABLE classes (id int PRIMARY KEY, school_id text, name text);
 CREATE TABLE pupils (id int PRIMARY KEY, school_id text, class int REFERENCES classes (id), name text, points int DEFAULT 0);
 CREATE TABLE marks (id int PRIMARY KEY, school_id text, pupil int REFERENCES pupils (id), v int);
 CREATE TABLE staff (id int PRIMARY KEY, school_id text, boss int REFERENCES staff (id), points int DEFAULT 0);
+CREATE TABLE asked (id int PRIMARY KEY, school_id text, v text, w text);
 CREATE TABLE users (id int PRIMARY KEY, school_id text, username text UNIQUE);
 CREATE TABLE old (id int PRIMARY KEY, school_id text, a text, gone text, gone2 text);`
 
@@ -16,7 +17,15 @@ let a: ReturnType<typeof o.school>
 let k = 0
 beforeAll(async () => {
   const sums = { columns: { points: "sum" as const } }
-  o = await openOffice(DDL, { classes: {}, pupils: sums, marks: {}, staff: { strategy: "merge", ...sums }, users: {}, old: {} })
+  o = await openOffice(DDL, {
+    classes: {},
+    pupils: sums,
+    marks: {},
+    staff: { strategy: "merge", ...sums },
+    users: {},
+    old: {},
+    asked: { strategy: "manual" },
+  })
 })
 beforeEach(() => {
   a = o.school("a")
@@ -81,6 +90,32 @@ describe("a missing row arrives from head office", () => {
       { id: k + 1, boss: k + 5, points: 22 },
       { id: k + 2, boss: k + 5, points: 1 },
     ])
+  })
+})
+
+describe("head office writes again in a row that waits for a person", () => {
+  const wait = async () => {
+    await o.sql(`INSERT INTO asked VALUES (${k}, 'a', 'office', 'x')`)
+    const base = { id: k, school_id: "a", v: "base", w: "x" }
+    return (await a.push([{ table: "asked", op: "update", key: [k], base, mine: { v: "school" } }])).record(0)
+  }
+  const record = async (id: string) => (await o.sql(`SELECT theirs, status, decided_by FROM schoolbus.conflicts WHERE id = '${id}'`))[0]
+  const refresh = () => o.withPg((pg) => tendConflicts(pg, o.tables, ""))
+
+  test("the record takes the later value, and is closed when both sides agree", async () => {
+    const id = await wait()
+    await o.sql(`UPDATE asked SET v = 'later' WHERE id = ${k}`)
+    await refresh()
+    expect(await record(id)).toEqual({ theirs: '"later"', status: "open", decided_by: null })
+    await o.sql(`UPDATE asked SET v = 'school' WHERE id = ${k}`)
+    await refresh()
+    expect(await record(id)).toEqual({ theirs: '"school"', status: "resolved", decided_by: "both sides agree" })
+  })
+  test("of a row that went to another school it learns nothing", async () => {
+    const id = await wait()
+    await o.sql(`UPDATE asked SET v = 'secret', school_id = 'b' WHERE id = ${k}`)
+    await refresh()
+    expect(await record(id)).toMatchObject({ theirs: '"office"', status: "open" })
   })
 })
 
