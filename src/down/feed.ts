@@ -25,6 +25,8 @@ import { type Installation, installShapes, isUntold, type Paused, untoldFrom } f
 import { makeRouting } from "./route.ts"
 import { fillToken, type Shape } from "./shape.ts"
 
+/** No audience: whoever waits for the first row of its own. */
+const NEWCOMERS = -2
 /** Rows that one statement of a page reads. */
 const READ_ROWS = 1000
 const FLUSH_READERS_MS = 1000
@@ -212,6 +214,8 @@ export class Feed extends Context.Service<
     readonly changed: (school: string, seq: number) => Effect.Effect<void>
     /** The number under which the rows of this school alone stand; null before its first row. */
     readonly audienceNo: (school: string) => Effect.Effect<number | null>
+    /** Calls once when something after `seq` is there for the school, `seq` being the head of a page or later; the result ends the waiting. */
+    readonly watch: (school: string, seq: number, onChange: () => void) => () => void
     /** A cut of this feed's present epoch, by number and name. */
     readonly knows: (cursor: Cursor) => Effect.Effect<boolean, LibsqlError>
     readonly reader: {
@@ -312,12 +316,12 @@ export class Feed extends Context.Service<
 
       // Who waits for what. lastTouched: the newest seq of an audience, filled on first question.
       const lastTouched = new Map<number, number>()
-      const waiters = new Map<number, Set<Deferred.Deferred<void>>>()
-      const wake = (audience: number): Effect.Effect<void> => {
+      const waiters = new Map<number, Set<() => void>>()
+      const wake = (audience: number): void => {
         const waiting = waiters.get(audience)
-        if (waiting === undefined) return Effect.void
+        if (waiting === undefined) return
         waiters.delete(audience)
-        return Effect.forEach(waiting, (deferred) => Deferred.succeed(deferred, undefined), { discard: true })
+        for (const onChange of waiting) onChange()
       }
 
       const readers = new Map<string, Reader>()
@@ -647,9 +651,10 @@ export class Feed extends Context.Service<
           if (ready.size > 0) feedTables = withReady()
           if (result.isPublished) manifestVersion++
           if (hubRowsChanged) yield* loadKeys
+          if (fresh.length > 0) touched.set(NEWCOMERS, seq)
           for (const audience of touched.keys()) lastTouched.set(audience, seq)
-          for (const audience of touched.keys()) yield* wake(audience)
-          if (result.isPublished) yield* wake(EVERY_SCHOOL)
+          for (const audience of touched.keys()) wake(audience)
+          if (result.isPublished) wake(EVERY_SCHOOL)
           return result.value
         })
 
@@ -676,7 +681,7 @@ export class Feed extends Context.Service<
         feedTables = installed.tables
         const before = manifestVersion
         manifestVersion = (yield* db.read(readHub)).manifest
-        if (manifestVersion !== before) yield* wake(EVERY_SCHOOL)
+        if (manifestVersion !== before) wake(EVERY_SCHOOL)
         yield* loadKeys
         return installed
       })
@@ -704,26 +709,32 @@ export class Feed extends Context.Service<
           return newest
         })
 
+      const watch = (school: string, seq: number, onChange: () => void): (() => void) => {
+        const audiences = [EVERY_SCHOOL, schoolAudience(school) ?? NEWCOMERS]
+        if (audiences.some((audience) => (lastTouched.get(audience) ?? 0) > seq)) {
+          queueMicrotask(onChange)
+          return () => undefined
+        }
+        const leave = (): void => {
+          for (const audience of audiences) waiters.get(audience)?.delete(once)
+        }
+        const once = (): void => {
+          leave()
+          onChange()
+        }
+        for (const audience of audiences) {
+          const waiting = waiters.get(audience) ?? new Set()
+          waiting.add(once)
+          waiters.set(audience, waiting)
+        }
+        return leave
+      }
       const changed = (school: string, seq: number): Effect.Effect<void> =>
         Effect.gen(function* () {
           const own = schoolAudience(school)
-          const audiences = own === null ? [EVERY_SCHOOL] : [EVERY_SCHOOL, own]
-          // Registered before the question, so that an append in between is not missed.
-          const deferred = yield* Deferred.make<void>()
-          for (const audience of audiences) {
-            const waiting = waiters.get(audience) ?? new Set()
-            waiting.add(deferred)
-            waiters.set(audience, waiting)
-          }
-          const leave = Effect.sync(() => {
-            for (const audience of audiences) waiters.get(audience)?.delete(deferred)
-          })
-          yield* Effect.gen(function* () {
-            for (const audience of audiences) if ((yield* newestOf(audience)) > seq) return
-            // A school whose first row is still to come has no number to wait for.
-            yield* own === null ? Effect.race(Deferred.await(deferred), Effect.sleep("2 seconds")) : Deferred.await(deferred)
-          }).pipe(Effect.orDie, Effect.ensuring(leave))
-        })
+          for (const audience of own === null ? [EVERY_SCHOOL] : [EVERY_SCHOOL, own]) if ((yield* newestOf(audience)) > seq) return
+          yield* Effect.callback<void>((resume) => Effect.sync(watch(school, seq, () => resume(Effect.void))))
+        }).pipe(Effect.orDie)
 
       interface EntryRow {
         readonly seq: number
@@ -978,6 +989,7 @@ export class Feed extends Context.Service<
         cluster: Effect.sync(() => cluster),
         page,
         changed,
+        watch,
         audienceNo: (school) => Effect.sync(() => schoolAudience(school)),
         knows: (cursor) =>
           cursor.epoch !== head.epoch

@@ -17,7 +17,7 @@ const CHUNK_MS = 70
 const SLICE_MS = 15
 const SLICE_ROWS = { least: 100, most: 5_000 }
 /** Rows are taken to need this long until some were measured. */
-const FIRST_MS_PER_ROW = 0.03
+const FIRST_MS_PER_ROW = 0.024
 /**
  * After a transaction that a program may have waited for, the lock is left alone for longer than SQLite's busy handler then
  * sleeps: it looks every 25 ms at first, every 50 ms after 128 ms, and every 100 ms in the end.

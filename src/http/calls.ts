@@ -4,7 +4,6 @@
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
@@ -19,7 +18,7 @@ interface Line {
   open: number
   lastAt: number
   asked: boolean
-  readonly waiting: Set<Deferred.Deferred<void>>
+  readonly waiting: Set<() => void>
 }
 
 export class Calls extends Context.Service<
@@ -35,6 +34,8 @@ export class Calls extends Context.Service<
     readonly take: (school: string) => Effect.Effect<boolean>
     /** Completes when the school is asked, or was and does not know yet. */
     readonly asked: (school: string) => Effect.Effect<void>
+    /** The same as a plain call, once; the result ends the waiting. */
+    readonly listen: (school: string, onAsked: () => void) => () => void
   }
 >()("schoolbus/http/Calls") {
   static readonly layer: Layer.Layer<Calls, never, HubFactStore> = Layer.effect(
@@ -73,6 +74,20 @@ export class Calls extends Context.Service<
           }
         })
 
+      const listen = (school: string, onAsked: () => void): (() => void) => {
+        const line = lineOf(school)
+        if (line.asked) {
+          queueMicrotask(onAsked)
+          return () => undefined
+        }
+        const once = (): void => {
+          line.waiting.delete(once)
+          onAsked()
+        }
+        line.waiting.add(once)
+        return () => void line.waiting.delete(once)
+      }
+
       return Calls.of({
         enter,
         during: (school) => (effect) =>
@@ -82,11 +97,11 @@ export class Calls extends Context.Service<
             (leave) => Effect.sync(leave),
           ),
         ask: (school) =>
-          Effect.gen(function* () {
+          Effect.sync(() => {
             const line = lineOf(school)
             line.asked = true
             const waiting = [...line.waiting]
-            yield* Effect.forEach(waiting, (deferred) => Deferred.succeed(deferred, undefined), { discard: true })
+            for (const onAsked of waiting) onAsked()
             return waiting.length > 0
           }),
         take: (school) =>
@@ -97,16 +112,11 @@ export class Calls extends Context.Service<
             return asked
           }),
         asked: (school) =>
-          Effect.gen(function* () {
-            const line = lineOf(school)
-            if (line.asked) return
-            const deferred = yield* Deferred.make<void>()
-            line.waiting.add(deferred)
-            yield* Effect.ensuring(
-              Deferred.await(deferred),
-              Effect.sync(() => void line.waiting.delete(deferred)),
-            )
+          Effect.callback<void>((resume) => {
+            const unlisten = listen(school, () => resume(Effect.void))
+            return Effect.sync(unlisten)
           }),
+        listen,
       })
     }),
   )

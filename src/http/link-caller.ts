@@ -60,11 +60,16 @@ const fault = (id: string | null, key: SchoolKey | null, matches: boolean): stri
           ? `with the revoked key ${id} of school ${key.school}`
           : null
 
+const shownKey = (request: Request) => parseKey(/^Bearer +(\S+)$/i.exec(request.headers.get("authorization") ?? "")?.[1] ?? "")
+
+/** Of a request that `authenticate` has let through. */
+export const keyIdOf = (request: Request): string => shownKey(request)?.id ?? ""
+
 /** The school behind the key. While the hub does not hold all keys yet, an unknown one is told to come back. */
 export const authenticate = (request: Request): Effect.Effect<SchoolKey, Answer, Feed> =>
   Effect.gen(function* () {
     const feed = yield* Feed
-    const parsed = parseKey(/^Bearer +(\S+)$/i.exec(request.headers.get("authorization") ?? "")?.[1] ?? "")
+    const parsed = shownKey(request)
     const key = parsed === null ? null : yield* feed.key(parsed.id)
     // An unknown key costs the same comparison as a known one.
     const matches = keyMatches(parsed?.secret ?? "", key?.hash ?? "")

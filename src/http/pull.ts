@@ -4,19 +4,19 @@
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
+import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { Feed, type FeedPage, type SchoolKey } from "../down/feed.ts"
-import type { LibsqlError } from "../libsql/client.ts"
 import { encodingFor, END_OF_FRAME, type Piece, pressLines } from "../link/body.ts"
 import { sealLine } from "../link/frame.ts"
 import { BEAT_MS, IDLE_MS, PullQuery, Staged, SYNC_HEADER } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { Calls } from "./calls.ts"
-import { type Answer, authenticate, identify, loading, parsed, paused, queryOf, refuse } from "./link-caller.ts"
+import { authenticate, identify, keyIdOf, loading, parsed, paused, queryOf, refuse } from "./link-caller.ts"
 
 /** A wake-up that brings nothing is not repeated faster than this. */
 const LOOK_AGAIN_MS = 1_000
@@ -61,6 +61,7 @@ const readPage = (key: SchoolKey, incarnation: string, cursor: Cursor, staged: S
   })
 
 const piecesOf = function* (page: FeedPage): Generator<Piece> {
+  if (page.lines.reduce((n, line) => n + line.length + 1, 0) < PIECE_BYTES) return yield { frame: page.lines.map((line) => `${line}\n`).join("") }
   let piece = ""
   for (const line of page.lines) {
     piece += `${line}\n`
@@ -128,38 +129,115 @@ const after = (cursor: Cursor, staged: Staged | null, page: FeedPage): { readonl
   return { cursor, staged: { head: header.head, headCut: header.headCut, after: positions } }
 }
 
+/** Why a stream that had nothing to send goes on. */
+type Woken = "changed" | "asked" | "quiet" | "over"
+
+/** All that a stream keeps while nothing happens: two thousand of them stand open. */
 interface OpenStream {
-  readonly request: Request
+  readonly keyId: string
+  readonly school: string
   readonly incarnation: string
   /** When the receiver last took something, ms since 1970. */
   takenAt: number
-  readonly end: () => void
+  /** Set while the stream waits. */
+  wake: ((why: Woken) => void) | null
+  isOver: boolean
 }
 
 export type Streams = Set<OpenStream>
 
-/** The streams that are open. One loop looks after all of them: an idle school costs nothing but its place here. */
+const end = (stream: OpenStream): void => {
+  stream.isOver = true
+  stream.wake?.("over")
+}
+
+/** Whether the key still opens its school's rows. */
+const holds = (keyId: string) =>
+  Effect.gen(function* () {
+    const key = yield* (yield* Feed).key(keyId)
+    return key !== null && !key.revoked && !key.paused
+  })
+
+/** The streams that are open. One loop looks after all of them. */
 export const openStreams: Effect.Effect<Streams, never, Feed | Scope.Scope> = Effect.gen(function* () {
   const feed = yield* Feed
-  const streams = new Set<OpenStream>()
+  const streams: Streams = new Set()
   const look = Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
     for (const stream of streams) {
-      const isMine = yield* Effect.match(authenticate(stream.request), { onSuccess: (key) => !key.paused, onFailure: () => false })
       const reader = yield* feed.reader.get(stream.incarnation)
       // A receiver that takes its bytes lives, and so does one that is at work and says so.
       const isAlive = now - Math.max(stream.takenAt, reader?.seen_at ?? 0) < IDLE_MS
-      if (!isMine || !isAlive) stream.end()
+      if (!isAlive || !(yield* holds(stream.keyId))) end(stream)
+      else if (now - stream.takenAt > BEAT_MS - WATCH_MS) stream.wake?.("quiet")
     }
   })
   yield* Effect.forkScoped(Effect.repeat(Effect.provideService(look, Feed, feed), Schedule.spaced(WATCH_MS)))
-  yield* Effect.addFinalizer(() =>
-    Effect.sync(() => {
-      for (const stream of streams) stream.end()
-    }),
-  )
+  yield* Effect.addFinalizer(() => Effect.sync(() => streams.forEach(end)))
   return streams
 })
+
+interface Place {
+  readonly cursor: Cursor
+  readonly staged: Staged | null
+  readonly manifest: number | undefined
+}
+
+/** A page after a place; null: the stream ends, and the school hears why when it asks anew. */
+type Ask = (stream: OpenStream, place: Place) => Promise<FeedPage | null>
+
+/** Waits for whatever comes first. */
+const sleep = (stream: OpenStream, seen: number, feed: Feeds, calls: AllCalls): Promise<Woken> =>
+  new Promise((resolve) => {
+    const wake = (why: Woken): void => {
+      if (stream.wake === null) return
+      stream.wake = null
+      unwatch()
+      unlisten()
+      resolve(why)
+    }
+    stream.wake = wake
+    const unwatch = feed.watch(stream.school, seen, () => wake("changed"))
+    const unlisten = calls.listen(stream.school, () => wake("asked"))
+    if (stream.isOver) wake("over")
+  })
+
+type Feeds = Context.Service.Shape<typeof Feed>
+type AllCalls = Context.Service.Shape<typeof Calls>
+
+const endless = async function* (
+  stream: OpenStream,
+  start: { place: Place; page: FeedPage | null },
+  ask: Ask,
+  feed: Feeds,
+  calls: AllCalls,
+  clock: Clock.Clock,
+): AsyncGenerator<Piece> {
+  let { place, page } = start
+  start.page = null
+  const took = <A>(piece: A): A => {
+    stream.takenAt = clock.currentTimeMillisUnsafe()
+    return piece
+  }
+  // At once, so that the school sees that nothing on the way holds the bytes back.
+  yield took("\n")
+  while (page !== null && !stream.isOver) {
+    const { empty, header } = page
+    if (!empty) {
+      for (const piece of piecesOf(page)) yield took(piece)
+      place = { ...after(place.cursor, place.staged, page), manifest: place.manifest === undefined ? undefined : header.manifest }
+    }
+    page = null
+    for (let isWaiting = empty; isWaiting; ) {
+      const why = await sleep(stream, Math.max(place.cursor.seq, header.head), feed, calls)
+      if (why === "over") return
+      if (why === "changed") isWaiting = false
+      else if (why === "quiet") yield took("\n")
+      else if (await Effect.runPromise(calls.take(stream.school))) yield took({ frame: `${sealLine('["sync",{}]')}\n` })
+    }
+    page = await ask(stream, place)
+  }
+}
 
 /** The same pages without end, in one answer. It ends when the key no longer holds; the school then asks anew and hears why. */
 export const stream = (request: Request, streams: Streams) =>
@@ -168,74 +246,35 @@ export const stream = (request: Request, streams: Streams) =>
     const calls = yield* Calls
     const feed = yield* Feed
     const clock = yield* Clock.Clock
-    const context = yield* Effect.context<Feed | Calls>()
-    const start = yield* parsePull(request)
-    yield* identify(key, { ...start.query, ...start.cursor })
+    const context = yield* Effect.context<Feed>()
+    const { query, cursor, staged } = yield* parsePull(request)
+    yield* identify(key, { ...query, ...cursor })
     if (key.paused) return yield* paused
-    const first = yield* readPage(key, start.query.incarnation, start.cursor, start.staged, start.query.manifest, true)
-    const left = new AbortController()
-    const own: OpenStream = {
-      request,
-      incarnation: start.query.incarnation,
-      takenAt: clock.currentTimeMillisUnsafe(),
-      end: () => left.abort(),
-    }
-    const run = async <A>(effect: Effect.Effect<A, Answer | LibsqlError, Feed | Calls>): Promise<A | null> => {
-      const exit = await Effect.runPromiseExitWith(context)(effect, { signal: left.signal })
+    const ask: Ask = async (open, place) => {
+      const page = Effect.gen(function* () {
+        if (!(yield* holds(open.keyId))) return null
+        return yield* readPage(key, open.incarnation, place.cursor, place.staged, place.manifest, false)
+      })
+      const exit = await Effect.runPromiseExitWith(context)(page)
       if (Exit.isSuccess(exit)) return exit.value
       const failed = Cause.findErrorOption(exit.cause)
-      if (!Cause.hasInterruptsOnly(exit.cause) && !(Option.isSome(failed) && failed.value._tag === "Answer")) {
-        await Effect.runPromise(Effect.logWarning("a stream ended", exit.cause))
-      }
+      if (!(Option.isSome(failed) && failed.value._tag === "Answer")) await Effect.runPromise(Effect.logWarning("a stream ended", exit.cause))
       return null
     }
-    const pieces = (async function* (): AsyncGenerator<Piece> {
-      const took = <A>(piece: A): A => {
-        own.takenAt = clock.currentTimeMillisUnsafe()
-        return piece
-      }
-      // At once, so that the school sees that nothing on the way holds the bytes back.
-      yield took("\n")
-      let { cursor, staged } = start
-      let manifest: number | undefined = start.query.manifest
-      for (let page: FeedPage | null = first; page !== null && !left.signal.aborted; ) {
-        if (!page.empty) {
-          for (const piece of piecesOf(page)) yield took(piece)
-          ;({ cursor, staged } = after(cursor, staged, page))
-          if (manifest !== undefined) manifest = page.header.manifest
-        } else {
-          const seen = Math.max(cursor.seq, page.header.head)
-          const woken = await run(
-            Effect.raceAll([
-              Effect.as(feed.changed(key.school, seen), "changed" as const),
-              Effect.as(calls.asked(key.school), "asked" as const),
-              Effect.as(Effect.sleep(BEAT_MS), "quiet" as const),
-            ]),
-          )
-          if (woken === null) return
-          if (woken === "asked") {
-            if (await run(calls.take(key.school))) yield* [took(`${sealLine('["sync",{}]')}\n`), END_OF_FRAME]
-            continue
-          }
-          if (woken === "quiet") {
-            yield took("\n")
-            continue
-          }
-        }
-        const from: { readonly cursor: Cursor; readonly staged: Staged | null; readonly manifest: number | undefined } = { cursor, staged, manifest }
-        page = await run(
-          Effect.gen(function* () {
-            const now = yield* authenticate(request)
-            if (now.paused) return yield* paused
-            return yield* readPage(key, own.incarnation, from.cursor, from.staged, from.manifest, false)
-          }),
-        )
-      }
-    })()
+    const own: OpenStream = {
+      keyId: keyIdOf(request),
+      school: key.school,
+      incarnation: query.incarnation,
+      takenAt: clock.currentTimeMillisUnsafe(),
+      wake: null,
+      isOver: false,
+    }
+    const page = yield* readPage(key, query.incarnation, cursor, staged, query.manifest, true)
+    const pieces = endless(own, { place: { cursor, staged, manifest: query.manifest }, page }, ask, feed, calls, clock)
     const leave = yield* calls.enter(key.school)
     streams.add(own)
     return answerLines(request, pieces, () => {
-      left.abort()
+      end(own)
       streams.delete(own)
       leave()
     })

@@ -52,6 +52,8 @@ const sniff = (first: Uint8Array): Encoding =>
 
 const ZSTD = { params: { [constants.ZSTD_c_compressionLevel]: 3, [constants.ZSTD_c_checksumFlag]: 1 } }
 
+const GZIP = { level: 5 }
+
 /** One body of a push. */
 export const compress = (bytes: Uint8Array): Promise<Uint8Array> =>
   new Promise((done, fail) => zstdCompress(bytes, ZSTD, (error, result) => (error === null ? done(result) : fail(error))))
@@ -89,17 +91,21 @@ const join = (chunks: ReadonlyArray<Uint8Array>): Uint8Array => {
 
 /** Ends the compressed frame under way: what follows is readable without what came before, and nothing is kept between the two. */
 export const END_OF_FRAME = Symbol("end of frame")
-export type Piece = string | typeof END_OF_FRAME
+/** `frame`: text that is a frame of its own; most are, and no compressor needs to stand by for them. Between frames only. */
+export type Piece = string | typeof END_OF_FRAME | { readonly frame: string }
+
+/** A frame of one piece, in one go. */
+const frameOf = (text: string, encoding: Encoding): Uint8Array => {
+  const plain = new TextEncoder().encode(text)
+  return encoding === "zstd" ? zstdCompressSync(plain, ZSTD) : encoding === "gzip" ? gzipSync(plain, GZIP) : plain
+}
 
 /** An empty line outside of any frame, made once: it says only that the peer lives. */
 const beats = new Map<Encoding, Uint8Array>()
 const beatOf = (encoding: Encoding): Uint8Array => {
-  const known = beats.get(encoding)
-  if (known !== undefined) return known
-  const plain = new TextEncoder().encode("\n")
-  const beat = encoding === "zstd" ? zstdCompressSync(plain) : encoding === "gzip" ? gzipSync(plain) : plain
+  const beat = beats.get(encoding) ?? frameOf("\n", encoding)
   beats.set(encoding, beat)
-  return beat
+  return beat.slice()
 }
 
 interface Press {
@@ -110,7 +116,7 @@ interface Press {
 
 /** One frame; a compressor takes almost 1 MiB, so none stands by for a stream that is silent. */
 const openPress = (encoding: Encoding, out: Array<Uint8Array>): Press => {
-  const press = encoding === "zstd" ? createZstdCompress(ZSTD) : encoding === "gzip" ? createGzip({ level: 5 }) : null
+  const press = encoding === "zstd" ? createZstdCompress(ZSTD) : encoding === "gzip" ? createGzip(GZIP) : null
   if (press === null) {
     return {
       write: async (text) => void out.push(new TextEncoder().encode(text)),
@@ -160,7 +166,8 @@ export const pressLines = (
       await press?.end()
       press?.destroy()
       press = null
-    } else if (piece === "\n" && press === null) out.push(beatOf(encoding).slice())
+    } else if (typeof piece !== "string") out.push(frameOf(piece.frame, encoding))
+    else if (piece === "\n" && press === null) out.push(beatOf(encoding))
     else {
       press ??= openPress(encoding, out)
       await press.write(piece)

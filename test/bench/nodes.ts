@@ -10,6 +10,7 @@ import { CONFIG, type Ground } from "./ground.ts"
 export interface Node {
   readonly dir: string
   readonly url: string
+  readonly pid: number
   /** Most memory that the process has had so far, MiB (without /proc: has now). */
   readonly peakMiB: () => number
   readonly stop: () => Promise<void>
@@ -57,6 +58,7 @@ export const openNodes = (ground: Ground): Nodes => {
     return {
       dir,
       url,
+      pid: Number(pid),
       peakMiB: () => peakMiB(pid),
       stop: async () => void (await process.stop()),
     }

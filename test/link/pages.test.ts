@@ -96,12 +96,12 @@ for (const encoding of encodings) {
   })
 
   it(`${encoding}: frames that follow each other are one text, and an empty line needs none of them`, async () => {
-    const pieces: ReadonlyArray<Piece> = ["\n", "one\n", "two\n", END_OF_FRAME, "\n", "\n", "three\n", END_OF_FRAME]
+    const pieces: ReadonlyArray<Piece> = ["\n", "one\n", "two\n", END_OF_FRAME, "\n", "\n", { frame: "three\nfour\n" }, "five\n", END_OF_FRAME]
     const bytes = await pressed(encoding, pieces)
     for (const chunk of [1, 7, 1000]) {
       const lines: Array<string> = []
       for await (const line of splitLines(unpress(readChunks(body(bytes, chunk), { maxBytes: 1e6, idleMs: 1_000 })), 1e6)) lines.push(line)
-      expect(lines).toEqual(["", "one", "two", "", "", "three"])
+      expect(lines).toEqual(["", "one", "two", "", "", "three", "four", "five"])
     }
   })
 }
