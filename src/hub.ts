@@ -18,6 +18,7 @@ import { conflictRoutes } from "./http/conflicts.ts"
 import { healthRoutes } from "./http/health.ts"
 import { linkRoutes } from "./http/link.ts"
 import { tableRoutes } from "./http/tables.ts"
+import { settingsRoutes } from "./http/settings.ts"
 import { slotRoutes, syncRoutes } from "./http/sync.ts"
 import { verifyRoutes } from "./http/verify.ts"
 import { Libsql } from "./libsql/client.ts"
@@ -31,6 +32,8 @@ import { serve } from "./runtime.ts"
 import { HubFactStore } from "./status/facts.ts"
 import { hubVerify } from "./status/hub-verify.ts"
 import { hubStatus } from "./status/hub.ts"
+import { Settings } from "./status/settings.ts"
+import { SyncNow } from "./status/sync-now.ts"
 import { hubConflicts, hubQuarantine, hubRuns } from "./status/hub-records.ts"
 import { Apply } from "./up/apply.ts"
 import { Tables } from "./up/tables.ts"
@@ -123,6 +126,22 @@ const tend = (pg: PostgresPool, tables: Context.Service.Shape<typeof Tables>) =>
     yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(forgetTimes(pg), { log: "Debug" }), Schedule.spaced("1 hour")))
   })
 
+/** Every school is asked to sync when the hub starts, and again in the interval that a person has set. */
+const askSchools = Effect.gen(function* () {
+  const feed = yield* Feed
+  const settings = yield* Settings
+  const syncNow = yield* SyncNow
+  while (!(yield* feed.ready)) yield* Effect.sleep(STANDBY_MS)
+  for (let by = "start"; ; by = "schedule") {
+    const { auto, intervalMinutes } = yield* settings.get
+    if (by === "start" || (auto && intervalMinutes > 0)) {
+      const { message } = yield* syncNow.trigger({ direction: "both", tables: [], by })
+      yield* Effect.logInfo(`sync (${by}): ${message}`)
+    }
+    yield* Effect.race(auto && intervalMinutes > 0 ? Effect.sleep(intervalMinutes * 60_000) : Effect.never, settings.changed)
+  }
+})
+
 /** Runs until it is interrupted; its layers close in reverse. */
 const hub = (options: HubOptions, config: Config) =>
   Effect.gen(function* () {
@@ -144,6 +163,7 @@ const hub = (options: HubOptions, config: Config) =>
       yield* linkRoutes({ dataDir: options.dataDir }),
       yield* healthRoutes,
       yield* syncRoutes,
+      yield* settingsRoutes,
       yield* conflictRoutes,
       yield* verifyRoutes,
       yield* tableRoutes,
@@ -163,6 +183,7 @@ const hub = (options: HubOptions, config: Config) =>
       (server) => Effect.promise(() => server.stop()),
     ).pipe(Effect.tap((server) => Effect.logInfo(`hub listens on http://${options.host}:${server.port}`)))
     yield* tend(pg, yield* Tables)
+    yield* Effect.forkScoped(askSchools)
     return yield* streamLoop({ url: options.databaseUrl, pg, config })
   })
 
@@ -194,6 +215,7 @@ const layers = (options: HubOptions) => {
     postgres,
     FeedChecks.layer,
     Calls.layer.pipe(Layer.provideMerge(HubFactStore.layer)),
+    Settings.layer(null).pipe(Layer.provide(file)),
     tables.pipe(Layer.provideMerge(feed)),
   )
   const services = Layer.mergeAll(Compare.layer, hubVerify, Apply.layer, hubStatus, hubConflicts, hubQuarantine, hubRuns, hubSyncNow)

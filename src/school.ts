@@ -12,6 +12,7 @@ import { deviceRoutes } from "./http/devices.ts"
 import { conflictRoutes } from "./http/conflicts.ts"
 import { healthRoutes } from "./http/health.ts"
 import { authFor, makeApp } from "./http/server.ts"
+import { settingsRoutes } from "./http/settings.ts"
 import { syncRoutes } from "./http/sync.ts"
 import { verifyRoutes } from "./http/verify.ts"
 import { Devices } from "./iclock/devices.ts"
@@ -25,9 +26,11 @@ import { migrateFile } from "./libsql/migrate.ts"
 import type { Metered } from "./link/metered.ts"
 import { OpenLink } from "./link/open.ts"
 import { serve } from "./runtime.ts"
-import { Session, sessions } from "./session.ts"
+import { sessions } from "./session.ts"
 import { SchoolFactStore } from "./status/facts.ts"
 import { schoolConflicts, schoolQuarantine, schoolRuns } from "./status/school-records.ts"
+import { Session } from "./status/run.ts"
+import { meteredOf, Settings } from "./status/settings.ts"
 import { schoolStatus } from "./status/school.ts"
 import { schoolVerify, verifyNightly } from "./status/school-verify.ts"
 import { SyncNow } from "./status/sync-now.ts"
@@ -64,18 +67,25 @@ const syncNow = Layer.effect(
   Effect.gen(function* () {
     const session = yield* Session
     const facts = yield* SchoolFactStore
+    const db = yield* Libsql
+    /** Rows travel as whole batches and cuts, so a table that is named takes the others along; one that is not synced is a mistake. */
+    const unknownTables = (names: ReadonlyArray<string>) =>
+      names.length === 0
+        ? Effect.succeed<ReadonlyArray<string>>([])
+        : Effect.map(Effect.orDie(db.read((tx) => tx.all<{ name: string; local: string }>("SELECT name, local FROM schoolbus_tables"))), (rows) =>
+            names.filter((name) => !rows.some((row) => row.name === name || row.local === name)),
+          )
     return SyncNow.of({
       trigger: (request) =>
         Effect.gen(function* () {
           const { link } = yield* facts.get
-          const run = yield* session.closeRun(request.by, true)
-          yield* session.wake.open
-          return {
-            started: true,
-            message: link === "online" ? "sync started" : "the hub is not reachable at the moment; trying now, and again by itself until it is",
-            run,
-            schools: [],
+          const unknown = yield* unknownTables(request.tables)
+          if (unknown.length > 0) {
+            return { started: false, message: `no such table here: ${unknown.join(", ")}; see: schoolbus status`, run: null, schools: [] }
           }
+          const asked = yield* session.ask(request.by, request.direction)
+          const message = link === "online" ? "sync started" : "the hub is not reachable at the moment; trying now, and again by itself until it is"
+          return { started: true, message, run: asked?.run ?? null, schools: [] }
         }),
     })
   }),
@@ -105,7 +115,7 @@ const school = (options: SchoolOptions) =>
     const streams = yield* subscribedTables(options.workers)
     const nightly = Effect.provide(verifyNightly, yield* Effect.context<Libsql | OpenLink>())
     yield* guardTriggers(streams, true)
-    const plugins = [yield* healthRoutes, yield* syncRoutes, yield* conflictRoutes, yield* verifyRoutes, yield* deviceRoutes]
+    const plugins = [yield* healthRoutes, yield* syncRoutes, yield* settingsRoutes, yield* conflictRoutes, yield* verifyRoutes, yield* deviceRoutes]
     const app = makeApp({ plugins, auth: authFor(options) })
     const server = yield* listen({ ...options, maxBodyBytes: 1024 * 1024 }, (request) => app.handle(request))
     yield* Effect.logInfo(`school node listens on http://${options.host}:${server.port}`)
@@ -115,7 +125,9 @@ const school = (options: SchoolOptions) =>
       yield* Effect.logInfo(`terminals may call http://${host}:${terminals.port}/iclock/`)
     }
     // Over a metered link only a person's wish wakes it.
-    yield* cron(SYNC_CRON, Effect.andThen(run.closeRun("schedule", false), options.metered === null ? run.wake.open : Effect.void))
+    const settings = yield* Settings
+    const wakeByItself = Effect.flatMap(settings.get, (now) => (now.auto && meteredOf(now) === null ? run.wake.open : Effect.void))
+    yield* cron(SYNC_CRON, Effect.andThen(run.closeRun, wakeByItself))
     yield* cron(
       TRIM_CRON,
       Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.ignoreCause(trim(db, now), { log: "Warn" })),
@@ -149,17 +161,10 @@ const layers = (options: SchoolOptions) => {
     }),
   ).pipe(Layer.provide(Libsql.layer(join(options.dataDir, "school.db"))))
   const terminals = Roster.layer.pipe(Layer.provideMerge(Commands.layer), Layer.provideMerge(Devices.layer))
-  const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer).pipe(Layer.provideMerge(file))
-  return Layer.mergeAll(
-    Deliver.layer,
-    terminals,
-    schoolStatus(options.metered),
-    schoolConflicts,
-    schoolQuarantine,
-    schoolRuns,
-    schoolVerify,
-    syncNow,
-  ).pipe(Layer.provideMerge(base))
+  const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer, Settings.layer(options.metered)).pipe(Layer.provideMerge(file))
+  return Layer.mergeAll(Deliver.layer, terminals, schoolStatus, schoolConflicts, schoolQuarantine, schoolRuns, schoolVerify, syncNow).pipe(
+    Layer.provideMerge(base),
+  )
 }
 
 /** How often a file that cannot be written is tried again at the start. */

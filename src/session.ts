@@ -4,11 +4,9 @@
  * is critical.
  */
 import * as Clock from "effect/Clock"
-import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
-import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
 import * as Semaphore from "effect/Semaphore"
 import { follow, pullOnce, type Pulled, type PullOptions, refreshManifest, type Way } from "./down/pull.ts"
@@ -28,6 +26,8 @@ import { PROTOCOL } from "./link/protocol.ts"
 import type { Manifest } from "./model/table.ts"
 import { SchoolFactStore } from "./status/facts.ts"
 import { stopReason } from "./status/judge.ts"
+import { Session } from "./status/run.ts"
+import { meteredOf, Settings } from "./status/settings.ts"
 import { Status } from "./status/snapshot.ts"
 import { sendAgainFrom } from "./up/again.ts"
 import { pushAll } from "./up/up.ts"
@@ -39,14 +39,14 @@ export interface SessionOptions {
   readonly adopt: boolean
   /** Tables that worker modules listen to. */
   readonly streams: ReadonlyArray<string>
-  /** null: the link may be used as it comes. */
-  readonly metered: Metered | null
 }
 
 /** How often the file is asked whether a program has written something. */
 const OPEN_POLL_MS = 200
 const METERED_POLL_MS = 1_000
 const HEARTBEAT_MS = 20_000
+/** Without automatic sync no pull stands open: head office's wish is heard with these. */
+const HELD_BEAT_MS = 3_000
 /** The hub hears of an applied cut this long after it, once for all that are applied meanwhile. */
 const APPLIED_MS = 500
 /** Outside of hours and budget the clock is looked at this often. */
@@ -79,40 +79,6 @@ interface StateRow {
   readonly cut: string
   readonly manifest: string | null
   readonly last_batch: number
-}
-
-/** Counts of the sync run under way, and the way to ask for one now. */
-export class Session extends Context.Service<
-  Session,
-  {
-    readonly counts: { up: number; down: number; conflicts: number; error: string | null; startedAt: number }
-    readonly wake: Latch.Latch
-    /** Writes the run down and starts the next; null when nothing happened and nobody asked. */
-    readonly closeRun: (trigger: string, always: boolean) => Effect.Effect<number | null>
-  }
->()("schoolbus/Session") {
-  static readonly layer = Layer.effect(
-    Session,
-    Effect.gen(function* () {
-      const db = yield* Libsql
-      const counts = { up: 0, down: 0, conflicts: 0, error: null as string | null, startedAt: yield* Clock.currentTimeMillis }
-      const closeRun = (trigger: string, always: boolean) =>
-        Effect.gen(function* () {
-          const now = yield* Clock.currentTimeMillis
-          const { up, down, conflicts, error, startedAt } = counts
-          Object.assign(counts, { up: 0, down: 0, conflicts: 0, error: null, startedAt: now })
-          if (!always && up + down === 0 && error === null) return null
-          const [row] = yield* db.write((tx) =>
-            tx.all<{ id: number }>(
-              "INSERT INTO schoolbus_run (trigger, started_at, ended_at, up, down, conflicts, error) VALUES (?,?,?,?,?,?,?) RETURNING id",
-              [trigger, startedAt, now, up, down, conflicts, error],
-            ),
-          )
-          return row?.id ?? null
-        }).pipe(Effect.catch((error) => Effect.as(Effect.logWarning(`the run could not be written: ${error.message}`), null)))
-      return Session.of({ counts, wake: yield* Latch.make(), closeRun })
-    }),
-  )
 }
 
 export const readState = Effect.gen(function* () {
@@ -181,6 +147,10 @@ interface Memory {
   readonly written: { sent: number; received: number }
   /** Rows or changes moved since the last failure. */
   hasMoved: boolean
+  /** The session ended because a person changed the settings. */
+  isChanged: boolean
+  /** Nothing has been synced since the node started. */
+  isFirst: boolean
   /** Cycles of a metered link so far, and when the next one is due, ms since 1970. */
   cycle: number
   nextCycleAt: number
@@ -194,8 +164,10 @@ const makeSteps = (memory: Memory, identity: Identity) =>
     const db = yield* Libsql
     const facts = yield* SchoolFactStore
     const status = yield* Status
-    const { counts, wake } = yield* Session
+    const { note, ask } = yield* Session
+    const settings = yield* Settings
     const { link } = memory
+    const why = (other: string): string => (memory.isFirst ? "start" : other)
     const applied = yield* Latch.make()
     const one = yield* Semaphore.make(1)
     let pushFault = ""
@@ -217,12 +189,16 @@ const makeSteps = (memory: Memory, identity: Identity) =>
     const took = (pulled: Pulled) =>
       Effect.gen(function* () {
         yield* touch
-        if (pulled.kind === "nothing") return yield* pulled.asked ? wake.open : Effect.void
+        if (pulled.kind === "nothing") return yield* pulled.asked ? ask("hub", "both") : Effect.void
         const { rows, received, applied: isApplied } = pulled.delivered
         const { left, leftBytes } = pulled.header
-        counts.down += rows
+        note(why("stream"), {
+          down: rows,
+          tables: Object.fromEntries(Object.entries(pulled.tables).map(([table, n]) => [table, { up: 0, down: n }])),
+        })
         memory.hasMoved ||= rows > 0 || isApplied
         if (isApplied) {
+          memory.isFirst = false
           yield* facts.set({ progress: null, lastSyncAt: yield* Clock.currentTimeMillis })
           yield* applied.open
           if (memory.isFarAhead) return yield* new LinkDown({ message: "the cut is here; comparing the tables that programs have altered" })
@@ -239,10 +215,13 @@ const makeSteps = (memory: Memory, identity: Identity) =>
       Effect.gen(function* () {
         if (!memory.isFarAhead) yield* refuseGap(db)
         if (!(yield* db.read(hasUnanswered))) return
-        const { changes, conflicts } = yield* pushAll(db, link, identity)
+        const { changes, conflicts, tables } = yield* pushAll(db, link, identity, (yield* settings.get).batch)
         pushFault = ""
-        counts.up += changes
-        counts.conflicts += conflicts
+        note(why("change"), {
+          up: changes,
+          conflicts,
+          tables: Object.fromEntries(Object.entries(tables).map(([table, n]) => [table, { up: n, down: 0 }])),
+        })
         memory.hasMoved ||= changes > 0
         yield* facts.set({ lastSyncAt: yield* Clock.currentTimeMillis })
         yield* touch
@@ -283,7 +262,7 @@ const makeSteps = (memory: Memory, identity: Identity) =>
         yield* countTraffic
         yield* touch
         if (pulse.paused) yield* facts.set({ paused: true })
-        if (pulse.sync) yield* wake.open
+        if (pulse.sync) yield* ask("hub", "both")
       }).pipe(Effect.catchTag("LinkDown", (error) => Effect.logDebug(`heartbeat: ${error.message}`)))
 
     const noteFault = (error: LinkDown) =>
@@ -309,18 +288,31 @@ const makeSteps = (memory: Memory, identity: Identity) =>
 
 type Steps = Effect.Success<ReturnType<typeof makeSteps>>
 
-/** A push again and again, each time after `pause`. A hub that cannot write to Postgres now still has rows for us: only what waits to go up waits. */
-const pushes = (push: Effect.Effect<void, LinkError | LibsqlError, Libsql>, pause: Effect.Effect<void>, noteFault: Steps["noteFault"]) =>
+/** A push again and again, each time after `pause`; `closesRuns`: it is all that a run which was asked for waits for. A hub that cannot write to Postgres now still has rows for us: only what waits to go up waits. */
+const pushes = (
+  push: Effect.Effect<void, LinkError | LibsqlError, Libsql>,
+  pause: Effect.Effect<void>,
+  noteFault: Steps["noteFault"],
+  closesRuns: boolean,
+) =>
   Effect.gen(function* () {
-    const { wake } = yield* Session
+    const { wake, asked, closeRun, note } = yield* Session
+    const settings = yield* Settings
     for (let failures = 0; ; ) {
+      const request = yield* asked
       const error = yield* push.pipe(
         Effect.as(null),
         Effect.catchTag("LinkDown", (down) => Effect.succeed(down)),
       )
       if (error === null) failures = 0
       else yield* noteFault(error)
-      yield* Effect.race(error === null ? pause : Effect.sleep(backoffMs(failures++, error.retryAfterMs ?? 0, yield* Random.next)), wake.await)
+      if (error !== null) note("change", { error: error.message })
+      if (closesRuns && request !== null && (yield* asked)?.run === request.run) yield* closeRun
+      const mostMs = (yield* settings.get).retryMaxSeconds * 1000
+      yield* Effect.race(
+        error === null ? pause : Effect.sleep(backoffMs(failures++, error.retryAfterMs ?? 0, yield* Random.next, mostMs)),
+        wake.await,
+      )
       yield* wake.close
     }
   })
@@ -334,19 +326,43 @@ const freely = (memory: Memory, identity: Identity, install: PullOptions, steps:
   return Effect.all(
     [
       Effect.forever(steps.comparing(follow(memory.link, identity, install, memory.way, steps.took))),
-      pushes(steps.push, Effect.sleep(OPEN_POLL_MS), steps.noteFault),
+      pushes(steps.push, Effect.sleep(OPEN_POLL_MS), steps.noteFault, true),
       Effect.andThen(steps.beat(0), Effect.forever(tell)),
     ],
     { concurrency: "unbounded", discard: true },
   )
 }
 
+/** Nothing moves until somebody asks; head office still hears that the school is there. */
+const onRequest = (memory: Memory, identity: Identity, install: PullOptions, steps: Steps) =>
+  Effect.gen(function* () {
+    const { wake, asked, closeRun } = yield* Session
+    const serve = Effect.gen(function* () {
+      const request = yield* asked
+      if (request === null) return
+      if (request.direction !== "down") yield* steps.push
+      while (request.direction !== "up") {
+        const pulled = yield* steps.comparing(pullOnce(memory.link, identity, install, 0))
+        if (pulled === undefined) continue
+        yield* steps.took(pulled)
+        if (pulled.kind === "nothing") break
+      }
+      yield* closeRun
+      yield* steps.beat(0)
+    })
+    const requests = Effect.forever(Effect.andThen(serve, Effect.andThen(wake.await, wake.close)))
+    return yield* Effect.all([requests, Effect.forever(Effect.andThen(steps.beat(0), Effect.sleep(HELD_BEAT_MS)))], {
+      concurrency: "unbounded",
+      discard: true,
+    })
+  })
+
 /** Rows and changes wait for the next cycle; a critical change does not, and whoever asks for a sync gets it at once. */
 const byCycles = (metered: Metered, memory: Memory, identity: Identity, install: PullOptions, steps: Steps) =>
   Effect.gen(function* () {
     const db = yield* Libsql
     const facts = yield* SchoolFactStore
-    const { wake } = yield* Session
+    const { wake, asked, closeRun } = yield* Session
     const cycleMs = metered.cycleMinutes * 60_000
     const now = Effect.gen(function* () {
       const at = yield* Clock.currentTimeMillis
@@ -386,6 +402,7 @@ const byCycles = (metered: Metered, memory: Memory, identity: Identity, install:
           if (due) yield* steps.push.pipe(Effect.catchTag("LinkDown", steps.noteFault))
           yield* pullAll(isAsked)
           yield* facts.set({ metered: { waits: null, nextAt: memory.nextCycleAt } })
+          if ((yield* asked) !== null) yield* closeRun
           yield* steps.beat(cycleMs)
         } else {
           const minutes = waits === "hours" ? minutesUntilWithin(metered.hours, moment.minute) : 24 * 60 - moment.minute
@@ -395,7 +412,10 @@ const byCycles = (metered: Metered, memory: Memory, identity: Identity, install:
         isAsked = yield* Effect.race(Effect.as(Effect.sleep(pause), false), Effect.as(wake.await, true))
       }
     })
-    return yield* Effect.all([cycles, pushes(critical, Effect.sleep(METERED_POLL_MS), steps.noteFault)], { concurrency: "unbounded", discard: true })
+    return yield* Effect.all([cycles, pushes(critical, Effect.sleep(METERED_POLL_MS), steps.noteFault, false)], {
+      concurrency: "unbounded",
+      discard: true,
+    })
   })
 
 const session = (options: SessionOptions, memory: Memory) =>
@@ -419,8 +439,24 @@ const session = (options: SessionOptions, memory: Memory) =>
     yield* guardTriggers(options.streams)
     memory.isFarAhead = yield* closeGaps(link, identity)
     const taking = { ...install, mayHaveGaps: memory.isFarAhead }
-    const work = options.metered === null ? freely(memory, identity, taking, steps) : byCycles(options.metered, memory, identity, taking, steps)
-    yield* (yield* OpenLink).during({ link, identity })(work)
+    const settings = yield* Settings
+    const { auto, ...how } = yield* settings.get
+    const metered = meteredOf({ auto, ...how })
+    // The first copy is nobody's to hold back.
+    const isHeld = !auto && state.cut !== "0"
+    const work = isHeld
+      ? onRequest(memory, identity, taking, steps)
+      : metered === null
+        ? freely(memory, identity, taking, steps)
+        : byCycles(metered, memory, identity, taking, steps)
+    memory.isChanged = false
+    const changed = Effect.andThen(
+      settings.changed,
+      Effect.sync(() => {
+        memory.isChanged = true
+      }),
+    )
+    yield* (yield* OpenLink).during({ link, identity })(Effect.raceFirst(Effect.asVoid(work), changed))
   })
 
 /** Sessions, one after the other, for ever. What ended the last stands in the facts. */
@@ -428,12 +464,15 @@ export const sessions = (options: SessionOptions) =>
   Effect.gen(function* () {
     const db = yield* Libsql
     const facts = yield* SchoolFactStore
-    const { counts, wake } = yield* Session
+    const { note, asked, closeRun, wake } = yield* Session
+    const settings = yield* Settings
     const memory: Memory = {
       link: makeLink(options),
       way: { noStreamUntil: 0 },
       written: { sent: 0, received: 0 },
       hasMoved: false,
+      isChanged: false,
+      isFirst: true,
       cycle: 0,
       nextCycleAt: 0,
       isFarAhead: false,
@@ -472,12 +511,18 @@ export const sessions = (options: SessionOptions) =>
       )
       if (exit._tag === "Failure") {
         yield* Effect.logError("session", exit.cause)
-        counts.error = "internal error; see the log"
+        note("start", { error: "internal error; see the log" })
       }
       const { linkDetail } = yield* facts.get
-      if (linkDetail !== "") counts.error ??= linkDetail
+      if (memory.isChanged) {
+        memory.isChanged = false
+        memory.nextCycleAt = 0
+        continue
+      }
+      if (linkDetail !== "") note(memory.isFirst ? "start" : "schedule", { error: linkDetail })
+      if ((yield* asked) !== null) yield* closeRun
       if (memory.hasMoved || Duration.toMillis(took) >= HEALTHY_MS) failures = 0
-      yield* Effect.race(Effect.sleep(backoffMs(failures++, askedMs, yield* Random.next)), wake.await)
+      yield* Effect.race(Effect.sleep(backoffMs(failures++, askedMs, yield* Random.next, (yield* settings.get).retryMaxSeconds * 1000)), wake.await)
       yield* wake.close
     }
   })

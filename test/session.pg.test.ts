@@ -13,8 +13,10 @@ import { Libsql, type LibsqlFile, openFile } from "../src/libsql/client.ts"
 import { migrateFile } from "../src/libsql/migrate.ts"
 import { type Metered, parseHours } from "../src/link/metered.ts"
 import { OpenLink } from "../src/link/open.ts"
-import { Session, sessions } from "../src/session.ts"
+import { sessions } from "../src/session.ts"
 import { SchoolFactStore } from "../src/status/facts.ts"
+import { Session } from "../src/status/run.ts"
+import { Settings } from "../src/status/settings.ts"
 import { schoolStatus } from "../src/status/school.ts"
 import { type SchoolSnapshot, Status } from "../src/status/snapshot.ts"
 import { openBadLine } from "./support/bad-line.ts"
@@ -69,9 +71,11 @@ const startNode = async (school: string, metered: Metered | null, url = hub.url)
   await Effect.runPromise(migrateFile(file, "school"))
   const incarnation = crypto.randomUUID()
   await Effect.runPromise(file.write((tx) => tx.run("INSERT INTO schoolbus_state (id, incarnation) VALUES (1, ?)", [incarnation])))
-  const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer).pipe(Layer.provideMerge(Layer.succeed(Libsql, file)))
-  const context = await inScope(Layer.build(Layer.mergeAll(Deliver.layer, schoolStatus(metered)).pipe(Layer.provideMerge(base))))
-  await inScope(Effect.forkScoped(Effect.provide(sessions({ hub: url, key, adopt: false, streams: [], metered }), context)))
+  const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer, Settings.layer(metered)).pipe(
+    Layer.provideMerge(Layer.succeed(Libsql, file)),
+  )
+  const context = await inScope(Layer.build(Layer.mergeAll(Deliver.layer, schoolStatus).pipe(Layer.provideMerge(base))))
+  await inScope(Effect.forkScoped(Effect.provide(sessions({ hub: url, key, adopt: false, streams: [] }), context)))
   ended.push(() => Effect.runPromise(Scope.close(scope, Exit.void)))
   return {
     school,

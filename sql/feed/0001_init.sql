@@ -122,3 +122,9 @@ CREATE TABLE reader (
   status      TEXT,                       -- JSON of the school's last heartbeat
   closed      INTEGER NOT NULL DEFAULT 0
 );
+
+-- What a person has set while the hub runs; JSON by name.
+CREATE TABLE schoolbus_setting (
+  name  TEXT PRIMARY KEY,
+  value TEXT NOT NULL
+) WITHOUT ROWID;

@@ -180,14 +180,22 @@ CREATE TABLE schoolbus_traffic (
 -- Sync runs, newest last, capped.
 CREATE TABLE schoolbus_run (
   id       INTEGER PRIMARY KEY AUTOINCREMENT,
-  trigger  TEXT NOT NULL,                -- start, schedule, manual, stream
+  trigger  TEXT NOT NULL,                -- start, change, stream, schedule; or who asked for it: api, cli, hub
+  direction TEXT NOT NULL DEFAULT 'both',-- both, up, down
   started_at INTEGER NOT NULL,
   ended_at INTEGER,
   up       INTEGER NOT NULL DEFAULT 0,
   down     INTEGER NOT NULL DEFAULT 0,
   conflicts INTEGER NOT NULL DEFAULT 0,
+  tables   TEXT NOT NULL DEFAULT '{}',   -- JSON: records by table and direction
   error    TEXT
 );
+
+-- What a person has set while the node runs; JSON by name.
+CREATE TABLE schoolbus_setting (
+  name  TEXT PRIMARY KEY,
+  value TEXT NOT NULL
+) WITHOUT ROWID;
 
 -- The last comparison with head office.
 CREATE TABLE schoolbus_verified (

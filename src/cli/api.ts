@@ -15,6 +15,7 @@ export interface Api {
   readonly base: string
   readonly get: <A>(path: string) => Promise<A>
   readonly post: <A>(path: string, body?: unknown) => Promise<A>
+  readonly put: <A>(path: string, body: unknown) => Promise<A>
   /** An answer that is a file: `text/csv`. */
   readonly csv: (path: string) => Promise<string>
 }
@@ -46,7 +47,7 @@ export const apiOf = (input: Input): Api => {
   const token = input.textOr("admin-token", null)
   const root = base.href.replace(/\/+$/, "")
 
-  const call = async <A>(method: "GET" | "POST", path: string, body?: unknown, accept = "application/json"): Promise<A> => {
+  const call = async <A>(method: "GET" | "POST" | "PUT", path: string, body?: unknown, accept = "application/json"): Promise<A> => {
     let response: Response
     let text: string
     try {
@@ -100,6 +101,7 @@ export const apiOf = (input: Input): Api => {
     base: root,
     get: (path) => call("GET", path),
     post: (path, body) => call("POST", path, body),
+    put: (path, body) => call("PUT", path, body),
     csv: (path) => call("GET", path, undefined, "text/csv"),
   }
 }

@@ -426,6 +426,26 @@ export const COMMANDS: ReadonlyArray<Command> = [
     load: () => import("./devices.ts").then((m) => m.exported),
   },
   {
+    name: "logs",
+    summary: "sync runs: why, when, records by table, conflicts, errors",
+    args: [],
+    options: [SCHOOL, ...PAGING, ...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus logs", "schoolbus logs --url https://hub.example --school north"],
+    load: () => import("./logs.ts").then((m) => m.list),
+  },
+  {
+    name: "config set",
+    summary: "how a running node syncs by itself; without --set, how it does now",
+    args: [],
+    options: [
+      { name: "set", kind: "list", help: "auto, intervalMinutes, batch, retryMaxSeconds, budgetMb, hours: NAME=VALUE; hours are joined by +" },
+      ...API_OPTIONS,
+      JSON_OPTION,
+    ],
+    examples: ["schoolbus config set --set intervalMinutes=15,budgetMb=50,hours=19:00-06:00+12:00-13:00", "schoolbus config set --set auto=false"],
+    load: () => import("./logs.ts").then((m) => m.set),
+  },
+  {
     name: "config validate",
     summary: "check the config file",
     args: [],

@@ -36,8 +36,7 @@ export type Pulled =
   /** `asked`: head office wants a sync now. */
   | { readonly kind: "nothing"; readonly asked: boolean }
   /** The line broke inside the page; what had arrived is staged. */
-  | { readonly kind: "part"; readonly delivered: Delivered; readonly header: Header }
-  | { readonly kind: "page"; readonly delivered: Delivered; readonly header: Header }
+  | { readonly kind: "part" | "page"; readonly delivered: Delivered; readonly header: Header; readonly tables: Readonly<Record<string, number>> }
 
 type PullError = LinkError | LibsqlError | TableRefused | DeliverRefused
 
@@ -52,7 +51,9 @@ const takePage = (link: Link, identity: Identity, options: PullOptions, page: Pu
         error.reason === "manifest" ? Effect.andThen(refreshManifest(link, identity, options), attempt) : Effect.fail(error),
       ),
     )
-    return { kind: page.trailer === null ? "part" : "page", delivered, header: page.header }
+    const tables: Record<string, number> = {}
+    for (const [, , , table, , rows] of page.lines) tables[table] = (tables[table] ?? 0) + rows.length
+    return { kind: page.trailer === null ? "part" : "page", delivered, header: page.header, tables }
   })
 
 /** The version of the manifest that stands in the file. */

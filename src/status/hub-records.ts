@@ -198,7 +198,7 @@ export const hubRuns: Layer.Layer<Runs, never, Postgres> = Layer.effect(
           ),
           (rows) =>
             pageOf(
-              rows.map((row): RunRecord => ({ ...row, trigger: "push", endedAt: row.startedAt, down: 0, error: null })),
+              rows.map((row): RunRecord => ({ ...row, trigger: "push", direction: "up", tables: {}, endedAt: row.startedAt, down: 0, error: null })),
               query.limit,
               (run) => [run.startedAt, run.id],
             ),

@@ -105,8 +105,12 @@ export interface RunRecord {
   readonly trigger: string
   readonly startedAt: string
   readonly endedAt: string | null
+  /** What was asked for; a run that nobody asked for goes both ways. */
+  readonly direction: string
   readonly up: number
   readonly down: number
+  /** Records by table: `{"public.students": {"up": 1, "down": 12}}`. */
+  readonly tables: Readonly<Record<string, { readonly up: number; readonly down: number }>>
   readonly conflicts: number
   readonly error: string | null
 }

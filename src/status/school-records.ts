@@ -207,6 +207,8 @@ interface RunRow {
   readonly up: number
   readonly down: number
   readonly conflicts: number
+  readonly direction: string
+  readonly tables: string
   readonly error: string | null
 }
 
@@ -234,6 +236,8 @@ export const schoolRuns: Layer.Layer<Runs, never, Libsql> = Layer.effect(
                 up: row.up,
                 down: row.down,
                 conflicts: row.conflicts,
+                direction: row.direction,
+                tables: JSON.parse(row.tables) as RunRecord["tables"],
                 error: row.error,
               }),
             )

@@ -4,13 +4,14 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { dayOf, trafficOf } from "../libsql/traffic.ts"
-import { type Metered, printHours } from "../link/metered.ts"
+import { printHours } from "../link/metered.ts"
 import { readGaps, readTriggerFaults } from "../libsql/gap.ts"
 import type { Manifest, Table } from "../model/table.ts"
 import { runtimeName } from "../runtime.ts"
 import type { Verified } from "./verify.ts"
 import { VERSION } from "../version.ts"
 import { SchoolFactStore } from "./facts.ts"
+import { meteredOf, Settings } from "./settings.ts"
 import { judgeSchool, schoolSentence } from "./judge.ts"
 import { recount } from "./recount.ts"
 import { percentOf, SCHEMA_VERSION, type SchoolSnapshot, Status, sumOf, type TableStatus, timeOf } from "./snapshot.ts"
@@ -102,147 +103,149 @@ const readFacts = (tx: Tx) =>
     }
   })
 
-const make = (metered: Metered | null) =>
-  Effect.gen(function* () {
-    const db = yield* Libsql
-    const facts = yield* SchoolFactStore
+const make = Effect.gen(function* () {
+  const settings = yield* Settings
+  const db = yield* Libsql
+  const facts = yield* SchoolFactStore
 
-    let link = (yield* facts.get).link
-    let onlineSince = yield* Clock.currentTimeMillis
-    const clock = yield* Clock.Clock
-    const unlisten = facts.listen((now) => {
-      if (now.link === "online" && link !== "online") onlineSince = clock.currentTimeMillisUnsafe()
-      link = now.link
-    })
-    yield* Effect.addFinalizer(() => Effect.sync(unlisten))
-
-    let shown: ReadonlyArray<Table> = []
-    const rowsByTable = yield* recount(
-      Effect.suspend(() =>
-        db.read((tx) =>
-          Effect.gen(function* () {
-            const present = yield* presentTables(tx)
-            const rows: Array<PerTable> = []
-            for (const table of shown.filter((one) => present.has(one.local))) {
-              const [row] = yield* tx.all<{ n: number }>(`SELECT count(*) AS n FROM ${ident(table.local)}`)
-              rows.push({ name: table.name, n: row?.n ?? 0 })
-            }
-            return rows
-          }),
-        ),
-      ),
-    )
-
-    const snapshot = Effect.fn("SchoolStatus.snapshot")(function* () {
-      const now = yield* Clock.currentTimeMillis
-      const own = yield* facts.get
-      const { read, traffic } = yield* db.read((tx) => Effect.all({ read: readFacts(tx), traffic: trafficOf(tx, dayOf(now)) }))
-      const manifest = manifestOf(read.state?.manifest ?? null)
-      const all = (manifest?.tables ?? []).filter((table) => !table.system)
-      if (all.map((table) => table.name).join() !== shown.map((table) => table.name).join()) shown = all
-      const pending = numberByName(read.pending)
-      // Rows change with a cut, or with a captured write.
-      const rows = numberByName(yield* rowsByTable(`${read.state?.epoch} ${read.state?.seq} ${read.newest} ${own.progress?.rows} ${shown.length}`))
-      const behindByTable = new Map(read.behind.map((row) => [row.name, row]))
-      const conflicts = numberByName(read.conflicts)
-      const quarantine = numberByName(read.quarantine)
-      const tables = all.map((table): TableStatus => {
-        const waits = pending.get(table.name) ?? 0
-        const failed = (quarantine.get(table.name) ?? 0) + (behindByTable.get(table.name)?.failed ?? 0)
-        return {
-          table: table.name,
-          ...(read.faults.has(table.name) ? { fault: read.faults.get(table.name) ?? "" } : {}),
-          pending: waits,
-          failed,
-          synced: Math.max(0, (rows.get(table.name) ?? 0) - waits - failed),
-          conflicts: conflicts.get(table.name) ?? 0,
-        }
-      })
-      const sum = (counted: ReadonlyArray<PerTable>) => counted.reduce((n, row) => n + row.n, 0)
-      const behind = sum(read.behind)
-      const totals = {
-        pending: sum(read.pending),
-        failed: sum(read.quarantine) + read.behind.reduce((n, row) => n + row.failed, 0),
-        synced: sumOf(tables).synced,
-        conflicts: sum(read.conflicts),
-      }
-      const applying = read.state?.applying != null
-      const progress = own.progress
-      const coming = progress === null ? (applying || read.staged ? 1 : 0) : Math.max(1, progress.total)
-      const hasCut = read.state !== undefined && read.state.epoch !== "" && read.state.cut !== "0"
-      const oldestPendingAt = totals.pending === 0 ? null : (read.work?.oldest ?? null)
-      const lastContactAt = Math.max(own.lastContactAt, read.state?.contact_at ?? 0)
-      const [gap] = read.gaps
-      const { state, reason } = judgeSchool({
-        gap: gap === undefined ? null : `table ${gap.name}: ${gap.reason}; it is compared with head office before anything else goes on`,
-        link: own.link,
-        linkDetail: own.linkDetail,
-        stop: read.state?.stop ?? null,
-        paused: own.paused,
-        hasCut,
-        comingRows: applying && progress === null ? Number.MAX_SAFE_INTEGER : coming,
-        pending: totals.pending,
-        sending: read.work?.sending ?? 0,
-        waits: metered === null ? null : (own.metered?.waits ?? null),
-        standingMs: now - Math.max(oldestPendingAt ?? now, read.work?.answered ?? 0, onlineSince),
-      })
-      const result: SchoolSnapshot = {
-        schemaVersion: SCHEMA_VERSION,
-        role: "school",
-        asOf: new Date(now).toISOString(),
-        version: VERSION,
-        runtime: runtimeName,
-        state,
-        reason,
-        summary: schoolSentence({ state, reason, ...totals, progress }),
-        totals,
-        tables,
-        progress:
-          progress === null
-            ? []
-            : [{ table: null, ...progress, percent: percentOf(progress.rows, progress.total, progress.bytes, progress.totalBytes) }],
-        school: read.state?.school ?? null,
-        name: manifest?.school.name ?? null,
-        incarnation: read.state?.incarnation ?? "",
-        link: { state: own.link, detail: own.linkDetail, lastContactAt: timeOf(lastContactAt), lastSyncAt: timeOf(own.lastSyncAt) },
-        sending: {
-          pending: totals.pending,
-          oldestPendingAt: timeOf(oldestPendingAt),
-          batches: read.work?.batches ?? 0,
-          lastBatch: read.state?.last_batch ?? 0,
-        },
-        receiving: { epoch: read.state?.epoch ?? "", seq: String(read.state?.seq ?? 0), behind, applying: applying || progress !== null },
-        devices: {
-          total: read.devices.reduce((n, row) => n + row.n, 0),
-          approved: read.devices.find((row) => row.status === "approved")?.n ?? 0,
-          waiting: read.devices.find((row) => row.status === "pending")?.n ?? 0,
-        },
-        workers: read.workers,
-        verified:
-          read.verified === null
-            ? null
-            : {
-                at: read.verified.startedAt,
-                differences: read.verified.differences,
-                left: Math.max(0, read.verified.differences - read.verified.repaired.up - read.verified.repaired.down),
-              },
-        traffic,
-        metered:
-          metered === null
-            ? null
-            : {
-                cycleMinutes: metered.cycleMinutes,
-                budgetBytes: metered.budgetBytes,
-                hours: printHours(metered.hours),
-                usedBytes: traffic.sent + traffic.received,
-                waits: own.metered?.waits ?? null,
-                nextAt: timeOf(own.metered?.nextAt ?? null),
-              },
-      }
-      return result
-    })
-    return Status.of({ snapshot })
+  let link = (yield* facts.get).link
+  let onlineSince = yield* Clock.currentTimeMillis
+  const clock = yield* Clock.Clock
+  const unlisten = facts.listen((now) => {
+    if (now.link === "online" && link !== "online") onlineSince = clock.currentTimeMillisUnsafe()
+    link = now.link
   })
+  yield* Effect.addFinalizer(() => Effect.sync(unlisten))
+
+  let shown: ReadonlyArray<Table> = []
+  const rowsByTable = yield* recount(
+    Effect.suspend(() =>
+      db.read((tx) =>
+        Effect.gen(function* () {
+          const present = yield* presentTables(tx)
+          const rows: Array<PerTable> = []
+          for (const table of shown.filter((one) => present.has(one.local))) {
+            const [row] = yield* tx.all<{ n: number }>(`SELECT count(*) AS n FROM ${ident(table.local)}`)
+            rows.push({ name: table.name, n: row?.n ?? 0 })
+          }
+          return rows
+        }),
+      ),
+    ),
+  )
+
+  const snapshot = Effect.fn("SchoolStatus.snapshot")(function* () {
+    const now = yield* Clock.currentTimeMillis
+    const own = yield* facts.get
+    const how = yield* settings.get
+    const metered = meteredOf(how)
+    const { read, traffic } = yield* db.read((tx) => Effect.all({ read: readFacts(tx), traffic: trafficOf(tx, dayOf(now)) }))
+    const manifest = manifestOf(read.state?.manifest ?? null)
+    const all = (manifest?.tables ?? []).filter((table) => !table.system)
+    if (all.map((table) => table.name).join() !== shown.map((table) => table.name).join()) shown = all
+    const pending = numberByName(read.pending)
+    // Rows change with a cut, or with a captured write.
+    const rows = numberByName(yield* rowsByTable(`${read.state?.epoch} ${read.state?.seq} ${read.newest} ${own.progress?.rows} ${shown.length}`))
+    const behindByTable = new Map(read.behind.map((row) => [row.name, row]))
+    const conflicts = numberByName(read.conflicts)
+    const quarantine = numberByName(read.quarantine)
+    const tables = all.map((table): TableStatus => {
+      const waits = pending.get(table.name) ?? 0
+      const failed = (quarantine.get(table.name) ?? 0) + (behindByTable.get(table.name)?.failed ?? 0)
+      return {
+        table: table.name,
+        ...(read.faults.has(table.name) ? { fault: read.faults.get(table.name) ?? "" } : {}),
+        pending: waits,
+        failed,
+        synced: Math.max(0, (rows.get(table.name) ?? 0) - waits - failed),
+        conflicts: conflicts.get(table.name) ?? 0,
+      }
+    })
+    const sum = (counted: ReadonlyArray<PerTable>) => counted.reduce((n, row) => n + row.n, 0)
+    const behind = sum(read.behind)
+    const totals = {
+      pending: sum(read.pending),
+      failed: sum(read.quarantine) + read.behind.reduce((n, row) => n + row.failed, 0),
+      synced: sumOf(tables).synced,
+      conflicts: sum(read.conflicts),
+    }
+    const applying = read.state?.applying != null
+    const progress = own.progress
+    const coming = progress === null ? (applying || read.staged ? 1 : 0) : Math.max(1, progress.total)
+    const hasCut = read.state !== undefined && read.state.epoch !== "" && read.state.cut !== "0"
+    const oldestPendingAt = totals.pending === 0 ? null : (read.work?.oldest ?? null)
+    const lastContactAt = Math.max(own.lastContactAt, read.state?.contact_at ?? 0)
+    const [gap] = read.gaps
+    const { state, reason } = judgeSchool({
+      gap: gap === undefined ? null : `table ${gap.name}: ${gap.reason}; it is compared with head office before anything else goes on`,
+      link: own.link,
+      linkDetail: own.linkDetail,
+      stop: read.state?.stop ?? null,
+      paused: own.paused,
+      hasCut,
+      comingRows: applying && progress === null ? Number.MAX_SAFE_INTEGER : coming,
+      pending: totals.pending,
+      sending: read.work?.sending ?? 0,
+      waits: metered === null ? null : (own.metered?.waits ?? null),
+      standingMs: now - Math.max(oldestPendingAt ?? now, read.work?.answered ?? 0, onlineSince),
+    })
+    const result: SchoolSnapshot = {
+      schemaVersion: SCHEMA_VERSION,
+      role: "school",
+      asOf: new Date(now).toISOString(),
+      version: VERSION,
+      runtime: runtimeName,
+      state,
+      reason,
+      summary: schoolSentence({ state, reason, ...totals, progress }),
+      totals,
+      tables,
+      progress:
+        progress === null
+          ? []
+          : [{ table: null, ...progress, percent: percentOf(progress.rows, progress.total, progress.bytes, progress.totalBytes) }],
+      school: read.state?.school ?? null,
+      name: manifest?.school.name ?? null,
+      incarnation: read.state?.incarnation ?? "",
+      link: { state: own.link, detail: own.linkDetail, lastContactAt: timeOf(lastContactAt), lastSyncAt: timeOf(own.lastSyncAt) },
+      sending: {
+        pending: totals.pending,
+        oldestPendingAt: timeOf(oldestPendingAt),
+        batches: read.work?.batches ?? 0,
+        lastBatch: read.state?.last_batch ?? 0,
+      },
+      receiving: { epoch: read.state?.epoch ?? "", seq: String(read.state?.seq ?? 0), behind, applying: applying || progress !== null },
+      devices: {
+        total: read.devices.reduce((n, row) => n + row.n, 0),
+        approved: read.devices.find((row) => row.status === "approved")?.n ?? 0,
+        waiting: read.devices.find((row) => row.status === "pending")?.n ?? 0,
+      },
+      workers: read.workers,
+      verified:
+        read.verified === null
+          ? null
+          : {
+              at: read.verified.startedAt,
+              differences: read.verified.differences,
+              left: Math.max(0, read.verified.differences - read.verified.repaired.up - read.verified.repaired.down),
+            },
+      traffic,
+      metered:
+        metered === null
+          ? null
+          : {
+              cycleMinutes: metered.cycleMinutes,
+              budgetBytes: metered.budgetBytes,
+              hours: printHours(metered.hours),
+              usedBytes: traffic.sent + traffic.received,
+              waits: own.metered?.waits ?? null,
+              nextAt: timeOf(own.metered?.nextAt ?? null),
+            },
+    }
+    return result
+  })
+  return Status.of({ snapshot })
+})
 
 /** Needs the school's file as `Libsql`. */
-export const schoolStatus = (metered: Metered | null): Layer.Layer<Status, never, Libsql | SchoolFactStore> => Layer.effect(Status, make(metered))
+export const schoolStatus: Layer.Layer<Status, never, Libsql | SchoolFactStore | Settings> = Layer.effect(Status, make)

@@ -5,7 +5,7 @@
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile } from "../libsql/client.ts"
-import { freeze } from "../libsql/freeze.ts"
+import { BATCH_CHANGES, freeze } from "../libsql/freeze.ts"
 import { type Identity, type Link, type LinkError, LinkRefused } from "../link/client.ts"
 import type { Manifest } from "../model/table.ts"
 import { sendAgainFrom } from "./again.ts"
@@ -13,7 +13,7 @@ import { sendAgainFrom } from "./again.ts"
 const manifestOf = (text: string | null): Manifest | null => (text === null ? null : (JSON.parse(text) as Manifest))
 
 /** Freezes everything that is open, batch by batch, each in its own short transaction. */
-export const freezeAll = (file: LibsqlFile): Effect.Effect<number, LibsqlError> =>
+export const freezeAll = (file: LibsqlFile, maxChanges = BATCH_CHANGES): Effect.Effect<number, LibsqlError> =>
   Effect.gen(function* () {
     let changes = 0
     for (;;) {
@@ -22,7 +22,7 @@ export const freezeAll = (file: LibsqlFile): Effect.Effect<number, LibsqlError> 
         Effect.gen(function* () {
           const [state] = yield* tx.all<{ manifest: string | null }>("SELECT manifest FROM schoolbus_state")
           const manifest = manifestOf(state?.manifest ?? null)
-          return manifest === null ? { changes: 0, isMore: false } : yield* freeze(tx, manifest, now)
+          return manifest === null ? { changes: 0, isMore: false } : yield* freeze(tx, manifest, now, { maxChanges })
         }),
       )
       changes += frozen.changes
@@ -39,23 +39,35 @@ const lost = (expected: number): LinkRefused =>
     expected,
   })
 
+export interface Pushed {
+  readonly changes: number
+  readonly conflicts: number
+  /** Changes by table. */
+  readonly tables: Readonly<Record<string, number>>
+}
+
+/** The table of a batch's line: `{"id":7,"table":"public.pupils",…`. */
+const TABLE = /^\{"id":\d+,"table":"([^"\\]+)"/gm
+
 /** Sends every batch that has no answer yet; the number of changes sent and of conflicts decided. */
 export const pushAll = (
   file: LibsqlFile,
   link: Link,
   identity: Identity,
-): Effect.Effect<{ readonly changes: number; readonly conflicts: number }, LibsqlError | LinkError> =>
+  maxChanges = BATCH_CHANGES,
+): Effect.Effect<Pushed, LibsqlError | LinkError> =>
   Effect.gen(function* () {
     let changes = 0
     let conflicts = 0
-    yield* freezeAll(file)
+    const tables: Record<string, number> = {}
+    yield* freezeAll(file, maxChanges)
     for (;;) {
       const [batch] = yield* file.read((tx) =>
         tx.all<{ number: number; hash: string; bytes: Uint8Array; changes: number }>(
           "SELECT number, hash, bytes, changes FROM schoolbus_batch WHERE answered_at IS NULL AND settled_at IS NULL ORDER BY number LIMIT 1",
         ),
       )
-      if (batch === undefined) return { changes, conflicts }
+      if (batch === undefined) return { changes, conflicts, tables }
       const verdicts = yield* link.push(identity, batch).pipe(
         Effect.map((answer) => ({ answer, expected: null as number | null })),
         Effect.catchTag("LinkRefused", (error) =>
@@ -75,6 +87,7 @@ export const pushAll = (
         continue
       }
       changes += batch.changes
+      for (const [, table] of new TextDecoder().decode(batch.bytes).matchAll(TABLE)) if (table !== undefined) tables[table] = (tables[table] ?? 0) + 1
       conflicts += verdicts.answer.exceptions.filter((exception) => exception.verdict === "conflict").length
       const now = yield* Clock.currentTimeMillis
       const { exceptions } = verdicts.answer

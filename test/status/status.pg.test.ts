@@ -13,6 +13,7 @@ import { type HubFacts, HubFactStore, type SchoolFacts, SchoolFactStore } from "
 import { hubStatus } from "../../src/status/hub.ts"
 import { hubConflicts, hubRuns } from "../../src/status/hub-records.ts"
 import { Conflicts, Runs } from "../../src/status/records.ts"
+import { Settings } from "../../src/status/settings.ts"
 import { schoolStatus } from "../../src/status/school.ts"
 import { schoolConflicts, schoolRuns } from "../../src/status/school-records.ts"
 import { type HubSnapshot, type SchoolSnapshot, Status } from "../../src/status/snapshot.ts"
@@ -93,8 +94,8 @@ beforeAll(async () => {
   hub = await build(Layer.mergeAll(hubStatus, hubConflicts, hubRuns).pipe(Layer.provideMerge(base)))
   await hubFacts({ stream: "streaming" })
   a = await world.school("a")
-  const file = Layer.mergeAll(Layer.succeed(Libsql, a.file), SchoolFactStore.layer)
-  node = await build(Layer.mergeAll(schoolStatus(null), schoolConflicts, schoolRuns).pipe(Layer.provideMerge(file)))
+  const file = Layer.mergeAll(SchoolFactStore.layer, Settings.layer(null)).pipe(Layer.provideMerge(Layer.succeed(Libsql, a.file)))
+  node = await build(Layer.mergeAll(schoolStatus, schoolConflicts, schoolRuns).pipe(Layer.provideMerge(file)))
 })
 afterAll(async () => {
   await Effect.runPromise(Scope.close(scope, Exit.void))

@@ -19,6 +19,8 @@ export interface Node {
   readonly output: () => string
   readonly status: () => Promise<SchoolSnapshot>
   readonly post: (path: string) => Promise<Record<string, unknown>>
+  /** `path` below `/api/`. */
+  readonly call: (method: string, path: string, body?: unknown) => Promise<Record<string, unknown>>
 }
 
 export const until = async <A>(what: string, look: () => A | undefined | false | Promise<A | undefined | false>): Promise<A> => {
@@ -48,11 +50,12 @@ export const startNode = async (dir: string, key: string, url: string, more: Rea
     throw new Error(`the node ended with ${status}:\n${output}`)
   })
   ended.catch(() => undefined)
-  const call = async (path: string, method: string) => {
+  const call = async (method: string, path: string, body?: unknown) => {
     const at = await Promise.race([until("the node to listen", port), ended])
-    return (await fetch(`http://127.0.0.1:${at}/api/sync/${path}`, { method })).json() as Promise<never>
+    const init = body === undefined ? {} : { body: JSON.stringify(body), headers: { "content-type": "application/json" } }
+    return (await fetch(`http://127.0.0.1:${at}/api/${path}`, { method, ...init })).json() as Promise<never>
   }
-  return { dir, child, code, output: () => output, status: () => call("status", "GET"), post: (path) => call(path, "POST") }
+  return { dir, child, code, output: () => output, status: () => call("GET", "sync/status"), post: (path) => call("POST", `sync/${path}`), call }
 }
 
 /** What a program of the school does, on a connection of its own. */
