@@ -24,6 +24,8 @@ const LIVE_MS = 60_000
 /** Two addresses that take turns within this are two terminals with one serial number. */
 const TURNS_MS = 600_000
 const TURNS = 3
+/** No zone has it: the terminal is told to shake hands. */
+const UNTOLD = 9999
 
 export class DeviceRefused extends Data.TaggedError("DeviceRefused")<{
   readonly code: "not_found" | "not_ready" | "invalid"
@@ -109,7 +111,7 @@ const parsed = { text: "", manifest: null as Manifest | null }
  * Terminals and pins that head office has of the school are here: a cut is applied, or their class and those above it are
  * (`high`, 8), while lower ones are still on their way. A file made anew would else give numbers to people that others have.
  */
-const HAS_TERMINALS = `(cut <> '0' OR terminals = 1 OR (
+const HAS_TERMINALS = `(cut <> '0' OR terminals > 0 OR (
   EXISTS (SELECT 1 FROM schoolbus_stage WHERE cls < 8) AND NOT EXISTS (SELECT 1 FROM schoolbus_stage WHERE cls >= 8)))`
 
 /** The school and its tables; null before they, and its terminals, stand in the file. */
@@ -174,6 +176,12 @@ const copyPins = (tx: Tx, from: number, to: number, now: number) =>
     )
   })
 
+interface Known {
+  readonly state: School
+  readonly school: string
+  readonly devices: Map<string, Device>
+}
+
 export class Devices extends Context.Service<
   Devices,
   {
@@ -212,7 +220,7 @@ export class Devices extends Context.Service<
 
       // What was read before a change is not kept after it.
       let generation = 0
-      let cached: { readonly state: School; readonly school: string; readonly devices: Map<string, Device> } | null = null
+      let cached: Known | null = null
       const reading = Semaphore.makeUnsafe(1)
       const changed = Effect.sync(() => {
         generation++
@@ -220,9 +228,22 @@ export class Devices extends Context.Service<
       })
       const change = <A, E>(body: (tx: Tx) => Effect.Effect<A, E>) => Effect.tap(db.write(body), () => changed)
 
-      /** From now on this file may answer terminals also while it has no cut, e.g. in a new life. */
-      const remember = db.write((tx) => tx.run("UPDATE schoolbus_state SET terminals = 1 WHERE terminals = 0"))
-      const readKnown = Effect.gen(function* () {
+      /**
+       * From now on this file may answer terminals also while it has no cut. What they said to the file before it, and what
+       * that one had not sent up, is only in their memories now: they are asked for everything.
+       */
+      const remember = Effect.gen(function* () {
+        const now = yield* Clock.currentTimeMillis
+        yield* db.write((tx) =>
+          Effect.gen(function* () {
+            yield* tx.run("UPDATE schoolbus_state SET terminals = 1")
+            yield* tx.run("UPDATE devices SET att_stamp = '0', op_stamp = '0', offset_told = ? WHERE status = 'approved'", [UNTOLD])
+          }),
+        )
+        yield* Effect.logInfo(`terminals are asked for everything that they hold (${timestamptz(now)})`)
+      })
+      const again: Effect.Effect<Known | null, LibsqlError> = Effect.suspend(() => readKnown)
+      const readKnown: Effect.Effect<Known | null, LibsqlError> = Effect.gen(function* () {
         // Somebody else may have read it while this one waited.
         if (cached !== null) return cached
         const before = generation
@@ -230,11 +251,14 @@ export class Devices extends Context.Service<
           Effect.gen(function* () {
             const state = yield* readSchool(tx)
             const [flag] = yield* tx.all<{ terminals: number }>("SELECT terminals FROM schoolbus_state")
-            return state === null ? null : { state, isNew: flag?.terminals === 0, devices: yield* readAll(tx) }
+            return state === null ? null : { state, isNew: flag?.terminals !== 1, devices: yield* readAll(tx) }
           }),
         )
         if (found === null) return null
-        if (found.isNew) yield* remember
+        if (found.isNew) {
+          yield* remember
+          return yield* again
+        }
         const devices = new Map(found.devices.map((row): [string, Device] => [row.serial, { ...row, memory: null }]))
         const now = { state: found.state, school: found.state.school, devices }
         if (before === generation) cached = now
@@ -338,6 +362,8 @@ export class Devices extends Context.Service<
         if (options.address !== undefined && options.address !== "" && !isAddressRule(options.address))
           return yield* invalid(`${options.address} is neither an address nor a net; write it like 10.20.0.7 or 10.20.0.0/24`)
         const now = yield* Clock.currentTimeMillis
+        // What is asked of terminals that are known already is not asked of this one.
+        yield* known
         // The node stands in the school: its own zone is the best guess.
         const here = Intl.DateTimeFormat().resolvedOptions().timeZone
         const serial = yield* change((tx) =>

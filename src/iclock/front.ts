@@ -191,16 +191,16 @@ const converse = (socket: Socket, desk: Desk): void => {
   })
 }
 
+/** Takes too long: a sender that says nothing, or a byte now and then, does not keep a connection. */
+export const isLate = (one: Pick<Connection, "state" | "lastAt" | "startedAt">, now: number): boolean =>
+  (one.state !== "deciding" && now - one.lastAt > (one.state === "done" ? LINGER_MS : IDLE_MS)) ||
+  (one.state === "head" && now - one.startedAt > HEAD_MS) ||
+  now - one.startedAt > EXCHANGE_MS
+
 /** Ends what takes too long. One timer for all: two of each connection would cost more than a poll itself. */
 const sweep = (connections: ReadonlySet<Connection>): void => {
   const now = Date.now()
-  for (const one of connections) {
-    const isLate =
-      (one.state !== "deciding" && now - one.lastAt > (one.state === "done" ? LINGER_MS : IDLE_MS)) ||
-      (one.state === "head" && now - one.startedAt > HEAD_MS) ||
-      now - one.startedAt > EXCHANGE_MS
-    if (isLate) one.close()
-  }
+  for (const one of connections) if (isLate(one, now)) one.close()
 }
 
 /** Listens until the scope closes; the port that it got. Port 0 takes a free one. */

@@ -6,7 +6,13 @@ export interface HandshakeDevice {
   readonly zone: string
   readonly att_stamp: string
   readonly op_stamp: string
+  readonly model: string | null
+  readonly firmware: string | null
 }
+
+/** Firmware that reads `TransFlag` as digits only: the words would switch every upload off. */
+export const readsDigitsOnly = ({ model, firmware }: Pick<HandshakeDevice, "model" | "firmware">): boolean =>
+  /\b(LX35|AK3750)/i.test(`${model ?? ""} ${firmware ?? ""}`)
 
 /** Seconds between two polls of a healthy terminal; its heartbeat. */
 export const POLL_SECONDS = 10
@@ -27,7 +33,7 @@ export const handshakeReply = (device: HandshakeDevice, now: number): string =>
     "TransTimes=00:00;14:05",
     "TransInterval=1",
     // Biometric templates are not asked for: they stay on the terminal.
-    "TransFlag=TransData AttLog\tOpLog\tEnrollUser\tChgUser",
+    readsDigitsOnly(device) ? "TransFlag=1100101000" : "TransFlag=TransData AttLog\tOpLog\tEnrollUser\tChgUser",
     `TimeZone=${zoneNumber(device.zone, now)}`,
     "Realtime=1",
     "Encrypt=0",

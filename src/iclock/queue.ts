@@ -174,6 +174,8 @@ export class Commands extends Context.Service<
     readonly history: (idOrSerial: string, limit: number) => Effect.Effect<ReadonlyArray<CommandRecord>, DeviceRefused | LibsqlError>
     /** Asks a terminal that may have lost users whom it holds. */
     readonly suspect: (device: Device) => Effect.Effect<void, LibsqlError>
+    /** Makes a terminal shake hands again, with other options. */
+    readonly recheck: (device: Device) => Effect.Effect<void, LibsqlError>
     readonly trim: Effect.Effect<void, LibsqlError>
     /** To be said after others have queued or cancelled commands, of one terminal or of all. */
     readonly changed: (deviceId?: number) => Effect.Effect<void>
@@ -485,6 +487,22 @@ export class Commands extends Context.Service<
           if (queued.length > 0) yield* changed(device.id)
         })
 
+      const recheck = (device: Device) =>
+        Effect.gen(function* () {
+          const now = yield* Clock.currentTimeMillis
+          yield* change(device, (tx) =>
+            Effect.gen(function* () {
+              const { school } = yield* Effect.orDie(devices.school(tx))
+              const wanted = yield* notOpen(tx, device.id, ["CHECK"])
+              yield* queueCommands(
+                tx,
+                { school, deviceId: device.id, now },
+                wanted.map((command) => ({ command, pin: null, expiresMs: 86_400_000 })),
+              )
+            }),
+          )
+        })
+
       const trim = Effect.gen(function* () {
         const now = yield* Clock.currentTimeMillis
         yield* db.write((tx) =>
@@ -497,7 +515,7 @@ export class Commands extends Context.Service<
         )
       })
 
-      return Commands.of({ isIdle, take, results, send, history, suspect, trim, changed })
+      return Commands.of({ isIdle, take, results, send, history, suspect, recheck, trim, changed })
     }),
   )
 }

@@ -22,7 +22,7 @@ import {
 import { offsetMinutes, offsetText, utcToWall, wallNumber } from "./clock.ts"
 import { inDialect, parseResults, updateUser } from "./command.ts"
 import { type Device, type DeviceFacts, Devices, type Met, readSchool } from "./devices.ts"
-import { accessOptions, handshakeReply, registryCode } from "./handshake.ts"
+import { accessOptions, handshakeReply, readsDigitsOnly, registryCode } from "./handshake.ts"
 import type { IclockAnswer } from "./http.ts"
 import { skewOf, stamped, storePunches, unknownOf } from "./punches.ts"
 import { Commands, dialectOf } from "./queue.ts"
@@ -179,6 +179,8 @@ const hear = (device: Device, options: ReadonlyMap<string, string>): Effect.Effe
     const devices = yield* Devices
     const facts = factsOf(options)
     yield* devices.learn(device, facts)
+    // It was greeted in words that it does not read; what it is, it says only now.
+    if (!readsDigitsOnly(device) && readsDigitsOnly({ ...device, ...facts })) yield* (yield* Commands).recheck(device)
     if (facts.users_reported == null) return
     yield* devices.counted(device)
     const db = yield* Libsql

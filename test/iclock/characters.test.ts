@@ -127,6 +127,10 @@ it("what a terminal does not know is not asked again", async () => {
     () => commands("status IN ('pending', 'sent')"),
     (open) => open.length === 0,
   )
+  await until(
+    async () => (await node.run(node.devices.find(SN))).unsupported,
+    (unsupported) => unsupported === "DATA QUERY USERINFO",
+  )
   await node.run(node.roster.verify)
   expect(commands().map(([command]) => command)).toEqual(["INFO", "DATA QUERY USERINFO", "INFO"])
   await expect(node.run(node.commands.send(SN, { command: "QUERY_USERS" }))).rejects.toThrow(/does not know DATA QUERY USERINFO/)

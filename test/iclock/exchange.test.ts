@@ -90,6 +90,15 @@ describe("handshake", () => {
     )
   })
 
+  it("speaks digits to firmware that reads nothing else, and makes it shake hands again when it says what it is", async () => {
+    await open()
+    await node.approve(SN)
+    expect((await node.get(handshake)).body).toContain("TransFlag=TransData")
+    await node.post(`/iclock/cdata?SN=${SN}&table=options`, "~DeviceName=LX35,FWVersion=Ver 8.0.4 AK3750")
+    expect((await node.get(`/iclock/getrequest?SN=${SN}`)).body).toBe("C:1:CHECK\n")
+    expect((await node.get(handshake)).body).toContain("\nTransFlag=1100101000\n")
+  })
+
   it("has the header names in firmware's letter case, in a small block", async () => {
     await open()
     await node.approve(SN)

@@ -1,4 +1,5 @@
 import fc from "fast-check"
+import { isLate } from "../../src/iclock/front.ts"
 import { describe, expect, it } from "vitest"
 import { MAX_HEAD_BYTES, readChunks, readHead, writeAnswer } from "../../src/iclock/http.ts"
 import { parseRequest, serialOf } from "../../src/iclock/request.ts"
@@ -66,4 +67,17 @@ it("the query is read by lower-case name, the first of each, undecodable text as
   const { query } = parseRequest("get", "/iclock/cdata", "?SN=A1&sn=B&Info=100%&x=%41+b&flag")
   expect(Object.fromEntries(query)).toEqual({ sn: "A1", info: "100%", x: "A+b", flag: "" })
   expect(serialOf(parseRequest("GET", "/", "?sn=A1"))).toBe("A1")
+})
+
+describe("a connection is ended", () => {
+  const now = 1_000_000
+  it.each([
+    ["its head is not here after 15 s, although bytes keep coming", "head", 15_001, 10, true],
+    ["its head came in time", "head", 14_000, 10, false],
+    ["it says nothing for a minute", "body", 61_000, 60_001, true],
+    ["its body takes minutes, and goes on", "body", 590_000, 100, false],
+    ["its body takes for ever, byte by byte", "body", 600_001, 100, true],
+    ["it is answered and does not go", "done", 3_000, 2_001, true],
+    ["the file is slow to store it", "deciding", 61_000, 61_000, false],
+  ] as const)("%s", (_, state, age, silence, late) => expect(isLate({ state, startedAt: now - age, lastAt: now - silence }, now)).toBe(late))
 })

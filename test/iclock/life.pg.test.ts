@@ -95,6 +95,7 @@ test("a first life: two pupils, one leaves, punches go up", async () => {
     { pin: "1", person_id: amina },
     { pin: "2", person_id: bilal },
   ])
+  expect(await world.sql`SELECT att_stamp FROM schoolbus.devices`).toEqual([{ att_stamp: "9999" }])
   // The terminal has been there for a week.
   await world.sql`UPDATE schoolbus.devices SET first_seen_at = now() - interval '7 days'`
 })
@@ -108,6 +109,9 @@ test("a second life: no new approval, the same pins, who left meanwhile is remov
   await school.pull()
   const node = await serve()
   const held = terminal.users()
+  // What it told the lost file, and that one had not sent up, is asked for again.
+  const hello = parseReply(await sendTo(node.port, `GET /iclock/cdata?SN=${SN}&options=all&pushver=2.4.1 HTTP/1.1\r\n\r\n`)).body
+  expect(hello).toContain("\nATTLOGStamp=0\n")
   terminal = startTerminal({ server: `http://127.0.0.1:${node.port}`, serial: SN, interval: 0.05, users: held })
   for (const line of memory) terminal.punch(...(line.split("\t") as [string, string]))
   await until(
@@ -142,6 +146,8 @@ test("a terminal that head office approves or renames in SQL is so in the school
   const { school, serve } = await newFile()
   await school.pull()
   const node = await serve()
+  expect((await Effect.runPromise(node.devices.list)).length).toBe(1)
+  await school.sync()
   await world.sql`UPDATE schoolbus.devices SET status = 'retired', name = 'Old gate'`
   await world.settle()
   await school.pull()
