@@ -12,6 +12,7 @@ CREATE TABLE hub (
   system_id  TEXT,                       -- of the Postgres cluster
   cluster    TEXT,                       -- name of head office, as in schoolbus.hub
   timeline   INTEGER,
+  publication TEXT,                      -- JSON, table -> mark of its place in the publication that pgoutput read
   tables_hash TEXT,                      -- the manifest's content; a change raises manifest
   manifest   INTEGER NOT NULL DEFAULT 0
 );

@@ -194,6 +194,9 @@ export class Feed extends Context.Service<
     /** Of these keys of a table, those whose row the school has or had, as far as the feed remembers. */
     readonly had: (school: string, table: string, keys: ReadonlyArray<string>) => Effect.Effect<ReadonlySet<string>>
     readonly newEpoch: Effect.Effect<void, LibsqlError>
+    /** Of each published table its mark, as the stream in this feed was read under; null = never. */
+    readonly published: Effect.Effect<Readonly<Record<string, string>> | null, LibsqlError>
+    readonly setPublished: (marks: Readonly<Record<string, string>>) => Effect.Effect<void, LibsqlError>
     readonly setLife: (life: string, systemId: string, timeline: number) => Effect.Effect<void, LibsqlError>
     /** Names head office for its schools, also after a dump was put into another server. */
     readonly setCluster: (cluster: string) => Effect.Effect<void, LibsqlError>
@@ -960,6 +963,12 @@ export class Feed extends Context.Service<
             }),
           ),
         ),
+        published: db.read((tx) =>
+          Effect.map(tx.all<{ publication: string | null }>("SELECT publication FROM hub"), ([row]) =>
+            row?.publication == null ? null : (JSON.parse(row.publication) as Readonly<Record<string, string>>),
+          ),
+        ),
+        setPublished: (marks) => Effect.asVoid(db.write((tx) => tx.run("UPDATE hub SET publication = ?", [JSON.stringify(marks)]))),
         setLife: (life, system, timeline) =>
           Effect.gen(function* () {
             yield* db.write((tx) => tx.run("UPDATE hub SET life_last = life, life = ?, system_id = ?, timeline = ?", [life, system, timeline]))

@@ -259,7 +259,12 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       const streamed = [...fit.map(({ rule }) => rule.name), ...SIGNALS]
       const publication = config.plugin === "pgoutput" ? yield* readPublication(pg, name, streamed) : null
       const held = publication === null ? [] : yield* feed.heldTables
-      const unpublished = publication === null ? [] : missingFrom(publication, streamed).filter((table) => held.includes(table))
+      const marks = publication === null ? null : yield* feed.published
+      const gaps =
+        publication === null
+          ? []
+          : [...missingFrom(publication, streamed), ...streamed.filter((table) => marks?.[table] !== publication.marks[table])]
+      const unpublished = held.filter((table) => gaps.includes(table))
       const [known] = yield* pg.query<{ life: string }>("SELECT life FROM schoolbus.hub WHERE id = 1")
       const isOtherLife = !isFresh && known !== undefined && state.life !== null && known.life !== state.life && known.life !== state.lifeLast
       const isOtherPast = !isFresh && state.position.xid > 0 && !(yield* holdsTxn(pg, state.position))
@@ -280,7 +285,7 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
               : isOtherPlugin
                 ? `the slot was made for ${slot.plugin}, the config says ${config.plugin}: it is replaced`
                 : isUnpublished
-                  ? `publication ${name} did not hold ${publication.exists ? unpublished.join(", ") : "any table, it did not exist"}: the slot is replaced`
+                  ? `publication ${name} did not hold ${publication.exists ? unpublished.join(", ") : "any table, it did not exist"} all the time: the slot is replaced`
                   : isOtherCluster
                     ? "Postgres is another cluster or timeline than the feed knows"
                     : isOtherLife || isOtherPast
@@ -290,7 +295,10 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       }
       // First the slot goes, then the publication is mended: a start that breaks off between them finds no slot and compares too.
       if (isUseless) yield* dropSlot(pg, name)
+      const readMarks = Effect.map(readPublication(pg, name, streamed), (found) => found.marks)
       if (publication !== null) yield* mendPublication(pg, name, streamed, publication)
+      const published = publication === null ? {} : yield* readMarks
+      if (publication !== null) yield* feed.setPublished(published)
       let from = state.position.lsn
       if (slot === null || isUseless) {
         from = yield* createSlot(pg, name, config.plugin)
@@ -356,7 +364,16 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
         if (signatureOf(now) !== opened)
           return yield* new ShapeChanged({ recheck: null, message: `the catalog has changed (${differing(catalog, now)})` })
       })
-      const watch = Effect.repeat(look, Schedule.spaced(hasTrigger ? LOOK_MS : LOOK_ALONE_MS))
+      // Since Postgres 18 a publication that is gone stops nothing: its rows are left out in silence.
+      const lookAtPublication = Effect.gen(function* () {
+        const now = yield* readMarks
+        if (streamed.some((table) => now[table] !== published[table]))
+          return yield* new ShapeChanged({ recheck: null, message: `publication ${name} was changed beside the stream` })
+      })
+      const watch = Effect.repeat(
+        publication === null ? look : Effect.andThen(look, lookAtPublication),
+        Schedule.spaced(hasTrigger ? LOOK_MS : LOOK_ALONE_MS),
+      )
       const asked = Effect.andThen(
         Fiber.join(reopened),
         Effect.fail(new ShapeChanged({ recheck: null, message: "a table is to take its new shape" })),

@@ -18,6 +18,8 @@ export interface Publication {
   readonly narrowed: ReadonlyArray<string>
   /** Listed tables that nobody reads. */
   readonly extra: ReadonlyArray<string>
+  /** Wanted table -> a mark that is another one once the publication was dropped, or the table taken out, and put back. */
+  readonly marks: Readonly<Record<string, string>>
 }
 
 /** Wanted tables whose changes it does not hand over whole. */
@@ -26,30 +28,32 @@ export const missingFrom = (found: Publication, tables: ReadonlyArray<string>): 
 
 export const readPublication = (session: Session, name: string, tables: ReadonlyArray<string>): Effect.Effect<Publication, PostgresError> =>
   Effect.gen(function* () {
-    const [row] = yield* session.query<{ publishes_all: boolean }>(
-      `SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AS publishes_all FROM pg_catalog.pg_publication WHERE pubname = $1`,
+    const [row] = yield* session.query<{ publishes_all: boolean; mark: string }>(
+      `SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AS publishes_all, oid || '.' || xmin AS mark FROM pg_catalog.pg_publication WHERE pubname = $1`,
       [name],
     )
-    if (row === undefined) return { exists: false, publishesAll: true, absent: tables, narrowed: [], extra: [] }
+    if (row === undefined) return { exists: false, publishesAll: true, absent: tables, narrowed: [], extra: [], marks: {} }
     // Also those of FOR ALL TABLES and FOR TABLES IN SCHEMA.
     const members = yield* session.query<{ tbl: string }>(
       `SELECT schemaname || '.' || tablename AS tbl FROM pg_catalog.pg_publication_tables WHERE pubname = $1`,
       [name],
     )
     // Postgres 14 has neither row filters nor column lists.
-    const listed = yield* session.query<{ tbl: string; narrowed: boolean }>(
-      `SELECT n.nspname || '.' || c.relname AS tbl, to_jsonb(r) ->> 'prqual' IS NOT NULL OR to_jsonb(r) ->> 'prattrs' IS NOT NULL AS narrowed
+    const listed = yield* session.query<{ tbl: string; narrowed: boolean; oid: string }>(
+      `SELECT r.oid::text AS oid, n.nspname || '.' || c.relname AS tbl, to_jsonb(r) ->> 'prqual' IS NOT NULL OR to_jsonb(r) ->> 'prattrs' IS NOT NULL AS narrowed
          FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
          JOIN pg_catalog.pg_class c ON c.oid = r.prrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE p.pubname = $1`,
       [name],
     )
+    const oids = new Map(listed.map(({ tbl, oid }) => [tbl, oid]))
     const held = new Set(members.map(({ tbl }) => tbl))
     return {
       exists: true,
       publishesAll: row.publishes_all,
       absent: tables.filter((tbl) => !held.has(tbl)),
       narrowed: listed.filter(({ tbl, narrowed }) => narrowed && tables.includes(tbl)).map(({ tbl }) => tbl),
+      marks: Object.fromEntries(tables.filter((tbl) => held.has(tbl)).map((tbl) => [tbl, `${row.mark}.${oids.get(tbl) ?? ""}`])),
       extra: listed.map(({ tbl }) => tbl).filter((tbl) => !tables.includes(tbl)),
     }
   })

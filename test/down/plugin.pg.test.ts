@@ -119,6 +119,15 @@ test("what was committed while a table was not published is found by comparison"
   await arrives("SELECT id FROM later ORDER BY id", [{ id: 2 }, { id: 3 }])
 })
 
+test("a table that was taken out of the publication and put back is compared, though nothing shows it", async () => {
+  await world.sql.unsafe(`ALTER PUBLICATION "${name}" DROP TABLE later`)
+  await world.sql`INSERT INTO later VALUES (9, 'in between')`
+  await world.sql.unsafe(`ALTER PUBLICATION "${name}" ADD TABLE later`)
+  await world.restart()
+  await arrives("SELECT id FROM later ORDER BY id", [{ id: 2 }, { id: 3 }, { id: 9 }])
+  await world.sql`DELETE FROM later WHERE id = 9`
+})
+
 test("a publication with a row filter is mended and its table compared", async () => {
   await world.sql.unsafe(`ALTER PUBLICATION "${name}" DROP TABLE later`)
   await world.sql.unsafe(`ALTER PUBLICATION "${name}" ADD TABLE later WHERE (id > 100)`)
