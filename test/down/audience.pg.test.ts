@@ -3,7 +3,9 @@
  * link moves rows of three tables. After each step every school's file is compared with what a query in Postgres says.
  */
 import { afterAll, beforeAll, describe, expect, test } from "vitest"
-import type { ConfigInput } from "../../src/config.ts"
+import * as Effect from "effect/Effect"
+import { type ConfigInput, parseConfig } from "../../src/config.ts"
+import { prepare } from "../../src/down/source.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
 
 const schema = `
@@ -69,14 +71,15 @@ const traces = async (school: string, table: string): Promise<ReadonlyArray<stri
   return rows.map(({ key, body }) => (body === null ? `gone ${key}` : key))
 }
 
-beforeAll(async () => {
-  world = await makeWorld(schema, config(), ["a", "b", "c"])
-  for (const id of ["a", "b", "c"]) schools.set(id, await world.school(id))
-  await agree()
-})
-afterAll(() => world?.stop())
+describe.each(["wal2json", "pgoutput"] as const)("%s", (plugin) => {
+  beforeAll(async () => {
+    world = await makeWorld(schema, { ...config(), plugin }, ["a", "b", "c"])
+    schools.clear()
+    for (const id of ["a", "b", "c"]) schools.set(id, await world.school(id))
+    await agree()
+  })
+  afterAll(() => world?.stop())
 
-describe("links", () => {
   test("a link inserted, moved and deleted takes its rows along in the same cut, along the chain", async () => {
     await world.sql`INSERT INTO enrolments VALUES (10, 6, 'c')`
     await agree()
@@ -199,4 +202,21 @@ describe("links", () => {
     await world.sql`UPDATE enrolments SET school = 'a' WHERE id = 1`
     await agree()
   })
+})
+
+test("columns that do not exist, on either side, are refused at the start, all at once", async () => {
+  const other = await makeWorld(schema, { tables: {} }, [])
+  const parsed = parseConfig("test", {
+    tables: {
+      marks: { audience: { through: "pupils", on: { pupl: "id", id: "idd" } } },
+      pupils: { audience: { through: "enrolments", on: { id: "pupil_id" } } },
+      enrolments: { audience: { column: "school" } },
+    },
+  })
+  if ("problems" in parsed) throw parsed
+  const refused = await other.run(Effect.flip(prepare(other.pg, parsed, [])))
+  await other.stop()
+  expect(refused.message).toContain("audience column pupl of table public.marks does not exist; columns are id, pupil, mark")
+  expect(refused.message).toContain("names column idd of public.pupils, which does not exist; columns are id, name, photo")
+  expect(refused.message).toContain("names column pupil_id of public.enrolments, which does not exist; columns are id, pupil, school, year")
 })
