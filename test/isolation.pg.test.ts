@@ -16,6 +16,8 @@ const SCHEMA = `
   CREATE TABLE pupils (id text PRIMARY KEY, username text UNIQUE, name text, secret text);
   CREATE TABLE enrolments (id text PRIMARY KEY, school text, pupil text REFERENCES pupils ON DELETE CASCADE ON UPDATE CASCADE, note text);
   CREATE TABLE marks (id text PRIMARY KEY, pupil text, mark text);
+  CREATE TABLE members (id text PRIMARY KEY, school text, club text);
+  CREATE TABLE clubs (id text PRIMARY KEY, code text, text text);
   CREATE TABLE hidden (id text PRIMARY KEY, pupil text REFERENCES pupils ON DELETE SET NULL ON UPDATE CASCADE, text text);`
 
 /** The rows of each table that a school may see. */
@@ -25,6 +27,8 @@ const SEEN: Readonly<Record<string, string>> = {
   enrolments: "SELECT * FROM enrolments WHERE school = $1",
   pupils: "SELECT p.* FROM pupils p WHERE p.id IN (SELECT pupil FROM enrolments WHERE school = $1)",
   marks: "SELECT m.* FROM marks m WHERE m.pupil IN (SELECT p.id FROM pupils p JOIN enrolments e ON e.pupil = p.id WHERE e.school = $1)",
+  members: "SELECT * FROM members WHERE school = $1",
+  clubs: "SELECT * FROM clubs WHERE code IN (SELECT club FROM members WHERE school = $1)",
 }
 const TOKEN = /tok\d+x/g
 const ROUNDS = 14
@@ -56,6 +60,8 @@ beforeAll(async () => {
         enrolments: { audience: { column: "school" }, strategy: "vps_wins" },
         staff: { audience: { column: "school" }, strategy: "vps_wins", unique: "rename_local" },
         news: { audience: "all", direction: "down" },
+        clubs: { audience: { through: "members", on: { code: "club" } } },
+        members: { audience: { column: "school" } },
       },
     },
     IDS,
@@ -105,7 +111,13 @@ test.each(seeds)("seed %i", { timeout: 60_000 }, async (seed) => {
   const statement = async (): Promise<string> => {
     const pupil = await some("pupils")
     const enrolment = await some("enrolments")
-    switch (below(15)) {
+    switch (below(17)) {
+      case 15: {
+        const code = below(2) === 0 ? ((await some("clubs", "code")) ?? fresh()) : fresh()
+        return `INSERT INTO clubs VALUES ('${fresh()}', '${code}', '${fresh()}'); INSERT INTO members VALUES ('${fresh()}', ${quoted(anySchool())}, '${code}')`
+      }
+      case 16:
+        return `UPDATE members SET club = ${quoted(await some("clubs", "code"))} WHERE id = ${quoted(await some("members"))}; UPDATE clubs SET text = '${fresh()}' WHERE id = ${quoted(await some("clubs"))}`
       case 0:
       case 1: {
         const id = fresh()
@@ -154,7 +166,16 @@ test.each(seeds)("seed %i", { timeout: 60_000 }, async (seed) => {
     const own = pick(await school.rows<{ id: string }>("SELECT id FROM pupils ORDER BY id"))?.id
     const guess = await some("pupils")
     const mark = pick(await school.rows<{ id: string }>("SELECT id FROM marks ORDER BY id"))?.id
-    switch (below(9)) {
+    switch (below(11)) {
+      case 9:
+        return write(id, school, `INSERT INTO members (id, school, club) VALUES ('${fresh()}', '${id}', ${quoted(await some("clubs", "code"))})`)
+      case 10: {
+        // A code that nobody has yet: whoever has it later must not come along.
+        const code = fresh()
+        await write(id, school, `INSERT INTO members (id, school, club) VALUES ('${fresh()}', '${id}', '${code}')`)
+        await world.sql.unsafe(`INSERT INTO clubs VALUES ('${fresh()}', '${code}', '${fresh()}')`)
+        return look()
+      }
       case 0:
         return write(id, school, `UPDATE pupils SET name = '${fresh()}', secret = '${fresh()}' WHERE id = ${quoted(own)}`)
       case 1: {
@@ -184,8 +205,13 @@ test.each(seeds)("seed %i", { timeout: 60_000 }, async (seed) => {
   }
 
   const push = async (id: string, school: School) => {
+    await look()
+    const before = new Set(known.get(id))
     const answer = await school.push().catch((error: unknown) => [String(error)])
     await look()
+    // By its own push a school sees nothing that it did not see before or write itself.
+    for (const token of now.get(id) ?? [])
+      if (!before.has(token)) throw new Error(`seed ${seed}: ${id} pulled ${token} by a push: ${JSON.stringify(answer)}`)
     search(id, "a push answer", JSON.stringify(answer))
   }
 
