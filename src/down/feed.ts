@@ -23,6 +23,7 @@ import { tokenize } from "./body.ts"
 import type { DecodeTable } from "./decode.ts"
 import { type Installation, installShapes, isUntold, type Paused, untoldFrom } from "./install.ts"
 import { makeRouting } from "./route.ts"
+import { isTimed } from "./times.ts"
 import { fillToken, type Shape } from "./shape.ts"
 
 /** No audience: whoever waits for the first row of its own. */
@@ -439,12 +440,14 @@ export class Feed extends Context.Service<
                   const rewritten: Array<Array<Cell>> = []
                   const spreads: Array<Array<Cell>> = []
                   const deletes: Array<Array<Cell>> = []
+                  const timed: Array<Array<Cell>> = []
                   for (const { table, key, body: row, audience, at, isInsert, ifDifferent } of appends) {
                     seq++
                     now = at
                     if (table.hubOnly) hubRowsChanged = true
                     if (row === null) {
                       deletes.push([BigInt(seq), BigInt(at), BigInt(table.id), key])
+                      if (isTimed(table)) timed.push([BigInt(table.id), key])
                       continue
                     }
                     const cls = classIn(table)
@@ -487,6 +490,7 @@ export class Feed extends Context.Service<
                     )
                     for (const { audience } of holders) touch(audience)
                   }
+                  yield* tx.many("DELETE FROM column_time WHERE tbl = ? AND key = ?", timed)
                   const others = { deletes: "", moves: "AND audience <> ?", spreads: "AND audience NOT IN (SELECT value FROM json_each(?))" }
                   for (const [kind, leaving] of [
                     ["deletes", deletes],

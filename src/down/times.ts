@@ -44,7 +44,7 @@ export const isTimed = (table: FeedTable): boolean => timedOf(table).length > 0
 
 const timeOf = (written: Written | undefined): Time => (written === undefined ? null : [written.at, written.xid])
 
-/** Before the rows are written: what stands in the feed is what they are compared with. */
+/** Before the rows are written: what stands in the feed is what they are compared with. Times of deleted rows go with the rows. */
 export const noteTimes = (tx: Tx, rows: ReadonlyArray<Timed>, tokenize: (body: string) => ReadonlyArray<string>): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     // An insert needs nothing: all its columns are as old as its entry.
@@ -57,14 +57,10 @@ export const noteTimes = (tx: Tx, rows: ReadonlyArray<Timed>, tokenize: (body: s
     )
     const before = new Map(found.map((row) => [`${row.tbl} ${row.key}`, row]))
     const puts: Array<[bigint, string, string]> = []
-    const gone: Array<[bigint, string]> = []
     for (const row of timed) {
       const old = before.get(`${row.table.id} ${row.key}`)
       const first = row.earlier[0]
-      if (row.tokens === null || (old === undefined && first === undefined)) {
-        if (old !== undefined) gone.push([BigInt(row.table.id), row.key])
-        continue
-      }
+      if (row.tokens === null || (old === undefined && first === undefined)) continue
       const times: Record<string, Time> = old?.times != null ? JSON.parse(old.times) : { "*": old !== undefined ? [old.at, 0] : timeOf(first) }
       let known: ReadonlyArray<string | undefined> = old !== undefined ? tokenize(old.body) : (first?.tokens ?? [])
       let isChanged = false
@@ -83,7 +79,6 @@ export const noteTimes = (tx: Tx, rows: ReadonlyArray<Timed>, tokenize: (body: s
       }
       if (isChanged) puts.push([BigInt(row.table.id), row.key, JSON.stringify(times)])
     }
-    yield* tx.many("DELETE FROM column_time WHERE tbl = ? AND key = ?", gone)
     yield* tx.many("INSERT INTO column_time (tbl, key, times) VALUES (?, ?, ?) ON CONFLICT (tbl, key) DO UPDATE SET times = excluded.times", puts)
   })
 

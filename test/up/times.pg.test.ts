@@ -68,6 +68,19 @@ describe("head office and a school", () => {
     await a.push()
     expect(await row()).toEqual({ a: "school", b: "0", c: "y" })
   })
+  test("a row that was deleted and made again has no times of its former life", async () => {
+    await office("a = 'office'")
+    await w.sql`DELETE FROM facts WHERE id = ${k}`
+    await w.settle()
+    expect(await w.run(w.feedFile.read((tx) => tx.all("SELECT * FROM column_time WHERE key = ?", [`[${k}]`])))).toEqual([])
+    await school(a, "a = 'school'")
+    await w.sql`INSERT INTO facts VALUES (${k}, 'again', '0', '0')`
+    await later()
+    await w.sql`UPDATE facts SET c = 'x' WHERE id = ${k}`
+    await w.settle()
+    await a.sync()
+    expect(await row()).toEqual({ a: "again", b: "0", c: "x" })
+  })
   test("a row that head office deleted comes back only for a later edit", async () => {
     await school(a, "a = 'early'")
     await w.sql`DELETE FROM facts WHERE id = ${k}`
