@@ -88,15 +88,11 @@ export const wireToCell = (kind: Kind, wire: Wire): Cell => {
 
 export const hexToBytes = (hex: string): Uint8Array => {
   if (hex.length % 2 !== 0 || /[^0-9a-fA-F]/.test(hex)) throw new TypeError(`not hex: ${JSON.stringify(hex.slice(0, 40))}`)
-  const bytes = new Uint8Array(hex.length / 2)
-  for (let i = 0; i < bytes.length; i++) bytes[i] = Number.parseInt(hex.slice(i * 2, i * 2 + 2), 16)
-  return bytes
+  return new Uint8Array(Buffer.from(hex, "hex"))
 }
 
 export const bytesToHex = (bytes: Uint8Array): string => {
-  let hex = ""
-  for (const byte of bytes) hex += byte.toString(16).padStart(2, "0")
-  return hex
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("hex")
 }
 
 const utf8 = new TextEncoder()
