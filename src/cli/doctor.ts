@@ -1,7 +1,7 @@
 /** `doctor`: what on the Postgres side stands in the way, or will one day; each finding with the command that mends it. */
 import * as Effect from "effect/Effect"
 import type { PostgresPool } from "../postgres/client.ts"
-import { loadConfig } from "../config.ts"
+import { loadConfig, type PluginName } from "../config.ts"
 import { slotName, wantedTables } from "../down/source.ts"
 import { problemsOf, readCatalog } from "../postgres/catalog.ts"
 import { readSlots, type SlotHealth } from "../postgres/health.ts"
@@ -38,10 +38,10 @@ export interface ServerFacts {
 }
 
 /** What the decoder makes of NaN and infinities, and whether it is there at all. */
-const decoderFinding = (facts: ServerFacts, slot: SlotHealth | undefined): Finding => {
+const decoderFinding = (facts: ServerFacts, slot: SlotHealth | undefined, asked: PluginName | undefined): Finding => {
   const id = "decoder"
   const major = Math.floor(facts.version / 10_000)
-  if (slot?.plugin === "pgoutput") return { id, status: "ok", message: "pgoutput, exact for every value" }
+  if ((asked ?? slot?.plugin) === "pgoutput") return { id, status: "ok", message: "pgoutput, exact for every value" }
   switch (facts.wal2json) {
     case "exact":
       return { id, status: "ok", message: "wal2json 2.6 or newer, exact for every value" }
@@ -66,8 +66,8 @@ const decoderFinding = (facts: ServerFacts, slot: SlotHealth | undefined): Findi
 
 const OLDEST = 130_000
 
-/** Pure: facts to findings, in the order in which they are to be mended. */
-export const findings = (facts: ServerFacts, slotName: string): ReadonlyArray<Finding> => {
+/** Pure: facts to findings, in the order in which they are to be mended. `plugin`: as the config says, if there is one. */
+export const findings = (facts: ServerFacts, slotName: string, plugin?: PluginName): ReadonlyArray<Finding> => {
   const { settings } = facts
   const version = String(Math.floor(facts.version / 10_000))
   const slot = facts.slots.find((one) => one.slot === slotName)
@@ -121,7 +121,7 @@ export const findings = (facts: ServerFacts, slotName: string): ReadonlyArray<Fi
       : facts.migrations.length === 0 || Math.max(...facts.migrations) <= facts.newestMigration
         ? ok("migrations-current", `schema schoolbus, ${facts.migrations.length} migrations`)
         : fail("migrations-current", "schema schoolbus was made by a newer schoolbus", "update this program"),
-    decoderFinding(facts, slot),
+    decoderFinding(facts, slot, plugin),
     slot === undefined
       ? warn("slot-exists", `no slot ${slotName} yet`, "start the hub: it makes it")
       : ok("slot-exists", `${slot.slot}, ${slot.plugin}, holds ${sizeText(slot.retainedBytes)}`),
@@ -234,9 +234,19 @@ const eventTriggers = (pg: PostgresPool) =>
 const reached = async (input: Input): Promise<ReadonlyArray<Finding>> => {
   try {
     const config = input.textOr("config", null)
+    // A config that cannot be read is told below.
+    const plugin =
+      config === null
+        ? undefined
+        : await Effect.runPromise(
+            Effect.orElseSucceed(
+              Effect.map(loadConfig(config), (c) => c.plugin),
+              () => undefined,
+            ),
+          )
     return [
       { id: "pg-reachable", status: "ok", message: "Postgres answers" },
-      ...findings(await withPostgres(input, readFacts), input.textOr("slot", slotName(input.text("database-url")))),
+      ...findings(await withPostgres(input, readFacts), input.textOr("slot", slotName(input.text("database-url"))), plugin),
       await withPostgres(input, eventTriggers),
       ...(config === null ? [] : await withPostgres(input, (pg) => tableFindings(pg, config))),
     ]

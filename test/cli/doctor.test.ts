@@ -43,5 +43,6 @@ test("pgoutput is recommended where wal2json sends NaN as null, or is absent", (
 test("nothing is recommended to who has it, or a wal2json that is exact", () => {
   expect(decoder({ slots: [slot("pgoutput")] })).toMatchObject({ status: "ok" })
   expect(decoder({ wal2json: "exact" })).toMatchObject({ status: "ok" })
+  expect(findings(facts({ wal2json: "absent" }), "schoolbus_db", "pgoutput").find(({ id }) => id === "decoder")).toMatchObject({ status: "ok" })
   expect(decoder({ wal2json: "unknown" })).toMatchObject({ status: "ok" })
 })
