@@ -6,9 +6,9 @@ import * as Effect from "effect/Effect"
 import { ident, type LibsqlError } from "../libsql/client.ts"
 import type { Change } from "../model/change.ts"
 import { localKey } from "../model/key.ts"
-import { isRefused, type Refused, type Wire } from "../model/value.ts"
+import { isRefused, type Refused, type Wire, wireToCell } from "../model/value.ts"
 import type { RowState, Waiting } from "./behind.ts"
-import { CONFLICTS, type Delivery, idOf, QUARANTINE } from "./delivery.ts"
+import { CONFLICTS, type Delivery, idOf, QUARANTINE, type Target } from "./delivery.ts"
 
 export interface Hold {
   readonly tbl: number
@@ -64,7 +64,9 @@ const undo = (delivery: Delivery, text: string, restore: Map<string, RowState>):
   const target = change === null ? undefined : delivery.byName.get(change.table)
   if (change === null || target === undefined) return
   const at = (key: ReadonlyArray<Wire>) => idOf(target.tbl, localKey(target.table, key))
-  const base = Object.entries(change.base).flatMap(([name, value]) => (isValue(value) ? [[name, value] as const] : []))
+  const base = Object.entries(change.base).flatMap(([name, value]) =>
+    isValue(value) && isFitting(target, name, value) ? [[name, value] as const] : [],
+  )
   if (change.op === "insert") restore.set(at(change.key), null)
   else if (change.newKey !== undefined) {
     restore.set(at(change.newKey), null)
@@ -72,6 +74,18 @@ const undo = (delivery: Delivery, text: string, restore: Map<string, RowState>):
   } else {
     const changed = change.op === "delete" ? base : base.filter(([name]) => name in change.mine)
     restore.set(at(change.key), { ...restore.get(at(change.key)), ...Object.fromEntries(changed) })
+  }
+}
+
+/** The table still has the column, and it takes the value: the record may be older than the table's shape. */
+const isFitting = (target: Target, name: string, value: Wire): boolean => {
+  const kind = target.kinds.get(name)
+  if (kind === undefined) return false
+  try {
+    wireToCell(kind, value)
+    return true
+  } catch {
+    return false
   }
 }
 

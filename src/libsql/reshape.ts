@@ -172,10 +172,15 @@ export const ensureUniques = (tx: Tx, table: Table): Effect.Effect<void, LibsqlE
     }
   })
 
-/** What was kept behind of a row, under the columns' new names. */
+/** What was kept behind of a row, under the columns' new names; what is of another type comes again. */
 const renameBehind = (tx: Tx, before: Table, after: Table, tbl: number): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    const nameNow = new Map(after.columns.map((column) => [oldOf(before, column)?.name ?? column.name, column.name]))
+    const nameNow = new Map(
+      after.columns.flatMap((column) => {
+        const old = oldOf(before, column)
+        return old === undefined || old.kind !== column.kind ? [] : [[old.name, column.name] as const]
+      }),
+    )
     if (before.columns.every((column) => nameNow.get(column.name) === column.name)) return
     const rows = yield* tx.all<{ key: string; row: string }>("SELECT key, row FROM schoolbus_behind WHERE tbl = ? AND row IS NOT NULL", [tbl])
     yield* tx.many(

@@ -3,7 +3,7 @@ import { afterEach, describe, expect, it } from "vitest"
 import type { Tx } from "../../src/libsql/client.ts"
 import { installTables, missingTriggers, type TableRefused } from "../../src/libsql/schema.ts"
 import { createTable } from "../../src/libsql/table-sql.ts"
-import type { Table } from "../../src/model/table.ts"
+import type { Column, Manifest, Table } from "../../src/model/table.ts"
 import { column, manifestOf, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
 
 const pupils = table("pupils", [column("id", "text", { notNull: true }), column("name", "text", { notNull: true }), column("age", "int")], {
@@ -287,5 +287,70 @@ describe("a program's own migration", () => {
     expect(await file.freeze()).toEqual([])
     file.program("INSERT INTO pupils VALUES ('1', 'A', 7)")
     expect(await file.freeze()).toHaveLength(1)
+  })
+})
+
+describe("a newer manifest", () => {
+  const one = table(
+    "books",
+    [column("id", "text", { number: 1 }), column("title", "text", { number: 2, notNull: true }), column("pages", "int", { number: 3 })],
+    {
+      unique: [["title"]],
+    },
+  )
+  const next = (columns: ReadonlyArray<Column>, more: Partial<Table> = {}): Manifest => manifestOf([{ ...one, unique: [], columns, ...more }], 2)
+  const [id, title, pages] = one.columns as [Column, Column, Column]
+
+  it("drops, renames and retypes columns and keeps the rows, a program's own columns, indexes and triggers", async () => {
+    const file = await openSchoolFile([one])
+    file.program(`ALTER TABLE books ADD COLUMN own TEXT DEFAULT 'o'; CREATE INDEX own_index ON books (own); CREATE TABLE log (t);
+      CREATE TRIGGER own_trigger AFTER INSERT ON books BEGIN INSERT INTO log VALUES (NEW.own); END;
+      INSERT INTO books (id, title, pages) VALUES ('1', 'A', 12)`)
+    await file.freeze()
+    await file.install(next([id, { ...title, name: "name", notNull: false }, { ...pages, kind: "text", type: "text" }]))
+    expect(file.read("SELECT id, name, pages, typeof(pages), own FROM books")).toEqual([["1", "A", "12", "text", "o"]])
+    file.program("INSERT INTO books (id, name, own) VALUES ('2', NULL, 'x')")
+    expect(file.read("SELECT t FROM log")).toEqual([["o"], ["x"]])
+    expect(file.read("SELECT name FROM sqlite_master WHERE name IN ('own_index', 'own_trigger') ORDER BY name")).toEqual([
+      ["own_index"],
+      ["own_trigger"],
+    ])
+    expect((await file.freeze()).map((change) => change.mine)).toEqual([{ id: "2", name: null, pages: null }])
+    await file.close()
+  })
+
+  it("leaves a dropped column to the program whose trigger speaks of it", async () => {
+    const file = await openSchoolFile([one])
+    file.program("CREATE TABLE log (t); CREATE TRIGGER own AFTER INSERT ON books BEGIN INSERT INTO log VALUES (NEW.pages); END")
+    await file.install(next([id, title]))
+    file.program("INSERT INTO books (id, title, pages) VALUES ('1', 'A', 3)")
+    expect(file.read("SELECT t FROM log")).toEqual([[3n]])
+    expect((await file.freeze()).map((change) => change.mine)).toEqual([{ id: "1", title: "A" }])
+    await file.close()
+  })
+
+  it("enforces a new unique constraint where the rows allow it, and goes on where they do not", async () => {
+    const file = await openSchoolFile([{ ...one, unique: [] }])
+    file.program("INSERT INTO books VALUES ('1', 'Same', 1), ('2', 'Same', 2)")
+    await file.install(next([id, title, pages], { unique: [["title"], ["pages"]] }))
+    expect(() => file.program("INSERT INTO books VALUES ('3', 'Other', 2)")).toThrow(/UNIQUE/)
+    file.program("INSERT INTO books VALUES ('3', 'Same', 3)")
+    file.program("UPDATE books SET title = id")
+    await file.install(manifestOf([{ ...one, unique: [["title"], ["pages"]] }], 3))
+    expect(() => file.program("INSERT INTO books VALUES ('4', '1', 4)")).toThrow(/UNIQUE/)
+    await file.install(manifestOf([{ ...one, unique: [] }], 4))
+    file.program("INSERT INTO books VALUES ('4', '1', 2)")
+    await file.close()
+  })
+
+  it("keeps what is pending in its columns when they change their places", async () => {
+    const file = await openSchoolFile([one])
+    file.program("INSERT INTO books VALUES ('1', 'A', 7)")
+    await file.freeze()
+    file.program("UPDATE books SET pages = 8")
+    await file.freeze()
+    await file.install(next([id, pages, column("extra", "text", { number: 4 })]))
+    expect(file.read("SELECT v0, v1, v2 FROM changes WHERE op = 'U'")).toEqual([["1", 7n, null]])
+    await file.close()
   })
 })
