@@ -114,7 +114,8 @@ const school = (options: SchoolOptions) =>
     yield* deliver.resume
     const streams = yield* subscribedTables(options.workers)
     const nightly = Effect.provide(verifyNightly, yield* Effect.context<Libsql | OpenLink>())
-    yield* guardTriggers(streams, true)
+    // A table that a program made unfit stops the sync by name, not the node: terminals and programs go on.
+    yield* guardTriggers(streams, true).pipe(Effect.catchTag("TableRefused", (error) => Effect.logError(error.message)))
     const plugins = [yield* healthRoutes, yield* syncRoutes, yield* settingsRoutes, yield* conflictRoutes, yield* verifyRoutes, yield* deviceRoutes]
     const app = makeApp({ plugins, auth: authFor(options) })
     const server = yield* listen({ ...options, maxBodyBytes: 1024 * 1024 }, (request) => app.handle(request))
@@ -194,7 +195,6 @@ export const runSchool = async (options: SchoolOptions): Promise<number> => {
     Effect.catchTags({
       AlreadyRunning: (error) => Effect.sync(() => fail(69, error.message)),
       MigrationRefused: (error) => Effect.sync(() => fail(78, error.message)),
-      TableRefused: (error) => Effect.sync(() => fail(78, error.message)),
       IclockPortTaken: (error) => Effect.sync(() => fail(69, error.message)),
     }),
   )

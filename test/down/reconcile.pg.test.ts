@@ -182,6 +182,24 @@ describe("what a program destroys is filled again from head office", () => {
 })
 
 describe("a node", () => {
+  it("whose table a program made unfit says so, also when it starts, and goes on once it is mended", async () => {
+    const { id, dir, key, node } = await newSchool()
+    script(dir, "ALTER TABLE pupils RENAME COLUMN id TO pid")
+    const isStuck = (one: Node) =>
+      until("the stop", async () => {
+        const { state, reason } = await one.status()
+        return state === "stuck" && reason
+      })
+    expect(await isStuck(node)).toContain("table pupils: its key is (pid)")
+    await stop(node)
+    const again = await startNode(dir, key, hub.url)
+    expect(await isStuck(again)).toContain("table pupils: its key is (pid)")
+    script(dir, `ALTER TABLE pupils RENAME COLUMN pid TO id; UPDATE pupils SET name = 'mended' WHERE id = '${id}-1'`)
+    await agree(again, dir, id)
+    expect((await office(id))[0]?.["name"]).toBe("mended")
+    await stop(again)
+  })
+
   it("without contact says which table has a gap, and goes on capturing", async () => {
     const { id, dir, key, node } = await newSchool()
     await stop(node)
