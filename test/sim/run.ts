@@ -1,0 +1,442 @@
+/**
+ * One seed: head office on real Postgres, four schools on real files. The seed decides the tables, every write on every
+ * side, and each step of the flows with its fault: requests that never arrive, answers that are lost, batches that come
+ * again or too early, pages that break off, processes that end between two steps. Then quiet: everybody syncs, and what
+ * stands everywhere is held against what the rules say (expect.ts).
+ */
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import process from "node:process"
+import { makeWorld, type World } from "../support/world.ts"
+import { type Edit, type Expected, expected, type Flight, fold } from "./expect.ts"
+import { type Batch, type Node, openNode } from "./node.ts"
+import { insertSql, keyOf, newKey, newRow, newValue, readOffice, type Row, type Rows } from "./office.ts"
+import { type Random, randomOf } from "./random.ts"
+import { configOf, ddlOf, makeSchema, type SimTable } from "./schema.ts"
+
+const SCHOOLS = ["s1", "s2", "s3", "s4"]
+const STEPS = 90
+/** Rounds of sync within which everything must be quiet. */
+const QUIET_ROUNDS = 6
+
+export interface Outcome {
+  readonly writes: number
+  readonly batches: number
+  readonly conflicts: number
+  readonly refused: number
+  readonly faults: number
+}
+
+interface Side {
+  readonly node: Node
+  /** Captured writes that no applied batch has carried yet, by id. */
+  readonly edits: Map<number, Edit>
+  /** Applied batches by number: what they were answered, and what was summed, until their ledger row has come down. */
+  readonly applied: Map<number, { readonly batch: Batch; readonly answer: string; readonly summed: ReadonlyArray<string> }>
+  /** Keys that wait for a person. */
+  readonly refused: Set<string>
+}
+
+const fail = (what: string, ...values: ReadonlyArray<unknown>): never => {
+  throw new Error([what, ...values.map((value) => JSON.stringify(value, (_, v) => (v instanceof Set || v instanceof Map ? [...v] : v)))].join("\n  "))
+}
+const same = (left: unknown, right: unknown): boolean => JSON.stringify(left) === JSON.stringify(right)
+const sorted = (row: Row | undefined | null): unknown => (row == null ? null : Object.entries(row).toSorted(([a], [b]) => (a < b ? -1 : 1)))
+
+export const runSeed = async (seed: number): Promise<Outcome> => {
+  const random = randomOf(seed)
+  const tables = makeSchema(random)
+  const world = await makeWorld(tables.map(ddlOf).join("; "), configOf(tables), SCHOOLS)
+  const folder = mkdtempSync(join(tmpdir(), "schoolbus-sim-"))
+  const sides: Array<Side> = []
+  for (const [i, id] of SCHOOLS.entries()) {
+    const node = await openNode(world, folder, id, `00000000-0000-4000-8000-${String(seed % 1_000_000).padStart(8, "0")}000${i}`)
+    sides.push({ node, edits: new Map(), applied: new Map(), refused: new Set() })
+  }
+  const simulation = new Simulation(world, random, tables, sides)
+  try {
+    return await simulation.run()
+  } finally {
+    for (const { node } of sides) await node.close()
+    await world.stop()
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+class Simulation {
+  readonly #world: World
+  readonly #random: Random
+  readonly #tables: ReadonlyArray<SimTable>
+  readonly #sides: ReadonlyArray<Side>
+  #keys = 0
+  #writes = 0
+  #batches = 0
+  #conflicts = 0
+  #faults = 0
+  /** What head office must hold: its own writes, and what the rules make of the schools'. */
+  #model = new Map<string, Map<string, Row>>()
+
+  constructor(world: World, random: Random, tables: ReadonlyArray<SimTable>, sides: ReadonlyArray<Side>) {
+    this.#world = world
+    this.#random = random
+    this.#tables = tables
+    this.#sides = sides
+    for (const table of tables) this.#model.set(table.name, new Map())
+  }
+
+  async run(): Promise<Outcome> {
+    for (let i = 0; i < 12; i++) await this.#officeWrite()
+    await this.#world.settle()
+    for (const side of this.#sides) while (!(await side.node.pull(Number.POSITIVE_INFINITY)));
+    for (let step = 0; step < STEPS; step++) await this.#step()
+    await this.#quiet()
+    await this.#check()
+    return {
+      writes: this.#writes,
+      batches: this.#batches,
+      conflicts: this.#conflicts,
+      refused: this.#sides.reduce((sum, side) => sum + side.refused.size, 0),
+      faults: this.#faults,
+    }
+  }
+
+  async #step(): Promise<void> {
+    const side = this.#random.pick(this.#sides)
+    const what = this.#random.below(100)
+    if (what < 22) return this.#officeWrite()
+    if (what < 55) return this.#schoolWrite(side)
+    if (what < 62) return side.node.freeze()
+    if (what < 76) return this.#send(side)
+    if (what < 92) return this.#pull(side)
+    this.#faults++
+    if (what < 97) return side.node.reopen()
+    if (what < 99) return this.#again(side)
+    return this.#world.restart()
+  }
+
+  #model_(table: SimTable): Map<string, Row> {
+    return this.#model.get(table.name) as Map<string, Row>
+  }
+
+  /** One of head office's programs: an insert, update, delete, or a move to another school. What Postgres refuses changes nothing. */
+  async #officeWrite(): Promise<void> {
+    const random = this.#random
+    const table = random.pick(this.#tables)
+    const model = this.#model_(table)
+    const keys = [...model.keys()]
+    const what = keys.length < 3 ? 0 : random.below(100)
+    this.#writes++
+    if (what < 30) {
+      const school = random.pick(SCHOOLS)
+      const parents = table.parent === null ? [] : this.#keysOf(table.parent, school)
+      const row = newRow(random, table, school, parents, () => `u${random.below(12)}`)
+      if (row === null) return
+      const key = newKey(table, ++this.#keys)
+      const names = Object.keys(row)
+      const params = [...key, ...Object.values(row)].map((_, i) => `$${i + 1}`)
+      if (await this.#try(`${insertSql(table, names)} VALUES (${params.join(", ")})`, [...key, ...Object.values(row)])) model.set(keyOf(key), row)
+      return
+    }
+    const key = random.pick(keys)
+    const where = table.key.map((column, i) => `${column.name}::text = $${i + 1}`).join(" AND ")
+    const values = JSON.parse(key) as ReadonlyArray<string>
+    if (what < 75) {
+      const change = this.#newValues(table, model.get(key) as Row)
+      const sets = Object.keys(change).map((name, i) => `${name} = $${values.length + i + 1}`)
+      if (sets.length === 0) return
+      if (await this.#try(`UPDATE ${table.name} SET ${sets.join(", ")} WHERE ${where}`, [...values, ...Object.values(change)]))
+        model.set(key, { ...(model.get(key) as Row), ...change })
+    } else if (what < 90) {
+      if (await this.#try(`DELETE FROM ${table.name} WHERE ${where}`, values)) model.delete(key)
+    } else if (table.parent === null && !this.#tables.some((other) => other.parent === table)) {
+      const school = random.pick(SCHOOLS)
+      if (await this.#try(`UPDATE ${table.name} SET school_id = $${values.length + 1} WHERE ${where}`, [...values, school]))
+        model.set(key, { ...(model.get(key) as Row), school_id: school })
+    }
+  }
+
+  async #try(sql: string, params: ReadonlyArray<string | null>): Promise<boolean> {
+    try {
+      await this.#world.sql.unsafe(sql, [...params])
+      return true
+    } catch (cause) {
+      if (/^23/.test(String((cause as { code?: unknown }).code))) return false
+      throw cause
+    }
+  }
+
+  #keysOf(table: SimTable, school: string): ReadonlyArray<string> {
+    return [...this.#model_(table)].flatMap(([key, row]) =>
+      row["school_id"] === school ? [(JSON.parse(key) as ReadonlyArray<string>)[0] as string] : [],
+    )
+  }
+
+  /** New values for one or two columns, each other than before. */
+  #newValues(table: SimTable, row: Row): Row {
+    const change: Record<string, string | null> = {}
+    for (let i = 0; i <= this.#random.below(2); i++) {
+      const column = this.#random.pick(table.columns)
+      const value = column.rule === "sum" ? String(Number(row[column.name] ?? 0) + this.#random.below(20) + 1) : newValue(this.#random, column.type)
+      if (value !== row[column.name]) change[column.name] = value
+    }
+    return change
+  }
+
+  /** One statement of a program in the school, on a row as the school shows it. */
+  #schoolWrite(side: Side): void {
+    const random = this.#random
+    const { node } = side
+    const table = random.pick(this.#tables)
+    const rows = node.rows(table)
+    const isBigint = (name: string) => table.columns.find((column) => column.name === name)?.type === "bigint"
+    const bind = (name: string, value: string | null) => (value !== null && isBigint(name) ? BigInt(value) : value)
+    const bindKey = (values: ReadonlyArray<string>) => values.map((value, i) => (table.key[i]?.type === "integer" ? BigInt(value) : value))
+    const where = table.key.map((column) => `${column.name} = ?`).join(" AND ")
+    const what = rows.size < 2 ? 0 : random.below(100)
+    const done = (key: string, op: Edit["op"], base: Row | null, mine: Row | null, ids: ReadonlyArray<number>) => {
+      if (ids.length !== 1) fail(`${op} of one row in ${node.id} was captured as ${ids.length} writes`, table.name, key, base, mine)
+      side.edits.set(ids[0] as number, { id: ids[0] as number, table, key, op, base, mine })
+      this.#writes++
+    }
+    if (what < 35) {
+      const parents =
+        table.parent === null ? [] : [...node.rows(table.parent).keys()].map((key) => (JSON.parse(key) as ReadonlyArray<string>)[0] as string)
+      const taken = new Set(table.unique === null ? [] : [...rows.values()].map((row) => row[table.unique as string]))
+      const unique = () => {
+        for (;;) {
+          const value = `u${random.below(40)}`
+          if (!taken.has(value)) return value
+        }
+      }
+      const row = newRow(random, table, node.id, parents, unique)
+      if (row === null) return
+      const key = newKey(table, ++this.#keys)
+      const names = Object.keys(row)
+      const args = [...bindKey(key), ...names.map((name) => bind(name, row[name] ?? null))]
+      done(keyOf(key), "insert", null, row, node.program(`${insertSql(table, names)} VALUES (${args.map(() => "?").join(", ")})`, args))
+      return
+    }
+    const key = random.pick([...rows.keys()])
+    // What waits for a person is left alone: its later edits are joined to it, which other tests try.
+    if (side.refused.has(`${table.name} ${key}`)) return
+    const base = rows.get(key) as Row
+    const values = bindKey(JSON.parse(key) as ReadonlyArray<string>)
+    if (what < 85) {
+      const change = this.#newValues(table, base)
+      const names = Object.keys(change)
+      if (names.length === 0) return
+      const args = [...names.map((name) => bind(name, change[name] ?? null)), ...values]
+      const ids = node.program(`UPDATE ${table.name} SET ${names.map((name) => `${name} = ?`).join(", ")} WHERE ${where}`, args)
+      done(key, "update", base, { ...base, ...change }, ids)
+      return
+    }
+    if (this.#tables.some((other) => other.parent === table)) return
+    done(key, "delete", base, null, node.program(`DELETE FROM ${table.name} WHERE ${where}`, values))
+  }
+
+  /** The next batch goes up, or one that must be refused because another comes first. Its answer may be lost. */
+  async #send(side: Side): Promise<void> {
+    await side.node.freeze()
+    const batches = await side.node.unsettled()
+    const [next] = batches.filter((batch) => !side.applied.has(batch.number))
+    if (next === undefined) return this.#again(side)
+    const later = batches.find((batch) => batch.number > next.number)
+    if (later !== undefined && this.#random.chance(0.3)) {
+      this.#faults++
+      const refusal = await this.#apply(side.node, later).catch((cause: { _tag?: string }) => cause._tag)
+      if (refusal !== "BatchGap") fail("a batch that came too early was not refused", refusal)
+    }
+    if (this.#random.chance(0.15)) {
+      this.#faults++
+      return
+    }
+    await this.#first(side, next)
+    // A lost answer is asked for again, with the same bytes.
+    if (this.#random.chance(0.3)) await this.#again(side)
+  }
+
+  #apply(node: Node, batch: Batch) {
+    const { number, hash, text } = batch
+    return this.#world.run(this.#world.apply.batch({ school: node.id, incarnation: node.incarnation, number, hash, text, now: Date.now() }))
+  }
+
+  /** A batch that has its verdicts comes once more: the same answer, and nothing is written. */
+  async #again(side: Side): Promise<void> {
+    if (side.applied.size === 0) return
+    this.#faults++
+    const { batch, answer } = this.#random.pick([...side.applied.values()])
+    const before = await readOffice(this.#world, this.#tables)
+    const verdicts = await this.#apply(side.node, batch)
+    if (JSON.stringify(verdicts) !== answer) fail("a replayed batch was answered otherwise", answer, verdicts)
+    if (!same(listed(before), listed(await readOffice(this.#world, this.#tables)))) fail("a replayed batch wrote something")
+  }
+
+  #flight(side: Side): Flight {
+    return new Set([...side.applied.values()].flatMap(({ summed }) => summed))
+  }
+
+  /** The first time that a batch is applied: held against the rules, row by row. */
+  async #first(side: Side, batch: Batch): Promise<void> {
+    const { node } = side
+    const edits = batch.ids.map(
+      (id) => side.edits.get(id) ?? fail(`batch ${batch.number} of ${node.id} carries write ${id}, which is unknown or was sent before`),
+    )
+    const changes = fold(edits)
+    const before = await readOffice(this.#world, this.#tables)
+    const flight = this.#flight(side)
+    const verdicts = await this.#apply(node, batch)
+    this.#batches++
+    const after = await readOffice(this.#world, this.#tables)
+    if (verdicts.changes !== batch.ids.length) fail("a batch has another number of verdicts than changes", verdicts, batch.ids)
+    const verdictOf = new Map(verdicts.exceptions.map((exception) => [exception.id, exception.verdict]))
+
+    const wanted = new Map<string, Map<string, Row>>([...before].map(([name, rows]) => [name, new Map(rows)]))
+    const conflicts: Array<string> = []
+    const summed: Array<string> = []
+    // In the order in which rows were first touched, each against what the ones before it made.
+    for (const change of changes) {
+      const rows = wanted.get(change.table.name) as Map<string, Row>
+      const there = before.get(change.table.name)?.get(change.key)
+      const { unique, parent } = change.table
+      const rules: Expected = expected(change, {
+        school: node.id,
+        before: there,
+        flight,
+        isTaken: (value) => unique !== null && [...rows].some(([key, row]) => key !== change.key && row[unique] === value),
+        hasParent: (key) => parent !== null && (wanted.get(parent.name)?.get(keyOf([key]))?.["school_id"] ?? null) === node.id,
+      })
+      const result = after.get(change.table.name)?.get(change.key) ?? null
+      const isRefused = change.ids.some((id) => verdictOf.get(id) === "quarantined")
+      const id = `${change.table.name} ${change.key}`
+      // A later edit of a row that waits is joined to it: it waits too, or both are written as the school has them now.
+      if (side.refused.has(id)) {
+        const row = isRefused || change.op === "none" ? (there ?? null) : change.mine
+        if (!same(sorted(result), sorted(row)))
+          fail("a row that waited is neither as it was nor as the school has it", change, { there, result }, verdicts)
+        if (row === null) rows.delete(change.key)
+        else rows.set(change.key, row)
+        if (!isRefused) side.refused.delete(id)
+        continue
+      }
+      if (isRefused !== rules.refused) fail(`${isRefused ? "refused" : "taken"} against the rules`, change, there, rules, verdicts, result)
+      if (isRefused) side.refused.add(id)
+      const row = isRefused ? (there ?? null) : rules.row === "either" ? result : rules.row
+      if (row === null) rows.delete(change.key)
+      else rows.set(change.key, row)
+      if (!isRefused && rules.row !== "either") for (const column of rules.conflicts) conflicts.push(`${change.table.name} ${change.key} ${column}`)
+      for (const { name, rule } of change.table.columns)
+        if (rule === "sum" && (change.mine?.[name] ?? null) !== (result?.[name] ?? null)) summed.push(`${id} ${name}`)
+      if (!same(sorted(result), sorted(row)))
+        fail("a row is not what the rules make of it", change, { there, row, result, conflicts: rules.conflicts }, verdicts)
+    }
+    if (!same(listed(wanted), listed(after))) fail("a batch wrote a row that is not in it", listed(wanted), listed(after))
+    const recorded = (
+      await this.#world.sql<Array<{ id: string }>>`
+        SELECT replace(table_name, 'public.', '') || ' ' || row_key || ' ' || coalesce(column_name, '') AS id FROM schoolbus.conflicts
+         WHERE incarnation = ${node.incarnation} AND batch = ${batch.number} AND kind <> 'unique' AND winner <> 'merged'`
+    ).map(({ id }) => id.replace(/(\d+)\](?= )/, (_, n) => `"${n}"]`))
+    const open = [...recorded].filter((id) => !conflicts.includes(id))
+    const isOpen = (id: string) => changes.some((change) => id.startsWith(`${change.table.name} ${change.key} `) && change.op === "delete")
+    if (conflicts.some((id) => !recorded.includes(id)) || open.some((id) => !isOpen(id)))
+      fail("the recorded conflicts are not the true ones", { conflicts, recorded }, changes, [...flight])
+    this.#conflicts += recorded.length
+    for (const [name, rows] of wanted) this.#model.set(name, rows)
+    for (const id of batch.ids) side.edits.delete(id)
+    side.applied.set(batch.number, { batch, answer: JSON.stringify(verdicts), summed })
+  }
+
+  /** Head office's changes come down, whole or only the first lines of a page. */
+  async #pull(side: Side): Promise<void> {
+    await this.#world.settle()
+    if (this.#random.chance(0.25)) {
+      this.#faults++
+      await side.node.pull(1 + this.#random.below(4))
+      if (this.#random.chance(0.3)) await side.node.reopen()
+    } else while (!(await side.node.pull(Number.POSITIVE_INFINITY)));
+    await this.#forgetSettled(side)
+  }
+
+  /** A batch whose ledger row has come down is over. */
+  async #forgetSettled(side: Side): Promise<void> {
+    const left = new Set((await side.node.unsettled()).map((batch) => batch.number))
+    for (const number of side.applied.keys()) if (!left.has(number)) side.applied.delete(number)
+  }
+
+  async #quiet(): Promise<void> {
+    for (let round = 0; round < QUIET_ROUNDS; round++) {
+      let sent = 0
+      for (const side of this.#sides) {
+        await side.node.freeze()
+        for (const batch of await side.node.unsettled()) {
+          if (side.applied.has(batch.number)) continue
+          await this.#first(side, batch)
+          sent++
+        }
+      }
+      await this.#world.settle()
+      for (const side of this.#sides) {
+        while (!(await side.node.pull(Number.POSITIVE_INFINITY)));
+        await this.#forgetSettled(side)
+      }
+      if (sent === 0) return
+    }
+    fail(`after ${QUIET_ROUNDS} rounds without a write there are still batches to send`)
+  }
+
+  async #check(): Promise<void> {
+    const office = await readOffice(this.#world, this.#tables)
+    if (!same(listed(this.#model), listed(office))) fail("head office holds other rows than the rules make", listed(this.#model), listed(office))
+    for (const { node, edits, refused } of this.#sides) {
+      // Writes that changed nothing in the end leave no change; every other has had its verdict.
+      if (edits.size > 0) fail(`writes of ${node.id} never went up`, [...edits.values()])
+      if (node.count("SELECT count(*) FROM changes") > 0) fail(`changes are left in ${node.id}`, node.list("SELECT * FROM changes"))
+      const left = node.list<{ key: string; error: string | null }>(
+        "SELECT key, error FROM schoolbus_behind WHERE (tbl, key) NOT IN (SELECT tbl, key FROM schoolbus_hold)",
+      )
+      const taken = left.filter((row) => !/UNIQUE/.test(row.error ?? ""))
+      if (taken.length > 0) fail(`rows are left behind in ${node.id}`, taken)
+      for (const table of this.#tables) {
+        const shown = new Map([...node.rows(table)].filter(([key]) => !refused.has(`${table.name} ${key}`)))
+        const wanted = new Map(
+          [...(office.get(table.name) ?? [])].filter(([key, row]) => row["school_id"] === node.id && !refused.has(`${table.name} ${key}`)),
+        )
+        // A row that a refused one's unique value keeps out waits behind until a person decides.
+        for (const row of left)
+          for (const key of wanted.keys())
+            if (row.key.includes(String((JSON.parse(key) as Array<string>)[0]))) {
+              wanted.delete(key)
+              shown.delete(key)
+            }
+        if (!same(listOf(shown), listOf(wanted)))
+          fail(`${node.id} shows other rows of ${table.name} than head office holds`, listOf(shown), listOf(wanted))
+      }
+    }
+    const ledger = await this.#world.sql<Array<{ incarnation: string; batches: number; last: string }>>`
+      SELECT l.incarnation::text, count(*)::int AS batches, max(i.last_batch)::text AS last
+        FROM schoolbus.ledger l JOIN schoolbus.incarnations i ON i.id = l.incarnation GROUP BY 1`
+    for (const { incarnation, batches, last } of ledger)
+      if (String(batches) !== last) fail("a batch has no ledger row, or two", { incarnation, batches, last })
+  }
+}
+
+const listOf = (rows: ReadonlyMap<string, Row>): ReadonlyArray<unknown> =>
+  [...rows].toSorted(([a], [b]) => (a < b ? -1 : 1)).map(([key, row]) => [key, sorted(row)])
+const listed = (rows: Rows): ReadonlyArray<unknown> => [...rows].map(([name, all]) => [name, listOf(all)])
+
+/** Of the seeds that SEEDS names (`"7"`, `"1-500"`; else 1-100), those that one of so many files runs. */
+export const runSeeds = async (file: number, files: number): Promise<void> => {
+  const [first = 1, last = first] = (process.env["SEEDS"] ?? "1-100").split("-").map(Number)
+  const total = { seeds: 0, writes: 0, batches: 0, conflicts: 0, refused: 0, faults: 0 }
+  for (let seed = first; seed <= last; seed++) {
+    if (seed % files !== file) continue
+    const outcome = await runSeed(seed).catch((cause: Error) => {
+      throw new Error(`seed ${seed} (SEEDS=${seed} bun run sim): ${cause.message}`, { cause })
+    })
+    total.seeds++
+    for (const [name, n] of Object.entries(outcome)) total[name as keyof Outcome] += n
+  }
+  process.stdout.write(`seeds ${first}-${last}, every ${files} from ${file}: ${JSON.stringify(total)}\n`)
+  // A run in which nothing goes wrong proves nothing.
+  if (total.seeds >= 20 && Object.values(total).some((n) => n === 0)) fail("nothing of a kind happened", total)
+}
