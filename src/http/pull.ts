@@ -137,8 +137,9 @@ interface OpenStream {
   readonly keyId: string
   readonly school: string
   readonly incarnation: string
-  /** When the receiver last took something, ms since 1970. */
+  /** When the receiver last took a piece of a page, and when it last got anything, ms since 1970. */
   takenAt: number
+  sentAt: number
   /** Set while the stream waits. */
   wake: ((why: Woken) => void) | null
   isOver: boolean
@@ -166,10 +167,10 @@ export const openStreams: Effect.Effect<Streams, never, Feed | Scope.Scope> = Ef
     const now = yield* Clock.currentTimeMillis
     for (const stream of streams) {
       const reader = yield* feed.reader.get(stream.incarnation)
-      // A receiver that takes its bytes lives, and so does one that is at work and says so.
+      // A receiver that takes its pages lives, and so does one that says so. An empty line proves nothing: a dead line swallows it.
       const isAlive = now - Math.max(stream.takenAt, reader?.seen_at ?? 0) < IDLE_MS
       if (!isAlive || !(yield* holds(stream.keyId))) end(stream)
-      else if (now - stream.takenAt > BEAT_MS - WATCH_MS) stream.wake?.("quiet")
+      else if (now - stream.sentAt > BEAT_MS - WATCH_MS) stream.wake?.("quiet")
     }
   })
   yield* Effect.forkScoped(Effect.repeat(Effect.provideService(look, Feed, feed), Schedule.spaced(WATCH_MS)))
@@ -215,12 +216,16 @@ const endless = async function* (
 ): AsyncGenerator<Piece> {
   let { place, page } = start
   start.page = null
-  const took = <A>(piece: A): A => {
-    stream.takenAt = clock.currentTimeMillisUnsafe()
+  const sent = (piece: Piece): Piece => {
+    stream.sentAt = clock.currentTimeMillisUnsafe()
     return piece
   }
+  const took = (piece: Piece): Piece => {
+    stream.takenAt = clock.currentTimeMillisUnsafe()
+    return sent(piece)
+  }
   // At once, so that the school sees that nothing on the way holds the bytes back.
-  yield took("\n")
+  yield sent("\n")
   while (page !== null && !stream.isOver) {
     const { empty, header } = page
     if (!empty) {
@@ -232,8 +237,8 @@ const endless = async function* (
       const why = await sleep(stream, Math.max(place.cursor.seq, header.head), feed, calls)
       if (why === "over") return
       if (why === "changed") isWaiting = false
-      else if (why === "quiet") yield took("\n")
-      else if (await Effect.runPromise(calls.take(stream.school))) yield took({ frame: `${sealLine('["sync",{}]')}\n` })
+      else if (why === "quiet") yield sent("\n")
+      else if (await Effect.runPromise(calls.take(stream.school))) yield sent({ frame: `${sealLine('["sync",{}]')}\n` })
     }
     page = await ask(stream, place)
   }
@@ -266,6 +271,7 @@ export const stream = (request: Request, streams: Streams) =>
       school: key.school,
       incarnation: query.incarnation,
       takenAt: clock.currentTimeMillisUnsafe(),
+      sentAt: clock.currentTimeMillisUnsafe(),
       wake: null,
       isOver: false,
     }
