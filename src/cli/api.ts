@@ -62,7 +62,8 @@ export const apiOf = (input: Input): Api => {
         ...(body === undefined ? {} : { body: JSON.stringify(body) }),
         signal: AbortSignal.timeout(Math.max(1, input.number("timeout") * 1000)),
       })
-      text = await response.text()
+      // As it is, with the mark at its beginning that spreadsheets look for.
+      text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(await response.arrayBuffer())
     } catch (cause) {
       const slow = (cause as Error).name === "TimeoutError"
       throw new CommandFailed(

@@ -233,14 +233,13 @@ export class Devices extends Context.Service<
        * that one had not sent up, is only in their memories now: they are asked for everything.
        */
       const remember = Effect.gen(function* () {
-        const now = yield* Clock.currentTimeMillis
-        yield* db.write((tx) =>
-          Effect.gen(function* () {
-            yield* tx.run("UPDATE schoolbus_state SET terminals = 1")
-            yield* tx.run("UPDATE devices SET att_stamp = '0', op_stamp = '0', offset_told = ? WHERE status = 'approved'", [UNTOLD])
-          }),
+        const asked = yield* db.write((tx) =>
+          Effect.andThen(
+            tx.run("UPDATE schoolbus_state SET terminals = 1"),
+            tx.run("UPDATE devices SET att_stamp = '0', op_stamp = '0', offset_told = ? WHERE status = 'approved'", [UNTOLD]),
+          ),
         )
-        yield* Effect.logInfo(`terminals are asked for everything that they hold (${timestamptz(now)})`)
+        if (asked > 0) yield* Effect.logInfo(`${asked} terminals are asked for everything that they hold`)
       })
       const again: Effect.Effect<Known | null, LibsqlError> = Effect.suspend(() => readKnown)
       const readKnown: Effect.Effect<Known | null, LibsqlError> = Effect.gen(function* () {

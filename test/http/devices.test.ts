@@ -116,6 +116,13 @@ describe("problems", () => {
       ["GET", "/api/devices"],
       ["POST", `/api/devices/${SN}/approve`],
       ["POST", "/api/v1/device/1/sync-students"],
+      ["POST", `/api/devices/${SN}/commands`],
+      ["GET", `/api/devices/${SN}/commands`],
+      ["POST", `/api/devices/${SN}/retire`],
+      ["POST", `/api/devices/${SN}/replace`],
+      ["POST", `/api/devices/${SN}/claims`],
+      ["GET", "/api/punches.csv"],
+      ["POST", "/api/v1/device/1/commands"],
     ] as const) {
       expect((await call(method, path, undefined, { mode: "token", token: "right" })).status).toBe(401)
       expect((await call(method, path, undefined, { mode: "closed" })).status).toBe(403)
