@@ -4,7 +4,7 @@
  * was made anew, names the rows that exist.
  */
 import * as Effect from "effect/Effect"
-import type { LibsqlError, Tx } from "../libsql/client.ts"
+import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import type { Manifest } from "../model/table.ts"
 import { makeAttendance } from "./attend.ts"
 import type { Attendance } from "./cdata.ts"
@@ -92,40 +92,52 @@ const readOwners = (
     (rows) => new Map(rows.map(([pin, table, id]) => [String(pin), { table: String(table), id: String(id) }])),
   )
 
-/** Stores what is new; a punch that is there already, under whatever id, is left as it is. The number of new ones. */
+/** The statement that stores punches, owners included, and its rows. */
+const insertOf = ({ school, device, now, skewMs }: PunchUpload, records: ReadonlyArray<Stamped>) => {
+  const received = timestamptz(now)
+  const skew = skewMs === null ? null : BigInt(Math.round(skewMs / 1000))
+  const id = BigInt(device.id)
+  const sql = `INSERT INTO punches (id, school, device_serial, pin, at, status, verify, at_utc, zone, skew_seconds, work_code, raw, flags, received_at, person_table, person_id)
+       VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,${OWNER("person_table")},${OWNER("person_id")})`
+  const rows = records.map(({ id: key, record, at }) => [
+    key,
+    school,
+    device.serial,
+    record.pin,
+    record.at,
+    record.status,
+    record.verify,
+    timestamptz(at),
+    device.zone,
+    skew,
+    record.workCode,
+    record.raw,
+    flagOf(at, now, skewMs),
+    received,
+    id,
+  ])
+  return { sql, rows }
+}
+
+/** Stores what is new, when nothing else is to be done with it; a punch that is there already is left as it is. */
+export const insertPunches = (db: LibsqlFile, upload: PunchUpload, records: ReadonlyArray<Stamped>): Effect.Effect<void, LibsqlError> => {
+  const { sql, rows } = insertOf(upload, records)
+  return Effect.asVoid(db.insert(sql, rows))
+}
+
+/** Punches make attendance here, so they are not all that an upload writes. */
+export const makesAttendance = ({ manifest }: School): boolean => manifest.devices?.attendance !== undefined
+
+/** Stores what is new, with attendance; a punch that is there already, under whatever id, is left as it is. The number of new ones. */
 export const storePunches = (tx: Tx, upload: PunchUpload, records: ReadonlyArray<Stamped>): Effect.Effect<number, LibsqlError> =>
   Effect.gen(function* () {
     if (records.length === 0) return 0
-    const { school, device, now, skewMs } = upload
-    const received = timestamptz(now)
-    const skew = skewMs === null ? null : BigInt(Math.round(skewMs / 1000))
-    const id = BigInt(device.id)
-    // One statement for everything, owners included: every further one is a way to the worker and back under the write lock.
-    const failures = yield* tx.many(
-      `INSERT INTO punches (id, school, device_serial, pin, at, status, verify, at_utc, zone, skew_seconds, work_code, raw, flags, received_at, person_table, person_id)
-       VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,${OWNER("person_table")},${OWNER("person_id")})`,
-      records.map(({ id: key, record, at }) => [
-        key,
-        school,
-        device.serial,
-        record.pin,
-        record.at,
-        record.status,
-        record.verify,
-        timestamptz(at),
-        device.zone,
-        skew,
-        record.workCode,
-        record.raw,
-        flagOf(at, now, skewMs),
-        received,
-        id,
-      ]),
-    )
+    const { sql, rows } = insertOf(upload, records)
+    const failures = yield* tx.many(sql, rows)
     const refused = new Set(failures.map((failure) => failure.index))
     const stored = records.filter((_, index) => !refused.has(index))
-    if (upload.manifest.devices?.attendance === undefined || stored.length === 0) return stored.length
-    const owners = yield* readOwners(tx, school, device.id, stored)
+    if (!makesAttendance(upload) || stored.length === 0) return stored.length
+    const owners = yield* readOwners(tx, upload.school, upload.device.id, stored)
     yield* makeAttendance(
       tx,
       upload,

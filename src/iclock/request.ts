@@ -17,8 +17,24 @@ const decode = (text: string): string => {
   }
 }
 
-/** Paths vary: `/iclock/cdata`, `/iclock/cdata.aspx`, `/school/x/iclock/CDATA/`. */
+/** A terminal asks the same again and again: what its requests mean is worked out once. */
+const MAX_REMEMBERED = 4_000
+const MAX_REMEMBERED_LENGTH = 120
+const remembered = new Map<string, IclockRequest>()
+
 export const parseRequest = (method: string, path: string, search: string): IclockRequest => {
+  const key = `${method} ${path}${search}`
+  if (key.length > MAX_REMEMBERED_LENGTH) return readRequest(method, path, search)
+  const known = remembered.get(key)
+  if (known !== undefined) return known
+  const read = readRequest(method, path, search)
+  if (remembered.size >= MAX_REMEMBERED) remembered.clear()
+  remembered.set(key, read)
+  return read
+}
+
+/** Paths vary: `/iclock/cdata`, `/iclock/cdata.aspx`, `/school/x/iclock/CDATA/`. */
+const readRequest = (method: string, path: string, search: string): IclockRequest => {
   const name = (path.replace(/\/+$/, "").split("/").at(-1) ?? "").toLowerCase().replace(/\.(aspx|php)$/, "")
   const query = new Map<string, string>()
   for (const pair of search.replace(/^\?/, "").split("&")) {

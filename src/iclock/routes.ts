@@ -24,7 +24,7 @@ import { inDialect, parseResults, updateUser } from "./command.ts"
 import { type Device, type DeviceFacts, Devices, type Met, readSchool } from "./devices.ts"
 import { accessOptions, handshakeReply, readsDigitsOnly, registryCode } from "./handshake.ts"
 import type { IclockAnswer } from "./http.ts"
-import { skewOf, stamped, storePunches, unknownOf } from "./punches.ts"
+import { insertPunches, makesAttendance, skewOf, stamped, storePunches, unknownOf } from "./punches.ts"
 import { Commands, dialectOf } from "./queue.ts"
 import { type IclockRequest, isFrom, serialOf } from "./request.ts"
 
@@ -124,7 +124,9 @@ const store = (
     const newest = newestAt.get(device.serial)
     const isNews = newest !== undefined && punches.every(({ record }) => record.at > newest)
     const fresh = isNews ? punches : yield* db.read((tx) => unknownOf(tx, punches))
-    if (fresh.length + upload.users.length + upload.events.length + upload.rejects.length > 0) {
+    const others = upload.users.length + upload.events.length + upload.rejects.length
+    if (others === 0 && !makesAttendance(state)) yield* insertPunches(db, { ...state, device, now, skewMs }, fresh)
+    else if (fresh.length + others > 0) {
       yield* db.write((tx) =>
         Effect.gen(function* () {
           yield* storePunches(tx, { ...state, device, now, skewMs }, fresh)

@@ -84,6 +84,8 @@ export interface PrintsFound {
 export interface LibsqlFile {
   readonly path: string
   readonly write: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
+  /** `many` in a transaction of its own, in one message: what is small and waited for is not sent to and fro four times. */
+  readonly insert: (sql: string, rows: ReadonlyArray<ReadonlyArray<Cell>>) => Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>
   readonly read: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
   /** A read on a connection and worker of its own: for scans that others shall not wait for. */
   readonly readApart: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
@@ -131,7 +133,7 @@ type Command =
   | { readonly op: "exec"; readonly sql: string }
   | { readonly op: "ahead"; readonly sql: string; readonly bytes: Uint8Array }
   | { readonly op: "run" | "all" | "values"; readonly sql: string; readonly args: ReadonlyArray<Bind> | undefined }
-  | ({ readonly op: "many"; readonly sql: string } & Packed)
+  | ({ readonly op: "many" | "insert"; readonly sql: string } & Packed)
   | ({ readonly op: "prints" } & PrintScan)
   | { readonly op: "reset" | "close" }
 export type Request = Command & { readonly id: number }
@@ -240,7 +242,7 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
 
 const makeTransact = (port: Port, isWriter: boolean) => {
   const one = Semaphore.makeUnsafe(1)
-  return <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>): Effect.Effect<A, E | LibsqlError, R> =>
+  const transact = <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>): Effect.Effect<A, E | LibsqlError, R> =>
     one.withPermit(
       Effect.acquireUseRelease(
         port.send({ op: "begin", write: isWriter }),
@@ -248,6 +250,11 @@ const makeTransact = (port: Port, isWriter: boolean) => {
         (_, exit) => (Exit.isSuccess(exit) ? Effect.void : Effect.ignoreCause(port.send({ op: "end", commit: false }))),
       ),
     )
+  const insert: LibsqlFile["insert"] = (sql, rows) =>
+    rows.length === 0
+      ? Effect.succeed([])
+      : one.withPermit(Effect.suspend(() => port.send({ op: "insert", sql, ...pack(rows) }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>))
+  return { transact, insert }
 }
 
 /** Opens the file, creating it when it does not exist; closed with the scope. */
@@ -255,11 +262,13 @@ export const openFile = (path: string): Effect.Effect<LibsqlFile, LibsqlError, S
   Effect.gen(function* () {
     const writer = yield* makePort(path)
     const reader = yield* makePort(path)
+    const { transact: write, insert } = makeTransact(writer, true)
     return {
       path,
-      write: makeTransact(writer, true),
-      read: makeTransact(reader, false),
-      readApart: (body) => Effect.scoped(Effect.flatMap(makePort(path), (port) => makeTransact(port, false)(body))),
+      write,
+      insert,
+      read: makeTransact(reader, false).transact,
+      readApart: (body) => Effect.scoped(Effect.flatMap(makePort(path), (port) => makeTransact(port, false).transact(body))),
     }
   })
 

@@ -5,7 +5,7 @@
  */
 import Database from "libsql"
 import { Hasher, keyName, Prints } from "../model/digest.ts"
-import type { Bind, PrintScan, PrintsFound, Request, Response } from "./client.ts"
+import type { Bind, Packed, PrintScan, PrintsFound, Request, Response, RowFailure } from "./client.ts"
 
 const STATEMENT_CACHE = 256
 
@@ -97,6 +97,26 @@ const print = ({ sql, args, renumber, wanted }: PrintScan): PrintsFound => {
   return { byTable: new Map([...found].map(([of, list]) => [of, list.take()])), keys }
 }
 
+const runRows = ({ sql, width, cells, integers }: Packed & { readonly sql: string }): ReadonlyArray<RowFailure> => {
+  const statement = prepare(sql)
+  const failures: Array<RowFailure> = []
+  for (let index = 0; index * width < cells.length; index++) {
+    const row: Array<unknown> = new Array(width)
+    for (let i = 0; i < width; i++) {
+      const cell = cells[index * width + i]
+      row[i] = integers[index * width + i] === 1 ? BigInt(cell as number) : cell
+    }
+    try {
+      statement.run(row)
+    } catch (error) {
+      const { code, message } = failure(error)
+      if (!code.startsWith("SQLITE_CONSTRAINT") && code !== "SQLITE_MISMATCH") throw error
+      failures.push({ index, code, message })
+    }
+  }
+  return failures
+}
+
 const answer = (request: Request): unknown => {
   // Without this, what was sent after the failure would stand without it, or even outside the transaction, which some failures end.
   if (spoiled !== null && request.op !== "close" && request.op !== "reset" && !(request.op === "end" && !request.commit)) throw spoiled
@@ -147,26 +167,23 @@ const answer = (request: Request): unknown => {
         return row
       })
     }
-    case "many": {
-      const statement = prepare(request.sql)
-      const failures: Array<{ index: number; code: string; message: string }> = []
-      const { width, cells, integers } = request
-      for (let index = 0; index * width < cells.length; index++) {
-        const row: Array<unknown> = new Array(width)
-        for (let i = 0; i < width; i++) {
-          const cell = cells[index * width + i]
-          row[i] = integers[index * width + i] === 1 ? BigInt(cell as number) : cell
-        }
+    case "many":
+      return runRows(request)
+    case "insert":
+      open().exec("BEGIN IMMEDIATE")
+      try {
+        const failures = runRows(request)
+        open().exec("COMMIT")
+        return failures
+      } catch (error) {
+        // The connection is of no use when it cannot even do that; the next statement opens another.
         try {
-          statement.run(row)
-        } catch (error) {
-          const { code, message } = failure(error)
-          if (!code.startsWith("SQLITE_CONSTRAINT") && code !== "SQLITE_MISMATCH") throw error
-          failures.push({ index, code, message })
+          open().exec("ROLLBACK")
+        } catch {
+          close()
         }
+        throw error
       }
-      return failures
-    }
     case "prints":
       return print(request)
     case "reset":
