@@ -17,6 +17,7 @@ const SENDERS = 16
 const WARM_MS = 2_000
 const POLL_MS = 3_000
 const BODY_LINES = 100
+const WARM_ROWS = 3_000
 const FLEET = 500
 const FLEET_INTERVAL = 10
 
@@ -190,13 +191,15 @@ export default bench({
       for (const { port } of [node, bare]) await polls(port, WARM_MS)
       yield { bar: "polls", figure: await polls(node.port, POLL_MS), peer: await polls(bare.port, POLL_MS) }
       bare.stop()
-      const rows = size(20_000, 5_000)
+      const rows = size(20_000, 10_000)
+      await ingest(node.port, bodiesOf(lines(WARM_ROWS)), 1)
       const seconds = await ingest(node.port, bodiesOf(lines(rows)), 1)
       const plain = rows / plainInserts(node.file, rows)
       yield { bar: "ingest", figure: rows / seconds, peer: plain }
       yield { bar: "many", figure: rows / (await ingest(node.port, bodiesOf(lines(rows)), 4)), peer: plain }
       node.stop()
       const full = await startServer("node", "1", "attendance")
+      await ingest(full.port, bodiesOf(lines(WARM_ROWS)), 1)
       yield { bar: "attendance", figure: rows / (await ingest(full.port, bodiesOf(lines(rows)), 1)), peer: plain }
       full.stop()
     }
