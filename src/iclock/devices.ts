@@ -312,10 +312,10 @@ export class Devices extends Context.Service<
           )
           if (pending < MAX_PENDING || gone.length > 0) {
             yield* change((tx) =>
-              Effect.andThen(
-                pending < MAX_PENDING ? Effect.void : tx.run("DELETE FROM devices WHERE id = ? AND status = 'pending'", [gone[0]?.id ?? 0]),
-                insertPending(tx, all.school, serial, address, now),
-              ),
+              Effect.gen(function* () {
+                if (pending >= MAX_PENDING) yield* tx.run("DELETE FROM devices WHERE id = ? AND status = 'pending'", [gone[0]?.id ?? 0])
+                yield* insertPending(tx, all.school, serial, address, now)
+              }),
             )
           }
           return { kind: "unknown" } as const
