@@ -139,6 +139,18 @@ describe("schools", () => {
     expect(await query(db.url, "SELECT 1 FROM pg_replication_slots WHERE slot_name LIKE 'schoolbus_probe%'")).toEqual([])
     expect((await run(["doctor", "--database-url", "postgres://x@127.0.0.1:1/x"])).code).toBe(1)
   })
+
+  it("doctor does not miss what the hub makes at its first start", async () => {
+    const fresh = await createDatabase()
+    await query(fresh.url, "CREATE TABLE pupils (id uuid PRIMARY KEY, school_id text)")
+    const config = join(folder, "first.config.ts")
+    writeFileSync(config, 'export default { tables: { pupils: { audience: { column: "school_id" } } } }\n')
+    const ran = await run(["doctor", "--database-url", fresh.url, "--config", config, "--json"])
+    const { checks } = JSON.parse(ran.out) as { checks: ReadonlyArray<{ id: string; status: string }> }
+    expect(checks.filter((check) => check.status === "fail")).toEqual([])
+    expect(ran.code).toBe(0)
+    await fresh.drop()
+  })
 })
 
 describe("services", () => {
