@@ -26,60 +26,15 @@ import {
   queryPunches,
 } from "./command.ts"
 import { type Device, DeviceRefused, Devices, markAll, notApproved } from "./devices.ts"
+import { type CommandRecord, dropHistory, notOpen, OPEN, queueCommands, readHistory, unsafeToClear } from "./outbox.ts"
 
 /** A command whose result has not come is sent again after this, with the same id; after so many times it has failed. */
 export const RESEND_MS = 60_000
 export const MAX_ATTEMPTS = 10
-/** Ids that the terminal may still know from a lost file are not given out again. */
-const KNOWN_SINCE_MS = 86_400_000
-const EPOCH_2026_S = 1_767_225_600
-/** Finished commands are kept this long, unless they are what a person's state stands on. */
-export const HISTORY_MS = 90 * 86_400_000
 /** A terminal that may have lost users is asked at most this often; every two hours it is asked anyway. */
 const SUSPECT_MS = 1_800_000
 /** What stands at a command until it is answered in them. */
 const OLDER_WORDS = "the terminal is spoken to in older words"
-/** Rows of the history that one question gets. */
-const MAX_HISTORY = 1000
-
-/** Queues commands of one terminal; the ids they got. Inside the caller's transaction. */
-export const queueCommands = (
-  tx: Tx,
-  of: { readonly school: string; readonly deviceId: number; readonly now: number },
-  commands: ReadonlyArray<{ readonly command: string; readonly pin: string | null; readonly expiresMs?: number }>,
-): Effect.Effect<ReadonlyArray<number>, LibsqlError> =>
-  Effect.gen(function* () {
-    if (commands.length === 0) return []
-    const [row] = yield* tx.all<{ id: number }>(
-      `SELECT coalesce((SELECT max(id) + 1 FROM device_commands WHERE school = ?1 AND device_id = ?2),
-                       (SELECT CASE WHEN first_seen_at < ?3 THEN ?4 ELSE 1 END FROM devices WHERE id = ?2), 1) AS id`,
-      [of.school, of.deviceId, timestamptz(of.now - KNOWN_SINCE_MS), Math.max(1, Math.floor(of.now / 1000) - EPOCH_2026_S)],
-    )
-    const first = row?.id ?? 1
-    yield* tx.many(
-      "INSERT INTO device_commands (school, device_id, id, command, pin, status, attempts, created_at, expires_at) VALUES (?,?,?,?,?,'pending',0,?,?)",
-      commands.map(({ command, pin, expiresMs }, i) => [
-        of.school,
-        BigInt(of.deviceId),
-        BigInt(first + i),
-        command,
-        pin,
-        timestamptz(of.now),
-        expiresMs === undefined ? null : timestamptz(of.now + expiresMs),
-      ]),
-    )
-    return commands.map((_, i) => first + i)
-  })
-
-/** Of these commands, those that no open command of the terminal is already. */
-export const notOpen = (tx: Tx, deviceId: number, commands: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<string>, LibsqlError> =>
-  Effect.map(
-    tx.all<{ command: string }>(
-      "SELECT DISTINCT command FROM device_commands WHERE device_id = ? AND status IN ('pending', 'sent') AND pin IS NULL",
-      [deviceId],
-    ),
-    (open) => commands.filter((command) => !open.some((row) => row.command === command)),
-  )
 
 const unsupportedOf = (device: Device): ReadonlySet<string> => new Set(device.unsupported.split(",").filter((name) => name !== ""))
 export const knows = (device: Device, command: string): boolean => !unsupportedOf(device).has(capabilityOf(command))
@@ -95,38 +50,6 @@ export const dialectOf = (device: Device, now: number): Dialect => ({
   utc: utcToWall(now, "UTC"),
 })
 
-/** Why the punches on a terminal may not be cleared now; null: all of them are safe at head office. */
-const unsafeToClear = (tx: Tx, device: Device): Effect.Effect<string | null, LibsqlError> =>
-  Effect.gen(function* () {
-    const [row] = yield* tx.all<{ waiting: number; stored: number; refused: number }>(
-      `SELECT (SELECT count(*) FROM changes c JOIN schoolbus_tables t ON t.id = c.tbl WHERE t.local = 'punches' AND c.op <> 'R') AS waiting,
-              (SELECT count(*) FROM punches WHERE device_serial = ?1) + (SELECT count(*) FROM schoolbus_iclock_reject WHERE serial = ?1) AS stored,
-              (SELECT count(*) FROM schoolbus_hold h JOIN schoolbus_tables t ON t.id = h.tbl WHERE t.local = 'punches') AS refused`,
-      [device.serial],
-    )
-    const { waiting = 0, stored = 0, refused = 0 } = row ?? {}
-    if (waiting > 0) return `${waiting} punches are not at head office yet`
-    if (refused > 0) return `${refused} punches were refused at head office and wait for a person`
-    if (device.punches_reported === null) return "the terminal has not told how many punches it holds"
-    return device.punches_reported > stored
-      ? `the terminal holds ${device.punches_reported} punches, ${stored} are stored; send QUERY_ATTLOG first`
-      : null
-  })
-
-export interface CommandRecord {
-  readonly id: number
-  readonly command: string
-  readonly pin: string | null
-  readonly status: string
-  readonly attempts: number
-  readonly result: number | null
-  readonly error: string | null
-  readonly created_at: string
-  readonly expires_at: string | null
-  readonly sent_at: string | null
-  readonly done_at: string | null
-}
-
 export interface CommandRequest {
   readonly command: string
   /** Of QUERY_ATTLOG: wall clocks where the terminal hangs. */
@@ -141,7 +64,6 @@ interface Due extends QueuedCommand {
   readonly pin: string | null
 }
 
-const OPEN = "status IN ('pending', 'sent')"
 const invalid = (message: string) => new DeviceRefused({ code: "invalid", message })
 
 /** The text of a request, and how long it may wait. */
@@ -456,13 +378,7 @@ export class Commands extends Context.Service<
       const history = (wanted: string, limit: number) =>
         Effect.gen(function* () {
           const device = yield* devices.find(wanted)
-          return yield* db.read((tx) =>
-            tx.all<CommandRecord>(
-              `SELECT id, command, pin, status, attempts, result, error, created_at, expires_at, sent_at, done_at FROM device_commands
-                WHERE device_id = ? ORDER BY id DESC LIMIT ?`,
-              [device.id, Math.min(Math.max(1, limit), MAX_HISTORY)],
-            ),
-          )
+          return yield* db.read((tx) => readHistory(tx, device.id, limit))
         })
 
       const suspect = (device: Device) =>
@@ -505,14 +421,7 @@ export class Commands extends Context.Service<
 
       const trim = Effect.gen(function* () {
         const now = yield* Clock.currentTimeMillis
-        yield* db.write((tx) =>
-          tx.run(
-            `DELETE FROM device_commands WHERE NOT ${OPEN} AND done_at < ?
-                AND id < (SELECT max(id) FROM device_commands newer WHERE newer.device_id = device_commands.device_id)
-                AND NOT EXISTS (SELECT 1 FROM device_user_sync_status s WHERE s.device_id = device_commands.device_id AND s.command_id = device_commands.id)`,
-            [timestamptz(now - HISTORY_MS)],
-          ),
-        )
+        yield* db.write((tx) => dropHistory(tx, now))
       })
 
       return Commands.of({ isIdle, take, results, send, history, suspect, recheck, trim, changed })
