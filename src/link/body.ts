@@ -214,15 +214,24 @@ export interface BodyLimits {
   readonly leastRate?: number
 }
 
-/** Chunks as they arrive, within the limits; BodyFault else. */
+/** What is taken in ahead of whoever reads: a connection that breaks takes along what still waits inside the runtime. */
+const AHEAD_BYTES = 1024 * 1024
+
+/** Chunks as they arrive, within the limits; BodyFault else. Everything that came before a fault comes out before it. */
 export const readChunks = async function* (body: ReadableStream<Uint8Array> | null, limits: BodyLimits): AsyncGenerator<Uint8Array> {
   if (body === null) return
   const reader = body.getReader()
-  let total = 0
-  let endAt = performance.now() + (limits.totalMs ?? Number.POSITIVE_INFINITY)
+  const arrived: Array<Uint8Array> = []
+  let waiting = 0
+  let isOver = false
+  let fault: { readonly cause: unknown } | null = null
+  let wake: () => void = () => undefined
+  let room: () => void = () => undefined
   let timer: ReturnType<typeof setTimeout> | undefined
-  try {
-    for (;;) {
+  const takeIn = async (): Promise<void> => {
+    let total = 0
+    let endAt = performance.now() + (limits.totalMs ?? Number.POSITIVE_INFINITY)
+    while (!isOver) {
       const left = Math.max(0, Math.min(limits.idleMs, endAt - performance.now()))
       const silence = new Promise<never>((_, fail) => {
         timer = setTimeout(() => fail(new BodyFault(left < limits.idleMs ? "too slow" : `no byte for ${Math.round(limits.idleMs / 1000)} s`)), left)
@@ -233,11 +242,43 @@ export const readChunks = async function* (body: ReadableStream<Uint8Array> | nu
       total += next.value.length
       if (limits.leastRate !== undefined) endAt += (next.value.length * 1000) / limits.leastRate
       if (total > limits.maxBytes) throw new BodyFault(`more than ${limits.maxBytes} bytes`)
-      yield next.value
+      arrived.push(next.value)
+      waiting += next.value.length
+      wake()
+      while (waiting >= AHEAD_BYTES && !isOver)
+        await new Promise<void>((done) => {
+          room = done
+        })
     }
+  }
+  const ending = takeIn()
+    .catch((cause: unknown) => {
+      fault = { cause }
+    })
+    .finally(() => {
+      isOver = true
+      wake()
+    })
+  try {
+    for (;;) {
+      const chunk = arrived.shift()
+      if (chunk !== undefined) {
+        waiting -= chunk.length
+        room()
+        yield chunk
+      } else if (isOver) break
+      else
+        await new Promise<void>((done) => {
+          wake = done
+        })
+    }
+    if (fault !== null) throw (fault as { readonly cause: unknown }).cause
   } finally {
+    isOver = true
+    room()
     clearTimeout(timer)
     await reader.cancel().catch(() => undefined)
+    await ending
   }
 }
 

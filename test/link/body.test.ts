@@ -84,6 +84,40 @@ it("stops making what nobody reads", async () => {
   expect(ended).toBe(1)
 })
 
+it("what came before the line broke comes out, however slowly it is read; but only so much waits", async () => {
+  const piece = 64 * 1024
+  const readSlowly = async (pieces: number) => {
+    let made = 0
+    // As a runtime does it: the fault comes a moment after the last bytes, and drops what nobody has taken yet.
+    const broken = new ReadableStream<Uint8Array>(
+      {
+        async pull(controller) {
+          if (made === pieces) {
+            await new Promise((resolve) => setImmediate(resolve))
+            return controller.error(new Error("broken"))
+          }
+          made++
+          controller.enqueue(new Uint8Array(piece))
+        },
+      },
+      { highWaterMark: 8 },
+    )
+    let bytes = 0
+    let mostWaiting = 0
+    const read = async () => {
+      for await (const chunk of readChunks(broken, limits)) {
+        bytes += chunk.length
+        await new Promise((resolve) => setImmediate(resolve))
+        mostWaiting = Math.max(mostWaiting, made * piece - bytes)
+      }
+    }
+    await expect(read()).rejects.toThrow("broken")
+    return { bytes, mostWaiting }
+  }
+  expect((await readSlowly(12)).bytes).toBe(12 * piece)
+  expect((await readSlowly(200)).mostWaiting).toBeLessThan(32 * piece)
+})
+
 it("undoes zstd, gzip and nothing at all", async () => {
   const text = new TextEncoder().encode(lines.join("\n"))
   for (const body of [await compress(text), zstdCompressSync(text), gzipSync(text), text]) {
