@@ -52,9 +52,12 @@ export type Event<T extends DecodeTable> =
 /** Reads the messages of one connection in the order in which they came. */
 export interface Decoder<T extends DecodeTable> {
   readonly read: (message: string) => Event<T>
-  readonly isBegin: (message: string) => boolean
-  readonly isCommit: (message: string) => boolean
+  /** A txn's beginning or end. */
+  readonly isBound: (message: string) => boolean
 }
+
+// {"action":"I",…
+const actionOf = (text: string): number => text.charCodeAt(11)
 
 /** The options of START_REPLICATION; each costs speed, so only what the decoder reads. */
 export const wal2jsonOptions = (tables: ReadonlyArray<string>): PluginOptions => ({
@@ -69,6 +72,7 @@ export const wal2jsonOptions = (tables: ReadonlyArray<string>): PluginOptions =>
   ],
   optional: [[EXACT_NUMBERS, "true"]],
   encoding: "utf8",
+  isCommit: (text) => actionOf(text) === 67,
 })
 
 // In add-tables a name's space, comma, period and asterisk are escaped with a backslash; the first period splits schema from table.
@@ -262,8 +266,6 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
     return stray === undefined ? put : { ...put, stray }
   }
 
-  // {"action":"I",…
-  const actionOf = (text: string): number => text.charCodeAt(11)
   const readMessage = (text: string): Event<T> => {
     switch (actionOf(text)) {
       case 66: {
@@ -294,5 +296,5 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
       throw cause
     }
   }
-  return { read, isBegin: (text) => actionOf(text) === 66, isCommit: (text) => actionOf(text) === 67 }
+  return { read, isBound: (text) => actionOf(text) === 66 || actionOf(text) === 67 }
 }

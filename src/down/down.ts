@@ -16,9 +16,9 @@ import * as Schedule from "effect/Schedule"
 import * as Semaphore from "effect/Semaphore"
 import type * as Scope from "effect/Scope"
 import type { LibsqlError } from "../libsql/client.ts"
-import { type Lsn, parseLsn } from "../model/lsn.ts"
+import type { Lsn } from "../model/lsn.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
-import { type WalMessage, type WalReader, WalStopped } from "../postgres/wal.ts"
+import { type WalReader, WalStopped } from "../postgres/wal.ts"
 import { idleStep } from "./ack.ts"
 import { audienceOf } from "./audience.ts"
 import { tokenize } from "./body.ts"
@@ -121,10 +121,6 @@ export const runDown = (
     const { pg, wal } = options
     const brackets = new Brackets(options.notBefore)
     const decoder = options.decoder<Decoded>([...options.tables, marksTable, changesTable])
-    const lastCommit = (messages: ReadonlyArray<WalMessage>): number => {
-      for (let i = messages.length - 1; i >= 0; i--) if (decoder.isCommit((messages[i] as WalMessage).text)) return i
-      return -1
-    }
     const comparing = new Set<number>()
     const checking = new Map<number, { readonly repair: boolean; readonly result: TableCheck }>()
     // Columns in which a null may stand for NaN or an infinity.
@@ -285,18 +281,19 @@ export const runDown = (
       return yield* new ShapeChanged({ recheck: table.id, message: `a row of ${table.name} is of another shape (${detail}): comparing the table` })
     })
 
-    /** Takes messages that end with a commit, or a piece of one large txn, into the open append. */
+    /** Takes messages that end with a commit, whose position is given, or a piece of one large txn, into the open append. */
     const takeIn = Effect.fnUntraced(function* (
       appender: Appender,
       pending: Map<string, Pending>,
       closed: Array<Bracket>,
-      messages: ReadonlyArray<WalMessage>,
+      messages: ReadonlyArray<string>,
+      end: Lsn | null,
     ) {
       let position: Position | null = null
       let touchedTxn = false
       let chars = 0
       for (const message of messages) {
-        const event = decoder.read(message.text)
+        const event = decoder.read(message)
         switch (event.kind) {
           case "begin":
             xid = event.xid
@@ -305,7 +302,8 @@ export const runDown = (
             touchedTxn = false
             break
           case "commit":
-            position = { lsn: parseLsn(message.lsn), xid, at }
+            // Only the last one's is told.
+            if (end !== null) position = { lsn: end, xid, at }
             break
           case "none":
             break
@@ -401,7 +399,7 @@ export const runDown = (
               message: `the stream sent something that the decoder does not know: ${event.text.slice(0, 200)}`,
             })
         }
-        chars += message.text.length
+        chars += message.length
         if (pending.size >= CHUNK || (chars >= CHUNK_CHARS && pending.size > 0)) {
           yield* writeRows(appender, pending)
           pending.clear()
@@ -413,38 +411,41 @@ export const runDown = (
 
     const consume = Effect.gen(function* () {
       // What has come and is not written yet; it ends before the first commit that is not.
-      let carry: Array<WalMessage> = []
+      let carry: Array<string> = []
       while (true) {
         const taken = yield* wal.take
         const messages = carry
-        // Only what is new is looked through: a large txn comes in thousands of pieces.
-        let end = lastCommit(taken.messages)
-        if (end >= 0) end += messages.length
+        let last = taken.commits.at(-1)
+        let end = last === undefined ? 0 : messages.length + last.index + 1
         for (const message of taken.messages) messages.push(message)
         carry = []
         if (messages.length === 0) {
           if (taken.keepalive !== null && taken.keepalive > idle) idle = taken.keepalive
         } else {
-          if (end === -1 && messages.length < LARGE_TXN) {
+          if (last === undefined && messages.length < LARGE_TXN) {
             carry = messages
             continue
           }
           // A txn without synced rows is two messages: nothing to write.
-          if (end >= 0 && messages.every(({ text }) => decoder.isCommit(text) || decoder.isBegin(text))) {
-            idle = parseLsn((messages[end] as WalMessage).lsn)
-            carry = messages.slice(end + 1)
+          if (last !== undefined && messages.every((message, i) => i >= end || decoder.isBound(message))) {
+            idle = last.lsn
+            carry = messages.slice(end)
           } else {
             const closed: Array<Bracket> = []
             const position = yield* feed.append((appender) =>
               Effect.gen(function* () {
                 const pending = new Map<string, Pending>()
-                let reached = yield* takeIn(appender, pending, closed, end === -1 ? messages : messages.slice(0, end + 1))
-                carry = end === -1 ? [] : messages.slice(end + 1)
+                const split = (all: ReadonlyArray<string>): ReadonlyArray<string> => {
+                  if (end === all.length || last === undefined) return all
+                  carry = all.slice(end)
+                  return all.slice(0, end)
+                }
+                let reached = yield* takeIn(appender, pending, closed, split(messages), last?.lsn ?? null)
                 while (reached === null) {
-                  const more = (yield* wal.take).messages
-                  end = lastCommit(more)
-                  reached = yield* takeIn(appender, pending, closed, end === -1 ? more : more.slice(0, end + 1))
-                  if (end >= 0) carry = more.slice(end + 1)
+                  const more = yield* wal.take
+                  last = more.commits.at(-1)
+                  end = last === undefined ? 0 : last.index + 1
+                  reached = yield* takeIn(appender, pending, closed, split(more.messages), last?.lsn ?? null)
                 }
                 yield* writeRows(appender, pending)
                 yield* appender.position(reached)

@@ -19,6 +19,7 @@ export const pgoutputOptions = (publication: string): PluginOptions => ({
   ],
   optional: [],
   encoding: "latin1",
+  isCommit: (message) => message.charCodeAt(0) === 67,
 })
 
 interface Relation<T> {
@@ -206,5 +207,5 @@ export const pgoutputDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
       text = ""
     }
   }
-  return { read, isBegin: (message) => message.charCodeAt(0) === 66, isCommit: (message) => message.charCodeAt(0) === 67 }
+  return { read, isBound: (message) => message.charCodeAt(0) === 66 || message.charCodeAt(0) === 67 }
 }

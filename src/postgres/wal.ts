@@ -1,14 +1,18 @@
 /**
- * START_REPLICATION as batches of raw messages. The library carries the bytes; what is confirmed is decided here alone:
- * its own acknowledging is off, one object serves one connection, and the status timer repeats the last position that the
- * caller declared durable. `take` hands over everything that arrived while the caller was busy; a full buffer pauses the socket.
+ * START_REPLICATION as batches of raw messages. The library opens the session and writes the positions; what is confirmed is
+ * decided here alone: its own acknowledging is off, one object serves one connection, and the status timer repeats the last
+ * position that the caller declared durable. The messages are cut out of the socket here, for an event and a promise for each
+ * of them cost more than all the rest. `take` hands over everything that arrived while the caller was busy; a full buffer
+ * pauses the socket.
  */
+import type { Socket } from "node:net"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { LogicalReplicationService, Wal2JsonPlugin } from "pg-logical-replication"
-import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
+import { type Lsn, printLsn } from "../model/lsn.ts"
 import { SESSION } from "./client.ts"
+import { Frames } from "./frames.ts"
 
 /** Messages and bytes that may wait for the caller before the socket is paused. */
 export const MAX_BUFFERED = 16_384
@@ -26,18 +30,20 @@ export class WalStopped extends Data.TaggedError("WalStopped")<{
   readonly message: string
 }> {}
 
-export interface WalMessage {
-  /** Of a commit message: the byte after its commit record, so the position up to which the slot may be told. */
-  readonly lsn: string
-  /** As the plugin wrote it: text, or one character per byte. */
-  readonly text: string
+export interface WalBatch {
+  /** As the plugin wrote them: text, or one character per byte. */
+  readonly messages: ReadonlyArray<string>
+  /** Which of them are commits, with the byte after the commit's record: the position up to which the slot may be told. */
+  readonly commits: ReadonlyArray<{ readonly index: number; readonly lsn: Lsn }>
+  /** A keepalive position when nothing else came: then there is no message. */
+  readonly keepalive: Lsn | null
 }
 
 export interface WalReader {
   /** Whether the plugin took the optional options. */
   readonly tookOptional: boolean
-  /** At least one message, or a keepalive position when nothing else came: then `messages` is empty. */
-  readonly take: Effect.Effect<{ readonly messages: ReadonlyArray<WalMessage>; readonly keepalive: Lsn | null }, WalStopped>
+  /** At least one message, or a keepalive position. */
+  readonly take: Effect.Effect<WalBatch, WalStopped>
   /** Declares everything before this position durable and tells Postgres at the next occasion. Never moves back. */
   readonly confirm: (durable: Lsn) => Effect.Effect<void>
 }
@@ -59,19 +65,29 @@ export interface PluginOptions {
   readonly required: Pairs
   /** Wanted, but unknown to older versions of the plugin: then the stream starts without them. */
   readonly optional: Pairs
-  /** `latin1`: one character per byte. The library's buffer is used again, so a message is copied at once. */
+  /** `latin1`: one character per byte. */
   readonly encoding: "utf8" | "latin1"
+  readonly isCommit: (message: string) => boolean
 }
 
-/** Hands messages over as they are: the library's own parser would round numbers and throw inside the socket. */
-class Raw extends Wal2JsonPlugin {
+/** What the library's client is to us once it is connected. */
+interface Session {
+  readonly query: (sql: string) => Promise<unknown>
+  readonly connection: { readonly stream: Socket }
+}
+
+/** Starts the stream with our options, when the session stands and nothing is under way on it. */
+class Start extends Wal2JsonPlugin {
   tookOptional = true
   readonly #options: PluginOptions
-  constructor(options: PluginOptions) {
+  readonly #onSession: (socket: Socket) => void
+  constructor(options: PluginOptions, onSession: (socket: Socket) => void) {
     super({})
     this.#options = options
+    this.#onSession = onSession
   }
-  override async start(client: { query: (sql: string) => Promise<unknown> }, slot: string, lsn: string): Promise<unknown> {
+  override async start(client: Session, slot: string, lsn: string): Promise<unknown> {
+    this.#onSession(client.connection.stream)
     const { required, optional } = this.#options
     const begin = (pairs: Pairs): Promise<unknown> => {
       const options = pairs.map(([name, value]) => `"${name}" '${value.replaceAll("'", "''")}'`).join(", ")
@@ -87,19 +103,28 @@ class Raw extends Wal2JsonPlugin {
       return begin(required)
     }
   }
-  override parse(bytes: Buffer): never {
-    return bytes.toString(this.#options.encoding) as never
-  }
 }
+
+const COPY_DATA = 100
+const XLOG_DATA = 119
+const KEEPALIVE = 107
+/** Of a frame: where the CopyData's content begins, its position, and the plugin's message after two positions and a time. */
+const CONTENT_AT = 5
+const POSITION_AT = CONTENT_AT + 1
+const MESSAGE_AT = POSITION_AT + 24
+const RESPOND_AT = POSITION_AT + 16
 
 export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStopped, Scope.Scope> =>
   Effect.gen(function* () {
-    let messages: Array<WalMessage> = []
+    const { encoding, isCommit } = options.plugin
+    let messages: Array<string> = []
+    let commits: Array<{ readonly index: number; readonly lsn: Lsn }> = []
     let bytes = 0
     let keepalive: Lsn | null = null
     let stopped: WalStopped | null = null
     let wake: (() => void) | null = null
-    let resume: (() => void) | null = null
+    let socket: Socket | null = null
+    let isPaused = false
     let durable = options.from
     let lastByteAt = Date.now()
 
@@ -111,7 +136,6 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
     const stop = (error: WalStopped): void => {
       stopped ??= error
       notify()
-      resume?.()
     }
     const toStopped = (cause: unknown): WalStopped => {
       const { code, message } = cause as { code?: string; message?: string }
@@ -130,7 +154,7 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
                 .map(([name, value]) => `-c ${name}=${value.replaceAll(" ", "\\ ")}`)
                 .join(" "),
             },
-            { acknowledge: { auto: false, timeoutSeconds: 0 }, flowControl: { enabled: true } },
+            { acknowledge: { auto: false, timeoutSeconds: 0 } },
           ),
       ),
       (running) =>
@@ -146,26 +170,46 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
       if (durable > 0n && !service.isStop()) void service.acknowledge(printLsn(durable - 1n)).catch(() => undefined)
     }
 
-    service.on("data", (lsn: string, text: string) => {
-      lastByteAt = Date.now()
-      messages.push({ lsn, text })
+    const takeMessage = (piece: Buffer, start: number, end: number): void => {
+      const text = piece.toString(encoding, start + MESSAGE_AT, end)
+      if (isCommit(text)) commits.push({ index: messages.length, lsn: piece.readBigUInt64BE(start + POSITION_AT) })
+      messages.push(text)
       bytes += text.length
-      // What else stands in the same piece of the stream comes along.
-      if (messages.length === 1) setImmediate(notify)
-      if (messages.length < MAX_BUFFERED && bytes < MAX_BUFFERED_BYTES) return undefined
-      return new Promise<void>((go) => {
-        resume = go
+    }
+    const takeKeepalive = (piece: Buffer, start: number): void => {
+      keepalive = piece.readBigUInt64BE(start + POSITION_AT)
+      if (piece[start + RESPOND_AT] === 1) report()
+    }
+    const read = (from: Socket): void => {
+      socket = from
+      // What is no message of the stream stays the library's business.
+      const others = from.listeners("data") as Array<(bytes: Buffer) => void>
+      from.removeAllListeners("data")
+      const frames = new Frames((piece, start, end) => {
+        const content = piece[start] === COPY_DATA ? piece[start + CONTENT_AT] : 0
+        if (content === XLOG_DATA) takeMessage(piece, start, end)
+        else if (content === KEEPALIVE) takeKeepalive(piece, start)
+        else for (const other of others) other(Buffer.from(piece.subarray(start, end)))
       })
-    })
-    service.on("heartbeat", (lsn: string, _time: number, shouldRespond: boolean) => {
+      from.on("data", (piece: Buffer) => {
+        lastByteAt = Date.now()
+        frames.push(piece)
+        if (messages.length >= MAX_BUFFERED || bytes >= MAX_BUFFERED_BYTES) {
+          isPaused = true
+          from.pause()
+        }
+        if (messages.length > 0 || keepalive !== null) notify()
+      })
+    }
+    const resume = (): void => {
+      if (!isPaused) return
+      isPaused = false
       lastByteAt = Date.now()
-      keepalive = parseLsn(lsn)
-      if (shouldRespond) report()
-      notify()
-    })
+      socket?.resume()
+    }
     service.on("error", (cause: unknown) => stop(toStopped(cause)))
 
-    const isSilent = (): boolean => resume === null && Date.now() - lastByteAt > SILENCE_MS
+    const isSilent = (): boolean => !isPaused && Date.now() - lastByteAt > SILENCE_MS
     const watch = async (): Promise<void> => {
       if (!isSilent() || !(await Effect.runPromise(options.isDead))) return
       const message = `no byte from Postgres for ${SILENCE_MS / 1000} s`
@@ -181,7 +225,7 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
       (timer) => Effect.sync(() => clearInterval(timer)),
     )
 
-    const plugin = new Raw(options.plugin)
+    const plugin = new Start(options.plugin, read)
     yield* Effect.callback<void, WalStopped>((started) => {
       service.once("start", () => started(Effect.void))
       service.subscribe(plugin, options.slot, printLsn(options.from)).then(
@@ -208,13 +252,12 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
           wake = hand
           return
         }
-        const taken = { messages, keepalive: messages.length === 0 ? keepalive : null }
+        const taken = { messages, commits, keepalive: messages.length === 0 ? keepalive : null }
         messages = []
+        commits = []
         bytes = 0
         keepalive = null
-        const go = resume
-        resume = null
-        go?.()
+        resume()
         give(Effect.succeed(taken))
       }
       hand()
