@@ -16,6 +16,7 @@ import { keyRangeOf } from "../model/key-range.ts"
 import type { DeviceRules, Manifest, Table } from "../model/table.ts"
 import type { Cell } from "../model/value.ts"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
+import { Slab, slabNumber, slabRow } from "../libsql/slab.ts"
 import { sealLine } from "../link/frame.ts"
 import { type Header, LINE_BYTES, LINE_ROWS, PAGE_BYTES, type Staged } from "../link/protocol.ts"
 import { EVERY_SCHOOL, NOBODY, planRoutes, type Route } from "./audience.ts"
@@ -160,6 +161,13 @@ interface Installing {
   /** From here on the append works with these tables. */
   readonly use: (tables: ReadonlyArray<FeedTable>, routes: ReadonlyMap<number, Route>) => void
 }
+
+/** A row of an append: audience, seq and time, then its key and its body. */
+const appended = slabRow(3)
+const UPSERT = `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born)
+  SELECT ${appended.number(0)}, ?4, ${appended.number(1)}, ?5, ${appended.first}, ${appended.second}, ${appended.number(2)}, ${appended.number(1)}
+    FROM ${appended.from} WHERE true
+  ON CONFLICT (tbl, key, audience) DO UPDATE SET class = excluded.class, seq = excluded.seq, body = excluded.body, at = excluded.at`
 
 const newCut = (): string => randomBytes(8).toString("hex")
 
@@ -434,8 +442,8 @@ export class Feed extends Context.Service<
                   at: () => now,
                 })
                 const write = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
-                  const puts: Array<string> = []
-                  const careful: Array<string> = []
+                  const puts = new Map<FeedTable, Slab>()
+                  const careful = new Map<FeedTable, Slab>()
                   const completed: Array<Array<Cell>> = []
                   const rewritten: Array<Array<Cell>> = []
                   const spreads: Array<Array<Cell>> = []
@@ -450,12 +458,13 @@ export class Feed extends Context.Service<
                       if (isTimed(table)) timed.push([BigInt(table.id), key])
                       continue
                     }
-                    const cls = classIn(table)
                     const numbers = audience !== null && "numbers" in audience ? audience.numbers : null
                     const no = table.hubOnly ? NOBODY : (numbers?.[0] ?? intern(audience))
                     const list = ifDifferent ? careful : puts
-                    // Key and body are JSON already; SQLite hands such text back as it stands.
-                    list.push(`[${no},${cls},${seq},${table.id},${key},${row},${at},${seq}]`)
+                    let slab = list.get(table)
+                    if (slab === undefined) list.set(table, (slab = new Slab()))
+                    const place = slabNumber(seq) + slabNumber(at)
+                    slab.add(slabNumber(no) + place, key, row)
                     const untold = ifDifferent ? untoldFrom(table) : -1
                     if (untold > 0) {
                       const told = `[${tokenize(row).slice(0, untold).join(",")},`
@@ -463,7 +472,7 @@ export class Feed extends Context.Service<
                     }
                     touch(no)
                     for (const other of numbers?.slice(1) ?? []) {
-                      list.push(`[${other},${cls},${seq},${table.id},${key},${row},${at},${seq}]`)
+                      slab.add(slabNumber(other) + place, key, row)
                       touch(other)
                     }
                     if (isInsert || table.hubOnly) continue
@@ -509,13 +518,11 @@ export class Feed extends Context.Service<
                     )
                   }
                   written += appends.length
-                  const upsert = `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born)
-                      SELECT value->>0, value->>1, value->>2, value->>3, value->4, value->5, value->>6, value->>7 FROM json_each(CAST(? AS TEXT)) WHERE true
-                    ON CONFLICT (tbl, key, audience) DO UPDATE SET class = excluded.class, seq = excluded.seq, body = excluded.body, at = excluded.at`
-                  yield* tx.bulk(upsert, puts)
+                  for (const [table, slab] of puts) yield* tx.bulk(UPSERT, slab, [classIn(table), table.id])
                   // What only completes columns that nobody is told of yet is no news.
                   yield* tx.many("UPDATE entry SET body = ? WHERE tbl = ? AND key = ? AND substr(body, 1, length(?)) = ?", completed)
-                  yield* tx.bulk(`${upsert} WHERE entry.body IS NOT excluded.body`, careful)
+                  for (const [table, slab] of careful)
+                    yield* tx.bulk(`${UPSERT} WHERE entry.body IS NOT excluded.body`, slab, [classIn(table), table.id])
                 })
                 const rows = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
                   if (routes.size === 0) return yield* write(appends)

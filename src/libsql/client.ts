@@ -14,6 +14,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type { Cell } from "../model/value.ts"
+import type { Slab, SlabPiece } from "./slab.ts"
 
 /** How long a statement waits for another program's write lock before it fails with SQLITE_BUSY. */
 export const BUSY_TIMEOUT_MS = 5_000
@@ -56,10 +57,10 @@ export interface Tx {
   /** One prepared statement for many rows, cells bound exactly as they are. Rows that violate a constraint are reported, not thrown. */
   readonly many: (sql: string, rows: ReadonlyArray<ReadonlyArray<Cell>>) => Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>
   /**
-   * One statement over many rows, the quickest way to write them. Each row is the text of a JSON array; the statement's parameter is
-   * their list, for `FROM json_each(CAST(? AS TEXT))`. It does not wait: what fails, fails the transaction at its end.
+   * One statement over many rows, the quickest way to write them: `slabRow` has the SQL for a row's parts, `args` are bound from
+   * ?4 on. It does not wait: what fails, fails the transaction at its end.
    */
-  readonly bulk: (sql: string, rows: ReadonlyArray<string>) => Effect.Effect<void, LibsqlError>
+  readonly bulk: (sql: string, rows: Slab, args?: ReadonlyArray<Bind>) => Effect.Effect<void, LibsqlError>
   /** DDL or a script. */
   readonly exec: (sql: string) => Effect.Effect<void, LibsqlError>
   /** Reads rows and keeps only their prints (model/digest.ts), so that a table of any size may be compared. */
@@ -119,19 +120,15 @@ const pack = (rows: ReadonlyArray<ReadonlyArray<Cell>>): Packed => {
   return { width, cells, integers }
 }
 
-/** Rows and characters of one `bulk` statement, and how many statements may be on their way to the worker. */
-const BULK_ROWS = 1_000
-const BULK_CHARS = 1024 * 1024
+/** Statements of `bulk` that may be on their way to the worker. */
 const BULK_AHEAD = 4
-
-const encoder = new TextEncoder()
 
 type Command =
   | { readonly op: "open"; readonly path: string; readonly pragmas: ReadonlyArray<string>; readonly timeoutMs: number }
   | { readonly op: "begin"; readonly write: boolean }
   | { readonly op: "end"; readonly commit: boolean }
   | { readonly op: "exec"; readonly sql: string }
-  | { readonly op: "ahead"; readonly sql: string; readonly bytes: Uint8Array }
+  | { readonly op: "ahead"; readonly sql: string; readonly piece: SlabPiece; readonly args: ReadonlyArray<Bind> }
   | { readonly op: "run" | "all" | "values"; readonly sql: string; readonly args: ReadonlyArray<Bind> | undefined }
   | ({ readonly op: "many" | "insert"; readonly sql: string } & Packed)
   | ({ readonly op: "prints" } & PrintScan)
@@ -193,7 +190,7 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
     // Statements under way that nobody waits for. When one fails, the worker refuses what follows it up to the rollback.
     let ahead = 0
     let room = (): void => undefined
-    const sendAhead = (sql: string, list: string): void => {
+    const sendAhead = (sql: string, piece: SlabPiece, args: ReadonlyArray<Bind>): void => {
       const id = ++last
       ahead++
       waiting.set(id, {
@@ -203,9 +200,8 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
           room()
         },
       })
-      // As bytes it is handed over; a text would be copied twice.
-      const bytes = encoder.encode(list)
-      if (fault === null) worker.postMessage({ op: "ahead", sql, bytes, id } satisfies Request, [bytes.buffer])
+      // Bytes are handed over; texts would be copied twice.
+      if (fault === null) worker.postMessage({ op: "ahead", sql, piece, args, id } satisfies Request, [piece.rows.buffer, piece.places.buffer])
       else failAll(fault)
     }
     const untilRoom: Effect.Effect<void> = Effect.callback((resume) => {
@@ -222,13 +218,11 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
       run: (sql, args) => send({ op: "run", sql, args }) as Effect.Effect<number, LibsqlError>,
       many: (sql, rows) =>
         rows.length === 0 ? Effect.succeed([]) : (send({ op: "many", sql, ...pack(rows) }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>),
-      bulk: Effect.fnUntraced(function* (sql, rows) {
-        for (let from = 0; from < rows.length; ) {
-          let to = from
-          for (let chars = 0; to < rows.length && to - from < BULK_ROWS && chars < BULK_CHARS; to++) chars += (rows[to] as string).length
+      bulk: Effect.fnUntraced(function* (sql, rows, args = []) {
+        rows.close()
+        for (const piece of rows.pieces.splice(0)) {
           if (ahead >= BULK_AHEAD) yield* untilRoom
-          sendAhead(sql, `[${rows.slice(from, to).join(",")}]`)
-          from = to
+          sendAhead(sql, piece, args)
         }
       }),
       exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),

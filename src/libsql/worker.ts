@@ -141,7 +141,7 @@ const answer = (request: Request): unknown => {
       return null
     case "ahead":
       try {
-        prepare(request.sql).run([request.bytes])
+        prepare(request.sql).run([request.piece.rows, request.piece.places, BigInt(request.piece.base), ...toArray(request.args)])
       } catch (error) {
         spoiled = error
         throw error

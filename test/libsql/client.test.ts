@@ -6,8 +6,10 @@ import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import { afterEach, beforeEach, expect, test } from "vitest"
 import { type LibsqlFile, openFile } from "../../src/libsql/client.ts"
+import { Slab, slabNumber, slabRow } from "../../src/libsql/slab.ts"
 
-const BULK = "INSERT INTO t (a, b) SELECT value->>0, value->1 FROM json_each(CAST(? AS TEXT))"
+const row = slabRow(1)
+const BULK = `INSERT INTO t (a, b) SELECT ${row.number(0)}, ${row.second} FROM ${row.from}`
 
 let folder: string
 let scope: Scope.Closeable
@@ -23,29 +25,53 @@ afterEach(async () => {
   rmSync(folder, { recursive: true, force: true })
 })
 
-const rows = (from: number, to: number) => Array.from({ length: to - from }, (_, i) => `[${from + i},"b"]`)
+const slabOf = (rows: Iterable<readonly [number, string, string]>): Slab => {
+  const slab = new Slab()
+  for (const [number, first, second] of rows) slab.add(slabNumber(number), first, second)
+  return slab
+}
+const range = (from: number, to: number) => Array.from({ length: to - from }, (_, i) => [from + i, "a", "b"] as const)
+const rows = (...ranges: ReadonlyArray<readonly [from: number, to: number]>) => slabOf(ranges.flatMap(([from, to]) => range(from, to)))
+const spoiling = () => rows([0, 1000], [0, 1000], [5000, 9000])
 const count = () => Effect.runPromise(file.read((tx) => tx.all<{ n: number }>("SELECT count(*) AS n FROM t")))
 
-test("a bulk of many pieces stands whole at the commit, and JSON inside a row stands as it was written", async () => {
+test("a bulk of many pieces stands whole at the commit, and every text stands as it was written", async () => {
   const odd = String.raw`[1e400,-0,1.50,9007199254740993123,"\u0000","a\/b","\ud83d\ude00","é😀",null,[" ,"]]`
-  await Effect.runPromise(file.write((tx) => Effect.andThen(tx.bulk(BULK, rows(0, 12_345)), tx.bulk(BULK, [`[99999,${odd}]`]))))
+  await Effect.runPromise(file.write((tx) => Effect.andThen(tx.bulk(BULK, rows([0, 12_345])), tx.bulk(BULK, slabOf([[99_999, odd, odd]])))))
   expect(await count()).toEqual([{ n: 12_346 }])
   expect(await Effect.runPromise(file.read((tx) => tx.all("SELECT b FROM t WHERE a = 99999")))).toEqual([{ b: odd }])
 })
 
+test("rows of a bulk keep their numbers and texts, whatever their sizes and scripts, in the order in which they came", async () => {
+  const sizes = [0, 1, 299_999, 300_000, 3, 1_100_000, 0, 2_000_000, 2, 400_000, 299_998]
+  const sent = sizes.flatMap(
+    (size, i): Array<readonly [number, string, string]> => [
+      [-i - 1, "k".repeat(size % 1_000_003), ["x", "é", "語", "\u{1f600}"][i % 4]?.repeat(size / (i % 4 === 3 ? 2 : 1)) ?? ""],
+      [2 ** 53 - 1 - i, i % 2 === 0 ? "ключ" : "key", ""],
+    ],
+  )
+  await Effect.runPromise(file.write((tx) => tx.exec("CREATE TABLE u (n INTEGER PRIMARY KEY, a INTEGER, first TEXT, second TEXT, c TEXT)")))
+  const sql = `INSERT INTO u (a, first, second, c) SELECT ${row.number(0)}, ${row.first}, ${row.second}, ?4 FROM ${row.from}`
+  await Effect.runPromise(file.write((tx) => tx.bulk(sql, slabOf(sent), ["bound"])))
+  const found = await Effect.runPromise(
+    file.read((tx) =>
+      tx.values("SELECT a, first, second FROM u WHERE c = 'bound' AND typeof(first) = 'text' AND typeof(second) = 'text' ORDER BY n"),
+    ),
+  )
+  expect(found.length).toBe(sent.length)
+  expect(found.every(([a, first, second], i) => a === BigInt(sent[i]?.[0] ?? 0) && first === sent[i]?.[1] && second === sent[i]?.[2])).toBe(true)
+})
+
 test("a piece that fails spoils the whole transaction, also what was sent after it, and the next one is clean", async () => {
-  const spoiled = file.write((tx) => Effect.andThen(tx.bulk(BULK, [...rows(0, 1000), ...rows(0, 1000), ...rows(5000, 9000)]), Effect.succeed("done")))
+  const spoiled = file.write((tx) => Effect.andThen(tx.bulk(BULK, spoiling()), Effect.succeed("done")))
   await expect(Effect.runPromise(spoiled)).rejects.toMatchObject({ code: "SQLITE_CONSTRAINT_PRIMARYKEY" })
   expect(await count()).toEqual([{ n: 0 }])
   // A failure that ends the transaction by itself: what follows must not stand outside of one.
   const ended = file.write((tx) =>
-    Effect.andThen(
-      tx.bulk(BULK.replace("INSERT", "INSERT OR ROLLBACK"), [...rows(0, 1000), ...rows(0, 1000), ...rows(5000, 9000)]),
-      tx.run("INSERT INTO t VALUES (-1, '')"),
-    ),
+    Effect.andThen(tx.bulk(BULK.replace("INSERT", "INSERT OR ROLLBACK"), spoiling()), tx.run("INSERT INTO t VALUES (-1, '')")),
   )
   await expect(Effect.runPromise(ended)).rejects.toMatchObject({ code: "SQLITE_CONSTRAINT_PRIMARYKEY" })
   expect(await count()).toEqual([{ n: 0 }])
-  await Effect.runPromise(file.write((tx) => tx.bulk(BULK, rows(0, 10))))
+  await Effect.runPromise(file.write((tx) => tx.bulk(BULK, rows([0, 10]))))
   expect(await count()).toEqual([{ n: 10 }])
 })
