@@ -143,16 +143,14 @@ const pgoutput = (): Decoder<DecodeTable> => {
 }
 
 describe.each([
-  ["wal2json", wal2json, 1],
-  ["pgoutput", pgoutput, 2],
-] as const)("%s", (_, make, at) => {
+  ["wal2json", wal2json, wal2jsonOptions([]), 1],
+  ["pgoutput", pgoutput, pgoutputOptions("p"), 2],
+] as const)("%s", (_, make, options, at) => {
   test.each(cases.map((one) => [one[0], one[at], one[3]] as const))("%s", (_what, text, event) => {
     const decoder = make()
     expect(decoder.read(text)).toEqual(event)
-    expect([decoder.isBegin(text), decoder.isCommit(text)]).toEqual([
-      (event as Event<DecodeTable>).kind === "begin",
-      (event as Event<DecodeTable>).kind === "commit",
-    ])
+    const { kind } = event as Event<DecodeTable>
+    expect([decoder.isBound(text), options.isCommit(text)]).toEqual([kind === "begin" || kind === "commit", kind === "commit"])
   })
 
   test("a damaged message breaks nothing, and the next one is read", () => {
