@@ -26,6 +26,24 @@ export const audienceOf = (position: number, tokens: Tokens): AudienceValue | nu
   return { value: token.charCodeAt(0) === 34 ? (JSON.parse(token) as string) : token }
 }
 
+/** Values of audience columns that are remembered as they stand in tokens. */
+const REMEMBERED = 4_096
+
+/** `audienceOf`, quicker: most rows have an audience that was met before. */
+export const rememberAudiences = (): typeof audienceOf => {
+  const known = new Map<string, AudienceValue>()
+  return (position, tokens) => {
+    const token = position === -1 ? undefined : tokens[position]
+    const before = token === undefined ? undefined : known.get(token)
+    if (before !== undefined) return before
+    const audience = audienceOf(position, tokens)
+    if (token === undefined || audience === null) return audience
+    if (known.size >= REMEMBERED) known.clear()
+    known.set(token, audience)
+    return audience
+  }
+}
+
 /** Tables whose rows the hub keeps for itself: no school ever sees them. */
 export const isHubOnly = (table: Pick<Table, "name">): boolean => table.name === "schoolbus.schools" || table.name === "schoolbus.school_keys"
 

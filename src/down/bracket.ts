@@ -103,6 +103,7 @@ export class Brackets {
   }
 
   note(table: FeedTable, key: string, xid: number): void {
+    if (this.open.size === 0) return
     for (const bracket of this.open.values()) {
       if (bracket.table.id !== table.id) continue
       const xids = bracket.touched.get(key)

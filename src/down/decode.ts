@@ -84,6 +84,10 @@ const escapeTable = (name: string): string => {
 
 const QUOTE = 34
 const BACKSLASH = 92
+const MINUS = 45
+
+const COLUMNS = ',"columns":['
+const IDENTITY = ',"identity":['
 
 /** Position after the closing quote of the JSON string that opens at `start`; -1 when it does not close. */
 const endOfString = (text: string, start: number): number => {
@@ -184,7 +188,10 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
     return text.charCodeAt(from) === QUOTE ? endOfString(text, from) : text.indexOf("}", from)
   }
 
-  /** Reads `[{"name":…,"value":…},…]` from `start` (the bracket) into `tokens`; the position after it, or what cannot be read. */
+  /**
+   * Reads `[{"name":…,"value":…},…]` from `start` (the bracket) into `tokens`, in the table's order; the position after it, or
+   * what cannot be read.
+   */
   const readColumns = (text: string, start: number, table: T, tokens: Array<string | undefined>): number | { readonly unknown: string } => {
     const open = openings.get(table) as ReadonlyArray<string>
     let at = start + 1
@@ -203,49 +210,76 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
         }
       }
       const from = at + (open[column] as string).length
-      const to = text.charCodeAt(from) === QUOTE ? endOfString(text, from) : text.indexOf("}", from)
+      const first = text.charCodeAt(from)
+      const to = first === QUOTE ? endOfString(text, from) : text.indexOf("}", from)
       if (to <= 0) return { unknown: text.slice(at, at + 120) }
       const { kind } = table.columns[column] as T["columns"][number]
-      const token = canonical(kind, text.slice(from, to))
-      if (!isToken(kind, token)) return { unknown: text.slice(at, at + 120) }
-      tokens[column] = token
+      let token = text.slice(from, to)
+      // Most tokens are the feed's as they stand.
+      if (!(first === QUOTE ? kind === "text" : (isDigit(first) || first === MINUS) && (kind === "int" || kind === "float"))) {
+        token = canonical(kind, token)
+        if (!isToken(kind, token)) return { unknown: text.slice(at, at + 120) }
+      }
+      if (column === tokens.length) tokens.push(token)
+      else {
+        while (tokens.length < column) tokens.push(undefined)
+        tokens[column] = token
+      }
       next = column + 1
       at = to + 1
       if (text.charCodeAt(at) === 44) at++
     }
+    while (tokens.length < open.length) tokens.push(undefined)
     return at + 1
   }
 
   const unnamed = new Set(tables.filter((table) => table.key.some((i) => table.columns[i]?.kind === "numeric")))
   const isUnnamed = (table: T, tokens: Tokens): boolean => unnamed.has(table) && table.key.some((i) => tokens[i] === "null")
 
-  const readRow = (text: string, action: string): Event<T> => {
-    const names = text.indexOf('"schema":')
-    const columnsAt = text.indexOf(',"columns":[', names)
-    const identityAt = columnsAt === -1 ? text.indexOf(',"identity":[', names) : -1
-    const namesEnd = columnsAt !== -1 ? columnsAt : identityAt !== -1 ? identityAt : text.length - 1
-    if (names === -1) return { kind: "unreadable", text }
-    const table = tableOf(text, names, namesEnd)
+  // What stands before the columns is the same for the rows that a txn inserts, or updates, in one table.
+  const lastBefore = { I: "-", U: "-" }
+  const lastTable: { I: T | null; U: T | null } = { I: null, U: null }
+
+  const readRow = (text: string, action: "I" | "U" | "D" | "T"): Event<T> => {
+    let table: T | null
+    let columnsAt: number
+    let identityAt = -1
+    if ((action === "I" || action === "U") && text.startsWith(lastBefore[action])) {
+      table = lastTable[action]
+      columnsAt = lastBefore[action].length - COLUMNS.length
+    } else {
+      const names = text.indexOf('"schema":')
+      if (names === -1) return { kind: "unreadable", text }
+      columnsAt = text.indexOf(COLUMNS, names)
+      if (columnsAt === -1) identityAt = text.indexOf(IDENTITY, names)
+      table = tableOf(text, names, columnsAt !== -1 ? columnsAt : identityAt !== -1 ? identityAt : text.length - 1)
+      if (columnsAt !== -1 && (action === "I" || action === "U")) {
+        lastBefore[action] = text.slice(0, columnsAt + COLUMNS.length)
+        lastTable[action] = table
+      }
+    }
     if (table === null) return { kind: "none" }
     if (action === "T") return { kind: "truncate", tables: [table] }
 
-    const shape = (detail: string): Event<T> => ({ kind: "shape", table, detail })
+    const shape = (detail: string): Event<T> => ({ kind: "shape", table: table as T, detail })
     stray = undefined
-    const identity: Array<string | undefined> = new Array(table.columns.length).fill(undefined)
     if (action === "D") {
-      const end = identityAt === -1 ? { unknown: "no identity" } : readColumns(text, identityAt + ',"identity":'.length, table, identity)
+      const identity: Array<string | undefined> = []
+      const end = identityAt === -1 ? { unknown: "no identity" } : readColumns(text, identityAt + IDENTITY.length - 1, table, identity)
       if (typeof end !== "number") return shape(end.unknown)
       if (isUnnamed(table, identity)) return { kind: "unnamed", table }
       const key = keyOf(table, identity)
       return key === null ? shape("a delete without its key") : { kind: "delete", table, key }
     }
     if (columnsAt === -1) return shape("a row without columns")
-    const tokens: Array<string | undefined> = new Array(table.columns.length).fill(undefined)
-    const end = readColumns(text, columnsAt + ',"columns":'.length, table, tokens)
+    const tokens: Array<string | undefined> = []
+    const end = readColumns(text, columnsAt + COLUMNS.length - 1, table, tokens)
     if (typeof end !== "number") return shape(end.unknown)
+    let identity: Array<string | undefined> | null = null
     let oldKey: string | null = null
-    if (action === "U" && text.startsWith(',"identity":[', end)) {
-      const after = readColumns(text, end + ',"identity":'.length, table, identity)
+    if (action === "U" && text.startsWith(IDENTITY, end)) {
+      identity = []
+      const after = readColumns(text, end + IDENTITY.length - 1, table, identity)
       if (typeof after !== "number") return shape(after.unknown)
       if (isUnnamed(table, identity)) return { kind: "unnamed", table }
       oldKey = keyOf(table, identity)
@@ -258,7 +292,7 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
       if (action === "I" || !column.toastable) stray = column.name
       if (action === "I" && column.fill !== undefined) tokens[i] = column.fill
       // With REPLICA IDENTITY FULL the old row carries what the new one leaves out.
-      if (identity[i] !== undefined) tokens[i] = identity[i]
+      if (identity?.[i] !== undefined) tokens[i] = identity[i]
     }
     const key = keyOf(table, tokens)
     if (key === null) return shape("a row without its key")

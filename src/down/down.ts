@@ -20,7 +20,7 @@ import type { Lsn } from "../model/lsn.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
 import { type WalReader, WalStopped } from "../postgres/wal.ts"
 import { idleStep } from "./ack.ts"
-import { audienceOf } from "./audience.ts"
+import { rememberAudiences } from "./audience.ts"
 import { tokenize } from "./body.ts"
 import { type Bracket, Brackets, isOvertaken, type ReadRow, settledRows, takeBracket, isVisible, parseSnapshot } from "./bracket.ts"
 import { EXAMPLES, FeedChecks, type TableCheck } from "./check.ts"
@@ -92,16 +92,16 @@ const changesTable = {
 type Decoded = FeedTable | typeof marksTable | typeof changesTable
 const isSignal = (table: Decoded): table is typeof marksTable | typeof changesTable => table.id <= 0
 
-interface Pending {
-  readonly table: FeedTable
-  readonly key: string
+interface Pending extends Append {
+  body: string | null
+  audience: Append["audience"]
   tokens: ReadonlyArray<string | undefined> | null
   at: number
   isInsert: boolean
   ifDifferent: boolean
   /** Of tables whose columns have times: what earlier txns wrote to the row since the last flush. */
-  earlier?: Array<Written>
-  xid?: number
+  earlier: Array<Written> | undefined
+  xid: number
 }
 
 /** `"2026-01-01 08:00:00.123456+00"` -> microseconds since 1970. */
@@ -129,6 +129,8 @@ export const runDown = (
         ? []
         : options.tables.map((table) => [table.id, table.columns.flatMap((c, i) => (c.kind === "float" || c.kind === "numeric" ? [i] : []))]),
     )
+    const hasFloats = [...floats.values()].some((positions) => positions.length > 0)
+    const audienceAt = rememberAudiences()
     const first = yield* feed.state
     let durable = first.position.lsn
     let idle: Lsn = 0n
@@ -142,42 +144,61 @@ export const runDown = (
         JSON.stringify(rows.map(({ table, key }) => [table.id, key])),
       ])
 
+    const hasTimes = options.tables.some(isTimed)
+    const toPending = (
+      table: FeedTable,
+      key: string,
+      tokens: Pending["tokens"],
+      rest: { readonly isInsert?: boolean; readonly ifDifferent?: boolean } = {},
+    ): Pending => ({
+      table,
+      key,
+      body: null,
+      audience: null,
+      at: micros,
+      isInsert: rest.isInsert ?? false,
+      ifDifferent: rest.ifDifferent ?? false,
+      tokens,
+      earlier: undefined,
+      xid,
+    })
+
     /** Writes compacted rows; rows whose message left something out are completed from the feed, or read again. */
     const writeRows = Effect.fnUntraced(function* (appender: Appender, pending: Map<string, Pending>) {
       if (pending.size === 0) return
-      yield* noteTimes(
-        appender.tx,
-        [...pending.values()].flatMap((row) =>
-          isTimed(row.table) ? [{ ...row, xid: row.xid ?? xid, isRead: row.ifDifferent, earlier: row.earlier ?? [] }] : [],
-        ),
-        tokenize,
-      )
-      const incomplete = [...pending.values()].filter((row) => row.tokens?.includes(undefined) === true)
-      const present =
-        incomplete.length === 0 ? new Map<string, string>() : yield* appender.bodies(incomplete.map((row) => [row.table.id, row.key] as const))
+      const all = [...pending.values()]
+      if (hasTimes) {
+        const timed = all.filter(({ table }) => isTimed(table))
+        yield* noteTimes(
+          appender.tx,
+          timed.map((row) => ({ ...row, isRead: row.ifDifferent, earlier: row.earlier ?? [] })),
+          tokenize,
+        )
+      }
+      const incomplete = all.filter(({ tokens }) => tokens?.includes(undefined) === true)
       const unknown: Array<readonly [number, string, string]> = []
-      const rows: Array<Append> = []
-      for (const row of incomplete) {
-        const body = present.get(rowKey(row.table.id, row.key))
-        if (body === undefined) continue
-        const before = tokenize(body)
-        row.tokens = row.tokens?.map((token, i) => token ?? before[i]) ?? null
-      }
-      yield* options.compute([...pending.values()])
-      for (const row of pending.values()) {
-        const { table, key, tokens } = row
-        const appended = { table, key, at: row.at, isInsert: row.isInsert, ifDifferent: row.ifDifferent }
-        if (tokens === null) {
-          rows.push({ ...appended, body: null, audience: null })
-          continue
+      if (incomplete.length > 0) {
+        const present = yield* appender.bodies(incomplete.map((row) => [row.table.id, row.key] as const))
+        for (const row of incomplete) {
+          const body = present.get(rowKey(row.table.id, row.key))
+          if (body === undefined) {
+            unknown.push([row.table.id, row.key, "toast"])
+            continue
+          }
+          const before = tokenize(body)
+          row.tokens = row.tokens?.map((token, i) => token ?? before[i]) ?? null
         }
-        if (tokens.includes(undefined)) {
-          unknown.push([table.id, key, "toast"])
-          continue
-        }
-        if (!row.ifDifferent && floats.get(table.id)?.some((position) => tokens[position] === "null") === true) unknown.push([table.id, key, "nan"])
-        rows.push({ ...appended, body: `[${tokens.join(",")}]`, audience: audienceOf(table.audienceAt, tokens) })
       }
+      yield* options.compute(all)
+      for (const row of all) {
+        const { table, tokens } = row
+        if (tokens === null) continue
+        if (hasFloats && !row.ifDifferent && floats.get(table.id)?.some((position) => tokens[position] === "null") === true)
+          unknown.push([table.id, row.key, "nan"])
+        row.body = `[${tokens.join(",")}]`
+        row.audience = audienceAt(table.audienceAt, tokens)
+      }
+      const rows = unknown.length === 0 ? all : all.filter(({ tokens }) => tokens?.includes(undefined) !== true)
       yield* appender.rows(rows)
       if (unknown.length > 0) {
         yield* appender.tx.run(
@@ -186,10 +207,8 @@ export const runDown = (
           [JSON.stringify(unknown)],
         )
       }
-      const met = [...pending.values()].filter((row) => comparing.has(row.table.id))
-      if (met.length > 0) {
-        yield* forgetMet(appender, met)
-      }
+      const met = comparing.size === 0 ? [] : all.filter((row) => comparing.has(row.table.id))
+      if (met.length > 0) yield* forgetMet(appender, met)
     })
 
     /** Counts the rows that the feed does not hold as Postgres does; what the stream brought before them is in the feed. */
@@ -224,7 +243,7 @@ export const runDown = (
           )
       }
       for (const row of check?.repair === false ? [] : settled) {
-        pending.set(rowKey(table.id, row.key), { table, key: row.key, tokens: row.tokens, at: micros, isInsert: false, ifDifferent: true })
+        pending.set(rowKey(table.id, row.key), toPending(table, row.key, row.tokens, { ifDifferent: true }))
       }
       if (want.kind === "keys") {
         // A row that was written again meanwhile may again have left something out.
@@ -336,18 +355,18 @@ export const runDown = (
                 if (body !== undefined) {
                   const before = tokenize(body)
                   const tokens = event.tokens.map((token, i) => token ?? before[i])
-                  pending.set(rowKey(table.id, event.key), { table, key: event.key, tokens, at: micros, isInsert: false, ifDifferent: false })
+                  pending.set(rowKey(table.id, event.key), toPending(table, event.key, tokens))
                 }
               }
-              pending.set(rowKey(table.id, event.oldKey), { table, key: event.oldKey, tokens: null, at: micros, isInsert: false, ifDifferent: false })
+              pending.set(rowKey(table.id, event.oldKey), toPending(table, event.oldKey, null))
             }
             brackets.note(table, event.key, xid)
             const id = rowKey(table.id, event.key)
             const before = pending.get(id)
             if (before === undefined) {
-              pending.set(id, { table, key: event.key, tokens: event.tokens, at: micros, isInsert: event.isInsert, ifDifferent: false, xid })
+              pending.set(id, toPending(table, event.key, event.tokens, event))
             } else {
-              if (isTimed(table)) before.earlier = [...(before.earlier ?? []), { tokens: before.tokens, at: before.at, xid: before.xid ?? xid }]
+              if (isTimed(table)) before.earlier = [...(before.earlier ?? []), { tokens: before.tokens, at: before.at, xid: before.xid }]
               before.xid = xid
               const known = before.tokens
               before.tokens = known !== null && event.tokens.includes(undefined) ? event.tokens.map((token, i) => token ?? known[i]) : event.tokens
@@ -365,14 +384,7 @@ export const runDown = (
               brackets.noteTxn(xid)
             }
             brackets.note(event.table, event.key, xid)
-            pending.set(rowKey(event.table.id, event.key), {
-              table: event.table,
-              key: event.key,
-              tokens: null,
-              at: micros,
-              isInsert: false,
-              ifDifferent: false,
-            })
+            pending.set(rowKey(event.table.id, event.key), toPending(event.table, event.key, null))
             break
           case "unnamed":
             if (isSignal(event.table)) break

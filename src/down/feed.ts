@@ -162,6 +162,12 @@ interface Installing {
   readonly use: (tables: ReadonlyArray<FeedTable>, routes: ReadonlyMap<number, Route>) => void
 }
 
+const slabOf = (slabs: Map<FeedTable, Slab>, table: FeedTable): Slab => {
+  const slab = slabs.get(table) ?? new Slab()
+  slabs.set(table, slab)
+  return slab
+}
+
 /** A row of an append: audience, seq and time, then its key and its body. */
 const appended = slabRow(3)
 const UPSERT = `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born)
@@ -386,7 +392,7 @@ export class Feed extends Context.Service<
       const appendAlone = <A, E>(body: (appender: Appender) => Effect.Effect<A, E>): Effect.Effect<A, E | LibsqlError> =>
         Effect.gen(function* () {
           let seq = head.seq
-          const touched = new Map<number, number>()
+          const touched = new Set<number>()
           const fresh: Array<[string, number]> = []
           let hubRowsChanged = false
           const ready = new Map<number, Shape>()
@@ -396,7 +402,7 @@ export class Feed extends Context.Service<
               return shape === undefined ? table : { ...table, table: shape.table, shape, loading: false, recheck: false }
             })
           const loading = new Set(feedTables.filter((table) => table.loading).map((table) => table.id))
-          const touch = (audience: number) => void touched.set(audience, seq)
+          const touch = (audience: number) => void touched.add(audience)
           let tables = new Map(feedTables.map((table) => [table.id, table]))
           let written = 0
           let named = 0
@@ -449,8 +455,15 @@ export class Feed extends Context.Service<
                   const spreads: Array<Array<Cell>> = []
                   const deletes: Array<Array<Cell>> = []
                   const timed: Array<Array<Cell>> = []
+                  let slab = new Slab()
+                  let slabTable: FeedTable | null = null
+                  let slabCareful = false
+                  let no = NOBODY
+                  let noText = slabNumber(no)
+                  let atText = ""
                   for (const { table, key, body: row, audience, at, isInsert, ifDifferent } of appends) {
                     seq++
+                    if (at !== now || atText === "") atText = slabNumber(at)
                     now = at
                     if (table.hubOnly) hubRowsChanged = true
                     if (row === null) {
@@ -459,18 +472,24 @@ export class Feed extends Context.Service<
                       continue
                     }
                     const numbers = audience !== null && "numbers" in audience ? audience.numbers : null
-                    const no = table.hubOnly ? NOBODY : (numbers?.[0] ?? intern(audience))
-                    const list = ifDifferent ? careful : puts
-                    let slab = list.get(table)
-                    if (slab === undefined) list.set(table, (slab = new Slab()))
-                    const place = slabNumber(seq) + slabNumber(at)
-                    slab.add(slabNumber(no) + place, key, row)
+                    const own = table.hubOnly ? NOBODY : (numbers?.[0] ?? intern(audience))
+                    if (own !== no) {
+                      no = own
+                      noText = slabNumber(no)
+                    }
+                    touch(no)
+                    if (table !== slabTable || ifDifferent !== slabCareful) {
+                      slabTable = table
+                      slabCareful = ifDifferent
+                      slab = slabOf(ifDifferent ? careful : puts, table)
+                    }
+                    const place = slabNumber(seq) + atText
+                    slab.add(noText + place, key, row)
                     const untold = ifDifferent ? untoldFrom(table) : -1
                     if (untold > 0) {
                       const told = `[${tokenize(row).slice(0, untold).join(",")},`
                       completed.push([row, BigInt(table.id), key, told, told])
                     }
-                    touch(no)
                     for (const other of numbers?.slice(1) ?? []) {
                       slab.add(slabNumber(other) + place, key, row)
                       touch(other)
@@ -628,7 +647,7 @@ export class Feed extends Context.Service<
                   )
                   const rows = found.filter((entry) => entry.isRow === 1 && entry.seq <= beyond)
                   const gone = keys.filter(([table, key]) => !table.loading && !table.hubOnly && !isComing.has(rowKey(table.id, key)))
-                  for (const { audience } of rows) touched.set(audience, seq + rows.length + gone.length)
+                  for (const { audience } of rows) touch(audience)
                   yield* tx.many(
                     "UPDATE entry SET seq = ? WHERE tbl = ? AND key = ? AND audience = ?",
                     rows.map(({ tbl, key, audience }) => [BigInt(++seq), BigInt(tbl), key, BigInt(audience)]),
@@ -665,9 +684,9 @@ export class Feed extends Context.Service<
           if (ready.size > 0) feedTables = withReady()
           if (result.isPublished) manifestVersion++
           if (hubRowsChanged) yield* loadKeys
-          if (fresh.length > 0) touched.set(NEWCOMERS, seq)
-          for (const audience of touched.keys()) lastTouched.set(audience, seq)
-          for (const audience of touched.keys()) wake(audience)
+          if (fresh.length > 0) touched.add(NEWCOMERS)
+          for (const audience of touched) lastTouched.set(audience, seq)
+          for (const audience of touched) wake(audience)
           if (result.isPublished) wake(EVERY_SCHOOL)
           return result.value
         })

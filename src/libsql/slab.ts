@@ -16,6 +16,8 @@ const LARGE_BASE = 1_000_000_000
 /** A number's characters. */
 const WIDTH = 17
 const PAD = " ".repeat(WIDTH)
+/** A number beyond 32 bits is written in two parts, which takes a fraction of the time. */
+const PART = 1_000_000_000
 
 const place = "j.value / (?3 * ?3)"
 const firstBytes = "j.value / ?3 % ?3"
@@ -39,56 +41,53 @@ export interface SlabPiece {
 
 /** A whole number as the text of its place. */
 export const slabNumber = (value: number): string => {
-  const text = String(value)
+  const high = Math.floor(value / PART)
+  const text = high <= 0 ? String(value) : `${high}${String(PART + (value - high * PART)).slice(1)}`
   return PAD.slice(text.length) + text
 }
 
 const encoder = new TextEncoder()
 
+/** The place's digits after its offset. */
+const lengths = (base: number, first: number, second: number): string =>
+  base === BASE
+    ? String(BASE + first).slice(1) + String(BASE + second).slice(1)
+    : String((BigInt(base) + BigInt(first)) * BigInt(base) + BigInt(second)).slice(1)
+
 export class Slab {
   readonly pieces: Array<SlabPiece> = []
-  #heads: Array<string> = []
-  #firsts: Array<string> = []
-  #seconds: Array<string> = []
+  /** Head, first and second text of each row. */
+  #texts: Array<string> = []
   #chars = 0
 
   /** `head`: the row's numbers, each as `slabNumber` writes it. */
   add(head: string, first: string, second: string): void {
     const isLarge = first.length >= SMALL_CHARS || second.length >= SMALL_CHARS
     if (isLarge) this.close()
-    this.#heads.push(head)
-    this.#firsts.push(first)
-    this.#seconds.push(second)
+    this.#texts.push(head, first, second)
     this.#chars += head.length + first.length + second.length
-    if (isLarge || this.#heads.length === SLAB_ROWS || this.#chars >= SLAB_CHARS) this.close(isLarge ? LARGE_BASE : BASE)
+    if (isLarge || this.#texts.length === 3 * SLAB_ROWS || this.#chars >= SLAB_CHARS) this.close(isLarge ? LARGE_BASE : BASE)
   }
 
   /** Makes a piece of the rows that none holds yet. */
   close(base: number = BASE): void {
-    const rows = this.#heads.length
-    if (rows === 0) return
-    let text = ""
-    for (let i = 0; i < rows; i++) text += (this.#heads[i] as string) + (this.#firsts[i] as string) + (this.#seconds[i] as string)
-    const bytes = encoder.encode(text)
-    const isAscii = bytes.length === text.length
-    const length = (of: string): number => (isAscii ? of.length : Buffer.byteLength(of))
-    let places = ""
+    const texts = this.#texts
+    if (texts.length === 0) return
+    const text = texts.join("")
+    const rows = encoder.encode(text)
+    const isAscii = rows.length === text.length
+    const places: Array<string> = []
     let offset = 1
-    for (let i = 0; i < rows; i++) {
-      const first = length(this.#firsts[i] as string)
-      const second = length(this.#seconds[i] as string)
-      const lengths =
-        base === BASE
-          ? String(BASE * BASE + first * BASE + second)
-          : String(BigInt(base) * BigInt(base) + BigInt(first) * BigInt(base) + BigInt(second))
-      // The leading 1 keeps the zeros.
-      places += `${i === 0 ? "[" : ","}${offset}${lengths.slice(1)}`
-      offset += (this.#heads[i] as string).length + first + second
+    for (let i = 0; i < texts.length; i += 3) {
+      const first = texts[i + 1] as string
+      const second = texts[i + 2] as string
+      const firstLength = isAscii ? first.length : Buffer.byteLength(first)
+      const secondLength = isAscii ? second.length : Buffer.byteLength(second)
+      places.push(offset + lengths(base, firstLength, secondLength))
+      offset += (texts[i] as string).length + firstLength + secondLength
     }
-    this.pieces.push({ rows: bytes, places: encoder.encode(`${places}]`), base })
-    this.#heads = []
-    this.#firsts = []
-    this.#seconds = []
+    this.pieces.push({ rows, places: encoder.encode(`[${places.join(",")}]`), base })
+    this.#texts = []
     this.#chars = 0
   }
 }
