@@ -12,33 +12,25 @@ import * as Schedule from "effect/Schedule"
 import * as Semaphore from "effect/Semaphore"
 import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
 import type { Cursor } from "../model/cursor.ts"
-import { keyRangeOf } from "../model/key-range.ts"
 import type { DeviceRules, Manifest, Table } from "../model/table.ts"
 import type { Cell } from "../model/value.ts"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { Slab, slabNumber, slabRow } from "../libsql/slab.ts"
-import { sealLine } from "../link/frame.ts"
-import { type Header, LINE_BYTES, LINE_ROWS, PAGE_BYTES, type Staged } from "../link/protocol.ts"
 import { EVERY_SCHOOL, NOBODY, planRoutes, type Route } from "./audience.ts"
 import { tokenize } from "./body.ts"
 import type { DecodeTable } from "./decode.ts"
+import { type EnrolledSchool, makeEnrolled, type SchoolKey } from "./enrolled.ts"
+import { cutAt, readHub } from "./hub-row.ts"
 import { type Installation, installShapes, isUntold, type Paused, untoldFrom } from "./install.ts"
+import { type FeedPage, makePages, type PageRequest } from "./page.ts"
+import { horizonOf, prune } from "./prune.ts"
+import { makeReaders, type Readers } from "./readers.ts"
 import { makeRouting } from "./route.ts"
-import { isTimed } from "./times.ts"
 import { fillToken, type Shape } from "./shape.ts"
+import { isTimed } from "./times.ts"
+import { makeWatch, NEWCOMERS } from "./watch.ts"
 
-/** No audience: whoever waits for the first row of its own. */
-const NEWCOMERS = -2
-/** Rows that one statement of a page reads. */
-const READ_ROWS = 1000
-const FLUSH_READERS_MS = 1000
 const PRUNE_MS = 60_000
-/** A file that was not shown for so long has its rows compared when it comes back, instead of tombstones kept for it. */
-const FORGET_MS = 365 * 86_400_000
-/** The same when another life of the school's file is in use. */
-const FORGET_REPLACED_MS = 35 * 86_400_000
-/** A deleted row is remembered for this long at least: edits made before a school heard of it may still be on their way. */
-const TOMBSTONE_MS = 7 * 24 * 3600 * 1000
 
 /** A synced table as the feed holds it. */
 export interface FeedTable extends DecodeTable {
@@ -88,47 +80,6 @@ export interface FeedState {
   readonly lifeLast: string | null
   readonly systemId: string | null
   readonly timeline: number | null
-}
-
-/** What a school has not received: rows, and bytes of their text. */
-interface Left {
-  readonly rows: number
-  readonly bytes: number
-}
-
-export interface FeedPage {
-  readonly header: Header
-  /** Sealed, header and trailer included. */
-  readonly lines: ReadonlyArray<string>
-  readonly complete: boolean
-  /** Nothing after the cursor. */
-  readonly empty: boolean
-}
-
-/** One life of a school's file as the link knows it: the row of table `reader`. */
-export interface Reader {
-  readonly incarnation: string
-  readonly school: string
-  readonly token: number
-  readonly secret: string
-  readonly secret_last: string
-  readonly shown: number
-  readonly epoch: string
-  readonly seq: number
-  readonly cut: string
-  readonly batch: number
-  readonly pending: number | null
-  readonly seen_at: number
-  readonly status: string | null
-  readonly closed: number
-}
-
-export interface SchoolKey {
-  readonly school: string
-  readonly name: string
-  readonly hash: string
-  readonly revoked: boolean
-  readonly paused: boolean
 }
 
 /** The open write transaction of an append; what it wrote becomes visible with its commit. */
@@ -217,18 +168,10 @@ export class Feed extends Context.Service<
     readonly setCluster: (cluster: string) => Effect.Effect<void, LibsqlError>
     readonly ready: Effect.Effect<boolean>
     readonly key: (id: string) => Effect.Effect<SchoolKey | null>
-    readonly schools: Effect.Effect<
-      ReadonlyArray<{ readonly id: string; readonly name: string; readonly paused: boolean; readonly revoked: boolean }>
-    >
+    readonly schools: Effect.Effect<ReadonlyArray<EnrolledSchool>>
     readonly manifest: (school: string) => Effect.Effect<Manifest>
     readonly cluster: Effect.Effect<string>
-    readonly page: (request: {
-      readonly school: string
-      readonly cursor: Cursor
-      readonly staged: Staged | null
-      /** The version that the school has; another one is worth a page without rows. */
-      readonly manifest?: number | undefined
-    }) => Effect.Effect<FeedPage, LibsqlError>
+    readonly page: (request: PageRequest) => Effect.Effect<FeedPage, LibsqlError>
     readonly changed: (school: string, seq: number) => Effect.Effect<void>
     /** The number under which the rows of this school alone stand; null before its first row. */
     readonly audienceNo: (school: string) => Effect.Effect<number | null>
@@ -236,12 +179,7 @@ export class Feed extends Context.Service<
     readonly watch: (school: string, seq: number, onChange: () => void) => () => void
     /** A cut of this feed's present epoch, by number and name. */
     readonly knows: (cursor: Cursor) => Effect.Effect<boolean, LibsqlError>
-    readonly reader: {
-      readonly get: (incarnation: string) => Effect.Effect<Reader | null, LibsqlError>
-      readonly all: Effect.Effect<ReadonlyArray<Reader>, LibsqlError>
-      readonly put: (reader: Reader) => Effect.Effect<void, LibsqlError>
-      readonly seen: (incarnation: string, part: Partial<Reader>) => Effect.Effect<void, LibsqlError>
-    }
+    readonly reader: Readers
   }
 >()("schoolbus/down/Feed") {
   static readonly layer: Layer.Layer<Feed, LibsqlError, Libsql> = Layer.effect(
@@ -252,25 +190,11 @@ export class Feed extends Context.Service<
         tx.run(`INSERT INTO hub (id, epoch, commit_lsn) SELECT 1, ?, '0/0' WHERE NOT EXISTS (SELECT 1 FROM hub)`, [randomUUID()]),
       )
 
-      interface HubRow {
-        readonly epoch: string
-        readonly seq: number
-        readonly commit_lsn: string
-        readonly commit_xid: number | null
-        readonly commit_at: string | null
-        readonly life: string | null
-        readonly life_last: string | null
-        readonly system_id: string | null
-        readonly timeline: number | null
-        readonly cluster: string | null
-        readonly manifest: number
-      }
-      const readHub = (tx: Tx) => Effect.map(tx.all<HubRow>("SELECT * FROM hub"), ([row]) => row as HubRow)
       const first = yield* db.read(readHub)
       let head = {
         epoch: first.epoch,
         seq: first.seq,
-        cut: yield* db.read((tx) => Effect.map(tx.all<{ id: string }>("SELECT id FROM cut WHERE seq = ?", [first.seq]), ([row]) => row?.id ?? "0")),
+        cut: (yield* db.read((tx) => cutAt(tx, first.seq))) ?? "0",
       }
       let cluster = first.cluster ?? ""
       let manifestVersion = first.manifest
@@ -295,88 +219,11 @@ export class Feed extends Context.Service<
       for (const row of yield* db.read((tx) => tx.all<{ no: number; value: string }>("SELECT no, value FROM audience WHERE no > 0")))
         numberOf.set(row.value, row.no)
 
-      // Keys and schools as the feed holds them.
-      let keys = new Map<string, { readonly school: string; readonly hash: string; readonly revoked: boolean }>()
-      let schools = new Map<
-        string,
-        { readonly id: string; readonly name: string; readonly number: number; readonly paused: boolean; readonly revoked: boolean }
-      >()
-      const loadKeys = Effect.gen(function* () {
-        const rows = yield* db.read((tx) =>
-          tx.all<{ name: string; columns: string; body: string }>(
-            `SELECT t.name, t.columns, e.body FROM entry e JOIN tables t ON t.id = e.tbl
-              WHERE t.name IN ('schoolbus.schools', 'schoolbus.school_keys') AND e.body IS NOT NULL`,
-          ),
-        )
-        const nextKeys: typeof keys = new Map()
-        const nextSchools: typeof schools = new Map()
-        for (const row of rows) {
-          const names = JSON.parse(row.columns) as ReadonlyArray<string>
-          const values = JSON.parse(row.body) as ReadonlyArray<string | boolean | null>
-          const value = (name: string) => values[names.indexOf(name)] ?? null
-          if (row.name === "schoolbus.schools") {
-            const id = String(value("id"))
-            nextSchools.set(id, {
-              id,
-              name: String(value("name")),
-              number: Number(value("number")),
-              paused: value("paused") === true,
-              revoked: value("revoked_at") !== null,
-            })
-          } else {
-            nextKeys.set(String(value("id")), { school: String(value("school")), hash: String(value("hash")), revoked: value("revoked_at") !== null })
-          }
-        }
-        keys = nextKeys
-        schools = nextSchools
-      })
-      yield* loadKeys
-
-      // Who waits for what. lastTouched: the newest seq of an audience, filled on first question.
-      const lastTouched = new Map<number, number>()
-      const waiters = new Map<number, Set<() => void>>()
-      const wake = (audience: number): void => {
-        const waiting = waiters.get(audience)
-        if (waiting === undefined) return
-        waiters.delete(audience)
-        for (const onChange of waiting) onChange()
-      }
-
-      const readers = new Map<string, Reader>()
-      const unsaved = new Set<string>()
-      const saveReader = (tx: Tx, reader: Reader) =>
-        tx.run(
-          `INSERT INTO reader (incarnation, school, token, secret, secret_last, shown, epoch, seq, cut, batch, pending, seen_at, status, closed)
-           VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)
-           ON CONFLICT (incarnation) DO UPDATE SET school = excluded.school, token = excluded.token, secret = excluded.secret,
-             secret_last = excluded.secret_last, shown = excluded.shown, epoch = excluded.epoch, seq = excluded.seq, cut = excluded.cut,
-             batch = excluded.batch, pending = excluded.pending, seen_at = excluded.seen_at, status = excluded.status, closed = excluded.closed`,
-          [
-            reader.incarnation,
-            reader.school,
-            reader.token,
-            reader.secret,
-            reader.secret_last,
-            reader.shown,
-            reader.epoch,
-            reader.seq,
-            reader.cut,
-            reader.batch,
-            reader.pending,
-            reader.seen_at,
-            reader.status,
-            reader.closed,
-          ],
-        )
-      for (const row of yield* db.read((tx) => tx.all<Reader>("SELECT * FROM reader"))) readers.set(row.incarnation, row)
-      const flushReaders = Effect.suspend(() => {
-        if (unsaved.size === 0) return Effect.void
-        const batch = [...unsaved].flatMap((id) => readers.get(id) ?? [])
-        unsaved.clear()
-        return db.write((tx) => Effect.forEach(batch, (reader) => saveReader(tx, reader), { discard: true }))
-      })
-      yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(flushReaders, { log: "Warn" }), Schedule.spaced(FLUSH_READERS_MS)))
-      yield* Effect.addFinalizer(() => Effect.ignoreCause(flushReaders))
+      const audienceNo = (school: string): number | null => numberOf.get(school) ?? null
+      const enrolled = makeEnrolled(db)
+      yield* enrolled.load
+      const readers = yield* makeReaders(db)
+      const { touched: tell, wake, watch, changed } = makeWatch(db, audienceNo)
 
       /** The table's links, their links, and so on. */
       const linksOf = (id: number): ReadonlyArray<number> => {
@@ -683,10 +530,9 @@ export class Feed extends Context.Service<
           head = { epoch: head.epoch, seq, cut: result.cut }
           if (ready.size > 0) feedTables = withReady()
           if (result.isPublished) manifestVersion++
-          if (hubRowsChanged) yield* loadKeys
+          if (hubRowsChanged) yield* enrolled.load
           if (fresh.length > 0) touched.add(NEWCOMERS)
-          for (const audience of touched) lastTouched.set(audience, seq)
-          for (const audience of touched) wake(audience)
+          tell(touched, seq)
           if (result.isPublished) wake(EVERY_SCHOOL)
           return result.value
         })
@@ -715,225 +561,17 @@ export class Feed extends Context.Service<
         const before = manifestVersion
         manifestVersion = (yield* db.read(readHub)).manifest
         if (manifestVersion !== before) wake(EVERY_SCHOOL)
-        yield* loadKeys
+        yield* enrolled.load
         return installed
       })
 
-      const schoolOf = (id: string): Manifest["school"] => {
-        const known = schools.get(id)
-        const keys = keyRangeOf(known?.number ?? 0)
-        return { id, name: known?.name ?? id, ...(keys === null ? {} : { keys }) }
-      }
-      const schoolAudience = (school: string): number | null => numberOf.get(school) ?? null
-      const newestOf = (audience: number) =>
-        Effect.gen(function* () {
-          const known = lastTouched.get(audience)
-          if (known !== undefined) return known
-          const [row] = yield* db.read((tx) =>
-            tx.all<{ seq: number | null }>(
-              `SELECT max(s) AS seq FROM (SELECT (SELECT max(seq) FROM entry WHERE audience = ?1 AND class = c.value) AS s FROM json_each('[10,8,5,3,1]') c)`,
-              [audience],
-            ),
-          )
-          const seq = row?.seq ?? 0
-          // An append may have come in between.
-          const newest = Math.max(seq, lastTouched.get(audience) ?? 0)
-          lastTouched.set(audience, newest)
-          return newest
-        })
-
-      const watch = (school: string, seq: number, onChange: () => void): (() => void) => {
-        const audiences = [EVERY_SCHOOL, schoolAudience(school) ?? NEWCOMERS]
-        if (audiences.some((audience) => (lastTouched.get(audience) ?? 0) > seq)) {
-          queueMicrotask(onChange)
-          return () => undefined
-        }
-        const leave = (): void => {
-          for (const audience of audiences) waiters.get(audience)?.delete(once)
-        }
-        const once = (): void => {
-          leave()
-          onChange()
-        }
-        for (const audience of audiences) {
-          const waiting = waiters.get(audience) ?? new Set()
-          waiting.add(once)
-          waiters.set(audience, waiting)
-        }
-        return leave
-      }
-      const changed = (school: string, seq: number): Effect.Effect<void> =>
-        Effect.gen(function* () {
-          const own = schoolAudience(school)
-          for (const audience of own === null ? [EVERY_SCHOOL] : [EVERY_SCHOOL, own]) if ((yield* newestOf(audience)) > seq) return
-          yield* Effect.callback<void>((resume) => Effect.sync(watch(school, seq, () => resume(Effect.void))))
-        }).pipe(Effect.orDie)
-
-      interface EntryRow {
-        readonly seq: number
-        readonly tbl: number
-        readonly key: string
-        readonly body: string | null
-      }
-      /** What a school that goes on exactly after its last page has left. */
-      const remaining = new Map<string, { readonly at: string; readonly left: Left }>()
-      const countLeft = (tx: Tx, own: number, from: number, staged: Staged | null) =>
-        Effect.gen(function* () {
-          const left = { rows: 0, bytes: 0 }
-          for (const cls of [10, 8, 5, 3, 1]) {
-            const [row] = yield* tx.all<Left>(
-              `SELECT count(*) AS rows, coalesce(sum(length(key) + coalesce(length(body), 4) + 3), 0) AS bytes FROM entry
-                WHERE audience IN (?, ?) AND class = ? AND seq > ?`,
-              [EVERY_SCHOOL, own, cls, Math.max(from, staged?.after[String(cls)] ?? 0)],
-            )
-            left.rows += row?.rows ?? 0
-            left.bytes += row?.bytes ?? 0
-          }
-          return left
-        })
-
-      const page = Effect.fnUntraced(function* (request: {
-        readonly school: string
-        readonly cursor: Cursor
-        readonly staged: Staged | null
-        readonly manifest?: number | undefined
-      }) {
-        const own = schoolAudience(request.school) ?? NOBODY - 1
-        return yield* db.read((tx) =>
-          Effect.gen(function* () {
-            const hub = yield* readHub(tx)
-            // Names and rows of one snapshot: a table may be taking another shape at this moment.
-            const tableById = new Map(
-              (yield* tx.all<{ id: number; name: string; columns: string }>("SELECT id, name, columns FROM tables")).map((table) => [
-                table.id,
-                table,
-              ]),
-            )
-            const cutAt = (seq: number) => Effect.map(tx.all<{ id: string }>("SELECT id FROM cut WHERE seq = ?", [seq]), ([row]) => row?.id ?? null)
-            const { cursor } = request
-            const known = cursor.epoch === hub.epoch && cursor.seq > 0 && cursor.cut === (yield* cutAt(cursor.seq))
-            const full = !known
-            const from = known ? cursor.seq : 0
-            const staged = request.staged !== null && request.staged.headCut === (yield* cutAt(request.staged.head)) ? request.staged : null
-            const headCut = (yield* cutAt(hub.seq)) ?? "0"
-
-            const lines: Array<string> = []
-            let bytes = 0
-            let count = 0
-            let complete = true
-            let line: {
-              cls: number
-              table: { readonly name: string; readonly columns: string }
-              rows: Array<string>
-              bytes: number
-              last: number
-            } | null = null
-            const lastOf = new Map<number, number>()
-            const flush = () => {
-              if (line === null) return
-              lastOf.set(line.cls, line.last)
-              lines.push(
-                sealLine(`["rows",${line.cls},${line.last},${JSON.stringify(line.table.name)},${line.table.columns},[${line.rows.join(",")}]]`),
-              )
-              line = null
-            }
-            outer: for (const cls of [10, 8, 5, 3, 1]) {
-              let after = Math.max(from, staged?.after[String(cls)] ?? 0)
-              for (;;) {
-                const entries = yield* tx.all<EntryRow>(
-                  `SELECT * FROM (
-                     SELECT seq, tbl, key, body FROM entry WHERE audience = ?1 AND class = ?3 AND seq > ?4
-                     UNION ALL SELECT seq, tbl, key, body FROM entry WHERE audience = ?2 AND class = ?3 AND seq > ?4)
-                   ORDER BY seq, body IS NOT NULL LIMIT ${READ_ROWS}`,
-                  [EVERY_SCHOOL, own, cls, after],
-                )
-                for (const entry of entries) {
-                  const table = tableById.get(entry.tbl)
-                  if (table === undefined) continue
-                  if (bytes >= PAGE_BYTES) {
-                    // A seq is never split: its tombstone and its row go together.
-                    if (entry.seq !== after) {
-                      complete = false
-                      break outer
-                    }
-                  }
-                  const text = `[${entry.key},${entry.body ?? "null"}]`
-                  if (
-                    line !== null &&
-                    (line.table !== table ||
-                      line.cls !== cls ||
-                      ((line.rows.length >= LINE_ROWS || line.bytes >= LINE_BYTES) && line.last !== entry.seq))
-                  )
-                    flush()
-                  line ??= { cls, table, rows: [], bytes: 0, last: 0 }
-                  line.rows.push(text)
-                  line.bytes += text.length
-                  line.last = entry.seq
-                  bytes += text.length
-                  count++
-                  after = entry.seq
-                }
-                if (entries.length < READ_ROWS) break
-              }
-            }
-            flush()
-            const asked = JSON.stringify([from, staged?.after ?? null])
-            let left = { rows: count, bytes }
-            if (!complete) {
-              const known = remaining.get(request.school)
-              // After a line that broke the school is elsewhere than the last page would have taken it: counted anew.
-              left = known?.at === asked ? known.left : yield* countLeft(tx, own, from, staged)
-              const next = Object.fromEntries([...lastOf].map(([cls, seq]) => [String(cls), seq]))
-              const rest = { rows: Math.max(0, left.rows - count), bytes: Math.max(0, left.bytes - bytes) }
-              remaining.set(request.school, { at: JSON.stringify([from, { ...staged?.after, ...next }]), left: rest })
-              left = { rows: Math.max(left.rows, count), bytes: Math.max(left.bytes, bytes) }
-            } else remaining.delete(request.school)
-            const header: Header = {
-              school: request.school,
-              epoch: hub.epoch,
-              from,
-              full,
-              resumed: staged !== null,
-              manifest: hub.manifest,
-              head: hub.seq,
-              headCut,
-              left: left.rows,
-              leftBytes: left.bytes,
-            }
-            const empty = count === 0 && staged === null && !full && (request.manifest ?? hub.manifest) === hub.manifest
-            return {
-              header,
-              lines: [sealLine(JSON.stringify(["cut", header])), ...lines, sealLine(JSON.stringify(["page", { rows: count, complete }]))],
-              complete,
-              empty,
-            }
-          }),
-        )
-      })
-
-      const prune = Effect.gen(function* () {
+      const forget = Effect.gen(function* () {
         const now = yield* Clock.currentTimeMillis
-        const newest = new Map<string, number>()
-        for (const { school, seen_at } of readers.values()) newest.set(school, Math.max(seen_at, newest.get(school) ?? 0))
-        // A life of a file that nobody shows any more, because the file was lost or began a new one, holds nothing up for ever.
-        const isOver = (reader: Reader) => now - reader.seen_at > FORGET_MS || (newest.get(reader.school) ?? 0) - reader.seen_at > FORGET_REPLACED_MS
-        const live = [...readers.values()].filter(
-          (reader) => reader.closed === 0 && reader.epoch === head.epoch && schools.get(reader.school)?.revoked === false && !isOver(reader),
-        )
-        const before = (now - TOMBSTONE_MS) * 1000
-        const horizon = live.reduce((least, reader) => Math.min(least, reader.seq), head.seq)
-        yield* db.write((tx) =>
-          Effect.andThen(
-            tx.run(
-              "DELETE FROM entry WHERE body IS NULL AND seq <= ? AND at < ? AND (class > 0 OR tbl IN (SELECT id FROM tables WHERE status = 'hidden'))",
-              [horizon, before],
-            ),
-            tx.run("DELETE FROM cut WHERE seq < ? AND seq <> (SELECT seq FROM hub) AND seq NOT IN (SELECT seq FROM reader)", [horizon]),
-          ),
-        )
+        const horizon = horizonOf(yield* readers.all, head, enrolled.isOpen, now)
+        yield* db.write((tx) => prune(tx, horizon, now))
       })
       // Not at once: what schools told a hub that was killed may not have been written down; by then they have told it again.
-      yield* Effect.forkScoped(Effect.repeat(Effect.delay(Effect.ignoreCause(prune, { log: "Warn" }), PRUNE_MS), Schedule.forever))
+      yield* Effect.forkScoped(Effect.repeat(Effect.delay(Effect.ignoreCause(forget, { log: "Warn" }), PRUNE_MS), Schedule.forever))
 
       return Feed.of({
         state: Effect.map(db.read(readHub), (row) => ({
@@ -977,7 +615,7 @@ export class Feed extends Context.Service<
             const rows = db.read((tx) =>
               tx.all<{ key: string }>(
                 `SELECT e.key FROM json_each(?) j CROSS JOIN entry e ON e.tbl = ? AND e.key = j.value WHERE e.audience IN (${EVERY_SCHOOL}, ?)`,
-                [JSON.stringify(keys), table.id, schoolAudience(school) ?? EVERY_SCHOOL],
+                [JSON.stringify(keys), table.id, audienceNo(school) ?? EVERY_SCHOOL],
               ),
             )
             return Effect.orDie(Effect.map(rows, (found) => new Set(found.map(({ key }) => key))))
@@ -1009,47 +647,26 @@ export class Feed extends Context.Service<
             cluster = name
           }),
         ready: Effect.sync(() => feedTables.length > 0 && feedTables.every((table) => !table.loading || table.paused !== null)),
-        key: (id) =>
-          Effect.sync(() => {
-            const key = keys.get(id)
-            const school = key === undefined ? undefined : schools.get(key.school)
-            if (key === undefined || school === undefined) return null
-            return { school: school.id, name: school.name, hash: key.hash, revoked: key.revoked || school.revoked, paused: school.paused }
-          }),
-        schools: Effect.sync(() => [...schools.values()]),
+        key: (id) => Effect.sync(() => enrolled.keyOf(id)),
+        schools: Effect.sync(enrolled.all),
         manifest: (school) =>
           Effect.sync(() => ({
             version: manifestVersion,
-            school: schoolOf(school),
+            school: enrolled.tell(school),
             tables: feedTables.filter((table) => !table.hubOnly).map((table) => table.shape.told),
             lives: Object.fromEntries(feedTables.filter((table) => !table.hubOnly).map((table) => [table.name, table.id])),
             ...(devices === undefined ? {} : { devices }),
           })),
         cluster: Effect.sync(() => cluster),
-        page,
+        page: makePages(db, audienceNo),
         changed,
         watch,
-        audienceNo: (school) => Effect.sync(() => schoolAudience(school)),
+        audienceNo: (school) => Effect.sync(() => audienceNo(school)),
         knows: (cursor) =>
           cursor.epoch !== head.epoch
             ? Effect.succeed(false)
             : db.read((tx) => Effect.map(tx.all("SELECT 1 FROM cut WHERE seq = ? AND id = ?", [cursor.seq, cursor.cut]), (rows) => rows.length > 0)),
-        reader: {
-          get: (incarnation) => Effect.sync(() => readers.get(incarnation) ?? null),
-          all: Effect.sync(() => [...readers.values()]),
-          put: (reader) =>
-            Effect.gen(function* () {
-              yield* db.write((tx) => saveReader(tx, reader))
-              readers.set(reader.incarnation, reader)
-            }),
-          seen: (incarnation, part) =>
-            Effect.gen(function* () {
-              const before = readers.get(incarnation)
-              if (before === undefined) return
-              readers.set(incarnation, { ...before, seen_at: yield* Clock.currentTimeMillis, ...part })
-              unsaved.add(incarnation)
-            }),
-        },
+        reader: readers,
       })
     }),
   )

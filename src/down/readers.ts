@@ -1,0 +1,93 @@
+/**
+ * Lives of school files as the link knows them, in memory and in table `reader`. Identity (`put`) is in the file before it is
+ * answered for; what a school tells all the time (`seen`) is written down every second, and told again after a crash.
+ */
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
+
+const FLUSH_MS = 1000
+
+/** One life of a school's file: the row of table `reader`. */
+export interface Reader {
+  readonly incarnation: string
+  readonly school: string
+  readonly token: number
+  readonly secret: string
+  readonly secret_last: string
+  readonly shown: number
+  readonly epoch: string
+  readonly seq: number
+  readonly cut: string
+  readonly batch: number
+  readonly pending: number | null
+  readonly seen_at: number
+  readonly status: string | null
+  readonly closed: number
+}
+
+export interface Readers {
+  readonly get: (incarnation: string) => Effect.Effect<Reader | null>
+  readonly all: Effect.Effect<ReadonlyArray<Reader>>
+  readonly put: (reader: Reader) => Effect.Effect<void, LibsqlError>
+  readonly seen: (incarnation: string, part: Partial<Reader>) => Effect.Effect<void>
+}
+
+const save = (tx: Tx, reader: Reader): Effect.Effect<number, LibsqlError> =>
+  tx.run(
+    `INSERT INTO reader (incarnation, school, token, secret, secret_last, shown, epoch, seq, cut, batch, pending, seen_at, status, closed)
+     VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+     ON CONFLICT (incarnation) DO UPDATE SET school = excluded.school, token = excluded.token, secret = excluded.secret,
+       secret_last = excluded.secret_last, shown = excluded.shown, epoch = excluded.epoch, seq = excluded.seq, cut = excluded.cut,
+       batch = excluded.batch, pending = excluded.pending, seen_at = excluded.seen_at, status = excluded.status, closed = excluded.closed`,
+    [
+      reader.incarnation,
+      reader.school,
+      reader.token,
+      reader.secret,
+      reader.secret_last,
+      reader.shown,
+      reader.epoch,
+      reader.seq,
+      reader.cut,
+      reader.batch,
+      reader.pending,
+      reader.seen_at,
+      reader.status,
+      reader.closed,
+    ],
+  )
+
+export const makeReaders = (db: LibsqlFile): Effect.Effect<Readers, LibsqlError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const rows = yield* db.read((tx) => tx.all<Reader>("SELECT * FROM reader"))
+    const readers = new Map(rows.map((row) => [row.incarnation, row]))
+    const unsaved = new Set<string>()
+    const flush = Effect.suspend(() => {
+      if (unsaved.size === 0) return Effect.void
+      const batch = [...unsaved].flatMap((id) => readers.get(id) ?? [])
+      unsaved.clear()
+      return db.write((tx) => Effect.forEach(batch, (reader) => save(tx, reader), { discard: true }))
+    })
+    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(flush, { log: "Warn" }), Schedule.spaced(FLUSH_MS)))
+    yield* Effect.addFinalizer(() => Effect.ignoreCause(flush))
+
+    return {
+      get: (incarnation) => Effect.sync(() => readers.get(incarnation) ?? null),
+      all: Effect.sync(() => [...readers.values()]),
+      put: (reader) =>
+        Effect.gen(function* () {
+          yield* db.write((tx) => save(tx, reader))
+          readers.set(reader.incarnation, reader)
+        }),
+      seen: (incarnation, part) =>
+        Effect.gen(function* () {
+          const before = readers.get(incarnation)
+          if (before === undefined) return
+          readers.set(incarnation, { ...before, seen_at: yield* Clock.currentTimeMillis, ...part })
+          unsaved.add(incarnation)
+        }),
+    }
+  })
