@@ -14,7 +14,7 @@ import type { Exception, Verdicts } from "../model/change.ts"
 import { keyRangeOf } from "../model/key-range.ts"
 import { isThrough, type Table } from "../model/table.ts"
 import { Postgres, type PostgresError, type Session } from "../postgres/client.ts"
-import { carryOut, type Ground, type Outcome, setTimeouts } from "./carry-out.ts"
+import { carryOut, setTimeouts } from "./carry-out.ts"
 import { repointMerged } from "./clash.ts"
 import { recordClashes } from "./clash-records.ts"
 import { coalesce } from "./coalesce.ts"
@@ -23,6 +23,7 @@ import { putQuarantined, readOpen, record } from "./records.ts"
 import { carryOutRequests } from "./requests.ts"
 import { correctedTime } from "./resolve.ts"
 import { Tables } from "./tables.ts"
+import type { Ground, Outcome } from "./work.ts"
 
 const RETRIES = 3
 

@@ -12,7 +12,7 @@ import * as Effect from "effect/Effect"
 import type { Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
 import type { PostgresError, Session } from "../postgres/client.ts"
-import { carryOut, type Ground, type Outcome } from "./carry-out.ts"
+import { carryOut } from "./carry-out.ts"
 import { currentKey, type RowChange } from "./coalesce.ts"
 import { DecideRefused } from "./refused.ts"
 import { alone, type Kept, lockKept, settle } from "./quarantine.ts"
@@ -21,6 +21,7 @@ import type { Row } from "./resolve.ts"
 import { columnOf, type Place, readRow, spellRow, writeRow } from "./rows.ts"
 import { readShapes, type Shape } from "./shape.ts"
 import { findClashes, suggest, visible } from "./unique.ts"
+import type { Ground, Outcome } from "./work.ts"
 
 export type UniqueChoice =
   | { readonly keep: "rename_local"; readonly value?: unknown; readonly unlessFree?: true }

@@ -8,7 +8,6 @@ import type { Choice } from "../model/choice.ts"
 import { type ColumnRule, ruleOf, type Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
 import { isTransient, type PostgresError, type PostgresPool, type Session } from "../postgres/client.ts"
-import type { Ground } from "./carry-out.ts"
 import { setTimeouts } from "./carry-out.ts"
 import { type Authority, CLASH_COLUMNS, decideClash, type UniqueChoice, type UniqueConflict } from "./clash.ts"
 import { undoClash } from "./clash-undo.ts"
@@ -17,6 +16,7 @@ import { DecideRefused } from "./refused.ts"
 import { type Proposal, resolve, type Row } from "./resolve.ts"
 import { columnOf, isAsLeft, type Place, readRow, spellRow, writeRow } from "./rows.ts"
 import { readShapes } from "./shape.ts"
+import type { Ground } from "./work.ts"
 
 export type Decider = Pick<Ground, "tables" | "had" | "times">
 

@@ -6,11 +6,12 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import { isThrough, type Table } from "../model/table.ts"
 import type { PostgresError, PostgresPool, Session } from "../postgres/client.ts"
-import { carryOut, type Ground, type Outcome, setTimeouts } from "./carry-out.ts"
+import { carryOut, setTimeouts } from "./carry-out.ts"
 import type { Refusal } from "./authorise.ts"
 import type { RowChange } from "./coalesce.ts"
 import { changeOfRecord, closeQuarantined, type Open, record } from "./records.ts"
 import type { Row } from "./resolve.ts"
+import type { Ground, Outcome } from "./work.ts"
 
 /** Waiting dependants that one push tries again. */
 const DEPENDANTS_AT_ONCE = 500

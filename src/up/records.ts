@@ -8,9 +8,9 @@ import type { Change, Exception } from "../model/change.ts"
 import { wireKey } from "../model/key.ts"
 import type { Wire } from "../model/value.ts"
 import type { PostgresError, Session } from "../postgres/client.ts"
-import type { Ground, Outcome } from "./carry-out.ts"
 import { currentKey, rowId, type RowChange, startRow } from "./coalesce.ts"
 import { tupleText, unnest } from "./lists.ts"
+import type { Ground, Outcome } from "./work.ts"
 
 /** Batches for which a value that a trigger changed is remembered: by then the ledger row has long come down. */
 const STORED_BATCHES = 100

@@ -6,7 +6,7 @@
 import * as Effect from "effect/Effect"
 import { isTransient, type PostgresError, type Session } from "../postgres/client.ts"
 import { asAnswer, type Decider, decideIn, undoIn } from "./decide.ts"
-import type { Outcome } from "./carry-out.ts"
+import type { Outcome } from "./work.ts"
 import { discardIn, editIn, type QuarantineRefused, retryIn } from "./quarantine.ts"
 import { DecideRefused } from "./refused.ts"
 import { parseChoice } from "../model/choice.ts"

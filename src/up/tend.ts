@@ -7,12 +7,13 @@ import type { PostgresError, PostgresPool, Session } from "../postgres/client.ts
 import type { Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
 import { taken } from "./authorise.ts"
-import { type Ground, setTimeouts } from "./carry-out.ts"
+import { setTimeouts } from "./carry-out.ts"
 import { recordClashes } from "./clash-records.ts"
 import { alone, type Kept, retryKept } from "./quarantine.ts"
 import { readRow, writtenAt } from "./rows.ts"
 import { readShapes } from "./shape.ts"
 import { visible } from "./unique.ts"
+import type { Ground } from "./work.ts"
 
 /** Kept changes that one round tries. */
 const AT_ONCE = 200

@@ -1,0 +1,91 @@
+/** Writes what was decided, and leaves out rows that no link places once all are written: only then is it known. */
+import * as Effect from "effect/Effect"
+import { isThrough, type Table } from "../model/table.ts"
+import { wireToText } from "../model/value.ts"
+import type { PostgresError, Session } from "../postgres/client.ts"
+import { homeless, refuseDependants, textOf, textsOf } from "./authorise.ts"
+import { type Places, whichBelong } from "./place.ts"
+import type { Decision, Row } from "./resolve.ts"
+import { known, type Work } from "./work.ts"
+import { isMovable, type Step, type Write, writeAll } from "./write.ts"
+
+/** Writes, and takes back what no link places once all is written; the others are written without it. */
+export const writePlaced = (
+  session: Session,
+  writing: () => ReadonlyArray<Work>,
+  places: Places,
+  school: string,
+): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const isAsked = ({ table, isDelete, isInsert, written }: Work) =>
+      !isDelete && isThrough(table.audience) && (isInsert || Object.keys(table.audience.on).some((name) => written.has(name)))
+    while (true) {
+      const works = writing()
+      if (!works.some(isAsked)) return yield* write(session, works)
+      yield* session.execute("SAVEPOINT placed_rows")
+      yield* write(session, works)
+      const homelessOnes: Array<Work> = []
+      for (const [table, own] of Map.groupBy(
+        works.filter((work) => work.refusal === null && isAsked(work)),
+        (work) => work.table,
+      )) {
+        const keys = own.map((work) => textsOf(table, table.key, work.row))
+        const inside = yield* whichBelong(session, places, table, keys, school)
+        homelessOnes.push(...own.filter((_, i) => !inside.has(i)))
+      }
+      if (homelessOnes.length === 0) {
+        yield* session.execute("RELEASE SAVEPOINT placed_rows")
+        return
+      }
+      yield* session.execute("ROLLBACK TO SAVEPOINT placed_rows; RELEASE SAVEPOINT placed_rows")
+      // What Postgres refused may have been in the way of a row that is left out now.
+      for (const work of works) if (isMovable(work.refusal)) work.refusal = null
+      for (const work of homelessOnes) work.refusal = homeless(isThrough(work.table.audience) ? work.table.audience.through : "")
+      refuseDependants(works)
+    }
+  })
+
+const write = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const writes = new Map<Work, Write & { needs: Array<Write> }>()
+    for (const work of works) {
+      const { decision, table, shape, key } = work
+      if (decision === null || decision.write === "nothing") continue
+      const set = textsOfSet(table, decision.set)
+      writes.set(work, { table, shape, kind: decision.write, key, set, steps: stepsOf(work, decision, set), needs: [] })
+    }
+    for (const [work, own] of writes) {
+      for (const needed of work.needs) {
+        const other = writes.get(needed as Work)
+        if (other !== undefined) own.needs.push(other)
+      }
+    }
+    const refused = yield* writeAll(session, [...writes.values()])
+    for (const [work, own] of writes) work.refusal = refused.get(own) ?? null
+  })
+
+/** The school's single writes, limited to the columns that the decision lets through. */
+const stepsOf = (work: Work, decision: Decision, set: Readonly<Record<string, string | null>>): ReadonlyArray<Step> => {
+  const { change, table, key } = work
+  const { changes, joined } = change
+  const last = changes.at(-1)?.id ?? 0
+  const kind = decision.write === "nothing" ? "update" : decision.write
+  const isPlain = joined.length === 0 && kind === change.op && kind !== "delete" && changes.every((one, i) => one.op === (i === 0 ? kind : "update"))
+  if (!isPlain || changes.length === 1) return [{ id: last, kind, key, set }]
+  return changes.map((one): Step => {
+    const keys =
+      one.op === "update" && one.newKey !== undefined ? Object.fromEntries(table.key.map((name, i) => [name, one.newKey?.[i] ?? null])) : {}
+    const values = textsOfSet(table, { ...known(one.mine), ...keys })
+    return {
+      id: one.id,
+      kind: one.op,
+      key: table.key.map((name, i) => textOf(table, name, one.key[i] ?? null)),
+      set: Object.fromEntries(Object.entries(values).filter(([name]) => name in set)),
+    }
+  })
+}
+
+const textsOfSet = (table: Table, set: Row): Record<string, string | null> =>
+  Object.fromEntries(
+    Object.entries(set).map(([name, value]) => [name, wireToText(table.columns.find((column) => column.name === name)?.kind ?? "text", value)]),
+  )
