@@ -1,0 +1,123 @@
+/** Push: the parts of a batch, kept until it is whole, then applied once; its verdicts are the answer. */
+import { createHash } from "node:crypto"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Semaphore from "effect/Semaphore"
+import { Feed } from "../down/feed.ts"
+import { inflate } from "../link/body.ts"
+import { MAX_PART_BYTES, PushQuery, sliceOf } from "../link/protocol.ts"
+import { Apply } from "../up/apply.ts"
+import { Calls } from "./calls.ts"
+import { answerJson, bodyFault, readBody } from "./link-body.ts"
+import { type Answer, authenticate, identify, parsed, paused, queryOf, refuse } from "./link-caller.ts"
+import type { Uploads } from "./uploads.ts"
+
+/** Pushes that are read or applied at the same time, of all schools; of one school, the rest waits or is sent away. */
+const MAX_PUSHES = 32
+const MAX_APPLIES = 4
+const MAX_PUSHES_OF_SCHOOL = 4
+
+/** What all pushes of this hub go through. */
+export interface PushGates {
+  readonly uploads: Uploads
+  readonly all: Semaphore.Semaphore
+  readonly applies: Semaphore.Semaphore
+  readonly bySchool: Map<string, { readonly one: Semaphore.Semaphore; count: number }>
+}
+
+const notABatch = (detail: string): Answer => refuse(422, "not_a_batch", "Not a batch", detail)
+const busy: Answer = refuse(503, "unavailable", "Too many pushes", "try again in a moment", {}, { "retry-after": "2" })
+
+/** One push of a school at a time: what comes twice waits for the first one's answer. */
+const inTurn = <A, E, R>(gates: PushGates, school: string, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | Answer, R> =>
+  Effect.suspend((): Effect.Effect<A, E | Answer, R> => {
+    const gate = gates.bySchool.get(school) ?? { one: Semaphore.makeUnsafe(1), count: 0 }
+    if (gate.count >= MAX_PUSHES_OF_SCHOOL) return Effect.fail(busy)
+    gates.bySchool.set(school, gate)
+    gate.count++
+    const leave = Effect.sync(() => {
+      gate.count--
+      if (gate.count === 0) gates.bySchool.delete(school)
+    })
+    return Effect.ensuring(gate.one.withPermit(effect), leave)
+  })
+
+const inflateSlice = (query: PushQuery, part: number, bytes: Uint8Array): Effect.Effect<Uint8Array, Answer> =>
+  Effect.gen(function* () {
+    const [start, end] = sliceOf(query.size, part, query.parts)
+    const slice = yield* Effect.try({ try: () => inflate(bytes, end - start), catch: bodyFault(422, "not_a_batch") })
+    return slice.length === end - start ? slice : yield* notABatch(`part ${part} has ${slice.length} bytes, not ${end - start}`)
+  })
+
+/** The whole batch once nothing is missing any more, else what is missing. */
+const collect = (uploads: Uploads, query: PushQuery, bytes: Uint8Array) =>
+  Effect.gen(function* () {
+    if (query.parts === 1 && query.part === 1) return { slices: [yield* inflateSlice(query, 1, bytes)], missing: [] }
+    if (query.part > 0) {
+      yield* inflateSlice(query, query.part, bytes)
+      yield* uploads
+        .put(query, query.part, bytes)
+        .pipe(
+          Effect.catchTag("UploadsFull", (error) =>
+            Effect.andThen(
+              Effect.logError(error.message),
+              refuse(503, "unavailable", "Not stored", "the hub's disk refuses the part", {}, { "retry-after": "30" }),
+            ),
+          ),
+        )
+    }
+    const missing = yield* uploads.missing(query)
+    if (missing.length > 0) return { slices: [], missing }
+    const slices: Array<Uint8Array> = []
+    for (const [i, part] of (yield* uploads.parts(query)).entries()) slices.push(yield* inflateSlice(query, i + 1, part))
+    return { slices, missing }
+  })
+
+export const push = (request: Request, gates: PushGates) =>
+  Effect.gen(function* () {
+    const key = yield* authenticate(request)
+    const calls = yield* Calls
+    const apply = yield* Apply
+    const feed = yield* Feed
+    const query = yield* parsed(PushQuery, queryOf(request))
+    yield* identify(key, query)
+    if (key.paused) return yield* paused
+    const bytes = yield* readBody(request, MAX_PART_BYTES)
+    const work = Effect.gen(function* () {
+      const { slices, missing } = yield* collect(gates.uploads, query, bytes)
+      if (missing.length > 0) return Response.json({ missing }, { status: 202 })
+      const drop = query.parts > 1 ? gates.uploads.drop(query) : Effect.void
+      const sum = createHash("sha256")
+      for (const slice of slices) sum.update(slice)
+      if (sum.digest("hex") !== query.hash) {
+        yield* drop
+        return yield* notABatch("its SHA-256 is not the one announced; it was forgotten, send it again")
+      }
+      const text = new TextDecoder().decode(Buffer.concat(slices))
+      const now = yield* Clock.currentTimeMillis
+      const batch = { school: key.school, incarnation: query.incarnation, number: query.batch, hash: query.hash, text, now }
+      // Once it is whole it is carried through: a school that hangs up meanwhile finds the answer in the ledger.
+      const verdicts = yield* Effect.uninterruptible(gates.applies.withPermit(apply.batch(batch))).pipe(
+        Effect.catchTags({
+          BatchGap: (error) =>
+            Effect.fail(refuse(409, "batch_gap", "A batch is missing", `batch ${error.expected} comes first`, { expected: error.expected })),
+          BatchDiffers: (error) => Effect.fail(refuse(409, "batch_differs", "Another batch of this number is in the ledger", error.message)),
+          NotABatch: (error) => Effect.andThen(drop, notABatch(error.message)),
+        }),
+      )
+      yield* drop
+      yield* feed.reader.seen(query.incarnation, { batch: query.batch })
+      return answerJson(verdicts)
+    })
+    const taken = yield* gates.all.withPermitsIfAvailable(1)(calls.during(key.school)(inTurn(gates, key.school, work)))
+    return Option.isSome(taken) ? taken.value : yield* busy
+  })
+
+export const openGates = (uploads: Uploads): Effect.Effect<PushGates> =>
+  Effect.map(Effect.all([Semaphore.make(MAX_PUSHES), Semaphore.make(MAX_APPLIES)]), ([all, applies]) => ({
+    uploads,
+    all,
+    applies,
+    bySchool: new Map(),
+  }))
