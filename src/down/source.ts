@@ -1,23 +1,20 @@
 /**
- * Opens the stream: schema, catalog, slot and life are checked against the feed, and what does not fit decides how it
- * goes on. Slot lost, dropped or ahead of the feed: a new slot and a keyed comparison, the epoch stays. Another cluster,
- * another timeline, or a life number that this feed never wrote: a new epoch and a keyed comparison. Never a silent
- * start at "now".
+ * Opens the stream: schema, catalog, slot and life are checked against the feed, and resume.ts says how it goes on. Then
+ * the stream runs, beside looks at the catalog and a pulse, until one of them fails. Never a silent start at "now".
  */
 import { randomBytes } from "node:crypto"
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
-import * as Fiber from "effect/Fiber"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import type { Config } from "../config.ts"
 import type { LibsqlError } from "../libsql/client.ts"
 import { printLsn } from "../model/lsn.ts"
-import { builtinTables } from "../model/builtin.ts"
-import { type Catalog, readCatalog, readNames, type Wanted } from "../postgres/catalog.ts"
+import { type Catalog, readCatalog, readNames } from "../postgres/catalog.ts"
 import { ensureEventTriggers, watchTables } from "../postgres/watch.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
-import { type HubMigrationRefused, migrateHub } from "../postgres/migrate.ts"
+import type { HubMigrationRefused } from "../postgres/migrate.ts"
 import { readGenerated } from "../postgres/generated.ts"
 import { mendPublication, missingFrom, type PublicationRefused, readPublication } from "../postgres/publication.ts"
 import {
@@ -40,7 +37,8 @@ import { pgoutputDecoder, pgoutputOptions } from "./pgoutput.ts"
 import type { FeedChecks } from "./check.ts"
 import { MARKS, runDown, SCHEMA_CHANGES, ShapeChanged } from "./down.ts"
 import { Feed } from "./feed.ts"
-import type { Shape } from "./shape.ts"
+import { type CatalogRefused, prepare, wantedTables } from "./prepare.ts"
+import { judgeStanding } from "./resume.ts"
 
 const LIFE_MS = 60_000
 /** How often the catalog is looked at: beside the event trigger, and without one. */
@@ -54,13 +52,6 @@ const SIGNALS = [MARKS, SCHEMA_CHANGES]
 const PULSE_MS = 10_000
 /** A Postgres that takes longer to say what the walsender does is as good as away. */
 const ANSWER_MS = 5_000
-
-/** What the config asks for cannot be synced; all reasons at once. */
-export class CatalogRefused extends Data.TaggedError("CatalogRefused")<{ readonly problems: ReadonlyArray<string> }> {
-  override get message(): string {
-    return this.problems.map((problem) => `  - ${problem}`).join("\n")
-  }
-}
 
 /** Another process reads the slot; this hub waits. */
 export class SlotBusy extends Data.TaggedError("SlotBusy")<{ readonly slot: string; readonly holder: string }> {}
@@ -80,87 +71,6 @@ export const slotName = (url: string): string => {
   const database = decodeURIComponent(new URL(url).pathname.slice(1)) || "postgres"
   return `schoolbus_${database.toLowerCase().replace(/[^a-z0-9_]/g, "_")}`.slice(0, 63)
 }
-
-/** Rows that only the hub reads: who the schools are, and their keys. */
-const hubOnly = ["schoolbus.schools", "schoolbus.school_keys"].map(
-  (name): Wanted => ({ name, audience: "all", direction: "down", priority: "critical", strategy: "vps_wins", columnStrategies: {}, system: true }),
-)
-
-export const wantedTables = (config: Config): ReadonlyArray<Wanted> => [
-  ...config.tables.map((rules): Wanted => ({ ...rules, system: false })),
-  ...builtinTables.map((table): Wanted => ({ ...table, columnStrategies: {} })),
-  ...hubOnly,
-]
-
-const deviceProblems = (config: Config, catalog: Catalog, shapes: ReadonlyArray<Shape>): ReadonlyArray<string> => {
-  // A table that lost its shape pauses; what it was still counts.
-  const columnsOf = (name: string): ReadonlyArray<string> | undefined => {
-    const shape = shapes.find(({ table }) => table.name === name)
-    if (shape !== undefined) return shape.table.columns.map((column) => column.name)
-    const found = catalog.found.find(({ rule }) => rule.name === name)
-    return found === undefined ? undefined : [...found.columns.keys()]
-  }
-  const check = (where: string, table: string, columns: ReadonlyArray<string | undefined>): ReadonlyArray<string> => {
-    const known = columnsOf(table)
-    if (known === undefined) return [`${where} names table ${table}, which is not among the synced tables; list it under tables`]
-    // A table that does not exist is named already.
-    return columns.flatMap((column) =>
-      column === undefined || known.length === 0 || known.includes(column)
-        ? []
-        : [`${where} names column ${column} of table ${table}, which does not exist; columns are ${known.join(", ")}`],
-    )
-  }
-  const { devices } = config
-  if (devices === undefined) return []
-  return [
-    ...Object.entries(devices.people).flatMap(([table, rule]) =>
-      check(
-        "devices.people",
-        table,
-        Object.values(rule).filter((value) => typeof value === "string"),
-      ),
-    ),
-    ...(devices.attendance === undefined
-      ? []
-      : check("devices.attendance", devices.attendance.table, [
-          devices.attendance.person,
-          devices.attendance.at,
-          devices.attendance.status,
-          devices.attendance.device,
-          devices.attendance.day,
-          devices.attendance.out,
-        ])),
-  ]
-}
-
-/** wal2json hands text over as the database stores it, pgoutput as the session asks for. */
-const encodingProblems = (config: Config, encoding: string): ReadonlyArray<string> =>
-  encoding === "UTF8"
-    ? []
-    : encoding === "SQL_ASCII"
-      ? ["the database stores text without an encoding (SQL_ASCII), so schools could not read it; dump it into a database with encoding UTF8"]
-      : config.plugin === "wal2json"
-        ? [`the database stores text as ${encoding}, which wal2json does not convert; set plugin: "pgoutput" in the config`]
-        : []
-
-/**
- * Schema applied, catalog read, everything that the config asks for found; or all reasons why not. A table that the feed
- * has a shape of is never a reason: it pauses.
- */
-export const prepare = (
-  pg: PostgresPool,
-  config: Config,
-  shapes: ReadonlyArray<Shape>,
-): Effect.Effect<Catalog, CatalogRefused | HubMigrationRefused | PostgresError> =>
-  Effect.gen(function* () {
-    yield* migrateHub(pg)
-    const catalog = yield* pg.tx((session) => readCatalog(session, wantedTables(config)))
-    const [server] = yield* pg.query<{ encoding: string }>("SELECT current_setting('server_encoding') AS encoding")
-    const isKnown = new Set(shapes.map(({ table }) => table.name))
-    const unfit = catalog.found.flatMap(({ rule, problems }) => (isKnown.has(rule.name) ? [] : problems.map(({ text }) => text)))
-    const problems = [...encodingProblems(config, server?.encoding ?? ""), ...unfit, ...catalog.problems, ...deviceProblems(config, catalog, shapes)]
-    return problems.length > 0 ? yield* new CatalogRefused({ problems }) : catalog
-  })
 
 export interface SourceOptions {
   readonly url: string
@@ -266,33 +176,16 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
           : [...missingFrom(publication, streamed), ...streamed.filter((table) => marks?.[table] !== publication.marks[table])]
       const unpublished = held.filter((table) => gaps.includes(table))
       const [known] = yield* pg.query<{ life: string }>("SELECT life FROM schoolbus.hub WHERE id = 1")
-      const isOtherLife = !isFresh && known !== undefined && state.life !== null && known.life !== state.life && known.life !== state.lifeLast
-      const isOtherPast = !isFresh && state.position.xid > 0 && !(yield* holdsTxn(pg, state.position))
-      const isOtherCluster = !isFresh && state.systemId !== null && (state.systemId !== identity.systemId || state.timeline !== identity.timeline)
-      const isLost = slot?.walStatus === "lost"
-      const isAhead = slot !== null && !isFresh && slot.confirmed > state.position.lsn
-      const isOtherPlugin = slot !== null && slot.plugin !== config.plugin
-      // What was committed while a table was not published is not in the stream.
-      const isUnpublished = slot !== null && publication !== null && (!publication.exists || unpublished.length > 0)
-      const isUseless = isLost || isOtherPlugin || isUnpublished
-      const compare = !isFresh && (slot === null || isUseless || isAhead || isOtherLife || isOtherPast || isOtherCluster)
-      if (compare) {
-        const reason =
-          slot === null
-            ? "the slot does not exist"
-            : isLost
-              ? "the slot is lost: Postgres removed WAL that it needed"
-              : isOtherPlugin
-                ? `the slot was made for ${slot.plugin}, the config says ${config.plugin}: it is replaced`
-                : isUnpublished
-                  ? `publication ${name} did not hold ${publication.exists ? unpublished.join(", ") : "any table, it did not exist"} all the time: the slot is replaced`
-                  : isOtherCluster
-                    ? "Postgres is another cluster or timeline than the feed knows"
-                    : isOtherLife || isOtherPast
-                      ? "Postgres was put back to an older state, or this feed was"
-                      : "the slot is ahead of the feed"
-        yield* Effect.logWarning(`${reason}: comparing every table by key; schools receive only what differs`)
-      }
+      const { compare, isUseless, isNewEpoch } = judgeStanding({
+        feed: { ...state, lsn: state.position.lsn },
+        slot,
+        plugin: config.plugin,
+        life: known?.life ?? null,
+        isOtherPast: !isFresh && state.position.xid > 0 && !(yield* holdsTxn(pg, state.position)),
+        cluster: identity,
+        publication: publication === null ? null : { name, exists: publication.exists, gaps: unpublished },
+      })
+      if (compare !== null) yield* Effect.logWarning(`${compare}: comparing every table by key; schools receive only what differs`)
       // First the slot goes, then the publication is mended: a start that breaks off between them finds no slot and compares too.
       if (isUseless) yield* dropSlot(pg, name)
       const readMarks = Effect.map(readPublication(pg, name, streamed), (found) => found.marks)
@@ -303,12 +196,12 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       if (slot === null || isUseless) {
         from = yield* createSlot(pg, name, config.plugin)
         yield* Effect.logInfo(`slot ${name} created for ${config.plugin} at ${printLsn(from)}`)
-      } else if (isFresh || compare) from = slot.confirmed
-      if (isOtherLife || isOtherPast || isOtherCluster) yield* feed.newEpoch
+      } else if (isFresh || compare !== null) from = slot.confirmed
+      if (isNewEpoch) yield* feed.newEpoch
       // pgoutput may leave out what a transaction wrote before its table was published.
       const [next] = yield* pg.query<{ xid: string }>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS xid")
       const { tables, reread } = yield* feed.install(
-        { catalog, nameByOid, sameDatabase: !compare, now: yield* Clock.currentTimeMillis },
+        { catalog, nameByOid, sameDatabase: compare === null, now: yield* Clock.currentTimeMillis },
         config.devices,
       )
       // Links before the rows that they place.
@@ -334,11 +227,11 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       const isExact = config.plugin === "pgoutput" || wal.tookOptional
       // From here on this hub is the one; what it found is made durable before the first row.
       const life = randomBytes(8).toString("hex")
-      if (compare || from !== state.position.lsn) {
+      if (compare !== null || from !== state.position.lsn) {
         yield* feed.append((appender) =>
           Effect.gen(function* () {
             // A comparison that breaks off begins again with the next stream.
-            if (compare) yield* appender.tx.run("INSERT OR IGNORE INTO unmet (tbl, key) SELECT id, '' FROM tables WHERE status = 'ready'")
+            if (compare !== null) yield* appender.tx.run("INSERT OR IGNORE INTO unmet (tbl, key) SELECT id, '' FROM tables WHERE status = 'ready'")
             yield* appender.position({ lsn: from, xid: 0, at: "" })
           }),
         )
@@ -387,7 +280,7 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
           notBefore: config.plugin === "pgoutput" ? BigInt(next?.xid ?? 0) : 0n,
           compute: makeCompute(pg, copied, notStreamed),
           tables: copied,
-          reread: compare ? new Set(copied.map((table) => table.id)) : reread,
+          reread: compare !== null ? new Set(copied.map((table) => table.id)) : reread,
           onLoading: options.onLoading,
           look,
         }).pipe(

@@ -5,7 +5,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest"
 import * as Effect from "effect/Effect"
 import { type ConfigInput, parseConfig } from "../../src/config.ts"
-import { prepare } from "../../src/down/source.ts"
+import { prepare } from "../../src/down/prepare.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
 
 const schema = `
