@@ -1,5 +1,6 @@
 /** Runs one command line: finds the command, gives help, and turns every failure into words and an exit code. */
-import { COMMANDS, type Command } from "./commands.ts"
+import type { Command } from "./command.ts"
+import { COMMANDS } from "./commands.ts"
 import { type Io, ioOf } from "./io.ts"
 import { CommandFailed, type CommandSpec, EXIT, type Environment, nearest, parseInput, usage, variableOf } from "./options.ts"
 

@@ -1,0 +1,106 @@
+/** Attendance terminals of a school. */
+import { API_OPTIONS, JSON_OPTION } from "../api.ts"
+import type { Command } from "../command.ts"
+
+export const terminals: ReadonlyArray<Command> = [
+  {
+    name: "devices list",
+    summary: "terminals that have called this school node",
+    args: [],
+    options: [...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus devices list", "schoolbus devices list --json"],
+    load: () => import("../devices.ts").then((m) => m.list),
+  },
+  {
+    name: "devices approve",
+    summary: "let a terminal send punches and hold people",
+    args: ["serial"],
+    options: [
+      { name: "zone", kind: "text", help: "time zone of its clock, e.g. Africa/Nairobi" },
+      { name: "name", kind: "text", help: "what people call it" },
+      { name: "address", kind: "text", help: "only calls from this address or net count, e.g. 10.20.0.0/24; any = from anywhere" },
+      ...API_OPTIONS,
+      JSON_OPTION,
+    ],
+    examples: ["schoolbus devices approve CJDE193560043 --zone Africa/Nairobi", 'schoolbus devices approve CJDE193560043 --name "Main gate"'],
+    load: () => import("../devices.ts").then((m) => m.approve),
+  },
+  {
+    name: "devices status",
+    summary: "which people a terminal holds",
+    args: ["serial"],
+    options: [...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus devices status CJDE193560043", "schoolbus devices status CJDE193560043 --json"],
+    load: () => import("../devices.ts").then((m) => m.status),
+  },
+  {
+    name: "devices sync",
+    summary: "send a terminal everyone it should hold",
+    args: ["serial"],
+    options: [...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus devices sync CJDE193560043", "schoolbus devices sync CJDE193560043 --json"],
+    load: () => import("../devices.ts").then((m) => m.sync),
+  },
+  {
+    name: "devices retire",
+    summary: "stop answering a terminal; its punches and pins stay",
+    args: ["serial"],
+    options: [...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus devices retire CJDE193560043", "schoolbus devices retire 2 --json"],
+    load: () => import("../devices.ts").then((m) => m.retire),
+  },
+  {
+    name: "devices replace",
+    summary: "let a new terminal take over name, zone, pins and people of a broken one",
+    args: ["serial", "new-serial"],
+    options: [...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus devices replace CJDE193560043 CJDE204471120", "schoolbus devices replace 2 CJDE204471120 --json"],
+    load: () => import("../devices.ts").then((m) => m.replace),
+  },
+  {
+    name: "devices claim",
+    summary: "say whose a pin is that nobody is known for; its punches become theirs",
+    args: ["serial", "pin", "person"],
+    options: [{ name: "table", kind: "text", help: "table of the person, when the config names several" }, ...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus devices claim CJDE193560043 77 0198f2…", "schoolbus devices claim 2 77 12 --table staff"],
+    load: () => import("../devices.ts").then((m) => m.claim),
+  },
+  {
+    name: "devices command",
+    summary: "queue a command: INFO, CHECK, LOG, REBOOT, SET_TIME, AC_UNLOCK, AC_UNALARM, QUERY_USERS, QUERY_ATTLOG, CLEAR_LOG",
+    args: ["serial", "command"],
+    options: [
+      { name: "from", kind: "text", help: "of QUERY_ATTLOG: first moment, on the terminal's clock" },
+      { name: "to", kind: "text", help: "of QUERY_ATTLOG: last moment" },
+      { name: "confirm", kind: "text", help: "of CLEAR_LOG: the serial number once more" },
+      ...API_OPTIONS,
+      JSON_OPTION,
+    ],
+    examples: [
+      "schoolbus devices command CJDE193560043 REBOOT",
+      'schoolbus devices command CJDE193560043 QUERY_ATTLOG --from "2026-03-03 00:00:00" --to "2026-03-03 23:59:59"',
+    ],
+    load: () => import("../devices.ts").then((m) => m.command),
+  },
+  {
+    name: "devices history",
+    summary: "commands of a terminal with their results, newest first",
+    args: ["serial"],
+    options: [{ name: "limit", kind: "number", default: "50", help: "how many" }, ...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus devices history CJDE193560043", "schoolbus devices history CJDE193560043 --limit 500 --json"],
+    load: () => import("../devices.ts").then((m) => m.history),
+  },
+  {
+    name: "devices export",
+    summary: "punches as CSV",
+    args: ["[serial]"],
+    options: [
+      { name: "from", kind: "text", help: "first day or moment, on the terminal's clock" },
+      { name: "to", kind: "text", help: "last day or moment" },
+      { name: "out", kind: "text", help: "file to write; absent = standard output" },
+      ...API_OPTIONS,
+    ],
+    examples: ["schoolbus devices export --from 2026-03-01 --to 2026-03-31 --out march.csv", "schoolbus devices export CJDE193560043"],
+    load: () => import("../devices.ts").then((m) => m.exported),
+  },
+]
