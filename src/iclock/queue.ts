@@ -31,6 +31,8 @@ import { type CommandRecord, dropHistory, notOpen, OPEN, queueCommands, readHist
 /** A command whose result has not come is sent again after this, with the same id; after so many times it has failed. */
 export const RESEND_MS = 60_000
 export const MAX_ATTEMPTS = 10
+/** A terminal that does not say whom it holds within this gets its people all the same. */
+const WHO_MS = 120_000
 /** A terminal that may have lost users is asked at most this often; every two hours it is asked anyway. */
 const SUSPECT_MS = 1_800_000
 /** What stands at a command until it is answered in them. */
@@ -223,7 +225,7 @@ export class Commands extends Context.Service<
           if (askWho) {
             yield* change(device, (tx) =>
               Effect.flatMap(Effect.orDie(devices.school(tx)), ({ school }) =>
-                queueCommands(tx, { school, deviceId: device.id, now }, [{ command: QUERY_USERS, pin: null, expiresMs: RESEND_MS * MAX_ATTEMPTS }]),
+                queueCommands(tx, { school, deviceId: device.id, now }, [{ command: QUERY_USERS, pin: null, expiresMs: WHO_MS }]),
               ),
             )
             return yield* takeAgain(device)
