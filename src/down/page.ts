@@ -8,11 +8,12 @@ import { sealLine } from "../link/frame.ts"
 import { type Header, LINE_BYTES, LINE_ROWS, PAGE_BYTES, type Staged } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { EVERY_SCHOOL, NOBODY } from "./audience.ts"
-import { cutAt, readHub } from "./hub-row.ts"
 
-/** Rows that one statement reads. */
-const READ_ROWS = 1000
+/** Rows that one statement reads: few at first, as they may be large; then as many of such rows as the page still holds. */
+const READ_ROWS = { first: 32, most: 2_000 }
 const CLASSES = [10, 8, 5, 3, 1]
+/** Between rows that are read as one text: no JSON contains it. */
+const ROW_END = "\u001e"
 
 export interface PageRequest {
   readonly school: string
@@ -35,13 +36,6 @@ export interface FeedPage {
 interface Left {
   readonly rows: number
   readonly bytes: number
-}
-
-interface EntryRow {
-  readonly seq: number
-  readonly tbl: number
-  readonly key: string
-  readonly body: string | null
 }
 
 interface TableNames {
@@ -73,6 +67,51 @@ const makeLines = () => {
   return { add, flush, lines, lastOf: lastOf as ReadonlyMap<number, number> }
 }
 
+/** Where a page begins, of one snapshot. Names too: a table may be taking another shape at this moment. */
+interface Start {
+  readonly epoch: string
+  readonly seq: number
+  readonly manifest: number
+  readonly headCut: string | null
+  readonly cursorCut: string | null
+  readonly stagedCut: string | null
+  /** JSON: id, name and columns of every table. */
+  readonly tables: string
+}
+
+const START = `SELECT h.epoch, h.seq, h.manifest, (SELECT id FROM cut WHERE seq = h.seq) AS headCut,
+    (SELECT id FROM cut WHERE seq = ?1) AS cursorCut, (SELECT id FROM cut WHERE seq = ?2) AS stagedCut,
+    (SELECT json_group_array(json_array(id, name, columns)) FROM tables) AS tables
+  FROM hub h`
+
+/** Classes, highest first, in which something lies after their place; ?3: a JSON list of class and place. */
+const WAITING = `SELECT c.value ->> 0 AS cls, c.value ->> 1 AS place FROM json_each(?3) c
+  WHERE EXISTS (SELECT 1 FROM entry WHERE audience = ?1 AND class = c.value ->> 0 AND seq > c.value ->> 1)
+     OR EXISTS (SELECT 1 FROM entry WHERE audience = ?2 AND class = c.value ->> 0 AND seq > c.value ->> 1)
+  ORDER BY c.key`
+
+const entriesOf = (audience: string): string =>
+  `SELECT seq, tbl, '[' || key || ',' || coalesce(body, 'null') || ']' AS row, body IS NOT NULL AS isRow FROM entry
+    WHERE audience = ${audience} AND class = ?3 AND seq > ?4`
+/** Two walks along the primary key, merged as they go. The rows come as one text: a message of many values takes longer than to read them. */
+const ROWS = `SELECT group_concat(row, '${ROW_END}') AS rows, json_group_array(seq) AS seqs, json_group_array(tbl) AS tbls
+  FROM (${entriesOf("?1")} UNION ALL ${entriesOf("?2")} ORDER BY seq, isRow LIMIT ?5)`
+
+interface Entries {
+  /** Key and values of each. */
+  readonly rows: ReadonlyArray<string>
+  readonly seqs: ReadonlyArray<number>
+  readonly tbls: ReadonlyArray<number>
+}
+
+const readEntries = (tx: Tx, own: number, cls: number, after: number, limit: number): Effect.Effect<Entries, LibsqlError> =>
+  Effect.map(tx.all<{ rows: string | null; seqs: string; tbls: string }>(ROWS, [EVERY_SCHOOL, own, cls, after, limit]), ([found]) => {
+    const seqs = JSON.parse(found?.seqs ?? "[]") as ReadonlyArray<number>
+    const rows = seqs.length === 0 ? [] : (found?.rows ?? "").split(ROW_END)
+    if (rows.length !== seqs.length) throw new Error(`${seqs.length} entries after ${after} read as ${rows.length} rows`)
+    return { rows, seqs, tbls: JSON.parse(found?.tbls ?? "[]") as ReadonlyArray<number> }
+  })
+
 const countLeft = (tx: Tx, own: number, from: number, staged: Staged | null): Effect.Effect<Left, LibsqlError> =>
   Effect.gen(function* () {
     const left = { rows: 0, bytes: 0 }
@@ -97,46 +136,47 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
     const own = audienceNo(request.school) ?? NOBODY - 1
     return db.read((tx) =>
       Effect.gen(function* () {
-        const hub = yield* readHub(tx)
-        // Names and rows of one snapshot: a table may be taking another shape at this moment.
-        const tables = yield* tx.all<TableNames & { readonly id: number }>("SELECT id, name, columns FROM tables")
-        const tableById = new Map(tables.map((table) => [table.id, table]))
         const { cursor } = request
-        const known = cursor.epoch === hub.epoch && cursor.seq > 0 && cursor.cut === (yield* cutAt(tx, cursor.seq))
+        const [hub] = yield* tx.all<Start>(START, [cursor.seq, request.staged?.head ?? null])
+        if (hub === undefined) throw new Error("the feed's table hub has no row")
+        const tables = JSON.parse(hub.tables) as ReadonlyArray<readonly [id: number, name: string, columns: string]>
+        const tableById = new Map(tables.map(([id, name, columns]): [number, TableNames] => [id, { name, columns }]))
+        const known = cursor.epoch === hub.epoch && cursor.seq > 0 && cursor.cut === hub.cursorCut
         const full = !known
         const from = known ? cursor.seq : 0
-        const staged = request.staged !== null && request.staged.headCut === (yield* cutAt(tx, request.staged.head)) ? request.staged : null
-        const headCut = (yield* cutAt(tx, hub.seq)) ?? "0"
+        const staged = request.staged !== null && request.staged.headCut === hub.stagedCut ? request.staged : null
+        const headCut = hub.headCut ?? "0"
 
         const { add, flush, lines, lastOf } = makeLines()
         let bytes = 0
         let count = 0
         let complete = true
-        outer: for (const cls of CLASSES) {
-          let after = Math.max(from, staged?.after[String(cls)] ?? 0)
-          for (;;) {
-            const entries = yield* tx.all<EntryRow>(
-              `SELECT * FROM (
-                 SELECT seq, tbl, key, body FROM entry WHERE audience = ?1 AND class = ?3 AND seq > ?4
-                 UNION ALL SELECT seq, tbl, key, body FROM entry WHERE audience = ?2 AND class = ?3 AND seq > ?4)
-               ORDER BY seq, body IS NOT NULL LIMIT ${READ_ROWS}`,
-              [EVERY_SCHOOL, own, cls, after],
-            )
-            for (const entry of entries) {
-              const table = tableById.get(entry.tbl)
-              if (table === undefined) continue
+        const places = CLASSES.map((cls) => [cls, Math.max(from, staged?.after[String(cls)] ?? 0)])
+        const waiting = yield* tx.all<{ cls: number; place: number }>(WAITING, [EVERY_SCHOOL, own, JSON.stringify(places)])
+        outer: for (const { cls, place } of waiting) {
+          for (let after = place; ; ) {
+            const room = Math.ceil((PAGE_BYTES - bytes) / (bytes / count)) + 1
+            const limit = count === 0 ? READ_ROWS.first : Math.max(READ_ROWS.first, Math.min(READ_ROWS.most, room))
+            const { rows, seqs, tbls } = yield* readEntries(tx, own, cls, after, limit)
+            const isEnd = rows.length < limit
+            for (let i = 0; i < rows.length; i++) {
+              const seq = seqs[i] as number
+              // Its other entry may lie beyond what was read.
+              if (!isEnd && seq === seqs.at(-1)) break
               // A seq is never split: its tombstone and its row go together.
-              if (bytes >= PAGE_BYTES && entry.seq !== after) {
+              if (bytes >= PAGE_BYTES && seq !== after) {
                 complete = false
                 break outer
               }
-              const text = `[${entry.key},${entry.body ?? "null"}]`
-              add(cls, table, entry.seq, text)
+              after = seq
+              const table = tableById.get(tbls[i] as number)
+              if (table === undefined) continue
+              const text = rows[i] as string
+              add(cls, table, seq, text)
               bytes += text.length
               count++
-              after = entry.seq
             }
-            if (entries.length < READ_ROWS) break
+            if (isEnd) break
           }
         }
         flush()

@@ -74,3 +74,27 @@ test("an append that is interrupted at any moment leaves memory and file at the 
   await run(feed.append(put(100)))
   expect(await head()).toBe(await stored())
 })
+
+test("where a row leaves one audience for another, its tombstone and its row are read together", async () => {
+  await run(feed.append((appender) => appender.loaded(table)))
+  const [loaded] = await run(feed.tables)
+  const cursor = await run(feed.head)
+  const rows = Array.from({ length: 100 }, (_, i) => ({ ...row(1_000 + i), table: loaded as FeedTable }))
+  // One that stays, so that pairs begin at an odd place.
+  await run(feed.append((appender) => appender.rows([{ ...row(999), table: loaded as FeedTable }])))
+  await run(feed.append((appender) => appender.rows(rows.map((one) => ({ ...one, audience: { value: "north" } })))))
+  await run(feed.append((appender) => appender.rows(rows.map((one) => ({ ...one, isInsert: false })))))
+  const page = await run(feed.page({ school: "north", cursor, staged: null }))
+  const seen = page.lines.flatMap((line) => {
+    const [kind, , , , , list] = JSON.parse(line) as [string, number, number, string, unknown, ReadonlyArray<[[number], [number] | null]>]
+    return kind === "rows" ? list : []
+  })
+  const moved = seen.filter(([[id]]) => id >= 1_000)
+  expect(moved.map(([[id], values]) => [id, values !== null])).toEqual(
+    rows.flatMap((_, i) => [
+      [1_000 + i, false],
+      [1_000 + i, true],
+    ]),
+  )
+  expect(page.complete).toBe(true)
+})
