@@ -19,6 +19,8 @@ beforeAll(async () => {
     `CREATE TABLE pupils (id text PRIMARY KEY, school_id text, name text);
      CREATE TABLE keyless (a int);
      CREATE VIEW seen AS SELECT * FROM pupils;
+     CREATE TABLE changes (id text PRIMARY KEY, "Name" text, name text);
+     CREATE TABLE "Pupils" (id text PRIMARY KEY, school_id text);
      CREATE ROLE ${role} LOGIN;
      GRANT SELECT, INSERT, UPDATE, DELETE ON pupils TO ${role}`,
   )
@@ -95,6 +97,8 @@ it("says everything at once that is wrong with the tables, each with its remedy,
         keyless: { audience: "all" },
         missing: { audience: "all" },
         seen: { audience: "all" },
+        changes: { audience: "all" },
+        Pupils: { audience: "all" },
       },
       devices: { people: { pupils: { id: "id", name: "full_name" } }, attendance: { table: "punched", person: "id", at: "at" } },
     },
@@ -102,6 +106,8 @@ it("says everything at once that is wrong with the tables, each with its remedy,
   )
   expect(await hub.code).toBe(78)
   for (const part of ["scool", "nme", "ADD PRIMARY KEY", "public.missing does not exist", "public.seen is a view", "full_name", "punched"])
+    expect(hub.err()).toContain(part)
+  for (const part of ["called changes in the school's file", "columns Name and name of table public.changes", "tables public.pupils and public.Pupils"])
     expect(hub.err()).toContain(part)
 })
 

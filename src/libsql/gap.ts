@@ -4,9 +4,9 @@
  * pulled; `down/reconcile.ts` closes it.
  */
 import * as Effect from "effect/Effect"
+import { sameName } from "../model/table.ts"
 import { LibsqlError, type LibsqlFile, type Tx } from "./client.ts"
 import type { TriggerState } from "./triggers.ts"
-import { sameName } from "./shape.ts"
 import { readUniques } from "./uniques.ts"
 
 /** Ids of changes that are kept free for what a comparison finds: it has happened before everything captured since. */

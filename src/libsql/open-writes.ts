@@ -4,11 +4,10 @@
  */
 import * as Effect from "effect/Effect"
 import { localKeySql } from "../model/key.ts"
-import type { Table } from "../model/table.ts"
+import { sameName, type Table } from "../model/table.ts"
 import { readText, safely } from "./cells.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
 import { type Captured, type End, keyId, openEnds, type Values } from "./history.ts"
-import { sameName } from "./shape.ts"
 
 /** New keys looked up in one statement. */
 const KEYS_AT_ONCE = 200

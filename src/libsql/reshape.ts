@@ -5,10 +5,10 @@
  * triggers on the table gone.
  */
 import * as Effect from "effect/Effect"
-import type { Column, Manifest, Table } from "../model/table.ts"
+import { type Column, type Manifest, sameName, type Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
-import { canHold, type FileColumn, type FileTable, sameName } from "./shape.ts"
+import { canHold, type FileColumn, type FileTable } from "./shape.ts"
 import { columnSql, columnsSql, createTable, literal, parentsOf, tableSql } from "./table-sql.ts"
 
 /** For each column of the new shape, the old one that it continues. */

@@ -2,13 +2,13 @@
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import type { Manifest, Table } from "../model/table.ts"
+import { isReservedName, type Manifest, sameName, type Table } from "../model/table.ts"
 import { captureExisting } from "./capture.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
 import { freezeOpen } from "./freeze.ts"
 import { findGaps, noteInstalled, openGaps } from "./gap.ts"
 import { ensureUniques, isOtherShape, isReplaced, type Reshaping, reorderChanges, replace, reshape } from "./reshape.ts"
-import { type FileColumn, type FileTable, misfitOf, missingColumns, sameName } from "./shape.ts"
+import { type FileColumn, type FileTable, misfitOf, missingColumns } from "./shape.ts"
 import { columnSql, createTable, parentsOf } from "./table-sql.ts"
 import { readTriggers } from "./triggers.ts"
 
@@ -48,7 +48,7 @@ const freezeUnder = (tx: Tx, stored: Manifest): Effect.Effect<void, LibsqlError>
   })
 
 const refuseReserved = (table: Table): TableRefused | null =>
-  table.local === "changes" || (table.local.startsWith("schoolbus_") && !table.name.startsWith("schoolbus."))
+  isReservedName(table)
     ? new TableRefused({
         table: table.local,
         reason: "has a name that the sync itself uses in a school's file",

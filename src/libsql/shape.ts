@@ -1,5 +1,5 @@
 /** Whether a table that stands in a school's file can hold what head office sends, exactly (pure). */
-import type { Column, Table } from "../model/table.ts"
+import { type Column, sameName, type Table } from "../model/table.ts"
 import { sqliteType } from "../model/value.ts"
 
 /** A column as `pragma_table_xinfo` tells it. */
@@ -48,9 +48,6 @@ export const canHold = (type: string, column: Pick<Column, "kind" | "type">): bo
   // Declared DATETIME, DATE or UUID by many mappers: such text never looks like a number.
   return affinity === "NUMERIC" && column.kind === "text" && /^(timestamp|date|time|uuid)/.test(column.type)
 }
-
-/** SQLite tells names apart without regard to the case of ASCII letters. */
-export const sameName = (name: string): string => name.replace(/[A-Z]/g, (letter) => letter.toLowerCase())
 
 /** Why the table cannot be kept the same as head office's; null when it can, perhaps after columns are added. */
 export const misfitOf = (table: Table, file: FileTable): Misfit | null => {

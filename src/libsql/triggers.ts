@@ -4,10 +4,9 @@
  * before a program's own trigger writes on top of it.
  */
 import * as Effect from "effect/Effect"
-import type { Manifest, Table } from "../model/table.ts"
+import { type Manifest, sameName, type Table } from "../model/table.ts"
 import { captureTriggers, streamTriggers, TRIGGER_ENDS, type Trigger, triggerName } from "./capture.ts"
 import type { LibsqlError, Tx } from "./client.ts"
-import { sameName } from "./shape.ts"
 import { readUniques } from "./uniques.ts"
 
 interface Present {

@@ -3,8 +3,8 @@
  * those that a program of the school made, by expressions, under other collations, or for some rows only.
  */
 import * as Effect from "effect/Effect"
+import { sameName } from "../model/table.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
-import { sameName } from "./shape.ts"
 
 export type Term =
   /** `fallback`: the default that REPLACE puts in the place of a NULL the column may not hold. */

@@ -185,3 +185,10 @@ export const isExcluded = (table: Table, column: string): boolean => table.exclu
 /** True when the time of the column's last write can decide something. */
 export const needsTime = (table: Table, column: string): boolean =>
   isExcluded(table, column) || ruleOf(table, column) === "newest_wins" || table.strategy === "newest_wins"
+
+/** SQLite tells names apart without regard to the case of ASCII letters. */
+export const sameName = (name: string): string => name.replace(/[A-Z]/g, (letter) => letter.toLowerCase())
+
+/** Whether something else stands in a school's file under the name of this table, or may. */
+export const isReservedName = ({ name, local }: Pick<Table, "name" | "local">): boolean =>
+  /^(changes$|sqlite_)/.test(sameName(local)) || (sameName(local).startsWith("schoolbus_") && !name.startsWith("schoolbus."))

@@ -1,6 +1,6 @@
 /** Tables as Postgres describes them, joined with the config's rules; everything that cannot be synced is listed at once. */
 import * as Effect from "effect/Effect"
-import { type Audience, type Column, type ColumnRule, isThrough, type Reference, type Table } from "../model/table.ts"
+import { type Audience, type Column, type ColumnRule, isReservedName, isThrough, type Reference, sameName, type Table } from "../model/table.ts"
 import { kindOf, type Wire } from "../model/value.ts"
 import { hasKeyRange } from "./key-types.ts"
 import type { PostgresError, Session } from "./client.ts"
@@ -21,6 +21,7 @@ export type ProblemCode =
   | "replica_identity"
   | "column_missing"
   | "float_key"
+  | "name"
   | "link_column"
   | "rule"
   | "no_right"
@@ -230,6 +231,17 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         const text = `row security hides rows of table ${name} from the hub's role; make it the table's owner, or let it see all: ALTER ROLE ${relation.role} BYPASSRLS`
         problems.push({ code: "row_security", text })
       }
+      const local = rule.local ?? localName(name)
+      if (isReservedName({ name, local })) {
+        const text = `table ${name} would be called ${local} in the school's file, a name that SQLite or the sync itself uses there; rename it, or take it out of the config`
+        problems.push({ code: "name", text })
+      }
+      const byName = Map.groupBy(mine, (column) => sameName(column.name))
+      for (const same of byName.values()) {
+        if (same.length < 2) continue
+        const text = `columns ${same.map((column) => column.name).join(" and ")} of table ${name} differ only in capital letters, which is one name in a school's file; rename one of them`
+        problems.push({ code: "name", text })
+      }
       const known = new Set(mine.map((column) => column.name))
       const list = [...known].join(", ")
       for (const column of ownAudienceColumns(rule.audience)) {
@@ -265,7 +277,7 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
       toastable.set(name, new Set(mine.filter((column) => column.toastable).map((column) => column.name)))
       const table: Table = {
         ...rule,
-        local: rule.local ?? localName(name),
+        local,
         columns: mine.map((column): Column => {
           const kind = kindOf(baseName(column.oid))
           const constant = constants.get(`${column.tbl}\0${column.name}`)
@@ -291,10 +303,10 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
     const problems: Array<string> = []
     const byLocal = new Map<string, string>()
     for (const table of tables) {
-      const other = byLocal.get(table.local)
+      const other = byLocal.get(sameName(table.local))
       if (other !== undefined)
         problems.push(`tables ${other} and ${table.name} would both be called ${table.local} in the school's file; rename one of them`)
-      byLocal.set(table.local, table.name)
+      byLocal.set(sameName(table.local), table.name)
     }
     return { found, tables, problems, toastable }
   })

@@ -6,25 +6,27 @@ import { textsOf } from "./authorise.ts"
 import { textToWire } from "./canonical.ts"
 import { matching, unnest } from "./lists.ts"
 import { isOwnBaseRule } from "./merge.ts"
+import { belongs, type Places } from "./place.ts"
 import type { Row } from "./resolve.ts"
 import type { Outcome, Work } from "./work.ts"
 
 /**
- * Rows that the batch inserted and a cascade of its own deletes took away again. No stream will ever tell of them, so the
- * verdict does.
+ * Rows that the batch inserted and that are not the school's after all: a cascade of its own deletes took them away again, or
+ * a trigger gave them to another school or under another key. No stream will ever tell this school of them, so the verdict does.
  */
-export const findRemoved = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<void, PostgresError> =>
+export const findRemoved = (session: Session, works: ReadonlyArray<Work>, places: Places, school: string): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
     const inserted = works.filter((work) => work.refusal === null && work.isInsert)
     for (const [table, own] of Map.groupBy(inserted, (work) => work.table)) {
       const types = table.key.map((name) => own[0]?.shape.columns.get(name)?.base ?? "text")
-      const { from, params } = unnest(
+      const { from, params, width } = unnest(
         own.map((work, i) => [...textsOf(table, table.key, work.row), String(i)]),
         table.key.length + 1,
       )
       const rows = yield* session.texts(
-        `SELECT u.u${table.key.length} FROM ${from} WHERE NOT EXISTS (SELECT 1 FROM ${qualified(table.name)} t WHERE ${matching(table.key, types)})`,
-        params,
+        `SELECT u.u${table.key.length} FROM ${from} WHERE NOT EXISTS (SELECT 1 FROM ${qualified(table.name)} t
+          WHERE ${matching(table.key, types)} AND ${belongs(places, table, "t", `$${width + 1}::text`)})`,
+        [...params, school],
       )
       for (const [index] of rows) {
         const work = own[Number(index)]

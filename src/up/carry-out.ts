@@ -96,7 +96,8 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
       }
     }
     yield* writePlaced(session, writing, places, ground.school)
-    if (leaving.some((work) => work.isDelete)) yield* findRemoved(session, writing())
+    if (leaving.some((work) => work.isDelete) || writing().some((work) => work.isInsert && work.shape.hasTriggers))
+      yield* findRemoved(session, writing(), places, ground.school)
     const altered = yield* readAltered(session, writing())
     yield* recordTimes(session, writing().map(pushingOf))
 

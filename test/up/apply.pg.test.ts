@@ -17,6 +17,9 @@ CREATE TABLE "weird ""name" ("k ""1" int, "k,2" text, "school ""id" text, "v'\\a
 CREATE TABLE loud (id int PRIMARY KEY, school_id text, name text, n int);
 CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.name = 'boom' THEN RAISE EXCEPTION 'no boom here'; END IF; NEW.name := upper(NEW.name); RETURN NEW; END $$;
 CREATE TRIGGER t BEFORE INSERT OR UPDATE ON loud FOR EACH ROW EXECUTE FUNCTION shout();
+CREATE TABLE sorted (id int PRIMARY KEY, school_id text, name text);
+CREATE FUNCTION sort_in() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.name = 'theirs' THEN NEW.school_id := 'b'; ELSIF NEW.name = 'renumbered' THEN NEW.id := NEW.id + 100; END IF; RETURN NEW; END $$;
+CREATE TRIGGER t BEFORE INSERT OR UPDATE ON sorted FOR EACH ROW EXECUTE FUNCTION sort_in();
 CREATE TABLE chain (id int PRIMARY KEY, school_id text, next int REFERENCES chain (id) DEFERRABLE INITIALLY DEFERRED);
 CREATE TABLE wide (id int PRIMARY KEY, school_id text, ${Array.from({ length: 1_000 }, (_, i) => `c${i} ${i % 2 === 0 ? "text" : "numeric(6,2)"}`).join(", ")});
 CREATE TABLE log_sw (id int PRIMARY KEY, school_id text, a text, b text);
@@ -32,6 +35,7 @@ const RULES = {
   fixed: { direction: "down" as const },
   'weird "name': { audience: { column: 'school "id' }, strategy: "school_wins" as const },
   loud: {},
+  sorted: {},
   chain: {},
   wide: {},
   log_sw: { strategy: "school_wins" as const },
@@ -333,6 +337,16 @@ describe("constraints", () => {
     const q = await a.push([{ table: "loud", op: "update", key: [2], base: { id: 2, school_id: "a", name: "soft" }, mine: { name: "softer" } }])
     expect(q.exceptions).toEqual([])
     expect(await o.sql("SELECT name FROM loud WHERE id=2")).toEqual([{ name: "SOFTER" }])
+  })
+  test("a row that a trigger gives to another school, or under another key, leaves the school with its verdict", async () => {
+    const insert = (key: number, name: string) => ({ table: "sorted", op: "insert" as const, key: [key], mine: { id: key, school_id: "a", name } })
+    const p = await a.push([insert(1, "mine"), insert(2, "theirs"), insert(3, "renumbered")])
+    expect([p.verdict(0), p.verdict(1), p.verdict(2)]).toEqual(["applied", "superseded", "superseded"])
+    expect(await o.sql("SELECT id, school_id FROM sorted ORDER BY 1")).toEqual([
+      { id: 1, school_id: "a" },
+      { id: 2, school_id: "b" },
+      { id: 103, school_id: "a" },
+    ])
   })
   test("rows that point to each other under a deferred key", async () => {
     const row = (n: number, next: number) => ({ table: "chain", op: "insert" as const, key: [n], mine: { id: n, school_id: "a", next } })
