@@ -107,7 +107,11 @@ it("says everything at once that is wrong with the tables, each with its remedy,
   expect(await hub.code).toBe(78)
   for (const part of ["scool", "nme", "ADD PRIMARY KEY", "public.missing does not exist", "public.seen is a view", "full_name", "punched"])
     expect(hub.err()).toContain(part)
-  for (const part of ["called changes in the school's file", "columns Name and name of table public.changes", "tables public.pupils and public.Pupils"])
+  for (const part of [
+    "called changes in the school's file",
+    "columns Name and name of table public.changes",
+    "tables public.pupils and public.Pupils",
+  ])
     expect(hub.err()).toContain(part)
 })
 
