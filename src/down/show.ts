@@ -19,9 +19,11 @@ const KEYS_AT_ONCE = 2_000
 const SWAP_ROUNDS = 4
 
 /** OR ABORT: a table that a program made may say `ON CONFLICT REPLACE`, which would delete another row. */
-const upsertSql = (table: Table, columns: ReadonlyArray<string>): string => {
+const upsertSql = (table: Table, columns: ReadonlyArray<string>, rows: number): string => {
   const set = columns.filter((name) => !table.key.includes(name)).map((name) => `${ident(name)} = excluded.${ident(name)}`)
-  return `INSERT OR ABORT INTO ${ident(table.local)} (${columns.map(ident).join(", ")}) VALUES (${columns.map(() => "?").join(", ")})
+  return `INSERT OR ABORT INTO ${ident(table.local)} (${columns.map(ident).join(", ")}) VALUES ${Array(rows)
+    .fill(`(${columns.map(() => "?").join(", ")})`)
+    .join(", ")}
     ON CONFLICT (${table.key.map(ident).join(", ")}) DO ${set.length === 0 ? "NOTHING" : `UPDATE SET ${set.join(", ")}`}`
 }
 
@@ -31,16 +33,12 @@ const updateSql = (table: Table, columns: ReadonlyArray<string>): string =>
   `UPDATE OR ABORT ${ident(table.local)} SET ${columns.map((name) => `${ident(name)} = ?`).join(", ")} WHERE ${whereKey(table)}`
 
 /** A statement that does not fit the file (a program dropped the table or a column) refuses its rows, not the cut. */
-const attempt = (tx: Tx, sql: string, rows: ReadonlyArray<ReadonlyArray<Cell>>): Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError> =>
-  tx
-    .many(sql, rows)
-    .pipe(
-      Effect.catch((error) =>
-        error.code === "SQLITE_ERROR"
-          ? Effect.succeed(rows.map((_, index) => ({ index, code: error.code, message: error.message })))
-          : Effect.fail(error),
-      ),
-    )
+const refusingAll = (rows: number, failures: Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>): typeof failures =>
+  Effect.catch(failures, (error) =>
+    error.code === "SQLITE_ERROR"
+      ? Effect.succeed(Array.from({ length: rows }, (_, index) => ({ index, code: error.code, message: error.message })))
+      : Effect.fail(error),
+  )
 
 const grouped = <A>(all: ReadonlyArray<A>, by: (one: A) => string): ReadonlyArray<ReadonlyArray<A>> => {
   const groups = new Map<string, Array<A>>()
@@ -70,38 +68,46 @@ const alike = (items: ReadonlyArray<Item>): ReadonlyArray<ReadonlyArray<Item>> =
   return [...groups.values()]
 }
 
-/** One prepared statement for all items of a table that have the same columns. */
+/** All items of a table that have the same columns go together. */
 const writeAll = (
-  tx: Tx,
   items: ReadonlyArray<Item>,
-  sql: (table: Table, columns: ReadonlyArray<string>) => string,
-  cells: (item: Item, kinds: ReadonlyArray<Kind>) => ReadonlyArray<Cell>,
+  write: (group: ReadonlyArray<Item>, target: Target, columns: ReadonlyArray<string>) => Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>,
 ): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
   Effect.gen(function* () {
     const refused: Array<Refused> = []
     for (const group of alike(items)) {
       const { target, columns } = group[0] as Item
-      const kinds = kindsOf(target, columns)
-      const failures = yield* attempt(
-        tx,
-        sql(target.table, columns),
-        group.map((item) => cells(item, kinds)),
-      )
+      const failures = yield* refusingAll(group.length, write(group, target, columns))
       for (const { index, code, message } of failures) refused.push({ item: group[index] as Item, code, error: message })
     }
     return refused
   })
 
 const kindsOf = (target: Target, columns: ReadonlyArray<string>): ReadonlyArray<Kind> => columns.map((name) => target.kinds.get(name) ?? "text")
-const valueCells = ({ values }: Item, kinds: ReadonlyArray<Kind>): ReadonlyArray<Cell> =>
-  kinds.map((kind, i) => wireToCell(kind, values?.[i] ?? null))
-
-const removeAll = (tx: Tx, items: ReadonlyArray<Item>) => writeAll(tx, items, deleteSql, (item) => item.keyCells)
-const upsertAll = (tx: Tx, items: ReadonlyArray<Item>) => writeAll(tx, items, upsertSql, valueCells)
+const removeAll = (tx: Tx, items: ReadonlyArray<Item>) =>
+  writeAll(items, (group, { table }) =>
+    tx.many(
+      deleteSql(table),
+      group.map((item) => item.keyCells),
+    ),
+  )
+const upsertAll = (tx: Tx, items: ReadonlyArray<Item>) =>
+  writeAll(items, (group, target, columns) =>
+    tx.manyWires(
+      (rows) => upsertSql(target.table, columns, rows),
+      kindsOf(target, columns),
+      group.map((item) => item.values ?? []),
+    ),
+  )
 
 /** Sets the named columns of rows that exist; the others are not touched. */
 export const updateRows = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
-  writeAll(tx, items, updateSql, (item, kinds) => [...valueCells(item, kinds), ...item.keyCells])
+  writeAll(items, (group, target, columns) =>
+    tx.many(
+      updateSql(target.table, columns),
+      group.map((item) => [...kindsOf(target, columns).map((kind, i) => wireToCell(kind, item.values?.[i] ?? null)), ...item.keyCells]),
+    ),
+  )
 
 export interface Current {
   /** As `safely` reads them, in column order: same value, same bytes. */

@@ -13,7 +13,7 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
-import type { Cell } from "../model/value.ts"
+import type { Cell, Kind, Wire } from "../model/value.ts"
 import type { Slab, SlabPiece } from "./slab.ts"
 
 /** How long a statement waits for another program's write lock before it fails with SQLITE_BUSY. */
@@ -56,6 +56,15 @@ export interface Tx {
   readonly run: (sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<number, LibsqlError>
   /** One prepared statement for many rows, cells bound exactly as they are. Rows that violate a constraint are reported, not thrown. */
   readonly many: (sql: string, rows: ReadonlyArray<ReadonlyArray<Cell>>) => Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>
+  /**
+   * The same for wire values, as many in each row: rows go together in one statement where none of them is refused. `sql` is the
+   * statement for so many rows.
+   */
+  readonly manyWires: (
+    sql: (rows: number) => string,
+    kinds: ReadonlyArray<Kind>,
+    rows: ReadonlyArray<ReadonlyArray<Wire>>,
+  ) => Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>
   /**
    * One statement over many rows, the quickest way to write them: `slabRow` has the SQL for a row's parts, `args` are bound from
    * ?4 on. It does not wait: what fails, fails the transaction at its end.
@@ -120,6 +129,19 @@ const pack = (rows: ReadonlyArray<ReadonlyArray<Cell>>): Packed => {
   return { width, cells, integers }
 }
 
+/** Wire values on their way to the worker: as one text they are there sooner than as cells. */
+export interface PackedWires {
+  readonly kinds: ReadonlyArray<Kind>
+  /** A JSON list of rows. */
+  readonly json: string
+  /** The statement for `wide` rows. */
+  readonly wideSql: string
+  readonly wide: number
+}
+
+/** Values that one statement of many rows binds: beyond that it is no quicker. */
+const WIDE_VALUES = 200
+
 /** Statements of `bulk` that may be on their way to the worker. */
 const BULK_AHEAD = 4
 
@@ -131,6 +153,7 @@ type Command =
   | { readonly op: "ahead"; readonly sql: string; readonly piece: SlabPiece; readonly args: ReadonlyArray<Bind> }
   | { readonly op: "run" | "all" | "values"; readonly sql: string; readonly args: ReadonlyArray<Bind> | undefined }
   | ({ readonly op: "many" | "insert"; readonly sql: string } & Packed)
+  | ({ readonly op: "wires"; readonly sql: string } & PackedWires)
   | ({ readonly op: "prints" } & PrintScan)
   | { readonly op: "reset" | "close" }
 export type Request = Command & { readonly id: number }
@@ -218,6 +241,12 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
       run: (sql, args) => send({ op: "run", sql, args }) as Effect.Effect<number, LibsqlError>,
       many: (sql, rows) =>
         rows.length === 0 ? Effect.succeed([]) : (send({ op: "many", sql, ...pack(rows) }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>),
+      manyWires: (sql, kinds, rows) => {
+        if (rows.length === 0) return Effect.succeed([])
+        const wide = Math.max(1, Math.floor(WIDE_VALUES / Math.max(1, kinds.length)))
+        const command = { op: "wires", sql: sql(1), kinds, json: JSON.stringify(rows), wideSql: sql(wide), wide } as const
+        return send(command) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>
+      },
       bulk: Effect.fnUntraced(function* (sql, rows, args = []) {
         rows.close()
         for (const piece of rows.pieces.splice(0)) {

@@ -5,7 +5,8 @@
  */
 import Database from "libsql"
 import { Hasher, keyName, Prints } from "../model/digest.ts"
-import type { Bind, Packed, PrintScan, PrintsFound, Request, Response, RowFailure } from "./client.ts"
+import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
+import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Response, RowFailure } from "./client.ts"
 
 const STATEMENT_CACHE = 256
 
@@ -97,6 +98,9 @@ const print = ({ sql, args, renumber, wanted }: PrintScan): PrintsFound => {
   return { byTable: new Map([...found].map(([of, list]) => [of, list.take()])), keys }
 }
 
+/** A constraint refuses rows; everything else fails the transaction. */
+const isRefusal = (code: string): boolean => code.startsWith("SQLITE_CONSTRAINT") || code === "SQLITE_MISMATCH"
+
 const runRows = ({ sql, width, cells, integers }: Packed & { readonly sql: string }): ReadonlyArray<RowFailure> => {
   const statement = prepare(sql)
   const failures: Array<RowFailure> = []
@@ -110,8 +114,39 @@ const runRows = ({ sql, width, cells, integers }: Packed & { readonly sql: strin
       statement.run(row)
     } catch (error) {
       const { code, message } = failure(error)
-      if (!code.startsWith("SQLITE_CONSTRAINT") && code !== "SQLITE_MISMATCH") throw error
+      if (!isRefusal(code)) throw error
       failures.push({ index, code, message })
+    }
+  }
+  return failures
+}
+
+const writeWires = ({ sql, kinds, json, wideSql, wide }: PackedWires & { readonly sql: string }): ReadonlyArray<RowFailure> => {
+  const rows = JSON.parse(json) as ReadonlyArray<ReadonlyArray<Wire>>
+  const failures: Array<RowFailure> = []
+  const cellsOf = (from: number, to: number): Array<Cell> => {
+    const cells: Array<Cell> = []
+    for (let index = from; index < to; index++)
+      for (let i = 0; i < kinds.length; i++) cells.push(wireToCell(kinds[i] as Kind, rows[index]?.[i] ?? null))
+    return cells
+  }
+  const refusal = (index: number, cells: Array<Cell>): RowFailure | null => {
+    try {
+      prepare(index < 0 ? wideSql : sql).run(cells)
+      return null
+    } catch (error) {
+      const { code, message } = failure(error)
+      if (!isRefusal(code)) throw error
+      return { index, code, message }
+    }
+  }
+  for (let from = 0; from < rows.length; from += wide) {
+    const to = Math.min(rows.length, from + wide)
+    // A statement that is refused has written none of its rows.
+    if (to - from === wide && wide > 1 && refusal(-1, cellsOf(from, to)) === null) continue
+    for (let index = from; index < to; index++) {
+      const refused = refusal(index, cellsOf(index, index + 1))
+      if (refused !== null) failures.push(refused)
     }
   }
   return failures
@@ -184,6 +219,8 @@ const answer = (request: Request): unknown => {
         }
         throw error
       }
+    case "wires":
+      return writeWires(request)
     case "prints":
       return print(request)
     case "reset":
