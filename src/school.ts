@@ -114,8 +114,8 @@ const school = (options: SchoolOptions) =>
     yield* deliver.resume
     const streams = yield* subscribedTables(options.workers)
     const nightly = Effect.provide(verifyNightly, yield* Effect.context<Libsql | OpenLink>())
-    // A table that a program made unfit stops the sync by name, not the node: terminals and programs go on.
-    yield* guardTriggers(streams, true).pipe(Effect.catchTag("TableRefused", (error) => Effect.logError(error.message)))
+    // A file that cannot be used stops the sync, not the node: terminals and programs go on.
+    yield* guardTriggers({ streams, adopt: options.adopt }, true).pipe(Effect.catchTag("TableRefused", (error) => Effect.logError(error.message)))
     const plugins = [yield* healthRoutes, yield* syncRoutes, yield* settingsRoutes, yield* conflictRoutes, yield* verifyRoutes, yield* deviceRoutes]
     const app = makeApp({ plugins, auth: authFor(options) })
     const server = yield* listen({ ...options, maxBodyBytes: 1024 * 1024 }, (request) => app.handle(request))
@@ -138,7 +138,9 @@ const school = (options: SchoolOptions) =>
       Effect.suspend(() => Effect.delay(nightly, Math.random() * VERIFY_SPREAD_MS)),
     )
     yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(deliver.retry, { log: "Warn" }), Schedule.spaced("10 seconds")))
-    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(guardTriggers(streams), { log: "Warn" }), Schedule.spaced(SCHEMA_POLL_MS)))
+    yield* Effect.forkScoped(
+      Effect.repeat(Effect.ignoreCause(guardTriggers({ streams, adopt: options.adopt }), { log: "Warn" }), Schedule.spaced(SCHEMA_POLL_MS)),
+    )
     if (options.workers !== null) yield* startWorkers({ folder: options.workers, outDir: options.dataDir })
     return yield* sessions({ ...options, streams })
   })

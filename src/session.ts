@@ -436,7 +436,7 @@ const session = (options: SessionOptions, memory: Memory) =>
       yield* sendAgainFrom(db, welcome.lastBatch + 1)
       yield* pushAll(db, link, identity)
     }
-    yield* guardTriggers(options.streams)
+    yield* guardTriggers(install)
     memory.isFarAhead = yield* closeGaps(link, identity)
     const taking = { ...install, mayHaveGaps: memory.isFarAhead }
     const settings = yield* Settings

@@ -55,12 +55,23 @@ CREATE TABLE schoolbus_gap (
   reason   TEXT NOT NULL,
   lost     TEXT NOT NULL,                -- JSON list of columns that were gone and are empty now
   first_id INTEGER NOT NULL,             -- ids of changes from here on are kept free for what is found
+  anew     INTEGER NOT NULL DEFAULT 0,   -- 1: its rows may be older than the cursor, so what differs comes again
   at       INTEGER NOT NULL
 );
 
+-- Tables of the manifest that the file cannot hold as they stand, until they fit: they pause, each alone.
+CREATE TABLE schoolbus_unfit (
+  name   TEXT PRIMARY KEY,               -- "public.students"
+  reason TEXT NOT NULL,                  -- "is a view in this file"
+  remedy TEXT NOT NULL,
+  taken  INTEGER NOT NULL DEFAULT 0,     -- 1: a program's own table with rows, never synced
+  torn   INTEGER NOT NULL DEFAULT 0,     -- 1: its rows may be older than the cursor
+  at     INTEGER NOT NULL
+) WITHOUT ROWID;
+
 -- What triggers capture. op: I, U, D, or R (a row that a REPLACE was about to displace, seen just before).
 -- v0, v1 … are the old values in the table's column order (of I: only the key), stored natively; more are added as tables need.
--- batch: the frozen batch that carries it; null = not frozen yet. Rows leave when their batch's ledger row has come down.
+-- batch: the frozen batch that carries it; null = not frozen yet; 0 = it waits until its table fits again. Rows leave when their batch's ledger row has come down.
 CREATE TABLE changes (
   id      INTEGER PRIMARY KEY AUTOINCREMENT,
   tbl     INTEGER NOT NULL,
@@ -245,7 +256,7 @@ CREATE TABLE schoolbus_iclock_user (
 
 -- The sync state of a row, for programs.
 CREATE VIEW schoolbus_rows ("table", key, state, since, conflict_id) AS
-  SELECT t.local, c.key, CASE WHEN max(c.batch IS NULL) THEN 'pending' ELSE 'sending' END, min(c.at), NULL
+  SELECT t.local, c.key, CASE WHEN max(c.batch IS NULL OR c.batch = 0) THEN 'pending' ELSE 'sending' END, min(c.at), NULL
     FROM changes c JOIN schoolbus_tables t ON t.id = c.tbl WHERE c.op <> 'R' GROUP BY c.tbl, c.key
   UNION ALL
   SELECT t.local, h.key, 'held', h.at, h.record

@@ -12,6 +12,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Semaphore from "effect/Semaphore"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
+import { tearUnfit } from "../libsql/unfit.ts"
 import type { Header, Staged, Trailer } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { classOf, type Manifest } from "../model/table.ts"
@@ -90,6 +91,8 @@ interface StateRow {
   readonly cut: string
   readonly manifest: string | null
   readonly applying: string | null
+  /** Tables that do not fit, as one text. */
+  readonly unfit: string | null
 }
 
 const nothing = { rows: 0, settled: [], behind: 0, received: { rows: 0, bytes: 0 }, applied: false, taken: true } satisfies Omit<Delivered, "cursor">
@@ -100,16 +103,26 @@ const cursorOf = (row: Pick<StateRow, "epoch" | "seq" | "cut">): Cursor => ({ ep
 const cursorAt = (header: Header): Cursor => ({ epoch: header.epoch, seq: header.head, cut: header.headCut })
 
 const readState = (tx: Tx): Effect.Effect<StateRow, LibsqlError> =>
-  Effect.map(tx.all<StateRow>("SELECT incarnation, school, epoch, seq, cut, manifest, applying FROM schoolbus_state"), ([row]) => {
-    if (row === undefined) throw new Error("schoolbus_state has no row: the file has no incarnation yet")
-    return row
-  })
+  Effect.map(
+    tx.all<StateRow>(
+      `SELECT incarnation, school, epoch, seq, cut, manifest, applying,
+              (SELECT group_concat(name || reason) FROM schoolbus_unfit) AS unfit FROM schoolbus_state`,
+    ),
+    ([row]) => {
+      if (row === undefined) throw new Error("schoolbus_state has no row: the file has no incarnation yet")
+      return row
+    },
+  )
 
 /** The cut under way is not all here yet. */
 const isReceiving = (state: StateRow): boolean => state.applying === null || (JSON.parse(state.applying) as Applying).above > 0
 
-const setCursor = (tx: Tx, header: Header): Effect.Effect<number, LibsqlError> =>
-  tx.run("UPDATE schoolbus_state SET epoch = ?, seq = ?, cut = ?, applying = NULL", [header.epoch, header.head, header.headCut])
+const setCursor = (tx: Tx, header: Header): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    yield* tx.run("UPDATE schoolbus_state SET epoch = ?, seq = ?, cut = ?, applying = NULL", [header.epoch, header.head, header.headCut])
+    // What a full cut no longer names cannot be taken out of a table that does not fit.
+    if (header.full) yield* tearUnfit(tx)
+  })
 
 const countBehind = (tx: Tx): Effect.Effect<number, LibsqlError> =>
   Effect.map(tx.all<{ n: number }>("SELECT count(*) AS n FROM schoolbus_behind"), ([row]) => row?.n ?? 0)
@@ -140,6 +153,8 @@ export class Deliver extends Context.Service<
     readonly resume: Effect.Effect<void, LibsqlError>
     /** Tries rows again that could not be applied, when there are so many of them that the cuts themselves do not. */
     readonly retry: Effect.Effect<void, LibsqlError>
+    /** Tries all of them again, now: a table fits that did not. */
+    readonly retryAll: Effect.Effect<void, LibsqlError>
     /** Empties tables that left the manifest and wait for no verdict. */
     readonly empty: Effect.Effect<void>
     readonly discardStaging: Effect.Effect<void, LibsqlError>
@@ -151,12 +166,12 @@ export class Deliver extends Context.Service<
       const db = yield* Libsql
       const one = Semaphore.makeUnsafe(1)
 
-      let known: { readonly text: string | null; readonly targets: Targets } | null = null
+      let known: { readonly text: string | null; readonly unfit: string | null; readonly targets: Targets } | null = null
       const open = Effect.fnUntraced(function* (tx: Tx): Effect.fn.Return<{ readonly state: StateRow; readonly targets: Targets }, LibsqlError> {
         const state = yield* readState(tx)
-        if (known === null || known.text !== state.manifest) {
+        if (known === null || known.text !== state.manifest || known.unfit !== state.unfit) {
           const manifest = state.manifest === null ? NO_MANIFEST : (JSON.parse(state.manifest) as Manifest)
-          known = { text: state.manifest, targets: yield* readTargets(tx, manifest) }
+          known = { text: state.manifest, unfit: state.unfit, targets: yield* readTargets(tx, manifest) }
         }
         return { state, targets: known.targets }
       })
@@ -380,6 +395,7 @@ export class Deliver extends Context.Service<
         resume: one.withPermit(Effect.andThen(applyStaged, empty)),
         empty: one.withPermit(empty),
         retry: one.withPermit(retry),
+        retryAll: one.withPermit(retryAll),
         discardStaging: one.withPermit(Effect.flatMap(db.read(readState), (state) => (isReceiving(state) ? discardStage(db) : Effect.void))),
       })
     }),

@@ -1,6 +1,7 @@
 /** What one delivering transaction works with: the tables as the applied manifest says, and the rows that came for them. */
 import * as Effect from "effect/Effect"
 import type { LibsqlError, Tx } from "../libsql/client.ts"
+import { readUnfit, unfitText } from "../libsql/unfit.ts"
 import type { Line } from "../link/protocol.ts"
 import { localKeyOf } from "../model/key.ts"
 import type { Manifest, Table } from "../model/table.ts"
@@ -16,6 +17,8 @@ export interface Target {
   readonly keyKinds: ReadonlyArray<Kind>
   /** Holds the records that a person decides: conflicts and quarantined changes. */
   readonly isRecord: boolean
+  /** Why nothing may be written into it now; null = it fits. */
+  readonly unfit: string | null
 }
 
 export interface Targets {
@@ -52,12 +55,13 @@ export const idOf = (tbl: number, key: string): string => `${tbl} ${key}`
 export const readTargets = (tx: Tx, manifest: Manifest): Effect.Effect<Targets, LibsqlError> =>
   Effect.gen(function* () {
     const ids = new Map((yield* tx.all<{ id: number; name: string }>("SELECT id, name FROM schoolbus_tables")).map((row) => [row.name, row.id]))
+    const unfit = new Map((yield* readUnfit(tx)).map((one) => [one.name, unfitText(one)]))
     const targets = manifest.tables.flatMap((table): ReadonlyArray<Target> => {
       const tbl = ids.get(table.name)
       if (tbl === undefined) return []
       const kinds = new Map(table.columns.map((column) => [column.name, column.kind]))
       const isRecord = table.name === CONFLICTS || table.name === QUARANTINE
-      return [{ table, tbl, kinds, keyKinds: table.key.map((name) => kinds.get(name) ?? "text"), isRecord }]
+      return [{ table, tbl, kinds, keyKinds: table.key.map((name) => kinds.get(name) ?? "text"), isRecord, unfit: unfit.get(table.name) ?? null }]
     })
     return { manifest, byName: new Map(targets.map((t) => [t.table.name, t])), byTbl: new Map(targets.map((t) => [t.tbl, t])) }
   })

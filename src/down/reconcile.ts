@@ -193,6 +193,34 @@ const heldKeys = (file: LibsqlFile, tbl: number) =>
     (rows) => new Set(rows.map(({ key }) => key)),
   )
 
+/** Rows that may be older than the cursor: what differs comes again, and only rows that head office does not have are the school's. */
+const takeAnew = (
+  link: Link,
+  identity: Identity,
+  gap: Gap,
+  target: Target,
+  at: Point,
+  { missing, extra, differing }: Pick<Effect.Success<ReturnType<typeof findDifferences>>["found"][number], "missing" | "extra" | "differing">,
+) =>
+  Effect.gen(function* () {
+    const file = yield* Libsql
+    const { table, tbl } = target
+    const localsOf = (wires: ReadonlyArray<string>) => wires.map((wire) => localKey(table, JSON.parse(wire) as ReadonlyArray<Wire>))
+    const waiting = yield* file.read((tx) =>
+      tx.all<{ key: string }>(
+        `SELECT key FROM changes WHERE tbl = ?1 UNION SELECT new_key FROM changes WHERE tbl = ?1 AND new_key IS NOT NULL
+         UNION SELECT key FROM schoolbus_hold WHERE tbl = ?1 UNION SELECT key FROM schoolbus_behind WHERE tbl = ?1`,
+        [tbl],
+      ),
+    )
+    const isWaiting = new Set(waiting.map(({ key }) => key))
+    const made = localsOf(yield* keysOf(target, extra)).filter((key) => !isWaiting.has(key))
+    const up = yield* captureGap(file, gap, target, new Map(made.map((key) => [key, null])), false)
+    yield* keepReplaced(file, target, localsOf(yield* keysOf(target, differing)), gap.firstId, yield* Clock.currentTimeMillis)
+    const sent = yield* sendAgain(link, identity, at, [{ table: table.name, names: new Set([...missing, ...differing]), keys: [] }])
+    return { up, down: sent.rows }
+  })
+
 const reconcileTable = (link: Link, identity: Identity, gap: Gap, target: Target) =>
   Effect.gen(function* () {
     const file = yield* Libsql
@@ -218,6 +246,7 @@ const reconcileTable = (link: Link, identity: Identity, gap: Gap, target: Target
       const sent = yield* sendAgain(link, identity, at, [{ table: table.name, names: new Set([...missing, ...differing]), keys }])
       return { up: 0, down: sent.rows }
     }
+    if (gap.anew === 1) return yield* takeAnew(link, identity, gap, target, at, difference)
     const localOf = (wire: string): string => localKey(table, JSON.parse(wire) as ReadonlyArray<Wire>)
     const held = yield* heldKeys(file, tbl)
     const frozen = yield* frozenStates(file, target)

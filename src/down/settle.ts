@@ -328,6 +328,7 @@ export const retrySome = (delivery: Delivery, { after, direction, limit, uniqueO
           AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.key = b.key AND c.batch IS NOT NULL)
           AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl AND c.new_key = b.key AND c.new_key IS NOT NULL)
           AND NOT EXISTS (SELECT 1 FROM schoolbus_hold h WHERE h.tbl = b.tbl AND h.key = b.key)
+          AND tbl NOT IN (SELECT t.id FROM schoolbus_tables t JOIN schoolbus_unfit u ON u.name = t.name UNION ALL SELECT tbl FROM schoolbus_gap)
         ORDER BY tbl ${order}, key ${order} LIMIT ?1`,
       [limit, ...(after ?? [])],
     )

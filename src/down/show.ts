@@ -100,14 +100,23 @@ const upsertAll = (tx: Tx, items: ReadonlyArray<Item>) =>
     ),
   )
 
+/** Rows of tables that do not fit are refused unseen. */
+const apart = (all: ReadonlyArray<Item>): { readonly items: ReadonlyArray<Item>; readonly unfit: ReadonlyArray<Refused> } => ({
+  items: all.filter(({ target }) => target.unfit === null),
+  unfit: all.flatMap((item) => (item.target.unfit === null ? [] : [{ item, code: "UNFIT", error: item.target.unfit }])),
+})
+
 /** Sets the named columns of rows that exist; the others are not touched. */
-export const updateRows = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
-  writeAll(items, (group, target, columns) =>
+export const updateRows = (tx: Tx, all: ReadonlyArray<Item>): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> => {
+  const { items, unfit } = apart(all)
+  const written = writeAll(items, (group, target, columns) =>
     tx.many(
       updateSql(target.table, columns),
       group.map((item) => [...kindsOf(target, columns).map((kind, i) => wireToCell(kind, item.values?.[i] ?? null)), ...item.keyCells]),
     ),
   )
+  return Effect.map(written, (refused) => [...unfit, ...refused])
+}
 
 export interface Current {
   /** As `safely` reads them, in column order: same value, same bytes. */
@@ -247,8 +256,9 @@ const swap = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyArray<R
  * Shows the rows and removes the deleted ones. Unique values may move between rows in any order: what is refused at first
  * is tried after the rest, then together with its old versions out of the way. What is refused even then is returned.
  */
-export const showRows = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
+export const showRows = (tx: Tx, all: ReadonlyArray<Item>): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
   Effect.gen(function* () {
+    const { items, unfit } = apart(all)
     const gone = items.filter((item) => item.values === null)
     const hopeless = [...(yield* removeAll(tx, gone))]
     const puts = yield* complete(
@@ -282,5 +292,5 @@ export const showRows = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<Read
         rest.map(({ item }) => item),
       )
     }
-    return hopeless
+    return [...unfit, ...hopeless]
   })

@@ -11,7 +11,7 @@ import { idOf, type Item, LEDGER, type Target, type Targets } from "./delivery.t
 const SCAN_ROWS = 2_000
 
 const sweptTargets = (targets: Targets): ReadonlyArray<Target> =>
-  [...targets.byName.values()].filter(({ table }) => table.direction !== "up" && table.name !== LEDGER)
+  [...targets.byName.values()].filter(({ table, unfit }) => unfit === null && table.direction !== "up" && table.name !== LEDGER)
 
 /** A table that a program dropped has nothing to sweep. */
 const orNothing = <A>(rows: Effect.Effect<ReadonlyArray<A>, LibsqlError>): Effect.Effect<ReadonlyArray<A>, LibsqlError> =>

@@ -15,6 +15,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { captureExisting } from "../libsql/capture.ts"
 import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
+import { tearUnfit } from "../libsql/unfit.ts"
 import { nameOfKey, printSql, wireKeyOf } from "../libsql/prints.ts"
 import { type Identity, type Link, type LinkError, LinkRefused } from "../link/client.ts"
 import { type CompareDigests, MAX_COMPARED, MAX_SKIPPED, type Point } from "../link/protocol.ts"
@@ -128,7 +129,7 @@ export const bothSides = (link: Link, identity: Identity, only?: ReadonlySet<str
         if (state.applying !== null) return yield* new NotComparable({ message: "a long cut is being applied; compare when it is complete" })
         const manifest = JSON.parse(state.manifest) as Manifest
         const targets = [...(yield* readTargets(tx, manifest)).byName.values()].filter(
-          (target) => isCompared(target) && only?.has(target.table.name) !== false,
+          (target) => isCompared(target) && target.unfit === null && only?.has(target.table.name) !== false,
         )
         const shielded = only === undefined ? yield* shieldedKeys(tx, targets) : new Map<string, Array<string>>()
         if (shielded === null) return null
@@ -332,7 +333,9 @@ const moveCursor = (at: Point) =>
     const db = yield* Libsql
     const deliver = yield* Deliver
     yield* deliver.discardStaging
-    yield* db.write((tx) => tx.run("UPDATE schoolbus_state SET epoch = ?, seq = ?, cut = ?", [at.epoch, at.seq, at.cut]))
+    yield* db.write((tx) =>
+      Effect.andThen(tx.run("UPDATE schoolbus_state SET epoch = ?, seq = ?, cut = ?", [at.epoch, at.seq, at.cut]), tearUnfit(tx)),
+    )
   })
 
 /**

@@ -26,7 +26,7 @@ export const unansweredTables = (tx: Tx): Effect.Effect<ReadonlyArray<string>, L
     tx.all<{ name: string }>(
       `SELECT t.name FROM schoolbus_tables t WHERE EXISTS (
          SELECT 1 FROM changes c LEFT JOIN schoolbus_batch b ON b.number = c.batch
-          WHERE c.tbl = t.id AND (c.batch IS NULL OR (b.answered_at IS NULL AND b.settled_at IS NULL)))`,
+          WHERE c.tbl = t.id AND (c.batch IS NULL OR (b.number IS NOT NULL AND b.answered_at IS NULL AND b.settled_at IS NULL)))`,
     ),
     (rows) => rows.map(({ name }) => name),
   )

@@ -19,6 +19,8 @@ export interface Gap {
   readonly reason: string
   readonly lost: ReadonlyArray<string>
   readonly firstId: number
+  /** 1: its rows may be older than the cursor, so what differs comes again. */
+  readonly anew: number
   /** ms since 1970: when it was noticed. */
   readonly at: number
 }
@@ -44,6 +46,7 @@ const noteSound = (tx: Tx) => tx.run("UPDATE schoolbus_state SET schema_version 
 interface Found {
   readonly tbl: number
   readonly reason: string
+  readonly anew?: boolean
 }
 
 /** Tables whose triggers or unique indexes are not as they were installed; those that are gone are not among them. */
@@ -82,23 +85,24 @@ export const openGaps = (
     yield* tx.run(
       "INSERT INTO sqlite_sequence (name, seq) SELECT 'changes', 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'changes')",
     )
-    for (const { tbl, reason } of found) {
+    for (const { tbl, reason, anew } of found) {
       const [sequence] = yield* tx.all<{ seq: number }>("SELECT seq FROM sqlite_sequence WHERE name = 'changes'")
       const first = (sequence?.seq ?? 0) + 1
       yield* tx.run("UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'changes'", [RESERVED_IDS])
       // A table that had a gap already keeps its first ids: what was captured since then came later than both.
       yield* tx.run(
-        `INSERT INTO schoolbus_gap (tbl, reason, lost, first_id, at) VALUES (?, ?, ?, ?, ?)
-         ON CONFLICT (tbl) DO UPDATE SET reason = excluded.reason, lost = excluded.lost`,
-        [tbl, reason, JSON.stringify(lost.get(tbl) ?? []), first, now],
+        `INSERT INTO schoolbus_gap (tbl, reason, lost, first_id, anew, at) VALUES (?, ?, ?, ?, ?, ?)
+         ON CONFLICT (tbl) DO UPDATE SET reason = excluded.reason, lost = excluded.lost, anew = max(anew, excluded.anew)`,
+        [tbl, reason, JSON.stringify(lost.get(tbl) ?? []), first, anew === true ? 1 : 0, now],
       )
     }
   })
 
+/** Open gaps; one of a table that does not fit waits with it. */
 export const readGaps = (tx: Tx): Effect.Effect<ReadonlyArray<Gap>, LibsqlError> =>
   Effect.map(
     tx.all<Omit<Gap, "lost"> & { lost: string }>(
-      "SELECT g.tbl, t.name, g.reason, g.lost, g.first_id AS firstId, g.at FROM schoolbus_gap g JOIN schoolbus_tables t ON t.id = g.tbl ORDER BY g.tbl",
+      "SELECT g.tbl, t.name, g.reason, g.lost, g.first_id AS firstId, g.anew, g.at FROM schoolbus_gap g JOIN schoolbus_tables t ON t.id = g.tbl WHERE t.name NOT IN (SELECT name FROM schoolbus_unfit) ORDER BY g.tbl",
     ),
     (rows) => rows.map((row) => ({ ...row, lost: JSON.parse(row.lost) as ReadonlyArray<string> })),
   )

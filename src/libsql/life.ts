@@ -7,7 +7,7 @@ import type { LibsqlError, Tx } from "./client.ts"
 
 export const newLife = (tx: Tx, incarnation: string): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    yield* tx.run("UPDATE changes SET batch = NULL WHERE batch IS NOT NULL")
+    yield* tx.run("UPDATE changes SET batch = NULL WHERE batch > 0")
     yield* tx.run("DELETE FROM schoolbus_batch")
     yield* tx.run("DELETE FROM schoolbus_stage")
     yield* tx.run("DELETE FROM schoolbus_staged")

@@ -1,4 +1,7 @@
-/** The school's tables, made from the manifest and carried along with it; a table that a program made or changed so that it does not fit is refused by name. */
+/**
+ * The school's tables, made from the manifest and carried along with it. A table that a program made or changed so that it
+ * does not fit pauses by name (unfit.ts); only before the first installation it is refused, and nothing is done.
+ */
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -8,11 +11,12 @@ import { ident, type LibsqlError, type Tx } from "./client.ts"
 import { freezeOpen } from "./freeze.ts"
 import { findGaps, noteInstalled, openGaps } from "./gap.ts"
 import { ensureUniques, isOtherShape, isReplaced, type Reshaping, reorderChanges, replace, reshape } from "./reshape.ts"
-import { type FileColumn, type FileTable, misfitOf, missingColumns } from "./shape.ts"
+import { anewRemedy, type FileColumn, type FileTable, type Misfit, misfitOf, missingColumns } from "./shape.ts"
 import { columnSql, createTable, parentsOf } from "./table-sql.ts"
 import { readTriggers } from "./triggers.ts"
+import { noteUnfit, readUnfit, tearUnfit, type Unfit } from "./unfit.ts"
 
-/** A table of the file does not fit the manifest and was left as it is. */
+/** A table of the file does not fit the first manifest, or none of the file can be used; it was left as it is. */
 export class TableRefused extends Data.TaggedError("TableRefused")<{ readonly table: string; readonly reason: string; readonly remedy: string }> {
   override get message(): string {
     return `table ${this.table}: ${this.reason}. ${this.remedy}`
@@ -47,49 +51,142 @@ const freezeUnder = (tx: Tx, stored: Manifest): Effect.Effect<void, LibsqlError>
     yield* freezeOpen(tx, readable, yield* Clock.currentTimeMillis)
   })
 
-const refuseReserved = (table: Table): TableRefused | null =>
+const reservedName = (table: Table): Misfit | null =>
   isReservedName(table)
-    ? new TableRefused({
-        table: table.local,
+    ? {
         reason: "has a name that the sync itself uses in a school's file",
         remedy: "Take the table out of the hub's config, or rename it at head office",
-      })
+      }
     : null
+
+const localOf = (manifest: Manifest, name: string): string => manifest.tables.find((table) => table.name === name)?.local ?? name
 
 const shapeText = (table: Table, manifest: Manifest): string => {
   const { columns, key, unique, references, generation } = table
   return JSON.stringify([columns, key, unique, references, generation ?? 1, parentsOf(table, manifest)])
 }
 
-/** Tables that the file has under an older manifest take their new shape. Capture is off and our triggers on them are gone. */
-const reshapeAll = (tx: Tx, changed: ReadonlyArray<Reshaping>): Effect.Effect<void, LibsqlError | TableRefused> =>
+/** One table takes its new shape, or stays wholly as it is; then why. */
+const reshapeOne = (tx: Tx, reshaping: Reshaping): Effect.Effect<Misfit | null, LibsqlError> =>
   Effect.gen(function* () {
-    if (changed.length === 0) return
+    const { before, after } = reshaping
+    yield* tx.run("SAVEPOINT reshape")
+    const misfit = yield* Effect.gen(function* () {
+      yield* isReplaced(before, after) ? replace(tx, reshaping) : reshape(tx, reshaping)
+      const file = yield* readFileTable(tx, after.local)
+      return file === null ? null : misfitOf(after, file)
+    }).pipe(
+      Effect.catch((error) =>
+        /^SQLITE_(CONSTRAINT|ERROR|MISMATCH)/.test(error.code)
+          ? Effect.succeed<Misfit>({ reason: `cannot take its new shape (${error.message})`, remedy: anewRemedy(after) })
+          : Effect.fail(error),
+      ),
+    )
+    if (misfit !== null) yield* tx.run("ROLLBACK TO reshape")
+    yield* tx.run("RELEASE reshape")
+    return misfit
+  })
+
+/** Tables that the file has under an older manifest take their new shape; answered are those that cannot. Capture is off and our triggers on them are gone. */
+const reshapeAll = (tx: Tx, changed: ReadonlyArray<Reshaping>): Effect.Effect<ReadonlyArray<readonly [Table, Misfit]>, LibsqlError> =>
+  Effect.gen(function* () {
+    const refused: Array<readonly [Table, Misfit]> = []
+    if (changed.length === 0) return refused
     yield* tx.run("UPDATE schoolbus_deliver SET active = 1")
     for (const reshaping of changed) {
-      const { before, after } = reshaping
+      const { after } = reshaping
       const triggers = yield* tx.all<{ name: string }>(
         "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE AND name LIKE 'schoolbus\\_%' ESCAPE '\\'",
         [after.local],
       )
       for (const { name } of triggers) yield* tx.exec(`DROP TRIGGER ${ident(name)}`)
-      yield* isReplaced(before, after) ? replace(tx, reshaping) : reshape(tx, reshaping)
-      const file = yield* readFileTable(tx, after.local)
-      const misfit = file === null ? null : misfitOf(after, file)
-      if (misfit !== null) return yield* new TableRefused({ table: after.local, ...misfit })
+      const misfit = yield* reshapeOne(tx, reshaping)
+      if (misfit !== null) refused.push([after, misfit])
     }
     yield* tx.run("UPDATE schoolbus_deliver SET active = 0")
-    if (!changed.some(({ before, after }) => isOtherShape(before, after))) return
+    if (!changed.some(({ before, after }) => isOtherShape(before, after))) return refused
     // Rows that came for the former shape are asked for again; of a cut that was half applied, all of it.
     yield* tx.run("DELETE FROM schoolbus_stage")
     yield* tx.run("DELETE FROM schoolbus_staged")
     yield* tx.run("UPDATE schoolbus_state SET epoch = '', seq = 0, cut = '0', applying = NULL WHERE applying IS NOT NULL")
+    return refused
+  })
+
+export const HAS_ROWS = "exists already in this file and has rows of its own"
+
+/** What happens to each of the manifest's tables. */
+interface Plan {
+  readonly changed: ReadonlyArray<Reshaping>
+  /** Fit as they are, perhaps after columns are added. */
+  readonly fitting: ReadonlyArray<readonly [Table, FileTable]>
+  readonly adopted: ReadonlyArray<Table>
+  readonly missing: ReadonlyArray<Table>
+  readonly unfit: ReadonlyArray<Omit<Unfit, "torn">>
+}
+
+const planOf = (
+  tx: Tx,
+  manifest: Manifest,
+  stored: Manifest | null,
+  ours: ReadonlyMap<string, number>,
+  adopt: boolean,
+): Effect.Effect<Plan, LibsqlError> =>
+  Effect.gen(function* () {
+    const changed: Array<Reshaping> = []
+    const fitting: Array<readonly [Table, FileTable]> = []
+    const adopted: Array<Table> = []
+    const missing: Array<Table> = []
+    const unfit: Array<Omit<Unfit, "torn">> = []
+    for (const table of manifest.tables) {
+      const pause = (misfit: Misfit, taken = 0) => unfit.push({ name: table.name, ...misfit, taken })
+      const reserved = reservedName(table)
+      if (reserved !== null) {
+        pause(reserved)
+        continue
+      }
+      const file = yield* readFileTable(tx, table.local)
+      if (file === null) {
+        missing.push(table)
+        continue
+      }
+      const before = stored?.tables.find((one) => one.name === table.name && one.local === table.local)
+      const tbl = ours.get(table.name)
+      const misfit = misfitOf(table, file)
+      if (stored !== null && before !== undefined && tbl !== undefined && file.type === "table" && !file.isVirtual) {
+        const isOther = shapeText(before, stored) !== shapeText(table, manifest)
+        // A table that a program had altered before is not ours to rebuild.
+        if (isOther && (isReplaced(before, table) || misfitOf(before, file) === null)) {
+          changed.push({ before, after: table, file, manifest, former: stored, tbl })
+          continue
+        }
+      }
+      if (misfit !== null) {
+        pause(misfit, tbl === undefined ? 1 : 0)
+        continue
+      }
+      if (tbl === undefined) {
+        const [row] = yield* tx.all<{ n: number }>(`SELECT EXISTS (SELECT 1 FROM ${ident(table.local)}) AS n`)
+        if (row?.n === 1 && !adopt) {
+          pause(
+            {
+              reason: HAS_ROWS,
+              remedy: "Rename or empty it; or start the node once with --adopt, which keeps its rows and sends them to head office",
+            },
+            1,
+          )
+          continue
+        }
+        if (row?.n === 1) adopted.push(table)
+      }
+      fitting.push([table, file])
+    }
+    return { changed, fitting, adopted, missing, unfit }
   })
 
 /**
  * Makes the file fit the manifest; runs inside one write transaction of the caller. A table of ours that is gone was
- * dropped by a program: it is made again, and the next pull fetches everything anew. Tables that left the manifest are
- * marked, to be emptied.
+ * dropped by a program: it is made again, and the next pull fetches everything anew. One that did not fit and fits now, or
+ * is gone, has a gap. Tables that left the manifest are marked, to be emptied.
  */
 export const installTables = (tx: Tx, manifest: Manifest, options: InstallOptions): Effect.Effect<void, LibsqlError | TableRefused> =>
   Effect.gen(function* () {
@@ -109,48 +206,30 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
     const [state] = yield* tx.all<{ manifest: string | null }>("SELECT manifest FROM schoolbus_state")
     const text = JSON.stringify(manifest)
     const stored = state?.manifest == null ? null : (JSON.parse(state.manifest) as Manifest)
-    const changed: Array<Reshaping> = []
-    const adopted: Array<Table> = []
-    const widened: Array<readonly [Table, FileTable]> = []
     // Of what happened to a table's rows while it was out, no tombstones tell.
     const wasOut = ({ name }: Table) => isGone.has(name) || (stored?.lives?.[name] ?? manifest.lives?.[name]) !== manifest.lives?.[name]
     let isDropped = manifest.tables.some(wasOut)
-    for (const table of manifest.tables) {
-      const reserved = refuseReserved(table)
-      if (reserved !== null) return yield* reserved
-      const file = yield* readFileTable(tx, table.local)
-      if (file === null) {
-        yield* tx.exec(createTable(table, manifest))
-        isDropped ||= ours.has(table.name)
-      } else {
-        const before = stored?.tables.find((one) => one.name === table.name && one.local === table.local)
-        const tbl = ours.get(table.name)
-        const isOurs = stored !== null && before !== undefined && tbl !== undefined && file.type === "table" && !file.isVirtual
-        if (isOurs && shapeText(before, stored) !== shapeText(table, manifest)) {
-          changed.push({ before, after: table, file, manifest, former: stored, tbl })
-          continue
-        }
-        const misfit = misfitOf(table, file)
-        if (misfit !== null) return yield* new TableRefused({ table: table.local, ...misfit })
-        widened.push([table, file])
-        if (!ours.has(table.name)) {
-          const [row] = yield* tx.all<{ n: number }>(`SELECT EXISTS (SELECT 1 FROM ${ident(table.local)}) AS n`)
-          if (row?.n === 1 && !options.adopt) {
-            return yield* new TableRefused({
-              table: table.local,
-              reason: "exists already in this file and has rows of its own",
-              remedy: "Rename or empty it; or start the node once with --adopt, which keeps its rows and sends them to head office",
-            })
-          }
-          if (row?.n === 1) adopted.push(table)
-        }
-      }
+    const now = yield* Clock.currentTimeMillis
+    const { changed, fitting, adopted, missing, unfit } = yield* planOf(tx, manifest, stored, ours, options.adopt)
+    const [first] = unfit
+    // Before anything was ever synced a person decides about all that stands in the file.
+    if (stored === null && first !== undefined) {
+      const { reason, remedy } = first
+      return yield* new TableRefused({ table: localOf(manifest, first.name), reason, remedy })
     }
+    const wasUnfit = new Map((yield* readUnfit(tx)).map((one) => [one.name, one]))
+    yield* noteUnfit(tx, unfit, now)
+    const isAway = missing.some(({ name }) => ours.has(name))
+    isDropped ||= missing.some(({ name }) => ours.has(name) && !wasUnfit.has(name))
+    // Before missing tables are made: nobody shall read from an empty one that all captured rows were deleted.
+    if (stored !== null && (state?.manifest !== text || gaps.length > 0 || isAway || wasUnfit.size > 0)) yield* freezeUnder(tx, stored)
+    for (const table of missing) yield* tx.exec(createTable(table, manifest))
+    const refused = yield* reshapeAll(tx, changed)
+    const paused = [...unfit, ...refused.map(([{ name }, misfit]) => ({ name, ...misfit, taken: 0 }))]
+    if (refused.length > 0) yield* noteUnfit(tx, paused, now)
+    const isPaused = new Set(paused.map(({ name }) => name))
 
-    if (stored !== null && (state?.manifest !== text || gaps.length > 0)) yield* freezeUnder(tx, stored)
-    yield* reshapeAll(tx, changed)
-
-    for (const [table, file] of widened) {
+    for (const [table, file] of fitting) {
       const had = new Set(stored?.tables.find(({ name }) => name === table.name)?.columns.map(({ name }) => name))
       const gone = missingColumns(table, file).flatMap(({ name }) => (had.has(name) ? [name] : []))
       const tbl = ours.get(table.name)
@@ -161,7 +240,8 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
       for (const column of missingColumns(table, file)) yield* tx.exec(`ALTER TABLE ${ident(table.local)} ADD COLUMN ${columnSql(column, true)}`)
     }
     for (const table of manifest.tables) {
-      if (!ours.has(table.name)) yield* tx.run("INSERT INTO schoolbus_tables (name, local) VALUES (?, ?)", [table.name, table.local])
+      if (!ours.has(table.name) && !isPaused.has(table.name))
+        yield* tx.run("INSERT INTO schoolbus_tables (name, local) VALUES (?, ?)", [table.name, table.local])
     }
     yield* tx.run("UPDATE schoolbus_tables SET gone = name NOT IN (SELECT value FROM json_each(?))", [
       JSON.stringify(manifest.tables.map(({ name }) => name)),
@@ -169,10 +249,12 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
     const widest = Math.max(0, ...manifest.tables.map((table) => table.columns.length))
     const [info] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM pragma_table_info('changes') WHERE name GLOB 'v[0-9]*'")
     for (let i = info?.n ?? 0; i < widest; i++) yield* tx.exec(`ALTER TABLE changes ADD COLUMN v${i}`)
-    for (const { before, after, tbl } of changed) {
-      if (!isReplaced(before, after)) yield* reorderChanges(tx, before, after, tbl)
+    for (const after of manifest.tables) {
+      const before = stored?.tables.find(({ name, local }) => name === after.name && local === after.local)
+      const tbl = ours.get(after.name)
+      if (before !== undefined && tbl !== undefined && !isReplaced(before, after)) yield* reorderChanges(tx, before, after, tbl)
     }
-    for (const table of manifest.tables) if (ours.has(table.name)) yield* ensureUniques(tx, table)
+    for (const table of manifest.tables) if (ours.has(table.name) && !isPaused.has(table.name)) yield* ensureUniques(tx, table)
 
     const triggers = yield* readTriggers(tx, manifest, options.streams)
     for (const name of [...triggers.leftOver, ...triggers.missing.map((trigger) => trigger.name)])
@@ -183,11 +265,25 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
       const [row] = yield* tx.all<{ id: number }>("SELECT id FROM schoolbus_tables WHERE name = ?", [table.name])
       yield* tx.run(captureExisting(table, row?.id ?? 0))
     }
-    yield* openGaps(tx, gaps, lost, yield* Clock.currentTimeMillis)
+    for (const { name, reason, torn } of [...wasUnfit.values()].filter((one) => !isPaused.has(one.name))) {
+      const [mended] = yield* tx.all<{ id: number }>("SELECT id FROM schoolbus_tables WHERE name = ? AND gone = 0", [name])
+      // One that begins anew is sent whole.
+      if (mended === undefined || changed.some(({ before, after }) => after.name === name && isReplaced(before, after))) continue
+      const anew = torn === 1 || !ours.has(name) || missing.some((table) => table.name === name)
+      gaps.push({ tbl: mended.id, reason: `it did not fit before (${reason})`, anew })
+    }
+    const pausedTbls = new Set(paused.flatMap(({ name }) => ours.get(name) ?? []))
+    yield* openGaps(
+      tx,
+      gaps.filter(({ tbl }) => !pausedTbls.has(tbl)),
+      lost,
+      now,
+    )
     if (isDropped) {
       yield* tx.run("DELETE FROM schoolbus_stage")
       yield* tx.run("DELETE FROM schoolbus_staged")
       yield* tx.run("UPDATE schoolbus_state SET epoch = '', seq = 0, cut = '0', applying = NULL, terminals = 0")
+      yield* tearUnfit(tx)
     }
     yield* tx.run("UPDATE schoolbus_state SET manifest = ?", [text])
   })

@@ -49,9 +49,12 @@ export const canHold = (type: string, column: Pick<Column, "kind" | "type">): bo
   return affinity === "NUMERIC" && column.kind === "text" && /^(timestamp|date|time|uuid)/.test(column.type)
 }
 
+export const anewRemedy = ({ local }: Pick<Table, "local">): string =>
+  `Rename it (ALTER TABLE "${local}" RENAME TO "${local}_old"): it is made anew at once and filled from head office`
+
 /** Why the table cannot be kept the same as head office's; null when it can, perhaps after columns are added. */
 export const misfitOf = (table: Table, file: FileTable): Misfit | null => {
-  const anew = `Rename it (ALTER TABLE "${table.local}" RENAME TO "${table.local}_old") and start the node again: it is made anew and filled from head office`
+  const anew = anewRemedy(table)
   if (file.type !== "table" || file.isVirtual) return { reason: `is a ${file.isVirtual ? "virtual table" : "view"} in this file`, remedy: anew }
   const key = file.columns.filter((column) => column.pk > 0).sort((a, b) => a.pk - b.pk)
   if (key.map(({ name }) => sameName(name)).join("\0") !== table.key.map(sameName).join("\0")) {

@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import { type Manifest, sameName, type Table } from "../model/table.ts"
 import { captureTriggers, streamTriggers, TRIGGER_ENDS, type Trigger, triggerName } from "./capture.ts"
 import type { LibsqlError, Tx } from "./client.ts"
+import { readUnfit } from "./unfit.ts"
 import { readUniques } from "./uniques.ts"
 
 interface Present {
@@ -30,7 +31,7 @@ export interface TriggerState {
   readonly captured: ReadonlyArray<{ readonly tbl: number; readonly triggers: ReadonlyArray<Trigger>; readonly uniques: string }>
 }
 
-/** Tables that are not in the file are left alone: a program may be in the middle of building them anew. */
+/** Tables that do not fit have none. Tables that are not in the file are left alone: a program may be in the middle of building them anew. */
 export const readTriggers = (tx: Tx, manifest: Manifest, streams: ReadonlyArray<string>): Effect.Effect<TriggerState, LibsqlError> =>
   Effect.gen(function* () {
     const ids = new Map((yield* tx.all<{ id: number; name: string }>("SELECT id, name FROM schoolbus_tables")).map(({ id, name }) => [name, id]))
@@ -53,9 +54,10 @@ export const readTriggers = (tx: Tx, manifest: Manifest, streams: ReadonlyArray<
     const wanted: Array<Trigger> = []
     const captured: Array<TriggerState["captured"][number]> = []
     const missing: Array<Trigger> = []
+    const unfit = new Set((yield* readUnfit(tx)).map(({ name }) => name))
     for (const table of manifest.tables) {
       const id = ids.get(table.name)
-      if (id === undefined || !inFile.has(sameName(table.local))) continue
+      if (id === undefined || unfit.has(table.name) || !inFile.has(sameName(table.local))) continue
       const unique = uniques.get(sameName(table.local)) ?? []
       const capture = isCaptured(table) ? captureTriggers(table, id, unique, columns.get(sameName(table.local)) ?? []) : []
       if (isCaptured(table)) captured.push({ tbl: id, triggers: capture, uniques: JSON.stringify(unique) })

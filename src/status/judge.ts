@@ -25,6 +25,8 @@ export interface SchoolOwnFacts {
   readonly paused: boolean
   /** A table whose writes went uncaptured, and why; null = none. */
   readonly gap: string | null
+  /** Tables that pause because they do not fit, and what mends it; null or absent = none. */
+  readonly unfit?: string | null
   /** True once a cut has been applied. */
   readonly hasCut: boolean
   /** A cut is being received or applied: rows in all, 0 = none. */
@@ -53,7 +55,9 @@ export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
   const wait = facts.waits == null ? "" : waitReason(facts.waits)
   if (!facts.hasCut) return { state: "new", reason: facts.linkDetail || wait }
   if (facts.link !== "online")
-    return { state: "offline", reason: [facts.linkDetail, facts.gap].filter((text) => text !== null && text !== "").join("; ") }
+    return { state: "offline", reason: [facts.linkDetail, facts.unfit, facts.gap].filter((text) => text != null && text !== "").join("; ") }
+  // Whatever the others do, a person must act.
+  if (facts.unfit != null) return { state: "stuck", reason: facts.unfit }
   if (facts.gap !== null) return { state: "syncing", reason: facts.gap }
   if (wait !== "")
     return facts.pending > 0 ? { state: "pending", reason: wait } : { state: facts.comingRows > 0 ? "catching_up" : "up_to_date", reason: wait }

@@ -6,6 +6,7 @@ import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { dayOf, trafficOf } from "../libsql/traffic.ts"
 import { printHours } from "../link/metered.ts"
 import { readGaps, readTriggerFaults } from "../libsql/gap.ts"
+import { readUnfit } from "../libsql/unfit.ts"
 import type { Manifest, Table } from "../model/table.ts"
 import { runtimeName } from "../runtime.ts"
 import type { Verified } from "./verify.ts"
@@ -57,7 +58,7 @@ const readFacts = (tx: Tx) =>
     const [work] = yield* tx.all<{ oldest: number | null; batches: number; sending: number; answered: number | null }>(
       `SELECT (SELECT min(at) FROM changes WHERE op <> 'R') AS oldest,
               (SELECT count(*) FROM schoolbus_batch WHERE settled_at IS NULL) AS batches,
-              (SELECT count(*) FROM changes WHERE batch IS NOT NULL AND op <> 'R') AS sending,
+              (SELECT count(*) FROM changes WHERE batch > 0 AND op <> 'R') AS sending,
               (SELECT max(answered_at) FROM schoolbus_batch) AS answered`,
     )
     const behind = yield* tx.all<PerTable & { failed: number }>(
@@ -85,11 +86,14 @@ const readFacts = (tx: Tx) =>
     }
     const gaps = yield* readGaps(tx)
     for (const { name, reason } of gaps) faults.set(name, `${reason}; being compared with head office`)
+    const unfit = yield* readUnfit(tx)
+    for (const { name, reason, remedy } of unfit) faults.set(name, `${reason}; paused until it fits. ${remedy}`)
     const [sequence] = yield* tx.all<{ seq: number }>("SELECT seq FROM sqlite_sequence WHERE name = 'changes'")
     return {
       newest: sequence?.seq ?? 0,
       faults,
       gaps,
+      unfit,
       state,
       pending,
       work,
@@ -124,7 +128,8 @@ const make = Effect.gen(function* () {
         Effect.gen(function* () {
           const present = yield* presentTables(tx)
           const rows: Array<PerTable> = []
-          for (const table of shown.filter((one) => present.has(one.local))) {
+          const unfit = new Set((yield* readUnfit(tx)).map(({ name }) => name))
+          for (const table of shown.filter((one) => present.has(one.local) && !unfit.has(one.name))) {
             const [row] = yield* tx.all<{ n: number }>(`SELECT count(*) AS n FROM ${ident(table.local)}`)
             rows.push({ name: table.name, n: row?.n ?? 0 })
           }
@@ -176,8 +181,10 @@ const make = Effect.gen(function* () {
     const oldestPendingAt = totals.pending === 0 ? null : (read.work?.oldest ?? null)
     const lastContactAt = Math.max(own.lastContactAt, read.state?.contact_at ?? 0)
     const [gap] = read.gaps
+    const unfit = read.unfit.map(({ name, reason, remedy }) => `table ${name}: ${reason}; it is paused, the others go on. ${remedy}`)
     const { state, reason } = judgeSchool({
       gap: gap === undefined ? null : `table ${gap.name}: ${gap.reason}; it is compared with head office before anything else goes on`,
+      unfit: unfit.length === 0 ? null : unfit.join("; "),
       link: own.link,
       linkDetail: own.linkDetail,
       stop: read.state?.stop ?? null,

@@ -190,10 +190,10 @@ describe("a node", () => {
         const { state, reason } = await one.status()
         return state === "stuck" && reason
       })
-    expect(await isStuck(node)).toContain("table pupils: its key is (pid)")
+    expect(await isStuck(node)).toContain("table public.pupils: its key is (pid)")
     await stop(node)
     const again = await startNode(dir, key, hub.url)
-    expect(await isStuck(again)).toContain("table pupils: its key is (pid)")
+    expect(await isStuck(again)).toContain("table public.pupils: its key is (pid)")
     script(dir, `ALTER TABLE pupils RENAME COLUMN pid TO id; UPDATE pupils SET name = 'mended' WHERE id = '${id}-1'`)
     await agree(again, dir, id)
     expect((await office(id))[0]?.["name"]).toBe("mended")

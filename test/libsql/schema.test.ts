@@ -232,7 +232,7 @@ describe("a table that a program made", () => {
   })
 
   it("whose name the sync needs itself is refused", async () => {
-    const file = await open([])
+    const file = await open([], { install: false })
     expect((await refusal(file, [table("changes", [column("id")])])).message).toMatch(/name that the sync itself uses/)
   })
 })
