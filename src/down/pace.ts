@@ -19,10 +19,14 @@ const SLICE_ROWS = { least: 100, most: 5_000 }
 /** Rows are taken to need this long until some were measured. */
 const FIRST_MS_PER_ROW = 0.024
 /**
- * After a transaction that a program may have waited for, the lock is left alone for longer than SQLite's busy handler then
+ * After a stretch that a program may have waited for, the lock is left alone for longer than SQLite's busy handler then
  * sleeps: it looks every 25 ms at first, every 50 ms after 128 ms, and every 100 ms in the end.
  */
-const breathMs = (heldMs: number): number => (heldMs <= 10 ? 0 : heldMs <= 100 ? 30 : heldMs <= 200 ? 60 : 110)
+const breathMs = (heldMs: number): number => (heldMs <= BRIEF_MS ? 0 : heldMs <= 100 ? 30 : heldMs <= 200 ? 60 : 110)
+/** Transactions that follow each other closely count as one stretch; up to so long, no program waits for it noticeably. */
+const BRIEF_MS = 35
+/** So much of a stretch is forgotten in a pause as long as the breath that would follow it. */
+const FORGOTTEN_PER_MS = 70 / 30
 const CHECKPOINT_AFTER_MS = 40
 /** Open writes that a delivering transaction freezes itself; more are frozen before it. */
 const FREEZE_IN_PLACE = 100
@@ -45,7 +49,8 @@ export const makePace = (
   db: LibsqlFile,
   open: (tx: Tx) => Effect.Effect<{ readonly state: { readonly incarnation: string }; readonly targets: Targets }, LibsqlError>,
 ): Pace => {
-  let free = 0
+  let endedAt = 0
+  let stretchMs = 0
   let msPerRow = FIRST_MS_PER_ROW
   let commitMs = 0
 
@@ -71,7 +76,7 @@ export const makePace = (
   }
   const deliver = Effect.fnUntraced(function* <A>(body: (delivery: Delivery) => Effect.Effect<A, LibsqlError>) {
     yield* freezeBacklog
-    const early = free - (yield* Clock.currentTimeMillis)
+    const early = endedAt + breathMs(stretchMs) - (yield* Clock.currentTimeMillis)
     if (early > 0) yield* Effect.sleep(early)
     let began = 0
     let written = 0
@@ -87,9 +92,11 @@ export const makePace = (
     )
     const ended = yield* Clock.currentTimeMillis
     commitMs = Math.max(ended - written, 0.5 * commitMs)
-    free = ended + breathMs(ended - began)
-    if (ended - began > CHECKPOINT_AFTER_MS) yield* checkpoint
-    return { value, heldMs: ended - began }
+    const heldMs = ended - began
+    stretchMs = Math.max(0, stretchMs - Math.max(0, began - endedAt) * FORGOTTEN_PER_MS) + heldMs
+    endedAt = ended
+    if (heldMs > CHECKPOINT_AFTER_MS) yield* checkpoint
+    return { value, heldMs }
   })
 
   return {

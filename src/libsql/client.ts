@@ -164,6 +164,8 @@ export type Response =
 interface Port {
   readonly tx: Tx
   readonly send: (command: Command) => Effect.Effect<unknown, LibsqlError>
+  /** Does not wait; `onFailure` when it fails. */
+  readonly post: (command: Command, onFailure: () => void) => void
 }
 
 const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =>
@@ -210,6 +212,15 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
           worker.postMessage({ ...command, id })
         }),
       )
+    const post: Port["post"] = (command, onFailure) => {
+      if (fault !== null) return
+      const id = ++last
+      const resume = (effect: Effect.Effect<unknown, LibsqlError>): void => {
+        if (Exit.isExit(effect) && Exit.isFailure(effect)) onFailure()
+      }
+      waiting.set(id, { sql: command.op, resume })
+      worker.postMessage({ ...command, id })
+    }
     // Statements under way that nobody waits for. When one fails, the worker refuses what follows it up to the rollback.
     let ahead = 0
     let room = (): void => undefined
@@ -260,15 +271,34 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
     yield* send({ op: "open", path, pragmas: PRAGMAS, timeoutMs: BUSY_TIMEOUT_MS })
     // The worker closes its connection by itself: ending it first would leave the WAL behind.
     yield* Effect.addFinalizer(() => Effect.ignoreCause(send({ op: "close" })))
-    return { tx, send }
+    return { tx, send, post }
   })
 
-const makeTransact = (port: Port, isWriter: boolean) => {
+/**
+ * A read waits for nothing but its statements: its transaction begins and ends on the way to and from them. When it does not
+ * begin, the worker refuses the statements that follow.
+ */
+const makeRead = (port: Port): LibsqlFile["read"] => {
   const one = Semaphore.makeUnsafe(1)
-  const transact = <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>): Effect.Effect<A, E | LibsqlError, R> =>
+  const rollback = (): void => port.post({ op: "end", commit: false }, () => undefined)
+  const begin = Effect.sync(() => port.post({ op: "begin", write: false }, () => undefined))
+  const end = (isGood: boolean) => Effect.sync(() => (isGood ? port.post({ op: "end", commit: true }, rollback) : rollback()))
+  return (body) =>
     one.withPermit(
       Effect.acquireUseRelease(
-        port.send({ op: "begin", write: isWriter }),
+        begin,
+        () => body(port.tx),
+        (_, exit) => end(Exit.isSuccess(exit)),
+      ),
+    )
+}
+
+const makeWrite = (port: Port) => {
+  const one = Semaphore.makeUnsafe(1)
+  const write = <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>): Effect.Effect<A, E | LibsqlError, R> =>
+    one.withPermit(
+      Effect.acquireUseRelease(
+        port.send({ op: "begin", write: true }),
         () => Effect.flatMap(body(port.tx), (value) => Effect.as(port.send({ op: "end", commit: true }), value)),
         (_, exit) => (Exit.isSuccess(exit) ? Effect.void : Effect.ignoreCause(port.send({ op: "end", commit: false }))),
       ),
@@ -277,7 +307,7 @@ const makeTransact = (port: Port, isWriter: boolean) => {
     rows.length === 0
       ? Effect.succeed([])
       : one.withPermit(Effect.suspend(() => port.send({ op: "insert", sql, ...pack(rows) }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>))
-  return { transact, insert }
+  return { write, insert }
 }
 
 /** Opens the file, creating it when it does not exist; closed with the scope. */
@@ -285,13 +315,11 @@ export const openFile = (path: string): Effect.Effect<LibsqlFile, LibsqlError, S
   Effect.gen(function* () {
     const writer = yield* makePort(path)
     const reader = yield* makePort(path)
-    const { transact: write, insert } = makeTransact(writer, true)
     return {
       path,
-      write,
-      insert,
-      read: makeTransact(reader, false).transact,
-      readApart: (body) => Effect.scoped(Effect.flatMap(makePort(path), (port) => makeTransact(port, false).transact(body))),
+      ...makeWrite(writer),
+      read: makeRead(reader),
+      readApart: (body) => Effect.scoped(Effect.flatMap(makePort(path), (port) => makeRead(port)(body))),
     }
   })
 

@@ -15,7 +15,7 @@ let pragmas: ReadonlyArray<string> = []
 let timeoutMs = 0
 let db: Database.Database | undefined
 let statements = new Map<string, Database.Statement>()
-/** Why the transaction cannot be committed: a statement failed that nobody waited for, so others may have been sent after it. */
+/** Why the transaction cannot go on: what nobody waited for has failed, its beginning or a statement, so others may have been sent after it. */
 let spoiled: unknown = null
 
 const open = (): Database.Database => {
@@ -163,7 +163,13 @@ const answer = (request: Request): unknown => {
       open()
       return null
     case "begin":
-      open().exec(request.write ? "BEGIN IMMEDIATE" : "BEGIN")
+      try {
+        open().exec(request.write ? "BEGIN IMMEDIATE" : "BEGIN")
+      } catch (error) {
+        // Nobody waits for the beginning of a read.
+        if (!request.write) spoiled = error
+        throw error
+      }
       return null
     case "end":
       spoiled = null

@@ -75,3 +75,45 @@ test("a piece that fails spoils the whole transaction, also what was sent after 
   await Effect.runPromise(file.write((tx) => tx.bulk(BULK, rows([0, 10]))))
   expect(await count()).toEqual([{ n: 10 }])
 })
+
+test("a read stands on one snapshot, and one that fails or does not end leaves the next one clean", async () => {
+  const counts = await Effect.runPromise(
+    file.read((tx) =>
+      Effect.gen(function* () {
+        const before = yield* tx.all("SELECT count(*) AS n FROM t")
+        yield* file.write((writing) => writing.run("INSERT INTO t VALUES (1, '')"))
+        return [before, yield* tx.all("SELECT count(*) AS n FROM t")]
+      }),
+    ),
+  )
+  expect(counts).toEqual([[{ n: 0 }], [{ n: 0 }]])
+  expect(await count()).toEqual([{ n: 1 }])
+  await expect(Effect.runPromise(file.read((tx) => tx.all("SELECT * FROM missing")))).rejects.toMatchObject({ code: "SQLITE_ERROR" })
+  expect(await count()).toEqual([{ n: 1 }])
+  await Effect.runPromise(file.read((tx) => tx.exec("COMMIT")))
+  await Effect.runPromise(file.write((tx) => tx.run("INSERT INTO t VALUES (2, '')")))
+  await expect(count()).resolves.toEqual([{ n: 2 }])
+})
+
+test("of rows that go together, those that a constraint refuses are named and the others stand", async () => {
+  await Effect.runPromise(
+    file.write((tx) => tx.exec("CREATE TABLE v (id BIGINT PRIMARY KEY, ok INT, raw BLOB, real REAL, big TEXT CHECK (big <> '13'))")),
+  )
+  const sql = (rows: number) =>
+    `INSERT OR ABORT INTO v VALUES ${Array(rows).fill("(?, ?, ?, ?, ?)").join(", ")} ON CONFLICT (id) DO UPDATE SET big = excluded.big`
+  const values = Array.from({ length: 1_000 }, (_, i) => [
+    String(i),
+    i % 2 === 0,
+    "00ff",
+    i === 500 ? "NaN" : 0.1 + i / 3,
+    i % 100 === 13 ? "13" : "9007199254740993",
+  ])
+  const failures = await Effect.runPromise(file.write((tx) => tx.manyWires(sql, ["bigint", "bool", "bytea", "float", "numeric"], values)))
+  expect(failures.map(({ index, code }) => [index, code])).toEqual(Array.from({ length: 10 }, (_, i) => [i * 100 + 13, "SQLITE_CONSTRAINT_CHECK"]))
+  const found = await Effect.runPromise(file.read((tx) => tx.values("SELECT id, ok, raw, real, big FROM v ORDER BY id")))
+  expect(found).toEqual(
+    values.flatMap(([id, ok, , real, big]) =>
+      big === "13" ? [] : [[BigInt(String(id)), ok === true ? 1n : 0n, new Uint8Array([0, 255]), real, big]],
+    ),
+  )
+})
