@@ -20,6 +20,8 @@ beforeAll(async () => {
      CREATE TABLE keyless (a int);
      CREATE VIEW seen AS SELECT * FROM pupils;
      CREATE TABLE changes (id text PRIMARY KEY, "Name" text, name text);
+     CREATE TABLE person (id text PRIMARY KEY);
+     CREATE TABLE teacher (subject text, PRIMARY KEY (id)) INHERITS (person);
      CREATE TABLE "Pupils" (id text PRIMARY KEY, school_id text);
      CREATE ROLE ${role} LOGIN;
      GRANT SELECT, INSERT, UPDATE, DELETE ON pupils TO ${role}`,
@@ -99,6 +101,8 @@ it("says everything at once that is wrong with the tables, each with its remedy,
         seen: { audience: "all" },
         changes: { audience: "all" },
         Pupils: { audience: "all" },
+        person: { audience: "all" },
+        teacher: { audience: "all" },
       },
       devices: { people: { pupils: { id: "id", name: "full_name" } }, attendance: { table: "punched", person: "id", at: "at" } },
     },
@@ -111,6 +115,7 @@ it("says everything at once that is wrong with the tables, each with its remedy,
     "called changes in the school's file",
     "columns Name and name of table public.changes",
     "tables public.pupils and public.Pupils",
+    "public.person is inherited by public.teacher",
   ])
     expect(hub.err()).toContain(part)
 })

@@ -105,6 +105,7 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
       filenode: string
       readable: boolean
       filtered: boolean
+      child: string | null
       role: string
     }>(
       `SELECT n.nspname || '.' || c.relname AS tbl, c.relkind::text AS kind, c.relpersistence::text AS persistence,
@@ -112,7 +113,8 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
               pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND NOT EXISTS (
                 SELECT 1 FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
                    AND NOT pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT')) AS readable,
-              pg_catalog.row_security_active(c.oid) AS filtered
+              pg_catalog.row_security_active(c.oid) AS filtered,
+              (SELECT pg_catalog.min(i.inhrelid::pg_catalog.regclass::text) FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid) AS child
          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname || '.' || c.relname = ANY ($1)`,
       [names],
@@ -206,6 +208,10 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         const what =
           relation.kind === "p" ? "a partitioned table" : relation.kind === "v" || relation.kind === "m" ? "a view" : "not an ordinary table"
         return found(null, { code: "not_a_table", text: `${name} is ${what}; only ordinary tables can be synced` })
+      }
+      if (relation.child !== null) {
+        const text = `table ${name} is inherited by ${relation.child}: a read of it shows rows of which the stream tells under another name; list only tables that nothing inherits from`
+        return found(null, { code: "not_a_table", text })
       }
       if (relation.persistence !== "p") {
         const text = `table ${name} is unlogged or temporary, so its changes are not in the WAL; run ALTER TABLE ${name} SET LOGGED`
