@@ -275,10 +275,11 @@ export const makeLink = (options: { readonly hub: string; readonly key: string; 
       })
 
   /** One slice, compressed by itself; what it took decides the size of the next ones. */
-  const sendPart = (identity: Identity, batch: OutgoingBatch, part: number, parts: number) =>
+  const sendPart = (identity: Identity, batch: OutgoingBatch, part: number, parts: number, whole: Uint8Array) =>
     Effect.gen(function* () {
       const size = batch.bytes.length
-      const body = part === 0 ? new Uint8Array() : yield* Effect.promise(() => compress(batch.bytes.subarray(...sliceOf(size, part, parts))))
+      const pressed = () => (parts === 1 ? Promise.resolve(whole) : compress(batch.bytes.subarray(...sliceOf(size, part, parts))))
+      const body = part === 0 ? new Uint8Array() : yield* Effect.promise(pressed)
       const query = { ...who(identity), batch: String(batch.number), hash: batch.hash, size: String(size), part: String(part), parts: String(parts) }
       const started = performance.now()
       const response = yield* request(
@@ -301,16 +302,16 @@ export const makeLink = (options: { readonly hub: string; readonly key: string; 
   /** What the hub has of a batch it keeps, also over restarts of either side: only the rest is sent. */
   const push = (identity: Identity, batch: OutgoingBatch): Effect.Effect<VerdictsType, LinkError> =>
     Effect.gen(function* () {
-      const pressed = (yield* Effect.promise(() => compress(batch.bytes))).length
-      const wanted = Math.max(Math.ceil(pressed / partBytes), Math.ceil(batch.bytes.length / MAX_SLICE_BYTES))
+      const whole = yield* Effect.promise(() => compress(batch.bytes))
+      const wanted = Math.max(Math.ceil(whole.length / partBytes), Math.ceil(batch.bytes.length / MAX_SLICE_BYTES))
       const cut = cuts.get(batch.hash)
       const parts = cut ?? Math.min(MAX_PARTS, Math.max(1, wanted))
       cuts.clear()
       cuts.set(batch.hash, parts)
-      let answer = yield* sendPart(identity, batch, parts === 1 ? 1 : 0, parts)
+      let answer = yield* sendPart(identity, batch, parts === 1 ? 1 : 0, parts, whole)
       for (let round = 0; "missing" in answer && round < MAX_ROUNDS; round++) {
         for (const part of answer.missing) {
-          answer = yield* sendPart(identity, batch, part, parts)
+          answer = yield* sendPart(identity, batch, part, parts, whole)
           if (!("missing" in answer)) return answer as VerdictsType
         }
       }

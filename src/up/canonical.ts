@@ -37,6 +37,8 @@ export const textToWire = (kind: Kind, text: string | null): Wire => {
 }
 
 const INTEGER_LIMIT: Readonly<Record<string, bigint>> = { int2: 1n << 15n, int4: 1n << 31n, int8: 1n << 63n }
+/** In the range of every type but the smallest. */
+const SMALL_INTEGER = /^(0|-?[1-9]\d{0,8})$/
 const TIMES = /^(timestamp|timestamptz|time|timetz|interval)$/
 const DAYS = /^(timestamp|timestamptz|date)$/
 
@@ -45,6 +47,7 @@ export const isPlain = (column: ColumnShape, text: string): boolean => {
   if (column.isDomain) return false
   const limit = INTEGER_LIMIT[column.typname]
   if (limit !== undefined) {
+    if (column.typname !== "int2" && SMALL_INTEGER.test(text)) return true
     if (!/^(0|-?[1-9]\d{0,18})$/.test(text)) return false
     const value = BigInt(text)
     return value < limit && value >= -limit
@@ -76,6 +79,9 @@ const objection = (column: ColumnShape, text: string): string | null => {
   if (TIMES.test(column.typname) && /\.\d{6}\d*[1-9]/.test(text)) return `${short(text)} is finer than the microseconds that Postgres keeps`
   return null
 }
+
+/** True when the text stays as it is: the column holds it so, and prints it so. */
+export const isSettled = (column: ColumnShape, text: string): boolean => isPlain(column, text) && objection(column, text) === null
 
 /** Of each wanted column, in order, its texts -> their canonical form. */
 export const canonicalise = (

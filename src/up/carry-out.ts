@@ -21,7 +21,7 @@ import type { Decision } from "./resolve.ts"
 import { readReferencing, readShapes } from "./shape.ts"
 import { spell } from "./spell.ts"
 import { compare, findInside, lock } from "./theirs.ts"
-import { type Pushing, readOfficeTimes, recordTimes } from "./times.ts"
+import { isTimed, type Pushing, readOfficeTimes, recordTimes } from "./times.ts"
 import { type Ground, type Outcome, startWork, type Work } from "./work.ts"
 
 /** Head office's programs never wait longer for us, nor we for them. */
@@ -99,7 +99,12 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
     if (leaving.some((work) => work.isDelete) || writing().some((work) => work.isInsert && work.shape.hasTriggers))
       yield* findRemoved(session, writing(), places, ground.school)
     const altered = yield* readAltered(session, writing())
-    yield* recordTimes(session, writing().map(pushingOf))
+    yield* recordTimes(
+      session,
+      writing()
+        .filter(({ table }) => isTimed(table))
+        .map(pushingOf),
+    )
 
     return changes.map((change): Outcome => {
       const work = works.get(change)

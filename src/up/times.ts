@@ -46,6 +46,9 @@ interface Pushed {
 const timed = (table: Table): ReadonlyArray<string> =>
   table.columns.flatMap((column) => (!column.generated && needsTime(table, column.name) ? [column.name] : []))
 
+/** When a column of it was written may decide something. */
+export const isTimed = (table: Table): boolean => timed(table).length > 0
+
 /** A time may have to decide something. */
 const isDisputed = (met: Met): boolean => {
   if (met.theirs === null) return met.op !== "insert" && met.table.strategy === "newest_wins"

@@ -13,9 +13,8 @@ import { sendAgainFrom } from "./again.ts"
 const manifestOf = (text: string | null): Manifest | null => (text === null ? null : (JSON.parse(text) as Manifest))
 
 /** Freezes everything that is open, batch by batch, each in its own short transaction. */
-export const freezeAll = (file: LibsqlFile, maxChanges = BATCH_CHANGES): Effect.Effect<number, LibsqlError> =>
+const freezeAll = (file: LibsqlFile, maxChanges: number, onFrozen: () => void): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    let changes = 0
     for (;;) {
       const now = yield* Clock.currentTimeMillis
       const frozen = yield* file.write((tx) =>
@@ -25,8 +24,8 @@ export const freezeAll = (file: LibsqlFile, maxChanges = BATCH_CHANGES): Effect.
           return manifest === null ? { changes: 0, isMore: false } : yield* freeze(tx, manifest, now, { maxChanges })
         }),
       )
-      changes += frozen.changes
-      if (!frozen.isMore) return changes
+      onFrozen()
+      if (!frozen.isMore) return
     }
   })
 
@@ -49,7 +48,14 @@ export interface Pushed {
 /** The table of a batch's line: `{"id":7,"table":"public.pupils",…`. */
 const TABLE = /^\{"id":\d+,"table":"([^"\\]+)"/gm
 
-/** Sends every batch that has no answer yet; the number of changes sent and of conflicts decided. */
+/** What is known of the freezing under way. */
+interface Freezing {
+  batches: number
+  isOver: boolean
+  wake: () => void
+}
+
+/** Sends every batch that has no answer yet, while further ones are frozen; the number of changes sent and of conflicts decided. */
 export const pushAll = (
   file: LibsqlFile,
   link: Link,
@@ -57,17 +63,44 @@ export const pushAll = (
   maxChanges = BATCH_CHANGES,
 ): Effect.Effect<Pushed, LibsqlError | LinkError> =>
   Effect.gen(function* () {
+    const freezing: Freezing = { batches: 0, isOver: false, wake: () => undefined }
+    const freezeRest = Effect.andThen(
+      freezeAll(file, maxChanges, () => {
+        freezing.batches++
+        freezing.wake()
+      }),
+      Effect.sync(() => {
+        freezing.isOver = true
+        freezing.wake()
+      }),
+    )
+    // Also when the line breaks everything is frozen: what is captured later never joins it.
+    const [sent] = yield* Effect.all([Effect.exit(sendAll(file, link, identity, freezing)), freezeRest], { concurrency: 2 })
+    return yield* sent
+  })
+
+const sendAll = (file: LibsqlFile, link: Link, identity: Identity, freezing: Freezing): Effect.Effect<Pushed, LibsqlError | LinkError> =>
+  Effect.gen(function* () {
     let changes = 0
     let conflicts = 0
     const tables: Record<string, number> = {}
-    yield* freezeAll(file, maxChanges)
     for (;;) {
+      const { batches, isOver } = freezing
       const [batch] = yield* file.read((tx) =>
         tx.all<{ number: number; hash: string; bytes: Uint8Array; changes: number }>(
           "SELECT number, hash, bytes, changes FROM schoolbus_batch WHERE answered_at IS NULL AND settled_at IS NULL ORDER BY number LIMIT 1",
         ),
       )
-      if (batch === undefined) return { changes, conflicts, tables }
+      if (batch === undefined && isOver) return { changes, conflicts, tables }
+      if (batch === undefined) {
+        yield* Effect.callback<void>((resume) => {
+          freezing.wake = () => {
+            if (freezing.batches !== batches || freezing.isOver) resume(Effect.void)
+          }
+          freezing.wake()
+        })
+        continue
+      }
       const verdicts = yield* link.push(identity, batch).pipe(
         Effect.map((answer) => ({ answer, expected: null as number | null })),
         Effect.catchTag("LinkRefused", (error) =>

@@ -105,7 +105,18 @@ const openPushers = async (ground: Ground, hub: string, name: string, count: num
     const school = ids[i] ?? ""
     const link = makeLink({ hub, key: key.text })
     const incarnation = crypto.randomUUID()
-    const hello = { protocol: PROTOCOL, incarnation, token: "", epoch: "", seq: 0, cut: "0", lastBatch: 0, manifest: 0, clock: Date.now(), version: VERSION }
+    const hello = {
+      protocol: PROTOCOL,
+      incarnation,
+      token: "",
+      epoch: "",
+      seq: 0,
+      cut: "0",
+      lastBatch: 0,
+      manifest: 0,
+      clock: Date.now(),
+      version: VERSION,
+    }
     let token = ""
     // A key is known once the hub has read it from the stream.
     await until("the hub to know a key", () =>
@@ -142,7 +153,9 @@ const pushAtOnce = async (pushers: ReadonlyArray<Pusher>, rows: number): Promise
   await Promise.all(
     pushers.map(async ({ link, identity, batches }) => {
       for (const batch of batches) {
-        const { exceptions } = await Effect.runPromise(Effect.retry(link.push(identity, batch), { while: (error) => error._tag === "LinkDown", schedule: Schedule.spaced("20 millis") }))
+        const { exceptions } = await Effect.runPromise(
+          Effect.retry(link.push(identity, batch), { while: (error) => error._tag === "LinkDown", schedule: Schedule.spaced("20 millis") }),
+        )
         if (exceptions.length > 0) throw new Error(`not plainly applied: ${JSON.stringify(exceptions[0])}`)
       }
     }),

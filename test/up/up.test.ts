@@ -89,6 +89,23 @@ it("writes wait, frozen, while the hub is away", async () => {
   expect(answered(school)).toEqual([1, 2])
 })
 
+it("batches go while further ones are frozen, and all is frozen although the line breaks", async () => {
+  const school = await newSchool()
+  const hub = hubOf()
+  for (const id of ["a", "b", "c", "d", "e"]) insert(school, id)
+  hub.isDown = true
+  const pushByOne = () => Effect.runPromise(Effect.result(pushAll(school.file, hub.link, who, 1)))
+  expect(await pushByOne()).toMatchObject({ failure: { _tag: "LinkDown" } })
+  expect([hub.sent, school.batches().length]).toEqual([[1], 5])
+  hub.isDown = false
+  for (const id of ["f", "g", "h"]) insert(school, id)
+  expect(await pushByOne()).toMatchObject({ success: { changes: 8 } })
+  expect([hub.sent, answered(school)]).toEqual([
+    [1, 1, 2, 3, 4, 5, 6, 7, 8],
+    [1, 2, 3, 4, 5, 6, 7, 8],
+  ])
+})
+
 it("a hub that was put back gets what it has lost from the kept bytes", async () => {
   const school = await newSchool()
   const hub = hubOf()
