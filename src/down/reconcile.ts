@@ -6,9 +6,12 @@
  *     known state of a row: what its newest frozen change made of it, else head office's row at the cut
  *     state after the gap:  old values of the row's first change captured since, else the row as it stands
  *
- * Rows that changed at head office after the cut come down as always: whether a program wrote to them in the gap cannot be
- * told, and what stood here is kept in schoolbus_replaced. Of a table that is empty, or lost most of its rows, nothing is
- * taken for a delete: it is filled again. Tables that only go up are sent again whole, and what head office has already is no change there.
+ * Rows that changed at head office after the cut come down as always: the feed keeps a row's newest state only, so whether a
+ * program wrote to them in the gap, or they are merely older than head office's, cannot be told; sent up they would undo head
+ * office's own edits under `school_wins`. Where something was captured since, what stood here is kept in schoolbus_replaced. Of a table that is empty, or lost most of its rows, nothing is
+ * taken for a delete: it is filled again. Tables that only go up are sent again whole, and what head office has already is no
+ * change there; the hub does not know their rows, so a delete is told from the kept batches: a row that this file sent in the
+ * last 35 days and that is gone without a captured delete.
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
@@ -22,6 +25,7 @@ import { decodeBatch } from "../link/frame.ts"
 import { MAX_ROWS_ASKED, type Point } from "../link/protocol.ts"
 import { namesToText, textToNames } from "../model/digest.ts"
 import { localKey, localKeySql, parseLocalKey } from "../model/key.ts"
+import type { Exception } from "../model/change.ts"
 import type { Manifest } from "../model/table.ts"
 import { type Cell, isRefused, type Refused, type Wire, wireToCell } from "../model/value.ts"
 import type { Target } from "./delivery.ts"
@@ -43,21 +47,32 @@ export interface Reconciled {
   readonly down: number
 }
 
-/** By local key what the newest frozen change without verdict made of the row; null = no row. */
-const frozenStates = (file: LibsqlFile, { table, tbl }: Target) =>
+/** By local key what the newest frozen change made of the row; null = no row. `unsettled`: of batches without verdict only, else of all that are kept. */
+const frozenStates = (file: LibsqlFile, { table, tbl }: Target, which: "unsettled" | "kept") =>
   Effect.gen(function* () {
+    const unsettled = "settled_at IS NULL AND EXISTS (SELECT 1 FROM changes c WHERE c.batch = number AND c.tbl = ?)"
     const batches = yield* file.read((tx) =>
-      tx.all<{ bytes: Uint8Array }>(
-        "SELECT b.bytes FROM schoolbus_batch b WHERE b.settled_at IS NULL AND EXISTS (SELECT 1 FROM changes c WHERE c.batch = b.number AND c.tbl = ?) ORDER BY b.number",
-        [tbl],
-      ),
+      tx.all<{ number: number }>(`SELECT number FROM schoolbus_batch WHERE ${which === "unsettled" ? unsettled : "? IS NOT NULL"} ORDER BY number`, [
+        tbl,
+      ]),
     )
     const states = new Map<string, Values | null>()
-    for (const { bytes } of batches) {
-      const decoded = decodeBatch(new TextDecoder().decode(bytes))
+    for (const { number } of batches) {
+      const [row] = yield* file.read((tx) =>
+        tx.all<{ bytes: Uint8Array; exceptions: string | null }>("SELECT bytes, exceptions FROM schoolbus_batch WHERE number = ?", [number]),
+      )
+      if (row === undefined) continue
+      const decoded = decodeBatch(new TextDecoder().decode(row.bytes))
       if (!("ok" in decoded)) continue
+      const exceptions = JSON.parse(row.exceptions ?? "[]") as ReadonlyArray<Exception>
+      // What did not stand as it was sent is head office's row, or nobody's: its absence here says nothing.
+      const fallen = new Set(which === "kept" ? exceptions.flatMap(({ id, verdict }) => (verdict === "merged" ? [] : [id])) : [])
       for (const change of decoded.ok.batch.changes) {
         if (change.table !== table.name) continue
+        if (fallen.has(change.id)) {
+          for (const key of [change.key, change.newKey ?? change.key]) states.set(localKey(table, key), null)
+          continue
+        }
         states.set(localKey(table, change.key), change.op === "delete" ? null : { ...change.base, ...change.mine })
         if (change.newKey === undefined) continue
         states.set(localKey(table, change.newKey), { ...change.base, ...change.mine })
@@ -66,6 +81,33 @@ const frozenStates = (file: LibsqlFile, { table, tbl }: Target) =>
     }
     return states
   })
+
+/** Of a table that only goes up: rows that this file has sent, and that went without a captured delete. */
+const goneUnseen = (file: LibsqlFile, target: Target) =>
+  Effect.gen(function* () {
+    const { table, tbl } = target
+    const sent = [...(yield* frozenStates(file, target, "kept"))].filter(([key, state]) => state !== null && parseLocalKey(key) !== null)
+    const gone = new Map<string, Values | null>()
+    for (let i = 0; i < sent.length; i += CHUNK) {
+      const some = sent.slice(i, i + CHUNK)
+      const here = yield* file.read((tx) =>
+        tx.all<{ key: string }>(
+          `SELECT ${localKeySql(table, "t.")} AS key FROM ${ident(table.local)} t
+            WHERE (${table.key.map((name) => `t.${ident(name)}`).join(", ")}) IN ${rowsOfKeys(some.map(([key]) => key))}
+           UNION SELECT key FROM changes WHERE tbl = ?1 UNION SELECT new_key FROM changes WHERE tbl = ?1 AND new_key IS NOT NULL
+           UNION SELECT key FROM schoolbus_hold WHERE tbl = ?1`,
+          [tbl],
+        ),
+      )
+      const keys = new Set(here.map(({ key }) => key))
+      for (const [key, state] of some) if (!keys.has(key)) gone.set(key, state)
+    }
+    const [left] = yield* file.read((tx) => tx.all<{ n: number }>(`SELECT count(*) AS n FROM ${ident(table.local)}`))
+    return isLossOf(gone.size, left?.n ?? 0) ? new Map<string, Values | null>() : gone
+  })
+
+/** So much went at once that it is a loss of the table, and nobody's wish. */
+const isLossOf = (gone: number, left: number): boolean => left === 0 || (gone > FEW_DELETES && gone > left)
 
 /** What the feed holds of rows that have not changed since the cut; null = no such row. */
 const hubRows = (link: Link, identity: Identity, at: Point, { table }: Target, keys: ReadonlyArray<string>) =>
@@ -221,18 +263,19 @@ const takeAnew = (
     return { up, down: sent.rows }
   })
 
-const reconcileTable = (link: Link, identity: Identity, gap: Gap, target: Target) =>
+const reconcileTable = (link: Link, identity: Identity, gap: Gap, target: Target, isNew: boolean) =>
   Effect.gen(function* () {
     const file = yield* Libsql
     const { table, tbl } = target
     if (table.direction === "up") {
+      const deletes = isNew || gap.anew === 1 ? 0 : yield* captureGap(file, gap, target, yield* goneUnseen(file, target), true)
       const up = yield* file.write((tx) =>
         tx.run(
           `${captureExisting(table, tbl)} WHERE ${localKeySql(table, "")} NOT IN (SELECT key FROM changes WHERE tbl = ${tbl}
              UNION SELECT new_key FROM changes WHERE tbl = ${tbl} AND new_key IS NOT NULL UNION SELECT key FROM schoolbus_hold WHERE tbl = ${tbl})`,
         ),
       )
-      return { up, down: 0 }
+      return { up: up + deletes, down: 0 }
     }
     const sides = yield* bothSides(link, identity, new Set([table.name]))
     if (sides === null) return yield* new NotComparable({ message: "a table with a gap cannot be compared now" })
@@ -249,7 +292,7 @@ const reconcileTable = (link: Link, identity: Identity, gap: Gap, target: Target
     if (gap.anew === 1) return yield* takeAnew(link, identity, gap, target, at, difference)
     const localOf = (wire: string): string => localKey(table, JSON.parse(wire) as ReadonlyArray<Wire>)
     const held = yield* heldKeys(file, tbl)
-    const frozen = yield* frozenStates(file, target)
+    const frozen = yield* frozenStates(file, target, "unsettled")
     const newer = textToNames(sides.hub.tables[table.name]?.newer ?? "")
     const since = yield* file.read((tx) =>
       tx.all<{ key: string }>(
@@ -281,7 +324,7 @@ const reconcileTable = (link: Link, identity: Identity, gap: Gap, target: Target
     const now = yield* Clock.currentTimeMillis
     yield* keepReplaced(file, target, unknown, gap.firstId, now)
     const [left] = yield* file.read((tx) => tx.all<{ n: number }>(`SELECT count(*) AS n FROM ${ident(table.local)}`))
-    const isLoss = (left?.n ?? 0) === 0 || (gone.length > FEW_DELETES && gone.length > (left?.n ?? 0))
+    const isLoss = isLossOf(gone.length, left?.n ?? 0)
     const up = yield* captureGap(file, gap, target, known, !isLoss)
     const refill = new Set([...(isLoss ? missing : []), ...(gap.lost.length > 0 ? differing : [])])
     const sent = yield* sendAgain(link, identity, at, refill.size === 0 ? [] : [{ table: table.name, names: refill, keys: [] }])
@@ -308,8 +351,8 @@ export const reconcile = (link: Link, identity: Identity): Effect.Effect<Readonl
         target === undefined
           ? { up: 0, down: 0 }
           : isNew && target.table.direction !== "up"
-            ? yield* reconcileTable(link, identity, gap, { ...target, table: { ...target.table, direction: "up" } })
-            : yield* reconcileTable(link, identity, gap, target)
+            ? yield* reconcileTable(link, identity, gap, { ...target, table: { ...target.table, direction: "up" } }, isNew)
+            : yield* reconcileTable(link, identity, gap, target, isNew)
       yield* file.write((tx) => closeGap(tx, gap.tbl))
       done.push({ table: gap.name, reason: gap.reason, up, down })
     }

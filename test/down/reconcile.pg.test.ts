@@ -143,9 +143,21 @@ describe("what a program writes while triggers are away reaches head office, exa
     const { id, dir, node } = await newSchool()
     script(dir, `INSERT INTO seen VALUES ('${id}-a', '${id}', '1')`)
     script(dir, `DROP TRIGGER schoolbus_seen_ai; INSERT INTO seen VALUES ('${id}-b', '${id}', '2')`)
-    await until("both rows", async () => (await world.sql`SELECT 1 FROM seen WHERE school_id = ${id}`).length === 2)
+    const seen = async () =>
+      (await world.sql`SELECT id FROM seen WHERE school_id = ${id} ORDER BY id`).map((row) => String(row["id"]).slice(-1)).join("")
+    await until("both rows", async () => (await seen()) === "ab")
+    await upToDate(node)
+    // Its deletes, too: of rows that this file has sent.
+    await world.sql`INSERT INTO seen VALUES (${`${id}-x`}, ${id}, 'of head office')`
+    script(dir, `DROP TRIGGER schoolbus_seen_ad; DELETE FROM seen WHERE id = '${id}-a'; INSERT INTO seen VALUES ('${id}-c', '${id}', '3')`)
+    await until("the delete", async () => (await seen()) === "bcx")
     await upToDate(node)
     expect(await conflicts(id)).toBe(0)
+    // A table that lost all its rows is no delete.
+    script(dir, "DROP TRIGGER schoolbus_seen_ad; DELETE FROM seen")
+    await until("the gap", () => (node.output().match(/table public\.seen: .* head office: \d/g) ?? []).length === 3)
+    await upToDate(node)
+    expect(await seen()).toBe("bcx")
     await stop(node)
   })
 })
