@@ -86,6 +86,8 @@ const QUOTE = 34
 const BACKSLASH = 92
 const MINUS = 45
 
+const BEGIN = /^\{"action":"B","xid":(\d+),"timestamp":"([^"\\]+)"\}$/
+const COMMIT = { kind: "commit" } as const
 const COLUMNS = ',"columns":['
 const IDENTITY = ',"identity":['
 
@@ -303,11 +305,13 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
   const readMessage = (text: string): Event<T> => {
     switch (actionOf(text)) {
       case 66: {
+        const parts = BEGIN.exec(text)
+        if (parts !== null) return { kind: "begin", xid: Number(parts[1]), at: parts[2] as string }
         const { xid, timestamp } = JSON.parse(text) as { xid: number; timestamp: string }
         return { kind: "begin", xid, at: timestamp }
       }
       case 67:
-        return { kind: "commit" }
+        return COMMIT
       case 73:
         return readRow(text, "I")
       case 85:

@@ -26,7 +26,7 @@ import { type Bracket, Brackets, isOvertaken, type ReadRow, settledRows, takeBra
 import { EXAMPLES, FeedChecks, type TableCheck } from "./check.ts"
 import type { Compute } from "./computed.ts"
 import type { DecodeTable, Decoder } from "./decode.ts"
-import { type Append, type Appender, Feed, type FeedTable, type Position, rowKey } from "./feed.ts"
+import { type Append, type Appender, Feed, type FeedTable, rowKey } from "./feed.ts"
 import { isTimed, noteTimes, type Written } from "./times.ts"
 
 /** Messages of an unfinished txn that are held before it is written chunk by chunk. */
@@ -111,6 +111,25 @@ export const commitMicros = (text: string): number => {
   return Date.parse(`${match[1]}T${match[2]}${match[4]}:00`) * 1000 + Number((match[3] ?? "").padEnd(6, "0"))
 }
 
+/** The same, quicker for the many commits of one second. */
+const rememberSecond = (): typeof commitMicros => {
+  let opening = "-"
+  let zone = ""
+  let base = 0
+  return (text) => {
+    // ….123456+00
+    if (text.length !== 29 || !text.startsWith(opening) || !text.endsWith(zone)) {
+      if (text.length === 29 && commitMicros(text) !== 0) {
+        opening = text.slice(0, 20)
+        zone = text.slice(26)
+        base = commitMicros(`${opening}000000${zone}`)
+      }
+      return commitMicros(text)
+    }
+    return base + (Number(text.slice(20, 26)) || 0)
+  }
+}
+
 /** Runs until the stream stops or the catalog no longer fits. */
 export const runDown = (
   options: DownOptions,
@@ -137,7 +156,8 @@ export const runDown = (
     let savedAt = yield* Clock.currentTimeMillis
     let xid = first.position.xid
     let at = first.position.at
-    let micros = commitMicros(at)
+    const microsOf = rememberSecond()
+    let micros = microsOf(at)
 
     const forgetMet = (appender: Appender, rows: ReadonlyArray<{ readonly table: FeedTable; readonly key: string }>) =>
       appender.tx.run(`DELETE FROM unmet WHERE (tbl, key) IN (SELECT value->>0, value->>1 FROM json_each(?))`, [
@@ -308,7 +328,6 @@ export const runDown = (
       messages: ReadonlyArray<string>,
       end: Lsn | null,
     ) {
-      let position: Position | null = null
       let touchedTxn = false
       let chars = 0
       for (const message of messages) {
@@ -317,13 +336,10 @@ export const runDown = (
           case "begin":
             xid = event.xid
             at = event.at
-            micros = commitMicros(at)
+            micros = microsOf(at)
             touchedTxn = false
             break
           case "commit":
-            // Only the last one's is told.
-            if (end !== null) position = { lsn: end, xid, at }
-            break
           case "none":
             break
           case "put": {
@@ -418,7 +434,7 @@ export const runDown = (
           chars = 0
         }
       }
-      return position
+      return end === null ? null : { lsn: end, xid, at }
     })
 
     const consume = Effect.gen(function* () {

@@ -417,7 +417,7 @@ export class Feed extends Context.Service<
                   for (const { audience } of holders) touch(audience)
                 })
                 const position = (p: Position) =>
-                  Effect.asVoid(tx.run("UPDATE hub SET commit_lsn = ?, commit_xid = ?, commit_at = ?", [printLsn(p.lsn), p.xid, p.at]))
+                  tx.ahead("UPDATE hub SET commit_lsn = ?, commit_xid = ?, commit_at = ?", [printLsn(p.lsn), p.xid, p.at])
                 const bodies: Appender["bodies"] = (wanted) =>
                   Effect.map(
                     tx.all<{ tbl: number; key: string; body: string }>(
@@ -514,8 +514,8 @@ export class Feed extends Context.Service<
                 let cut = head.cut
                 if (seq > head.seq) {
                   cut = newCut()
-                  yield* tx.run("UPDATE hub SET seq = ?", [seq])
-                  yield* tx.run("INSERT INTO cut (seq, id) VALUES (?, ?)", [seq, cut])
+                  yield* tx.ahead("UPDATE hub SET seq = ?", [seq])
+                  yield* tx.ahead("INSERT INTO cut (seq, id) VALUES (?, ?)", [seq, cut])
                 }
                 return { value, cut, isPublished }
               }),

@@ -14,7 +14,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type { Cell, Kind, Wire } from "../model/value.ts"
-import type { Slab, SlabPiece } from "./slab.ts"
+import type { Slab } from "./slab.ts"
 
 /** How long a statement waits for another program's write lock before it fails with SQLITE_BUSY. */
 export const BUSY_TIMEOUT_MS = 5_000
@@ -70,6 +70,8 @@ export interface Tx {
    * ?4 on. It does not wait: what fails, fails the transaction at its end.
    */
   readonly bulk: (sql: string, rows: Slab, args?: ReadonlyArray<Bind>) => Effect.Effect<void, LibsqlError>
+  /** As `run`, for a statement whose answer nobody needs. It does not wait either. */
+  readonly ahead: (sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<void>
   /** DDL or a script. */
   readonly exec: (sql: string) => Effect.Effect<void, LibsqlError>
   /** Reads rows and keeps only their prints (model/digest.ts), so that a table of any size may be compared. */
@@ -150,7 +152,7 @@ type Command =
   | { readonly op: "begin"; readonly write: boolean }
   | { readonly op: "end"; readonly commit: boolean }
   | { readonly op: "exec"; readonly sql: string }
-  | { readonly op: "ahead"; readonly sql: string; readonly piece: SlabPiece; readonly args: ReadonlyArray<Bind> }
+  | { readonly op: "ahead"; readonly sql: string; readonly args: ReadonlyArray<Bind> }
   | { readonly op: "run" | "all" | "values"; readonly sql: string; readonly args: ReadonlyArray<Bind> | undefined }
   | ({ readonly op: "many" | "insert"; readonly sql: string } & Packed)
   | ({ readonly op: "wires"; readonly sql: string } & PackedWires)
@@ -224,7 +226,7 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
     // Statements under way that nobody waits for. When one fails, the worker refuses what follows it up to the rollback.
     let ahead = 0
     let room = (): void => undefined
-    const sendAhead = (sql: string, piece: SlabPiece, args: ReadonlyArray<Bind>): void => {
+    const sendAhead = (sql: string, args: ReadonlyArray<Bind>, given: Array<ArrayBufferLike>): void => {
       const id = ++last
       ahead++
       waiting.set(id, {
@@ -234,8 +236,7 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
           room()
         },
       })
-      // Bytes are handed over; texts would be copied twice.
-      if (fault === null) worker.postMessage({ op: "ahead", sql, piece, args, id } satisfies Request, [piece.rows.buffer, piece.places.buffer])
+      if (fault === null) worker.postMessage({ op: "ahead", sql, args, id } satisfies Request, given as Array<ArrayBuffer>)
       else failAll(fault)
     }
     const untilRoom: Effect.Effect<void> = Effect.callback((resume) => {
@@ -262,9 +263,11 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
         rows.close()
         for (const piece of rows.pieces.splice(0)) {
           if (ahead >= BULK_AHEAD) yield* untilRoom
-          sendAhead(sql, piece, args)
+          // Bytes are handed over; texts would be copied twice.
+          sendAhead(sql, [piece.rows, piece.places, piece.base, ...args], [piece.rows.buffer, piece.places.buffer])
         }
       }),
+      ahead: (sql, args = []) => Effect.sync(() => sendAhead(sql, args, [])),
       exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),
       prints: (scan) => send({ op: "prints", ...scan }) as Effect.Effect<PrintsFound, LibsqlError>,
     }

@@ -182,7 +182,7 @@ const answer = (request: Request): unknown => {
       return null
     case "ahead":
       try {
-        prepare(request.sql).run([request.piece.rows, request.piece.places, BigInt(request.piece.base), ...toArray(request.args)])
+        prepare(request.sql).run(toArray(request.args))
       } catch (error) {
         spoiled = error
         throw error

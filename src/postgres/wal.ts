@@ -17,6 +17,12 @@ import { Frames } from "./frames.ts"
 /** Messages and bytes that may wait for the caller before the socket is paused. */
 export const MAX_BUFFERED = 16_384
 export const MAX_BUFFERED_BYTES = 16 * 1024 * 1024
+/**
+ * A piece of the stream as large as this says that more stands in line: then the socket rests for a moment, so that the
+ * walsender need not wake this process for each message. Under less load nothing ever waits.
+ */
+const BUSY_BYTES = 16 * 1024
+const REST_MS = 2
 /** Well under wal_sender_timeout (60 s unless changed). */
 const STATUS_INTERVAL_MS = 5_000
 /** After no byte for this long, though the socket is read, it is asked whether the line is dead. */
@@ -124,7 +130,8 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
     let stopped: WalStopped | null = null
     let wake: (() => void) | null = null
     let socket: Socket | null = null
-    let isPaused = false
+    let isFull = false
+    let resting: ReturnType<typeof setTimeout> | null = null
     let durable = options.from
     let lastByteAt = Date.now()
 
@@ -180,6 +187,11 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
       keepalive = piece.readBigUInt64BE(start + POSITION_AT)
       if (piece[start + RESPOND_AT] === 1) report()
     }
+    const flow = (): void => {
+      if (isFull || resting !== null) return
+      lastByteAt = Date.now()
+      socket?.resume()
+    }
     const read = (from: Socket): void => {
       socket = from
       // What is no message of the stream stays the library's business.
@@ -195,21 +207,21 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
         lastByteAt = Date.now()
         frames.push(piece)
         if (messages.length >= MAX_BUFFERED || bytes >= MAX_BUFFERED_BYTES) {
-          isPaused = true
+          isFull = true
           from.pause()
+        } else if (resting === null && (bytes >= BUSY_BYTES || piece.length >= BUSY_BYTES)) {
+          from.pause()
+          resting = setTimeout(() => {
+            resting = null
+            flow()
+          }, REST_MS)
         }
         if (messages.length > 0 || keepalive !== null) notify()
       })
     }
-    const resume = (): void => {
-      if (!isPaused) return
-      isPaused = false
-      lastByteAt = Date.now()
-      socket?.resume()
-    }
     service.on("error", (cause: unknown) => stop(toStopped(cause)))
 
-    const isSilent = (): boolean => !isPaused && Date.now() - lastByteAt > SILENCE_MS
+    const isSilent = (): boolean => !isFull && Date.now() - lastByteAt > SILENCE_MS
     const watch = async (): Promise<void> => {
       if (!isSilent() || !(await Effect.runPromise(options.isDead))) return
       const message = `no byte from Postgres for ${SILENCE_MS / 1000} s`
@@ -257,7 +269,8 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
         commits = []
         bytes = 0
         keepalive = null
-        resume()
+        isFull = false
+        flow()
         give(Effect.succeed(taken))
       }
       hand()

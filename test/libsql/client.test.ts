@@ -117,3 +117,20 @@ test("of rows that go together, those that a constraint refuses are named and th
     ),
   )
 })
+
+test("a statement sent ahead stands in its place among the others, and fails the transaction when it fails", async () => {
+  const written = await Effect.runPromise(
+    file.write((tx) =>
+      Effect.gen(function* () {
+        yield* tx.bulk(BULK, rows([0, 1000]))
+        yield* tx.ahead("UPDATE t SET b = ? WHERE a < ?", ["first", 10])
+        yield* tx.bulk(BULK, rows([1000, 2000]))
+        return yield* tx.run("DELETE FROM t WHERE b <> 'first'")
+      }),
+    ),
+  )
+  expect(written).toBe(1990)
+  const spoiled = file.write((tx) => Effect.andThen(tx.ahead("INSERT INTO t VALUES (0, 'again')"), tx.ahead("INSERT INTO t VALUES (-1, 'after')")))
+  await expect(Effect.runPromise(spoiled)).rejects.toMatchObject({ code: "SQLITE_CONSTRAINT_PRIMARYKEY" })
+  expect(await count()).toEqual([{ n: 10 }])
+})
