@@ -25,7 +25,7 @@ import { tokenize } from "./body.ts"
 import { type Bracket, Brackets, isOvertaken, type ReadRow, settledRows, takeBracket, isVisible, parseSnapshot } from "./bracket.ts"
 import { EXAMPLES, FeedChecks, type TableCheck } from "./check.ts"
 import type { Compute } from "./computed.ts"
-import type { DecodeTable, Decoder } from "./decode.ts"
+import type { DecodeTable, Decoder, Event } from "./decode.ts"
 import { type Append, type Appender, Feed, type FeedTable, rowKey } from "./feed.ts"
 import { isTimed, noteTimes, type Written } from "./times.ts"
 
@@ -320,6 +320,62 @@ export const runDown = (
       return yield* new ShapeChanged({ recheck: table.id, message: `a row of ${table.name} is of another shape (${detail}): comparing the table` })
     })
 
+    let touchedTxn = false
+    /** Characters of the messages behind what is pending. */
+    let chars = 0
+    const touch = (): void => {
+      if (touchedTxn) return
+      touchedTxn = true
+      brackets.noteTxn(xid)
+    }
+
+    /** A row's new state, together with what is pending of it. */
+    const put = (pending: Map<string, Pending>, table: FeedTable, event: Extract<Event<Decoded>, { kind: "put" }>): void => {
+      brackets.note(table, event.key, xid)
+      const id = rowKey(table.id, event.key)
+      const before = pending.get(id)
+      if (before === undefined) {
+        pending.set(id, toPending(table, event.key, event.tokens, event))
+        return
+      }
+      if (isTimed(table)) before.earlier = [...(before.earlier ?? []), { tokens: before.tokens, at: before.at, xid: before.xid }]
+      before.xid = xid
+      const known = before.tokens
+      before.tokens = known !== null && event.tokens.includes(undefined) ? event.tokens.map((token, i) => token ?? known[i]) : event.tokens
+      before.at = micros
+      // A key that was deleted and inserted again may have been held by another audience before.
+      before.isInsert = before.isInsert && known !== null
+      before.ifDifferent = false
+    }
+
+    let special: Event<Decoded> | null = null
+    /**
+     * Takes messages from `from` on that need nothing but to be remembered, up to a chunk; a plain loop, for nearly all are such.
+     * Answers where it stopped, with the message that needs more in `special`.
+     */
+    const takePlain = (pending: Map<string, Pending>, messages: ReadonlyArray<string>, from: number): number => {
+      special = null
+      let i = from
+      while (i < messages.length && pending.size < CHUNK && (chars < CHUNK_CHARS || pending.size === 0)) {
+        const message = messages[i++] as string
+        chars += message.length
+        const event = decoder.read(message)
+        if (event.kind === "put" && event.oldKey === null && event.stray === undefined && !isSignal(event.table)) {
+          touch()
+          put(pending, event.table, event)
+        } else if (event.kind === "begin") {
+          xid = event.xid
+          at = event.at
+          micros = microsOf(at)
+          touchedTxn = false
+        } else if (event.kind !== "commit" && event.kind !== "none") {
+          special = event
+          break
+        }
+      }
+      return i
+    }
+
     /** Takes messages that end with a commit, whose position is given, or a piece of one large txn, into the open append. */
     const takeIn = Effect.fnUntraced(function* (
       appender: Appender,
@@ -328,20 +384,11 @@ export const runDown = (
       messages: ReadonlyArray<string>,
       end: Lsn | null,
     ) {
-      let touchedTxn = false
-      let chars = 0
-      for (const message of messages) {
-        const event = decoder.read(message)
-        switch (event.kind) {
-          case "begin":
-            xid = event.xid
-            at = event.at
-            micros = microsOf(at)
-            touchedTxn = false
-            break
-          case "commit":
-          case "none":
-            break
+      chars = 0
+      for (let i = 0; i < messages.length; ) {
+        i = takePlain(pending, messages, i)
+        const event = special as Event<Decoded> | null
+        switch (event?.kind) {
           case "put": {
             const { table } = event
             if (table.id === changesTable.id) {
@@ -357,10 +404,7 @@ export const runDown = (
               break
             }
             if (event.stray !== undefined) yield* notice(table, event.stray)
-            if (!touchedTxn) {
-              touchedTxn = true
-              brackets.noteTxn(xid)
-            }
+            touch()
             if (event.oldKey !== null) {
               brackets.note(table, event.oldKey, xid)
               // Columns that the message leaves out stand under the old key.
@@ -376,29 +420,12 @@ export const runDown = (
               }
               pending.set(rowKey(table.id, event.oldKey), toPending(table, event.oldKey, null))
             }
-            brackets.note(table, event.key, xid)
-            const id = rowKey(table.id, event.key)
-            const before = pending.get(id)
-            if (before === undefined) {
-              pending.set(id, toPending(table, event.key, event.tokens, event))
-            } else {
-              if (isTimed(table)) before.earlier = [...(before.earlier ?? []), { tokens: before.tokens, at: before.at, xid: before.xid }]
-              before.xid = xid
-              const known = before.tokens
-              before.tokens = known !== null && event.tokens.includes(undefined) ? event.tokens.map((token, i) => token ?? known[i]) : event.tokens
-              before.at = micros
-              // A key that was deleted and inserted again may have been held by another audience before.
-              before.isInsert = before.isInsert && known !== null
-              before.ifDifferent = false
-            }
+            put(pending, table, event)
             break
           }
           case "delete":
             if (isSignal(event.table)) break
-            if (!touchedTxn) {
-              touchedTxn = true
-              brackets.noteTxn(xid)
-            }
+            touch()
             brackets.note(event.table, event.key, xid)
             pending.set(rowKey(event.table.id, event.key), toPending(event.table, event.key, null))
             break
@@ -427,7 +454,6 @@ export const runDown = (
               message: `the stream sent something that the decoder does not know: ${event.text.slice(0, 200)}`,
             })
         }
-        chars += message.length
         if (pending.size >= CHUNK || (chars >= CHUNK_CHARS && pending.size > 0)) {
           yield* writeRows(appender, pending)
           pending.clear()

@@ -19,15 +19,11 @@ import type { Slab } from "./slab.ts"
 /** How long a statement waits for another program's write lock before it fails with SQLITE_BUSY. */
 export const BUSY_TIMEOUT_MS = 5_000
 
-const PRAGMAS = [
-  "journal_mode=WAL",
-  "synchronous=FULL",
-  "foreign_keys=OFF",
-  "recursive_triggers=OFF",
-  "cache_size=-65536",
-  "wal_autocheckpoint=4000",
-  "temp_store=MEMORY",
-]
+const PRAGMAS = ["journal_mode=WAL", "synchronous=FULL", "foreign_keys=OFF", "recursive_triggers=OFF", "wal_autocheckpoint=4000", "temp_store=MEMORY"]
+
+/** KiB of pages that a connection keeps: rows are written all over the file, and read one after another. */
+const WRITER_CACHE_KIB = 65_536
+const READER_CACHE_KIB = 16_384
 
 /** `code` is SQLite's extended name, e.g. `SQLITE_BUSY`, `SQLITE_FULL`, `SQLITE_CONSTRAINT_UNIQUE`. */
 export class LibsqlError extends Data.TaggedError("LibsqlError")<{
@@ -170,7 +166,7 @@ interface Port {
   readonly post: (command: Command, onFailure: () => void) => void
 }
 
-const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =>
+const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlError, Scope.Scope> =>
   Effect.gen(function* () {
     const waiting = new Map<number, { readonly sql: string; readonly resume: (effect: Effect.Effect<unknown, LibsqlError>) => void }>()
     let last = 0
@@ -271,7 +267,7 @@ const makePort = (path: string): Effect.Effect<Port, LibsqlError, Scope.Scope> =
       exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),
       prints: (scan) => send({ op: "prints", ...scan }) as Effect.Effect<PrintsFound, LibsqlError>,
     }
-    yield* send({ op: "open", path, pragmas: PRAGMAS, timeoutMs: BUSY_TIMEOUT_MS })
+    yield* send({ op: "open", path, pragmas: [...PRAGMAS, `cache_size=-${cacheKiB}`], timeoutMs: BUSY_TIMEOUT_MS })
     // The worker closes its connection by itself: ending it first would leave the WAL behind.
     yield* Effect.addFinalizer(() => Effect.ignoreCause(send({ op: "close" })))
     return { tx, send, post }
@@ -316,13 +312,13 @@ const makeWrite = (port: Port) => {
 /** Opens the file, creating it when it does not exist; closed with the scope. */
 export const openFile = (path: string): Effect.Effect<LibsqlFile, LibsqlError, Scope.Scope> =>
   Effect.gen(function* () {
-    const writer = yield* makePort(path)
-    const reader = yield* makePort(path)
+    const writer = yield* makePort(path, WRITER_CACHE_KIB)
+    const reader = yield* makePort(path, READER_CACHE_KIB)
     return {
       path,
       ...makeWrite(writer),
       read: makeRead(reader),
-      readApart: (body) => Effect.scoped(Effect.flatMap(makePort(path), (port) => makeRead(port)(body))),
+      readApart: (body) => Effect.scoped(Effect.flatMap(makePort(path, READER_CACHE_KIB), (port) => makeRead(port)(body))),
     }
   })
 
