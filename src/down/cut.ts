@@ -5,7 +5,6 @@
  *     freeze ─> settle ledger rows ─> records ─> end holds ─> shield ─> rows ─> release
  */
 import * as Effect from "effect/Effect"
-import { hasOpen } from "../libsql/changes.ts"
 import type { LibsqlError, Tx } from "../libsql/client.ts"
 import { freezeOpen } from "../libsql/freeze.ts"
 import { type Delivery, idOf, type Item, type Part } from "./delivery.ts"
@@ -16,12 +15,22 @@ import { showRows } from "./show.ts"
 /** Up to so many shielded rows are read whole; of more, the part's own are looked up. */
 const SHIELD_READ = 1_000
 
+/** `open`: writes that no batch carries yet; `quiet`: nothing at all of the school waits, nor waits anything for it. */
+export const readWaiting = (tx: Tx): Effect.Effect<"open" | "some" | "quiet", LibsqlError> =>
+  Effect.map(
+    tx.all<{ open: number; some: number }>(
+      `SELECT EXISTS (SELECT 1 FROM changes WHERE batch IS NULL) AS open, EXISTS (SELECT 1 FROM changes)
+          OR EXISTS (SELECT 1 FROM schoolbus_hold) OR EXISTS (SELECT 1 FROM schoolbus_behind) AS some`,
+    ),
+    ([row]) => (row?.open !== 0 ? "open" : row.some !== 0 ? "some" : "quiet"),
+  )
+
 /** Runs a body with capture off. The flag is never seen outside: it is taken back before the commit. */
-export const delivering = <A, E>(delivery: Delivery, body: Effect.Effect<A, E>): Effect.Effect<A, E | LibsqlError> =>
+export const delivering = <A, E>(delivery: Delivery, hasOpen: boolean, body: Effect.Effect<A, E>): Effect.Effect<A, E | LibsqlError> =>
   Effect.gen(function* () {
     const { tx, manifest, now } = delivery
     yield* tx.run("UPDATE schoolbus_deliver SET active = 1")
-    if (yield* hasOpen(tx)) yield* freezeOpen(tx, manifest, now)
+    if (hasOpen) yield* freezeOpen(tx, manifest, now)
     const value = yield* body
     yield* tx.run("UPDATE schoolbus_deliver SET active = 0")
     return value
@@ -54,6 +63,9 @@ const shieldOf = (tx: Tx, items: ReadonlyMap<string, Item>): Effect.Effect<Shiel
     return { pending: yield* Effect.gen(() => among(PENDING, isPending)), held: yield* Effect.gen(() => among(HELD, isHeld)) }
   })
 
+const inKeyOrder = (items: ReadonlyArray<Item>): ReadonlyArray<Item> =>
+  items.toSorted((a, b) => (a.target !== b.target ? a.target.tbl - b.target.tbl : a.key < b.key ? -1 : 1))
+
 /** Writes a part; answers the batches that it settled. `met`: its keys are noted for the sweep of a full cut. */
 export const applyPart = (
   delivery: Delivery,
@@ -67,6 +79,13 @@ export const applyPart = (
     if (met) {
       const keys = [...part.items.values()].filter((item) => item.values !== null).map((item) => [item.target.tbl, item.key])
       yield* tx.run("INSERT OR IGNORE INTO schoolbus_met (tbl, key) SELECT value ->> 0, value ->> 1 FROM json_each(?)", [JSON.stringify(keys)])
+    }
+    if (delivery.isQuiet && touched.size === 0) {
+      const [records, rows] = [true, false].map((isRecord) => [...part.items.values()].filter(({ target }) => target.isRecord === isRecord))
+      const refused = [...(yield* showRows(tx, records ?? [])), ...(yield* showRows(tx, inKeyOrder(rows ?? [])))]
+      delivery.isQuiet = refused.length === 0
+      yield* keepRefused(delivery, refused)
+      return batches
     }
     const items = [...part.items].filter(([, { target }]) => !target.isRecord)
     const records = [...part.items.values()].filter(({ target }) => target.isRecord)
@@ -87,8 +106,7 @@ export const applyPart = (
     }
     yield* keepBehind(delivery, kept)
     yield* forgetBehind(delivery, free)
-    free.sort((a, b) => (a.target !== b.target ? a.target.tbl - b.target.tbl : a.key < b.key ? -1 : 1))
-    yield* keepRefused(delivery, yield* showRows(tx, free))
+    yield* keepRefused(delivery, yield* showRows(tx, inKeyOrder(free)))
     yield* releaseRows(delivery, touched, fresh, new Map([...lost.map((id) => [id, null] as const), ...ended.restore]))
     return batches
   })

@@ -183,6 +183,10 @@ export class Deliver extends Context.Service<
         const { value, heldMs } = yield* deliver((delivery) =>
           Effect.gen(function* () {
             const settled = yield* applyPart(delivery, part, false)
+            if (delivery.isQuiet) {
+              yield* setCursor(delivery.tx, header)
+              return { settled, behind: 0 }
+            }
             if ((yield* countRefused(delivery.tx, RETRY_ROWS + 1)) <= RETRY_ROWS) yield* retryTogether(delivery)
             yield* setCursor(delivery.tx, header)
             return { settled, behind: yield* countBehind(delivery.tx) }
@@ -366,7 +370,7 @@ export class Deliver extends Context.Service<
         const part = partOf(targets, isComplete && !goesOn ? lines : [])
         if (isComplete && !goesOn && !sweeps && pace.isShort(part.rows)) {
           const straight = yield* applyStraight(header, part)
-          yield* retry
+          if (straight.behind > 0) yield* retry
           return { ...nothing, ...straight, cursor: cursorAt(header), applied: true }
         }
         if (lines.length > 0 || (isComplete && !goesOn)) yield* db.write((tx) => stageLines(tx, header, lines))

@@ -32,6 +32,8 @@ export interface Delivery extends Targets {
   readonly incarnation: string
   /** ms since 1970 */
   readonly now: number
+  /** Nothing of the school is pending, held or kept behind: what comes meets nothing. False as soon as a row is kept. */
+  isQuiet: boolean
 }
 
 /** A row as it came: `values` in the order of `columns`, null = deleted at head office. */

@@ -6,7 +6,7 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import { freeze } from "../libsql/freeze.ts"
-import { delivering } from "./cut.ts"
+import { delivering, readWaiting } from "./cut.ts"
 import type { Delivery, Targets } from "./delivery.ts"
 
 /** A page that is likely to need the write lock for longer is applied in chunks: half of what a program may have to wait. */
@@ -84,8 +84,9 @@ export const makePace = (
       Effect.gen(function* () {
         began = yield* Clock.currentTimeMillis
         const { state, targets } = yield* open(tx)
-        const delivery: Delivery = { ...targets, tx, incarnation: state.incarnation, now: began }
-        const done = yield* delivering(delivery, body(delivery))
+        const waiting = yield* readWaiting(tx)
+        const delivery: Delivery = { ...targets, tx, incarnation: state.incarnation, now: began, isQuiet: waiting === "quiet" }
+        const done = yield* delivering(delivery, waiting === "open", body(delivery))
         written = yield* Clock.currentTimeMillis
         return done
       }),
