@@ -48,10 +48,10 @@ export interface OpenFeed {
 }
 
 /** The hub's stream and feed in this process. */
-export const openFeed = async (url: string, path: string): Promise<OpenFeed> => {
+export const openFeed = async (url: string, path: string, input: ConfigInput = CONFIG): Promise<OpenFeed> => {
   const scope = Scope.makeUnsafe()
   const inScope = <A, E>(effect: Effect.Effect<A, E, Scope.Scope>): Promise<A> => Effect.runPromise(Scope.provide(effect, scope))
-  const config = parseConfig("bench", CONFIG)
+  const config = parseConfig("bench", input)
   if ("problems" in config) throw config
   const file = await inScope(openFile(path))
   await Effect.runPromise(migrateFile(file, "feed"))
@@ -134,7 +134,7 @@ export const insertRows = (sql: postgres.Sql, rows: number, size: number, first 
 
 const ended = (child: ChildProcess): Promise<number | null> => new Promise((resolve) => child.once("exit", resolve))
 
-export const openGround = async (): Promise<Ground> => {
+export const openGround = async (input: ConfigInput = CONFIG): Promise<Ground> => {
   const dir = mkdtempSync(join(tmpdir(), "schoolbus-bench-"))
   const cluster = await startCluster({ settings: { max_wal_size: "8GB", shared_buffers: "512MB", synchronous_commit: "off" } })
   const url = cluster.url()
@@ -171,7 +171,7 @@ export const openGround = async (): Promise<Ground> => {
     await sql.unsafe("TRUNCATE attendance")
     await dropSlot("bench_base")
     await dropSlot(slot)
-    const opened = await openFeed(url, base)
+    const opened = await openFeed(url, base, input)
     await opened.start()
     await opened.close()
     life = await sql`SELECT * FROM schoolbus.hub`
@@ -202,7 +202,7 @@ export const openGround = async (): Promise<Ground> => {
     drain: async () => {
       const folder = mkdtempSync(join(dir, "feed-"))
       await rewind(folder)
-      const opened = await openFeed(url, join(folder, "feed.db"))
+      const opened = await openFeed(url, join(folder, "feed.db"), input)
       const began = performance.now()
       await opened.start()
       await opened.reaches(end)

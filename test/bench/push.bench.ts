@@ -15,7 +15,7 @@ import { PROTOCOL } from "../../src/link/protocol.ts"
 import { encodeBatch, encodeChange } from "../../src/model/batch.ts"
 import { keyRangeOf } from "../../src/model/key-range.ts"
 import { VERSION } from "../../src/version.ts"
-import { atLeast, bench } from "./frame.ts"
+import { atLeast, bench, under } from "./frame.ts"
 import { type Ground, openGround, SCHEMA, SCHOOL } from "./ground.ts"
 import { type Node, openNodes, reader, until } from "./nodes.ts"
 
@@ -86,6 +86,26 @@ const cpuOf = ({ pid }: Node): number => {
   if (!existsSync(`/proc/${pid}/stat`)) return 0
   const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? []
   return (Number(fields[11]) + Number(fields[12])) / CLOCK_TICKS
+}
+
+/** How late a process answers what needs no work, asked every 20 ms: as late as its event loop. */
+const askHealth = ({ url }: Node) => {
+  const waits: Array<number> = []
+  let isOver = false
+  const asking = (async () => {
+    while (!isOver) {
+      const began = performance.now()
+      await fetch(`${url}/health`).then((response) => response.arrayBuffer())
+      waits.push(performance.now() - began)
+      await new Promise((resolve) => setTimeout(resolve, 20))
+    }
+  })()
+  return async () => {
+    isOver = true
+    await asking
+    waits.sort((a, b) => a - b)
+    return { most: waits.at(-1) ?? 0, p999: waits[Math.floor(waits.length * 0.999)] ?? 0 }
+  }
 }
 
 interface Pusher {
@@ -169,6 +189,10 @@ export default bench({
   bars: {
     inserts: { what: "100,000 inserts of one school, against json_to_recordset", unit: "rows/s", want: atLeast(0.2) },
     updates: { what: "100,000 updates, against SELECT FOR UPDATE and bulk upsert", unit: "rows/s", want: atLeast(0.25) },
+    hubLate: { what: "longest wait for the hub's /health meanwhile", unit: "ms", want: under(250) },
+    hubLateMostly: { what: "the same, 99.9 %", unit: "ms", want: under(50) },
+    schoolLate: { what: "longest wait for the school's /health meanwhile", unit: "ms", want: under(250) },
+    schoolLateMostly: { what: "the same, 99.9 %", unit: "ms", want: under(50) },
     schools: { what: "50 schools pushing at once, against one", unit: "rows/s", want: atLeast(0.9) },
   },
   run: async function* ({ rounds, size, say }) {
@@ -200,6 +224,7 @@ export default bench({
         }
         let began = performance.now()
         insertHere(school.dir, first, rows)
+        const health = { hub: askHealth(hub), school: askHealth(school) }
         await arrived("true")
         const inserts = rows / ((performance.now() - began) / 1000)
         say(`inserts ${Math.round(inserts)} rows/s, plain ${Math.round(plain.inserts)}`)
@@ -212,6 +237,11 @@ export default bench({
         say(`updates ${Math.round(updates)} rows/s, plain ${Math.round(plain.updates)}`)
         yield { bar: "updates", figure: updates, peer: plain.updates }
         await settled()
+        const late = { hub: await health.hub(), school: await health.school() }
+        yield { bar: "hubLate", figure: late.hub.most }
+        yield { bar: "hubLateMostly", figure: late.hub.p999 }
+        yield { bar: "schoolLate", figure: late.school.most }
+        yield { bar: "schoolLateMostly", figure: late.school.p999 }
         file.close()
         await school.stop()
 
