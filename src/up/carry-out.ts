@@ -99,10 +99,11 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
     if (leaving.some((work) => work.isDelete) || writing().some((work) => work.isInsert && work.shape.hasTriggers))
       yield* findRemoved(session, writing(), places, ground.school)
     const altered = yield* readAltered(session, writing())
+    const timed = new Set([...new Set(all.map(({ table }) => table))].filter(isTimed))
     yield* recordTimes(
       session,
       writing()
-        .filter(({ table }) => isTimed(table))
+        .filter(({ table }) => timed.has(table))
         .map(pushingOf),
     )
 
