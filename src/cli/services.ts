@@ -27,9 +27,12 @@ const meteredOf = (input: Input): Metered | null => {
 }
 
 export const school = async (input: Input, _io: Io): Promise<number> => {
+  const hub = input.text("hub")
+  if (!/^https?:$/.test(URL.parse(hub)?.protocol ?? ""))
+    throw usage(`--hub must be an address like https://sync.example.org, not ${hub}`, "schoolbus school --help")
   const { runSchool } = await import("../school.ts")
   return await runSchool({
-    hub: input.text("hub"),
+    hub,
     key: input.text("key"),
     dataDir: input.text("data-dir"),
     port: input.number("port"),

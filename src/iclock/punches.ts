@@ -14,6 +14,8 @@ import { type Owner, uuidOf } from "./persons.ts"
 const DAY_MS = 86_400_000
 /** A clock that is further off than this is worth a word. */
 export const SKEW_MS = 120_000
+/** About 68 years, the most that head office's column holds: a clock that is wrong by more is not more wrong. */
+const MAX_SKEW_MS = 2_147_483_647_000
 
 /** The school and its tables, as the last manifest left them. */
 export interface School {
@@ -39,7 +41,7 @@ export const skewOf = (records: ReadonlyArray<Attendance>, zone: string, now: nu
   if (records.length === 0) return null
   const newest = records.reduce((max, record) => (record.at > max ? record.at : max), "")
   const at = wallToUtc(newest, zone, now)
-  return at - now > SKEW_MS || (isLive && records.length === 1 && now - at < DAY_MS) ? at - now : null
+  return at - now > SKEW_MS || (isLive && records.length === 1 && now - at < DAY_MS) ? Math.min(at - now, MAX_SKEW_MS) : null
 }
 
 const flagOf = (at: number, now: number, skewMs: number | null): string | null =>

@@ -183,6 +183,11 @@ const refusalOf = async (response: Response): Promise<LinkError> => {
       })
 }
 
+const manifestOf = (body: unknown): Manifest => {
+  if (!Array.isArray((body as Partial<Manifest> | null)?.tables)) throw new Error("not a manifest")
+  return body as Manifest
+}
+
 export const makeLink = (options: { readonly hub: string; readonly key: string; readonly patience?: Patience }): Link => {
   const patience = options.patience ?? PATIENCE
   const base = new URL(options.hub)
@@ -240,7 +245,14 @@ export const makeLink = (options: { readonly hub: string; readonly key: string; 
         const pieces: Array<Uint8Array> = []
         for await (const piece of chunks) pieces.push(piece)
         traffic.received += pieces.reduce((n, piece) => n + piece.length, 0)
-        return parse(JSON.parse(new TextDecoder().decode(Buffer.concat(pieces))))
+        try {
+          return parse(JSON.parse(new TextDecoder().decode(Buffer.concat(pieces))))
+        } catch {
+          throw new LinkDown({
+            message:
+              "something that is not a hub answered (JSON of another form); is there a login page on this network, or another address in --hub?",
+          })
+        }
       },
       catch: down,
     })
@@ -324,9 +336,7 @@ export const makeLink = (options: { readonly hub: string; readonly key: string; 
     hello: (hello) => post(Welcome, "/api/sync/hello", hello),
     heartbeat: (_, heartbeat) => post(Pulse, "/api/sync/heartbeat", heartbeat),
     manifest: (identity) =>
-      Effect.flatMap(request("GET", "/api/sync/manifest", who(identity), null, {}, patience.idle), (response) =>
-        json((body) => body as Manifest, response),
-      ),
+      Effect.flatMap(request("GET", "/api/sync/manifest", who(identity), null, {}, patience.idle), (response) => json(manifestOf, response)),
     pull: (identity, cursor, staged, wait, manifest) =>
       Effect.gen(function* () {
         const query = { ...position(identity, cursor, staged, manifest), wait: String(Math.min(wait, MAX_WAIT_SECONDS)) }

@@ -67,7 +67,8 @@ export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
   if (facts.comingRows > CATCH_UP_ROWS) return { state: "catching_up", reason: facts.linkDetail }
   if (facts.comingRows > 0 || facts.sending > 0) return { state: "syncing", reason: facts.linkDetail }
   if (facts.pending > 0) return { state: "pending", reason: facts.linkDetail }
-  return { state: "up_to_date", reason: facts.linkDetail }
+  // What could not be done in the file is not done yet, whatever it was.
+  return { state: /^(SQLITE_|CAPTURE_GAP)/.test(facts.linkDetail) ? "syncing" : "up_to_date", reason: facts.linkDetail }
 }
 
 const waitReason = (waits: "budget" | "hours"): string =>

@@ -101,6 +101,7 @@ describe("every command", () => {
     [["hub", "--database-url", "postgres://x@127.0.0.1:1/x", "--port", "99999"], 64],
     [["hub", "--database-url", "postgres://x@127.0.0.1:1/x", "--config", "/nowhere/schoolbus.config.ts", "--data-dir", "/tmp"], 78],
     [["school", "--hub", "http://127.0.0.1:1"], 64],
+    [["school", "--hub", "sync.example.org", "--key", "k"], 64],
     [["schools", "list", "--database-url", "postgres://x@127.0.0.1:1/x"], 69],
     [["schools", "add", "", "--database-url", "postgres://x@127.0.0.1:1/x"], 64],
     [["schools", "revoke", "north", "--database-url", "postgres://x@127.0.0.1:1/x"], 64],

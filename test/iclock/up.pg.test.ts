@@ -108,3 +108,15 @@ test("a pupil who leaves at head office leaves the terminal", async () => {
     (n) => n === 0,
   )
 })
+
+test("a terminal whose clock stands in another century is at head office with its punches, flagged", async () => {
+  terminal.punch("77", "2199-12-31 23:59:59")
+  await until(
+    () => terminal.unsent(),
+    (n) => n === 0,
+  )
+  await school.push()
+  expect(await world.sql`SELECT at, flags FROM schoolbus.punches WHERE flags = 'future'`).toEqual([{ at: "2199-12-31 23:59:59", flags: "future" }])
+  expect(await world.sql`SELECT skew_seconds FROM schoolbus.devices`).toEqual([{ skew_seconds: 2_147_483_647 }])
+  expect(await world.sql`SELECT reason, detail FROM schoolbus.quarantine`).toEqual([])
+})
