@@ -98,6 +98,36 @@ export const openGaps = (
     }
   })
 
+/**
+ * A program's trigger that is newer than ours wrote on top of writes before those were captured, so the open writes of a row
+ * may stand in the wrong order: their first old values are not what head office knows. Ids are made free in front of all
+ * open writes, so that what a comparison finds comes before them; each then starts where the one before it ended.
+ */
+export const openOrderGaps = (tx: Tx, tbls: ReadonlyArray<number>, now: number): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const list = JSON.stringify(tbls)
+    const concerned = yield* tx.all<{ tbl: number }>(
+      "SELECT DISTINCT tbl FROM changes WHERE batch IS NULL AND op = 'U' AND tbl IN (SELECT value FROM json_each(?))",
+      [list],
+    )
+    const [open] = yield* tx.all<{ first: number | null }>("SELECT min(id) AS first FROM changes WHERE batch IS NULL")
+    if (concerned.length === 0 || open?.first == null) return
+    // By way of negative numbers: no id meets another on its way.
+    yield* tx.run("UPDATE changes SET id = -id - ? WHERE batch IS NULL", [RESERVED_IDS])
+    yield* tx.run("UPDATE changes SET id = -id WHERE id < 0")
+    yield* tx.run("UPDATE schoolbus_contact SET change = -change - ? WHERE change >= ?", [RESERVED_IDS, open.first])
+    yield* tx.run("UPDATE schoolbus_contact SET change = -change WHERE change < 0")
+    yield* tx.run("UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'changes'", [RESERVED_IDS])
+    for (const { tbl } of concerned) {
+      yield* tx.run("INSERT INTO schoolbus_gap (tbl, reason, lost, first_id, at) VALUES (?, ?, '[]', ?, ?) ON CONFLICT (tbl) DO NOTHING", [
+        tbl,
+        "a program's new trigger wrote before writes were captured",
+        open.first,
+        now,
+      ])
+    }
+  })
+
 /** Open gaps; one of a table that does not fit waits with it. */
 export const readGaps = (tx: Tx): Effect.Effect<ReadonlyArray<Gap>, LibsqlError> =>
   Effect.map(

@@ -9,7 +9,7 @@ import { isReservedName, type Manifest, sameName, type Table } from "../model/ta
 import { captureExisting } from "./capture.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
 import { freezeOpen } from "./freeze.ts"
-import { findGaps, noteInstalled, openGaps } from "./gap.ts"
+import { findGaps, noteInstalled, openGaps, openOrderGaps } from "./gap.ts"
 import { ensureUniques, isOtherShape, isReplaced, type Reshaping, reorderChanges, replace, reshape } from "./reshape.ts"
 import { anewRemedy, type FileColumn, type FileTable, type Misfit, misfitOf, missingColumns } from "./shape.ts"
 import { columnSql, createTable, parentsOf } from "./table-sql.ts"
@@ -222,7 +222,8 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
     const isAway = missing.some(({ name }) => ours.has(name))
     isDropped ||= missing.some(({ name }) => ours.has(name) && !wasUnfit.has(name))
     // Before missing tables are made: nobody shall read from an empty one that all captured rows were deleted.
-    if (stored !== null && (state?.manifest !== text || gaps.length > 0 || isAway || wasUnfit.size > 0)) yield* freezeUnder(tx, stored)
+    const isOther = state?.manifest !== text || gaps.length > 0 || isAway || wasUnfit.size > 0
+    if (stored !== null && isOther) yield* freezeUnder(tx, stored)
     for (const table of missing) yield* tx.exec(createTable(table, manifest))
     const refused = yield* reshapeAll(tx, changed)
     const paused = [...unfit, ...refused.map(([{ name }, misfit]) => ({ name, ...misfit, taken: 0 }))]
@@ -261,6 +262,8 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
       yield* tx.exec(`DROP TRIGGER IF EXISTS ${ident(name)}`)
     for (const trigger of triggers.missing) yield* tx.exec(trigger.sql)
     yield* noteInstalled(tx, triggers)
+    const hasGap = (yield* tx.all("SELECT 1 FROM schoolbus_gap LIMIT 1")).length > 0
+    if (!isOther && !hasGap) yield* openOrderGaps(tx, triggers.late, now)
     for (const table of adopted) {
       const [row] = yield* tx.all<{ id: number }>("SELECT id FROM schoolbus_tables WHERE name = ?", [table.name])
       yield* tx.run(captureExisting(table, row?.id ?? 0))

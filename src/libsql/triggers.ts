@@ -25,6 +25,8 @@ export interface TriggerState {
   readonly wanted: ReadonlyArray<Trigger>
   /** Wanted ones that are missing, altered, or older than a program's trigger of the same table. */
   readonly missing: ReadonlyArray<Trigger>
+  /** Numbers of tables where a program's trigger is newer than our sound ones: it fired first, and what it wrote was captured first. */
+  readonly late: ReadonlyArray<number>
   /** Names of ours that nothing asks for any more. */
   readonly leftOver: ReadonlyArray<string>
   /** The capture triggers among the wanted ones, and the unique indexes they know of, as JSON. */
@@ -54,6 +56,7 @@ export const readTriggers = (tx: Tx, manifest: Manifest, streams: ReadonlyArray<
     const wanted: Array<Trigger> = []
     const captured: Array<TriggerState["captured"][number]> = []
     const missing: Array<Trigger> = []
+    const late = new Set<number>()
     const unfit = new Set((yield* readUnfit(tx)).map(({ name }) => name))
     for (const table of manifest.tables) {
       const id = ids.get(table.name)
@@ -65,10 +68,12 @@ export const readTriggers = (tx: Tx, manifest: Manifest, streams: ReadonlyArray<
       wanted.push(...triggers)
       for (const trigger of triggers) {
         const found = byName.get(trigger.name)
-        const isSound = found?.sql === trigger.sql && found.age > (newest.get(sameName(table.local)) ?? 0)
+        const isSame = found?.sql === trigger.sql
+        const isSound = isSame && found.age > (newest.get(sameName(table.local)) ?? 0)
+        if (isSame && !isSound && isCaptured(table)) late.add(id)
         if (!isSound) missing.push(trigger)
       }
     }
     const keep = new Set(wanted.map(({ name }) => name))
-    return { wanted, missing, captured, leftOver: present.flatMap(({ name }) => (names.has(name) && !keep.has(name) ? [name] : [])) }
+    return { wanted, missing, captured, late: [...late], leftOver: present.flatMap(({ name }) => (names.has(name) && !keep.has(name) ? [name] : [])) }
   })

@@ -139,6 +139,31 @@ describe("what a program writes while triggers are away reaches head office, exa
     await stop(again)
   })
 
+  it("also when its own trigger is newer than ours, and writes on top of a write before that is captured", async () => {
+    const { id, dir, key, node } = await newSchool()
+    await stop(node)
+    script(
+      dir,
+      `CREATE TRIGGER bonus AFTER UPDATE OF name ON pupils BEGIN UPDATE pupils SET points = points + 10, code = NEW.name WHERE id = NEW.id; END;
+       UPDATE pupils SET name = 'renamed' WHERE id = '${id}-1';
+       UPDATE pupils SET points = 30 WHERE id = '${id}-3'; UPDATE pupils SET points = 31 WHERE id = '${id}-3';
+       INSERT INTO pupils (id, school_id, name, points) VALUES ('${id}-7', '${id}', 'new', 7); UPDATE pupils SET name = 'newer' WHERE id = '${id}-7';
+       DELETE FROM pupils WHERE id = '${id}-6'`,
+    )
+    const again = await startNode(dir, key, hub.url)
+    await agree(again, dir, id)
+    expect((await office(id)).map((row) => Object.values(row).join(" "))).toEqual([
+      "1 renamed 11",
+      "2 name 2 2",
+      "3 name 3 31",
+      "4 name 4 4",
+      "5 name 5 5",
+      "7 newer 17",
+    ])
+    expect(await conflicts(id)).toBe(0)
+    await stop(again)
+  })
+
   it("in a table that only goes up", async () => {
     const { id, dir, node } = await newSchool()
     script(dir, `INSERT INTO seen VALUES ('${id}-a', '${id}', '1')`)
