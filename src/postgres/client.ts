@@ -83,7 +83,8 @@ const toError =
     })
   }
 
-const utf8 = new TextDecoder()
+/** A text may begin with a byte order mark, which belongs to it. */
+const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 
 const sessionOf = (sql: () => Pick<postgres.Sql, "unsafe">): Session => {
   const unsafe = (text: string, params: ReadonlyArray<Param> = []) => sql().unsafe(text, params as never, { prepare: false })

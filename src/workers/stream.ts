@@ -6,7 +6,7 @@ import { localKeyOf, parseLocalKey } from "../model/key.ts"
 import type { Cell } from "../model/value.ts"
 import type { WorkerEvent, WorkerOp, WorkerRow, WorkerValue } from "./define.ts"
 
-const lenient = new TextDecoder()
+const lenient = new TextDecoder("utf-8", { ignoreBOM: true })
 
 const toValue = (raw: Cell): WorkerValue => {
   const cell = readCell(raw)

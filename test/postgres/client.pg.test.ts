@@ -28,3 +28,13 @@ test("a transaction that meets a plan from before a DDL is done once more", asyn
   await Effect.runPromise(Scope.close(scope, Exit.void))
   await db.drop()
 })
+
+test("texts come as they stand in Postgres, from their first character on", async () => {
+  const db = await createDatabase()
+  const scope = Scope.makeUnsafe()
+  const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 1 }), scope))
+  const [row] = await Effect.runPromise(pg.texts("SELECT chr(65279) || 'a', 'b' || chr(65279), '', NULL::text"))
+  expect(row).toEqual(["\uFEFFa", "b\uFEFF", "", null])
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  await db.drop()
+})
