@@ -67,12 +67,23 @@ export interface Work extends Pointing, Leaving {
   isInside: boolean
 }
 
+/** The same values where none is left out, which is nearly always. */
+const withoutThose = <V, Kept extends V>(
+  values: Readonly<Record<string, V>>,
+  isKept: (name: string, value: V) => boolean,
+): Readonly<Record<string, Kept>> => {
+  for (const name in values) {
+    if (!isKept(name, values[name] as V))
+      return Object.fromEntries(Object.entries(values).filter(([other, value]) => isKept(other, value))) as Record<string, Kept>
+  }
+  return values as Readonly<Record<string, Kept>>
+}
+
 /** Values without those of columns that are no longer there: only empty ones get so far. */
-const present = (values: Row, shape: Shape): Row => Object.fromEntries(Object.entries(values).filter(([name]) => shape.columns.has(name)))
+const present = (values: Row, shape: Shape): Row => withoutThose(values, (name) => shape.columns.has(name))
 
 /** Values without those that cannot travel: their base is unknown. */
-export const known = (values: RowChange["base"]): Row =>
-  Object.fromEntries(Object.entries(values).flatMap(([name, value]) => (isRefused(value) ? [] : [[name, value] as const])))
+export const known = (values: RowChange["base"]): Row => withoutThose(values, (_, value) => !isRefused(value))
 
 export const startWork = (change: RowChange, table: Table, shape: Shape): Work => {
   const old = Object.fromEntries(table.key.map((name, i) => [name, change.key[i] ?? null]))
