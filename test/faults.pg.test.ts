@@ -11,7 +11,9 @@ import postgres from "postgres"
 import { afterAll, beforeAll, beforeEach, expect, it } from "vitest"
 import { type Cluster, startCluster } from "../scripts/cluster.ts"
 import type { HubSnapshot, SchoolSnapshot } from "../src/status/snapshot.ts"
-import { command, endAll, program, type Service, startHub, startSchool, until } from "./support/processes.ts"
+import { command, program, type Service, startHub, startSchool } from "./support/processes.ts"
+import { killAll } from "./support/run.ts"
+import { until } from "./support/until.ts"
 
 const ROWS = 2_000
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-faults-"))
@@ -54,7 +56,7 @@ beforeAll(async () => {
 }, 120_000)
 
 afterAll(async () => {
-  endAll()
+  await killAll()
   await sql?.end({ timeout: 1 })
   await cluster?.remove()
   rmSync(folder, { recursive: true, force: true })

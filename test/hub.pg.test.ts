@@ -1,13 +1,11 @@
 /** The hub as a process, as somebody starts it who has read the README and made a mistake. */
-import { type ChildProcess, spawn } from "node:child_process"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest"
-import { runtimeName } from "../src/runtime.ts"
 import { createDatabase, type Database, run } from "./support/postgres.ts"
+import { begin, killAll } from "./support/run.ts"
 
-const root = join(import.meta.dirname, "..")
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-hubs-"))
 const role = `hub_${crypto.randomUUID().slice(0, 8)}`
 
@@ -35,38 +33,16 @@ afterAll(async () => {
   rmSync(folder, { recursive: true, force: true })
 })
 
-const alive = new Set<ChildProcess>()
-afterEach(() => {
-  for (const child of alive) child.kill("SIGKILL")
-})
+afterEach(killAll)
 let made = 0
 const startHub = (config: object, url: string, dataDir = join(folder, `hub${++made}`)) => {
   const file = join(folder, `config${++made}.ts`)
   writeFileSync(file, `export default ${JSON.stringify(config)}`)
-  const args = ["src/main.ts", "hub", "--config", file, "--database-url", url, "--data-dir", dataDir, "--port", "0"]
-  const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), ...args], { cwd: root })
-  alive.add(child)
-  let [out, err] = ["", ""]
-  child.stdout.on("data", (data) => (out += String(data)))
-  child.stderr.on("data", (data) => (err += String(data)))
-  const code = new Promise<number | null>((done) => child.on("close", done))
+  const hub = begin(["hub", "--config", file, "--database-url", url, "--data-dir", dataDir, "--port", "0"])
   return {
+    ...hub,
     dataDir,
-    code,
-    out: () => out,
-    err: () => err,
-    says: async (text: string): Promise<void> => {
-      for (const deadline = Date.now() + 25_000; !(out + err).includes(text); await new Promise((resolve) => setTimeout(resolve, 20)))
-        if (Date.now() > deadline || child.exitCode !== null) throw new Error(`it did not say "${text}" but:\n${out}${err}`)
-    },
-    get: async (path: string): Promise<Record<string, unknown>> => {
-      const port = /listens on http:\/\/127\.0\.0\.1:(\d+)/.exec(out + err)?.[1]
-      return (await fetch(`http://127.0.0.1:${port}${path}`)).json() as never
-    },
-    stop: async (): Promise<number | null> => {
-      process.kill(child.pid ?? 0, "SIGTERM")
-      return code
-    },
+    get: async (path: string): Promise<Record<string, unknown>> => (await fetch(`${await hub.url()}${path}`)).json() as never,
   }
 }
 const good = { tables: { pupils: { audience: { column: "school_id" } } } }
@@ -75,17 +51,17 @@ it("gives a DBA the SQL when its role may not set up the schema; with it the sam
   const asRole = new URL(database.url)
   asRole.username = role
   const refused = startHub(good, asRole.href)
-  expect(await refused.code).toBe(77)
-  expect(refused.err()).toContain("standard output")
-  await run(database.url, refused.out())
+  expect((await refused.ended).code).toBe(77)
+  expect((await refused.ended).err).toContain("standard output")
+  await run(database.url, (await refused.ended).out)
   const hub = startHub(good, asRole.href)
   await hub.says("streaming from slot")
   expect(await hub.stop()).toBe(0)
   // Set up, but the rights are gone again.
   await run(database.url, `REVOKE ALL ON ALL TABLES IN SCHEMA schoolbus FROM ${role}; REVOKE ALL ON SCHEMA schoolbus FROM ${role}`)
   const again = startHub(good, asRole.href)
-  expect(await again.code).toBe(77)
-  await run(database.url, again.out())
+  expect((await again.ended).code).toBe(77)
+  await run(database.url, (await again.ended).out)
   const back = startHub(good, asRole.href)
   await back.says("streaming from slot")
   expect(await back.stop()).toBe(0)
@@ -108,24 +84,24 @@ it("says everything at once that is wrong with the tables, each with its remedy,
     },
     database.url,
   )
-  expect(await hub.code).toBe(78)
+  expect((await hub.ended).code).toBe(78)
   for (const part of ["scool", "nme", "ADD PRIMARY KEY", "public.missing does not exist", "public.seen is a view", "full_name", "punched"])
-    expect(hub.err()).toContain(part)
+    expect((await hub.ended).err).toContain(part)
   for (const part of [
     "called changes in the school's file",
     "columns Name and name of table public.changes",
     "tables public.pupils and public.Pupils",
     "public.person is inherited by public.teacher",
   ])
-    expect(hub.err()).toContain(part)
+    expect((await hub.ended).err).toContain(part)
 })
 
 it("a second process on the feed ends with 69; a second hub waits, says who holds the slot, and takes over", async () => {
   const first = startHub(good, database.url)
   await first.says("streaming from slot")
   const twin = startHub(good, database.url, first.dataDir)
-  expect(await twin.code).toBe(69)
-  expect(twin.err()).toContain("another schoolbus process is running")
+  expect((await twin.ended).code).toBe(69)
+  expect((await twin.ended).err).toContain("another schoolbus process is running")
   const standby = startHub(good, database.url)
   await standby.says("listens on")
   let status = await standby.get("/api/sync/status")

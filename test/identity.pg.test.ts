@@ -1,15 +1,15 @@
 /** Files and servers that were put back, copied or lost: real hub and school processes on a Postgres that is really put back. */
-import { type ChildProcess, spawn } from "node:child_process"
 import { cpSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { afterAll, beforeAll, expect, it } from "vitest"
 import { newKey } from "../src/link/keys.ts"
-import { runtimeName } from "../src/runtime.ts"
-import { type Node, program, startNode, stop, until, upToDate } from "./support/node.ts"
+import { type Node, startNode, upToDate } from "./support/node.ts"
+import { program } from "./support/processes.ts"
+import { until } from "./support/until.ts"
 import { createDatabase, type Database, run, testCluster } from "./support/postgres.ts"
+import { begin, killAll } from "./support/run.ts"
 
-const root = join(import.meta.dirname, "..")
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-identity-"))
 const config = join(folder, "schoolbus.config.ts")
 writeFileSync(config, `export default { tables: { pupils: { audience: { column: "school_id" }, strategy: "school_wins" } } }`)
@@ -17,12 +17,11 @@ writeFileSync(config, `export default { tables: { pupils: { audience: { column: 
 interface Hub {
   readonly url: string
   readonly output: () => string
-  readonly stop: () => Promise<void>
+  readonly stop: () => Promise<number | null>
 }
-const children = new Set<ChildProcess>()
 const databases: Array<Database> = []
 afterAll(async () => {
-  for (const child of children) child.kill("SIGKILL")
+  await killAll()
   for (const database of databases) await database.drop()
   rmSync(folder, { recursive: true, force: true })
 })
@@ -31,23 +30,9 @@ let made = 0
 const newDir = (): string => join(folder, `dir${++made}`)
 
 const startHub = async (databaseUrl: string, dataDir: string, port = "0"): Promise<Hub> => {
-  const args = ["src/main.ts", "hub", "--config", config, "--database-url", databaseUrl, "--data-dir", dataDir, "--port", port]
-  const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), ...args], { cwd: root })
-  children.add(child)
-  let output = ""
-  child.stdout.on("data", (data) => (output += String(data)))
-  child.stderr.on("data", (data) => (output += String(data)))
-  const ended = new Promise<void>((done) => child.on("close", () => done()))
-  const url = await until("the hub to stream", () => /streaming from slot/.test(output) && /hub listens on (http:\S+)/.exec(output)?.[1])
-  return {
-    url,
-    output: () => output,
-    stop: async () => {
-      process.kill(child.pid ?? 0, "SIGTERM")
-      await ended
-      children.delete(child)
-    },
-  }
+  const hub = begin(["hub", "--config", config, "--database-url", databaseUrl, "--data-dir", dataDir, "--port", port])
+  await hub.says("streaming from slot")
+  return { url: await hub.url(), output: hub.output, stop: hub.stop }
 }
 
 /** A head office of its own with some schools, so that it can be put back without disturbing others. */
@@ -154,11 +139,11 @@ it("Postgres put back to six hours ago: schools send again what it lost, idle on
   await run(office.database.url, "INSERT INTO pupils VALUES ('b-8', 'b', 'new')")
   await agree(office, "a", one, a)
   await until("the new row", () => local(two).includes("new"))
-  await Promise.all([stop(a), stop(b)])
+  await Promise.all([a.stop(), b.stop()])
   a = await office.node("a", one)
   b = await office.node("b", two)
   await agree(office, "a", one, a)
-  await Promise.all([stop(a), stop(b), office.close()])
+  await Promise.all([a.stop(), b.stop(), office.close()])
 }, 90_000)
 
 it("a hub whose feed was lost, or put back to an older copy, goes on with the same files; nothing is lost or doubled", async () => {
@@ -186,7 +171,7 @@ it("a hub whose feed was lost, or put back to an older copy, goes on with the sa
   await agree(office, "a", dir, a)
   expect(await office.names("a")).toEqual(["first 2", "first 3", "first 4", "first 5", "since the copy", "while it was put back", "between"])
   expect(await conflicts(office)).toBe(0)
-  await Promise.all([stop(a), office.close()])
+  await Promise.all([a.stop(), office.close()])
 }, 90_000)
 
 it("a dump put into another server is the same head office; another database is not", async () => {
@@ -194,7 +179,7 @@ it("a dump put into another server is the same head office; another database is 
   const dir = newDir()
   const a = await office.node("a", dir)
   await upToDate(a)
-  await stop(a)
+  await a.stop()
   await office.close()
   // What a dump carries: the rows, and no slot; a new server has another system identifier, which the feed here does not know.
   const { url } = await testCluster()
@@ -202,11 +187,11 @@ it("a dump put into another server is the same head office; another database is 
   const copy = await createDatabase(office.database.name)
   databases.push(copy)
   const moved = await startHub(copy.url, newDir())
-  const there = await startNode(dir, office.key("a"), moved.url)
+  const there = startNode(dir, office.key("a"), moved.url)
   add(dir, "a", "6", "in the new place")
   await until("the write", async () => (await run(copy.url, "SELECT 1 FROM pupils WHERE name = 'in the new place'")).length === 1)
   await upToDate(there)
-  await Promise.all([stop(there), moved.stop()])
+  await Promise.all([there.stop(), moved.stop()])
 
   const other = await newOffice(["a"])
   await run(other.database.url, "DELETE FROM schoolbus.school_keys")
@@ -214,13 +199,13 @@ it("a dump put into another server is the same head office; another database is 
   await run(other.database.url, `INSERT INTO schoolbus.school_keys SELECT '${id}', 'a', hash FROM (VALUES ('x')) v (hash)`)
   const hash = (await run(copy.url, "SELECT hash FROM schoolbus.school_keys"))[0]?.["hash"]
   await run(other.database.url, `UPDATE schoolbus.school_keys SET hash = '${String(hash)}'`)
-  const wrong = await startNode(dir, office.key("a"), other.hub.url)
+  const wrong = startNode(dir, office.key("a"), other.hub.url)
   expect((await stuck(wrong)).reason).toContain("another Postgres")
-  await stop(wrong)
-  const renewed = await startNode(dir, office.key("a"), other.hub.url, ["--new-life"])
+  await wrong.stop()
+  const renewed = startNode(dir, office.key("a"), other.hub.url, ["--new-life"])
   await upToDate(renewed)
   expect(local(dir)).toEqual(await other.names("a"))
-  await Promise.all([stop(renewed), other.close()])
+  await Promise.all([renewed.stop(), other.close()])
 }, 90_000)
 
 let shared: Office
@@ -233,19 +218,19 @@ it("a school file put back to an older copy stops at first contact; a new life b
   const [dir, kept] = [newDir(), newDir()]
   const first = await shared.node("old", dir)
   await upToDate(first)
-  await stop(first)
+  await first.stop()
   add(dir, "old", "6", "unsent in the copy")
   cpSync(dir, kept, { recursive: true })
   const second = await shared.node("old", dir)
   add(dir, "old", "7", "since the copy")
   await until("both writes", async () => (await shared.names("old")).length === 7)
   await upToDate(second)
-  await stop(second)
+  await second.stop()
   program(kept, "UPDATE pupils SET name = 'edited in the copy' WHERE id = 'old-1'")
   const node = await shared.node("old", kept)
   expect((await stuck(node)).reason).toContain("--new-life")
   expect(await shared.names("old")).not.toContain("edited in the copy")
-  await stop(node)
+  await node.stop()
   const renewed = await shared.node("old", kept, ["--new-life"])
   await until("the edit", async () => (await shared.names("old")).includes("edited in the copy"))
   await agree(shared, "old", kept, renewed)
@@ -258,40 +243,40 @@ it("a school file put back to an older copy stops at first contact; a new life b
     "unsent in the copy",
     "since the copy",
   ])
-  await stop(renewed)
+  await renewed.stop()
 }, 60_000)
 
 it("two copies that strictly take turns are noticed at the second one's first contact", async () => {
   const [one, two] = [newDir(), newDir()]
   const first = await shared.node("alternate", one)
   await upToDate(first)
-  await stop(first)
+  await first.stop()
   cpSync(one, two, { recursive: true })
   for (const [dir, name] of [[one, "of one"]] as const) {
     const node = await shared.node("alternate", dir)
     add(dir, "alternate", "6", name)
     await until("the write", async () => (await shared.names("alternate")).includes(name))
     await upToDate(node)
-    await stop(node)
+    await node.stop()
   }
   add(two, "alternate", "7", "of two")
   const copy = await shared.node("alternate", two)
   expect((await stuck(copy)).reason).toContain("--new-life")
-  await stop(copy)
+  await copy.stop()
   const again = await shared.node("alternate", one)
   await upToDate(again)
-  await stop(again)
+  await again.stop()
   const renewed = await shared.node("alternate", two, ["--new-life"])
   await until("its write", async () => (await shared.names("alternate")).includes("of two"))
   await agree(shared, "alternate", two, renewed)
-  await stop(renewed)
+  await renewed.stop()
 }, 60_000)
 
 it("two copies that only read, one after the other or side by side, are noticed as well", async () => {
   const [one, two] = [newDir(), newDir()]
   const first = await shared.node("reading", one)
   await upToDate(first)
-  await stop(first)
+  await first.stop()
   cpSync(one, two, { recursive: true })
   const original = await shared.node("reading", one)
   await upToDate(original)
@@ -304,7 +289,7 @@ it("two copies that only read, one after the other or side by side, are noticed 
   expect(found).toHaveLength(1)
   await run(shared.database.url, "INSERT INTO pupils VALUES ('reading-6', 'reading', 'for the one that goes on')")
   await until("the row", () => [one, two].some((dir) => local(dir).includes("for the one that goes on")))
-  await Promise.all([stop(original), stop(copy)])
+  await Promise.all([original.stop(), copy.stop()])
 }, 60_000)
 
 it("a file that was deleted is made anew with the same key, and holds everything that had been sent", async () => {
@@ -314,7 +299,7 @@ it("a file that was deleted is made anew with the same key, and holds everything
   add(dir, "lost", "6", "sent")
   await until("the write", async () => (await shared.names("lost")).includes("sent"))
   await upToDate(first)
-  await stop(first)
+  await first.stop()
   rmSync(dir, { recursive: true })
   const anew = await shared.node("lost", dir)
   await upToDate(anew)
@@ -323,5 +308,5 @@ it("a file that was deleted is made anew with the same key, and holds everything
   add(dir, "lost", "7", "and on")
   await until("the next write", async () => (await shared.names("lost")).includes("and on"))
   expect(await run(shared.database.url, "SELECT count(*)::int AS n FROM schoolbus.incarnations WHERE school = 'lost'")).toEqual([{ n: 2 }])
-  await stop(anew)
+  await anew.stop()
 }, 60_000)

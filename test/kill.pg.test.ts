@@ -3,7 +3,6 @@
  * Each boundary is held from outside: by another program's lock on the file, or by a proxy that withholds a confirmation or
  * an answer. After the restart nothing is lost and nothing is written twice; head office's audit trigger counts.
  */
-import { type ChildProcess, spawn } from "node:child_process"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -12,53 +11,14 @@ import postgres from "postgres"
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest"
 import { type Cluster, startCluster } from "../scripts/cluster.ts"
 import { newKey } from "../src/link/keys.ts"
-import { runtimeName } from "../src/runtime.ts"
 import { type Gate, openGate } from "./support/gate.ts"
+import { begin, killAll, type Running } from "./support/run.ts"
+import { until } from "./support/until.ts"
 
-const root = join(import.meta.dirname, "..")
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-kill-"))
 const config = join(folder, "schoolbus.config.ts")
 const feedFile = join(folder, "hub", "feed.db")
 const schoolFile = join(folder, "school", "school.db")
-
-const until = async (what: string, look: () => boolean | Promise<boolean>): Promise<void> => {
-  for (const deadline = Date.now() + 25_000; !(await look()); await new Promise((resolve) => setTimeout(resolve, 10)))
-    if (Date.now() > deadline) throw new Error(`waited too long for ${what}\n${[...running].map((one) => one.output()).join("\n")}`)
-}
-
-interface Running {
-  readonly child: ChildProcess
-  readonly output: () => string
-  readonly port: () => Promise<number>
-  readonly kill: () => Promise<void>
-}
-const running = new Set<Running>()
-const start = (args: ReadonlyArray<string>): Running => {
-  const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), "src/main.ts", ...args, "--port", "0"], {
-    cwd: root,
-  })
-  let output = ""
-  child.stdout.on("data", (data) => (output += String(data)))
-  child.stderr.on("data", (data) => (output += String(data)))
-  const ended = new Promise<void>((resolve) => child.once("close", () => resolve()))
-  const listens = () => /listens on http:\/\/127\.0\.0\.1:(\d+)/.exec(output)?.[1]
-  const one: Running = {
-    child,
-    output: () => output,
-    port: async () => {
-      await until("the process to listen", () => listens() !== undefined || child.exitCode !== null)
-      if (child.exitCode !== null) throw new Error(`ended with ${child.exitCode}:\n${output}`)
-      return Number(listens())
-    },
-    kill: async () => {
-      child.kill("SIGKILL")
-      await ended
-      running.delete(one)
-    },
-  }
-  running.add(one)
-  return one
-}
 
 /** Another program with the file open: looks, or holds its write lock. */
 const inFile = <A>(file: string, use: (db: Database.Database) => A): A => {
@@ -111,13 +71,13 @@ let hub: Running
 let school: Running
 const startHub = async (): Promise<void> => {
   const url = `postgres://postgres@127.0.0.1:${toPostgres.port}/postgres`
-  hub = start(["hub", "--config", config, "--database-url", url, "--data-dir", join(folder, "hub")])
-  toHub.target(await hub.port())
-  await until("the stream", () => hub.output().includes("streaming from slot"))
+  hub = begin(["hub", "--config", config, "--database-url", url, "--data-dir", join(folder, "hub"), "--port", "0"])
+  toHub.target(Number(new URL(await hub.url()).port))
+  await hub.says("streaming from slot")
 }
 const startSchool = async (): Promise<void> => {
-  school = start(["school", "--hub", `http://127.0.0.1:${toHub.port}`, "--key", key, "--data-dir", join(folder, "school")])
-  await school.port()
+  school = begin(["school", "--hub", `http://127.0.0.1:${toHub.port}`, "--key", key, "--data-dir", join(folder, "school"), "--port", "0"])
+  await school.url()
 }
 beforeEach(async () => {
   toPostgres.open()
@@ -134,7 +94,7 @@ beforeEach(async () => {
 })
 afterEach(async () => {
   unlock()
-  for (const one of [...running]) await one.kill()
+  await killAll()
 })
 
 const atOffice = async () => (await sql`SELECT id, name FROM pupils ORDER BY id`).map((row) => `${row["id"]} ${row["name"]}`)

@@ -6,7 +6,9 @@ import * as Effect from "effect/Effect"
 import { afterAll, beforeAll, expect, it } from "vitest"
 import type { RunRecord } from "../src/status/records.ts"
 import { type HubLink, openHubLink } from "./support/hub-link.ts"
-import { type Node, program, startNode, stop, until, upToDate } from "./support/node.ts"
+import { type Node, startNode, upToDate } from "./support/node.ts"
+import { program } from "./support/processes.ts"
+import { until } from "./support/until.ts"
 import { makeWorld, type World } from "./support/world.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-runs-"))
@@ -38,7 +40,7 @@ const newSchool = async () => {
   await world.sql`INSERT INTO pupils VALUES (${`${id}-1`}, ${id}, 'one'), (${`${id}-2`}, ${id}, 'two')`
   const key = await hub.key(id)
   const dir = join(folder, id)
-  const node = await startNode(dir, key.text, hub.url)
+  const node = startNode(dir, key.text, hub.url)
   await upToDate(node)
   return { id, dir, key: key.text, node }
 }
@@ -67,14 +69,14 @@ it("a run that is asked for is written down as it begins and tells how it ended;
     success: false,
     message: expect.stringContaining("nowhere"),
   })
-  await stop(node)
+  await node.stop()
 })
 
 it("without automatic sync nothing moves until somebody asks, in the direction that is asked for, also after a restart", async () => {
   const { id, dir, key, node } = await newSchool()
   expect(await call(node, "POST", "sync/auto/stop")).toEqual({ success: true, auto: false })
-  await stop(node)
-  const again = await startNode(dir, key, hub.url)
+  await node.stop()
+  const again = startNode(dir, key, hub.url)
   expect(await call(again, "GET", "sync/config")).toMatchObject({ auto: false })
   await until("contact", async () => (await again.status()).link.state === "online")
   add(dir, id, 3)
@@ -91,7 +93,7 @@ it("without automatic sync nothing moves until somebody asks, in the direction t
   await call(again, "POST", "sync/auto/start")
   add(dir, id, 5)
   await until("the row by itself", () => office(`${id}-5`))
-  await stop(again)
+  await again.stop()
 })
 
 it("head office's wish reaches a school that syncs only when asked", async () => {
@@ -107,16 +109,16 @@ it("head office's wish reaches a school that syncs only when asked", async () =>
     return office(`${id}-3`)
   })
   await until("the run", async () => (await logs(node)).some(({ trigger, endedAt }) => trigger === "hub" && endedAt !== null))
-  await stop(node)
+  await node.stop()
 }, 60_000)
 
 it("a run that is asked for without contact ends with the reason", async () => {
   const { dir, key, node } = await newSchool()
-  await stop(node)
-  const offline = await startNode(dir, key, "http://127.0.0.1:9")
+  await node.stop()
+  const offline = startNode(dir, key, "http://127.0.0.1:9")
   const { run } = await call(offline, "POST", "sync/trigger")
   expect((await ended(offline, run)).error).toMatch(/\w/)
-  await stop(offline)
+  await offline.stop()
 })
 
 it("settings are checked, kept, and told apart from mistakes", async () => {
@@ -127,12 +129,12 @@ it("settings are checked, kept, and told apart from mistakes", async () => {
     expect(await call(node, "PUT", "sync/config", wrong)).toMatchObject({ status: 422 })
   }
   await until("the metered state", async () => (await node.status()).metered?.cycleMinutes === 30)
-  await stop(node)
-  const again = await startNode(dir, key, hub.url)
+  await node.stop()
+  const again = startNode(dir, key, hub.url)
   expect(await call(again, "GET", "sync/config")).toEqual({ auto: true, ...changed })
   await call(again, "PUT", "sync/config", { intervalMinutes: 0, budgetMb: null, hours: [] })
   program(dir, `INSERT INTO pupils SELECT '${id}-' || value, '${id}', 'n' FROM json_each('[11,12,13]')`)
   await until("three rows", () => office(`${id}-13`))
   expect(program(dir, "SELECT max(changes) AS most FROM schoolbus_batch")).toEqual([{ most: 1 }])
-  await stop(again)
+  await again.stop()
 })

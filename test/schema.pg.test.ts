@@ -7,7 +7,9 @@ import { afterAll, beforeAll, expect, it } from "vitest"
 import { EVENT_TRIGGER_SQL } from "../src/postgres/watch.ts"
 import type { HubSnapshot, SchoolSnapshot } from "../src/status/snapshot.ts"
 import { createDatabase, type Database } from "./support/postgres.ts"
-import { command, endAll, program, type Service, startHub, startSchool, until } from "./support/processes.ts"
+import { command, program, type Service, startHub, startSchool } from "./support/processes.ts"
+import { killAll } from "./support/run.ts"
+import { until } from "./support/until.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-schema-"))
 const config = join(folder, "schoolbus.config.ts")
@@ -49,7 +51,7 @@ beforeAll(async () => {
 }, 120_000)
 
 afterAll(async () => {
-  endAll()
+  await killAll()
   await sql?.end({ timeout: 1 })
   await db?.drop()
   rmSync(folder, { recursive: true, force: true })

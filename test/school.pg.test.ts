@@ -4,7 +4,9 @@ import { join } from "node:path"
 import Database from "libsql"
 import { afterAll, beforeAll, expect, it } from "vitest"
 import { type HubLink, openHubLink } from "./support/hub-link.ts"
-import { program, startNode as startProcess, stop, until, upToDate } from "./support/node.ts"
+import { startNode as startProcess, upToDate } from "./support/node.ts"
+import { program } from "./support/processes.ts"
+import { until } from "./support/until.ts"
 import { makeWorld, type World } from "./support/world.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-nodes-"))
@@ -38,7 +40,7 @@ const newSchool = async (): Promise<string> => {
 }
 it("a new node fetches its rows, sends what programs write, takes what head office writes, and stops with 0", async () => {
   const key = await hub.key("a")
-  const node = await startNode(newDir(), key.text)
+  const node = startNode(newDir(), key.text)
   await upToDate(node)
   expect(names(node.dir)).toEqual(["Amina", "Bilal"])
   program(node.dir, "INSERT INTO pupils (id, school_id, name) VALUES ('p9', 'a', 'Zuri')")
@@ -48,17 +50,17 @@ it("a new node fetches its rows, sends what programs write, takes what head offi
   await until("the change in the school", () => names(node.dir)[1] === "Bilal O.")
   await upToDate(node)
   expect((await node.status()).totals.pending).toBe(0)
-  expect(await stop(node)).toBe(0)
+  expect(await node.stop()).toBe(0)
 })
 
 it("a second process on the same file is told so and ends with 69", async () => {
   const key = await hub.key("a")
-  const node = await startNode(newDir(), key.text)
+  const node = startNode(newDir(), key.text)
   await node.status()
-  const second = await startNode(node.dir, key.text)
+  const second = startNode(node.dir, key.text)
   expect(await second.code).toBe(69)
   expect(second.output()).toContain("another schoolbus process is running")
-  await stop(node)
+  await node.stop()
 })
 
 it("killed at any time, it goes on where it was and writes nothing twice", async () => {
@@ -66,7 +68,7 @@ it("killed at any time, it goes on where it was and writes nothing twice", async
   const key = await hub.key(school)
   const dir = newDir()
   for (let round = 0; round < 4; round++) {
-    const node = await startNode(dir, key.text)
+    const node = startNode(dir, key.text)
     if (round === 0) await upToDate(node)
     else await node.status()
     for (let i = 0; i < 20; i++) program(dir, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-${round}-${i}', '${school}', 'n')`)
@@ -74,7 +76,7 @@ it("killed at any time, it goes on where it was and writes nothing twice", async
     node.child.kill("SIGKILL")
     await node.code
   }
-  const node = await startNode(dir, key.text)
+  const node = startNode(dir, key.text)
   await until(
     "all at head office",
     async () => Number((await world.sql`SELECT count(*) AS n FROM pupils WHERE school_id = ${school}`)[0]?.["n"]) === 80,
@@ -82,17 +84,17 @@ it("killed at any time, it goes on where it was and writes nothing twice", async
   await upToDate(node)
   expect(program(dir, "SELECT count(*) AS n FROM schoolbus_behind")).toEqual([{ n: 0 }])
   expect((await world.sql`SELECT count(*)::int AS n FROM schoolbus.conflicts WHERE school = ${school}`)[0]?.["n"]).toBe(0)
-  await stop(node)
+  await node.stop()
 })
 
 it("serves status and programs without a hub, says why, and catches up by itself", async () => {
   const school = await newSchool()
   const key = await hub.key(school)
   const dir = newDir()
-  const first = await startNode(dir, key.text)
+  const first = startNode(dir, key.text)
   await upToDate(first)
-  await stop(first)
-  const node = await startNode(dir, key.text, [], "http://127.0.0.1:9")
+  await first.stop()
+  const node = startNode(dir, key.text, [], "http://127.0.0.1:9")
   const offline = await until("offline", async () => {
     const status = await node.status()
     return status.link.state === "offline" && status
@@ -101,11 +103,11 @@ it("serves status and programs without a hub, says why, and catches up by itself
   program(dir, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-off', '${school}', 'written offline')`)
   expect((await node.status()).totals.pending).toBe(1)
   expect(await node.post("sync")).toMatchObject({ success: true, run: expect.any(Number) })
-  await stop(node)
-  const back = await startNode(dir, key.text)
+  await node.stop()
+  const back = startNode(dir, key.text)
   await until("the write at head office", async () => (await atOffice(`${school}-off`)) === "written offline")
   await upToDate(back)
-  await stop(back)
+  await back.stop()
 })
 
 it("an unknown key stops the node by name, and a good one lets it go on", async () => {
@@ -114,7 +116,7 @@ it("an unknown key stops the node by name, and a good one lets it go on", async 
   const dir = newDir()
   await world.sql`UPDATE schoolbus.school_keys SET revoked_at = now() WHERE id = ${key.id}`
   await world.settle()
-  const node = await startNode(dir, key.text)
+  const node = startNode(dir, key.text)
   const stopped = await until("the stop", async () => {
     const status = await node.status()
     return status.link.state === "stopped" && status
@@ -122,45 +124,45 @@ it("an unknown key stops the node by name, and a good one lets it go on", async 
   expect(stopped).toMatchObject({ state: "stuck" })
   expect(stopped.reason).toContain("rotate-key")
   expect(existsSync(join(dir, "school.db"))).toBe(true)
-  await stop(node)
-  const good = await startNode(dir, (await hub.key(school)).text)
+  await node.stop()
+  const good = startNode(dir, (await hub.key(school)).text)
   await upToDate(good)
-  await stop(good)
+  await good.stop()
 })
 
 it("a node that starts while a program holds the file's lock says so, waits and goes on", async () => {
   const school = await newSchool()
   const key = await hub.key(school)
   const dir = newDir()
-  const first = await startNode(dir, key.text)
+  const first = startNode(dir, key.text)
   await upToDate(first)
-  await stop(first)
+  await first.stop()
   const holder = new Database(join(dir, "school.db"), { timeout: 5000 })
   holder.exec("BEGIN IMMEDIATE")
-  const node = await startNode(dir, key.text)
+  const node = startNode(dir, key.text)
   await until("the node to say what it waits for", () => node.output().includes("database is locked"))
   expect(node.child.exitCode).toBe(null)
   holder.exec("ROLLBACK")
   holder.close()
   await upToDate(node)
-  await stop(node)
+  await node.stop()
 })
 
 it("a copied file is noticed, stops by name, and goes on with a new life; nothing is lost or doubled", async () => {
   const school = await newSchool()
   const key = await hub.key(school)
   const [one, two] = [newDir(), newDir()]
-  const original = await startNode(one, key.text)
+  const original = startNode(one, key.text)
   await upToDate(original)
   program(one, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-1', '${school}', 'before')`)
   await until("the write at head office", async () => (await atOffice(`${school}-1`)) === "before")
   await upToDate(original)
-  await stop(original)
+  await original.stop()
   cpSync(one, two, { recursive: true })
-  const again = await startNode(one, key.text)
+  const again = startNode(one, key.text)
   await upToDate(again)
   program(two, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-2', '${school}', 'in the copy')`)
-  const copy = await startNode(two, key.text)
+  const copy = startNode(two, key.text)
   const stopped = await until("the stop", async () => {
     const status = await copy.status()
     return status.state === "stuck" && status
@@ -168,29 +170,29 @@ it("a copied file is noticed, stops by name, and goes on with a new life; nothin
   expect(stopped.reason).toContain("--new-life")
   expect(await atOffice(`${school}-2`)).toBeUndefined()
   expect((await again.status()).link.state).toBe("online")
-  await stop(copy)
-  const renewed = await startNode(two, key.text, ["--new-life"])
+  await copy.stop()
+  const renewed = startNode(two, key.text, ["--new-life"])
   await until("the copy's write at head office", async () => (await atOffice(`${school}-2`)) === "in the copy")
   await until("the copy's write in the original", () => names(one).includes("in the copy"))
   await upToDate(renewed)
   expect(names(two)).toEqual(["before", "in the copy"])
-  await stop(renewed)
-  await stop(again)
+  await renewed.stop()
+  await again.stop()
 })
 
 it("a key of another school does not open this school's file", async () => {
   const [school, other] = [await newSchool(), await newSchool()]
   const dir = newDir()
-  const first = await startNode(dir, (await hub.key(school)).text)
+  const first = startNode(dir, (await hub.key(school)).text)
   await upToDate(first)
-  await stop(first)
-  const node = await startNode(dir, (await hub.key(other)).text)
+  await first.stop()
+  const node = startNode(dir, (await hub.key(other)).text)
   const stopped = await until("the stop", async () => {
     const status = await node.status()
     return status.state === "stuck" && status
   })
   expect(stopped.reason).toContain("key")
-  await stop(node)
+  await node.stop()
 })
 
 it("worker modules see what comes down and what programs write", async () => {
@@ -200,11 +202,11 @@ it("worker modules see what comes down and what programs write", async () => {
   await world.sql`INSERT INTO pupils VALUES (${`${school}-1`}, ${school}, 'from head office')`
   cpSync(join(import.meta.dirname, "workers/modules/picky.ts"), join(modules, "picky.ts"))
   writeFileSync(join(modules, "README.txt"), "not a module")
-  const node = await startNode(dir, (await hub.key(school)).text, ["--workers", modules])
+  const node = startNode(dir, (await hub.key(school)).text, ["--workers", modules])
   await upToDate(node)
   program(dir, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-2', '${school}', 'from a program')`)
   const done = join(dir, "workers/picky/done.txt")
   await until("both lines", () => existsSync(done) && readFileSync(done, "utf8").trimEnd().split("\n").length >= 2)
   expect(readFileSync(done, "utf8")).toBe("from head office\nfrom a program\n")
-  await stop(node)
+  await node.stop()
 })

@@ -22,6 +22,7 @@ import { type SchoolSnapshot, Status } from "../src/status/snapshot.ts"
 import { openBadLine } from "./support/bad-line.ts"
 import { type HubLink, openHubLink } from "./support/hub-link.ts"
 import { makeWorld, type World } from "./support/world.ts"
+import { until } from "./support/until.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-session-"))
 let world: World
@@ -96,12 +97,6 @@ const startNode = async (school: string, metered: Metered | null, url = hub.url)
   }
 }
 
-const until = async (what: string, look: () => boolean | Promise<boolean>): Promise<void> => {
-  for (const limit = Date.now() + 25_000; !(await look()); ) {
-    if (Date.now() > limit) throw new Error(`waited too long for ${what}`)
-    await new Promise((resolve) => setTimeout(resolve, 20))
-  }
-}
 /** A first copy, too, waits for bytes and hours; a person fetches it. */
 const fetchFirst = (node: Node) =>
   until("the first cut", async () => {

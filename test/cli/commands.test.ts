@@ -1,5 +1,4 @@
 import { spawn } from "node:child_process"
-import { fileURLToPath } from "node:url"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
@@ -7,35 +6,18 @@ import { conflictRoutes } from "../../src/http/conflicts.ts"
 import { healthRoutes } from "../../src/http/health.ts"
 import { makeApp } from "../../src/http/server.ts"
 import { syncRoutes } from "../../src/http/sync.ts"
-import { runtimeName, serve, type Served } from "../../src/runtime.ts"
+import { serve, type Served } from "../../src/runtime.ts"
 import { Quarantine, type QuarantineAction } from "../../src/status/quarantine.ts"
 import { ConflictRefused, Conflicts, Runs } from "../../src/status/records.ts"
 import { type Snapshot, Status } from "../../src/status/snapshot.ts"
 import { SyncNow, type SyncRequest } from "../../src/status/sync-now.ts"
 import { aHub, aSchoolView } from "../status/sample.ts"
+import { type Ran, run as runProgram } from "../support/run.ts"
 
-const root = fileURLToPath(new URL("../..", import.meta.url))
 const ID = "6a3c2c1e-1111-4111-8111-111111111111"
 
-interface Ran {
-  readonly code: number | null
-  readonly out: string
-  readonly err: string
-}
-
-/** A real process, with nothing in its environment but what is given. */
-const run = (args: ReadonlyArray<string>, env: Record<string, string> = {}): Promise<Ran> =>
-  new Promise((done) => {
-    const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), "src/main.ts", ...args], {
-      cwd: root,
-      env: { PATH: process.env["PATH"], ...env },
-    })
-    let out = ""
-    let err = ""
-    child.stdout.on("data", (data) => (out += String(data)))
-    child.stderr.on("data", (data) => (err += String(data)))
-    child.on("close", (code) => done({ code, out, err }))
-  })
+/** Nothing in its environment but what is given. */
+const run = (args: ReadonlyArray<string>, env: Record<string, string> = {}): Promise<Ran> => runProgram(args, env)
 
 let snapshot: Snapshot = aHub()
 let asked: ReadonlyArray<SyncRequest> = []

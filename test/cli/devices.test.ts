@@ -1,9 +1,6 @@
-/** The commands for terminals as processes, against a school node's device side. */
-import { spawn } from "node:child_process"
 import { mkdtempSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { fileURLToPath } from "node:url"
 import * as Effect from "effect/Effect"
 import { afterAll, beforeAll, expect, it } from "vitest"
 import { deviceRoutes } from "../../src/http/devices.ts"
@@ -12,8 +9,9 @@ import { Devices } from "../../src/iclock/devices.ts"
 import { Roster } from "../../src/iclock/fill.ts"
 import { Commands } from "../../src/iclock/queue.ts"
 import { Libsql } from "../../src/libsql/client.ts"
-import { runtimeName, serve, type Served } from "../../src/runtime.ts"
+import { serve, type Served } from "../../src/runtime.ts"
 import { type Node, openNode } from "../iclock/node.ts"
+import { type Ran, run as runProgram } from "../support/run.ts"
 
 const SN = "TSTA240300017"
 let node: Node
@@ -21,19 +19,7 @@ let api: Served
 let amina = ""
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-cli-devices-"))
 
-const run = (...args: ReadonlyArray<string>): Promise<{ code: number | null; out: string; err: string }> =>
-  new Promise((done) => {
-    const argv = ["src/main.ts", "devices", ...args, "--url", `http://127.0.0.1:${api.port}`]
-    const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), ...argv], {
-      cwd: fileURLToPath(new URL("../..", import.meta.url)),
-      env: { PATH: process.env["PATH"] },
-    })
-    let out = ""
-    let err = ""
-    child.stdout.on("data", (data) => (out += String(data)))
-    child.stderr.on("data", (data) => (err += String(data)))
-    child.on("close", (code) => done({ code, out, err }))
-  })
+const run = (...args: ReadonlyArray<string>): Promise<Ran> => runProgram(["devices", ...args, "--url", `http://127.0.0.1:${api.port}`], {})
 
 beforeAll(async () => {
   node = await openNode()

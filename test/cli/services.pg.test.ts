@@ -1,81 +1,16 @@
-import { type ChildProcess, spawn } from "node:child_process"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { fileURLToPath } from "node:url"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
-import { runtimeName } from "../../src/runtime.ts"
 import type { HubSnapshot, SchoolSnapshot } from "../../src/status/snapshot.ts"
 import { createDatabase, type Database, run as query } from "../support/postgres.ts"
+import { begin as beginProgram, killAll, type Ran, type Running } from "../support/run.ts"
 
-const root = fileURLToPath(new URL("../..", import.meta.url))
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-services-"))
 
-interface Ran {
-  readonly code: number | null
-  readonly out: string
-  readonly err: string
-}
-interface Running {
-  readonly child: ChildProcess
-  readonly ended: Promise<Ran>
-  /** Resolves when the output so far matches. */
-  readonly says: (pattern: RegExp) => Promise<RegExpMatchArray>
-}
-
-/** Services that a failed test left behind. */
-const alive = new Set<ChildProcess>()
-
-const begin = (args: ReadonlyArray<string>, env: Record<string, string> = {}): Running => {
-  const child = spawn(process.execPath, [...(runtimeName.startsWith("deno") ? ["run", "-A"] : []), "src/main.ts", ...args], {
-    cwd: root,
-    env: { PATH: process.env["PATH"], ...env },
-  })
-  alive.add(child)
-  let out = ""
-  let err = ""
-  const looks = new Set<() => void>()
-  const look = () => {
-    for (const one of looks) one()
-  }
-  child.stdout.on("data", (data) => {
-    out += String(data)
-    look()
-  })
-  child.stderr.on("data", (data) => {
-    err += String(data)
-    look()
-  })
-  const ended = new Promise<Ran>((done) =>
-    child.on("close", (code) => {
-      alive.delete(child)
-      done({ code, out, err })
-    }),
-  )
-  return {
-    child,
-    ended,
-    says: (pattern) =>
-      new Promise((done, failed) => {
-        const one = () => {
-          const match = pattern.exec(out + err)
-          if (match === null) return
-          looks.delete(one)
-          done(match)
-        }
-        looks.add(one)
-        void ended.then((ran) => failed(new Error(`ended with ${ran.code} before ${pattern}: ${ran.out}${ran.err}`)))
-        one()
-      }),
-  }
-}
+/** Nothing in its environment but what is given. */
+const begin = (args: ReadonlyArray<string>, env: Record<string, string> = {}): Running => beginProgram(args, env)
 const run = (args: ReadonlyArray<string>, env: Record<string, string> = {}): Promise<Ran> => begin(args, env).ended
-
-/** By its id: Deno reports a child that was ended with `child.kill` as killed, whatever code it ended with. */
-const terminate = async (service: Running): Promise<number | null> => {
-  process.kill(service.child.pid ?? 0, "SIGTERM")
-  return (await service.ended).code
-}
 
 let db: Database
 const config = join(folder, "schoolbus.config.ts")
@@ -88,7 +23,7 @@ beforeAll(async () => {
   writeFileSync(config, `export default { tables: { pupils: { audience: { column: "school_id" } } } }`)
 })
 afterAll(async () => {
-  for (const child of alive) child.kill("SIGKILL")
+  await killAll()
   await db?.drop()
   rmSync(folder, { recursive: true, force: true })
 })
@@ -244,8 +179,8 @@ describe("services", () => {
     expect((await run(["slots", "--database-url", db.url])).out).toMatch(/yes\s+reserved/)
     expect((await fetch(`${hubUrl}/metrics`).then((r) => r.text())).includes('schoolbus_node_state{node="north",state="up_to_date"} 1')).toBe(true)
 
-    expect(await terminate(school)).toBe(0)
-    expect(await terminate(hub)).toBe(0)
+    expect(await school.stop()).toBe(0)
+    expect(await hub.stop()).toBe(0)
   }, 90_000)
 
   it("listening to others without a token serve the link and /health, nothing else", async () => {
@@ -257,6 +192,6 @@ describe("services", () => {
     for (const path of ["/ready", "/metrics", "/api/sync/status", "/api/slots", "/api/events"])
       expect([path, (await fetch(url + path)).status]).toEqual([path, 403])
     expect((await run(["status", "--url", url])).code).toBe(77)
-    expect(await terminate(hub)).toBe(0)
+    expect(await hub.stop()).toBe(0)
   })
 })

@@ -8,6 +8,7 @@ import { startCluster } from "../../scripts/cluster.ts"
 import { probeWal2json } from "../../src/postgres/probe.ts"
 import { run } from "../support/postgres.ts"
 import { makeWorld, type World } from "../support/world.ts"
+import { until } from "../support/until.ts"
 
 const schema = `
   CREATE TABLE things (id int PRIMARY KEY, v text, points numeric);
@@ -21,13 +22,6 @@ const config = (plugin: "wal2json" | "pgoutput", ...tables: ReadonlyArray<string
   plugin,
   tables: Object.fromEntries(tables.map((name) => [name, { audience: "all" as const }])),
 })
-
-const poll = async (what: string, condition: () => Promise<boolean>): Promise<void> => {
-  for (const deadline = Date.now() + 20_000; !(await condition()); ) {
-    if (Date.now() > deadline) throw new Error(`waited too long for ${what}`)
-    await new Promise((resolve) => setTimeout(resolve, 5))
-  }
-}
 
 const feedRows = (world: World, table: string) =>
   world.run(
@@ -49,7 +43,7 @@ const expectEqual = async (world: World, table: string): Promise<void> => {
 const waiting = async (world: World): Promise<number> =>
   (await world.run(world.feedFile.read((tx) => tx.all<{ n: number }>("SELECT (SELECT count(*) FROM reread) + (SELECT count(*) FROM unmet) AS n"))))[0]
     ?.n ?? 0
-const quiet = (world: World) => poll("rows that wait to be read", async () => (await waiting(world)) === 0)
+const quiet = (world: World) => until("rows that wait to be read", async () => (await waiting(world)) === 0)
 const reread = (world: World, table: string, id: number) =>
   world.run(
     world.feedFile.write((tx) =>
@@ -62,7 +56,7 @@ const betweenSnapshotAndMark = async (world: World, begin: () => Promise<unknown
   await world.sql.begin(async (holder) => {
     await holder`LOCK TABLE schoolbus.marks IN SHARE MODE`
     await begin()
-    await poll("a bracket at its mark", async () => {
+    await until("a bracket at its mark", async () => {
       const rows =
         await world.sql`SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO schoolbus.marks%'`
       return rows.length > 0
@@ -100,7 +94,7 @@ describe.each(["wal2json", "pgoutput"] as const)("%s", (plugin) => {
       () => world.restart(config(plugin, "things", "others")),
       () => changeEverything(world, "others"),
     )
-    await poll("the first copy", () => world.run(world.feed.ready))
+    await until("the first copy", () => world.run(world.feed.ready))
     await expectEqual(world, "others")
     expect(await feedValue(world, "others", 6)).toBe("first 6")
   })
@@ -115,7 +109,7 @@ describe.each(["wal2json", "pgoutput"] as const)("%s", (plugin) => {
         world.feedFile.write((tx) => tx.run("DELETE FROM entry WHERE key = '[2]' AND tbl = (SELECT id FROM tables WHERE name = 'public.others')")),
       )
       await reread(world, "others", 2)
-      await poll("a bracket at the table", async () => {
+      await until("a bracket at the table", async () => {
         const rows = await world.sql`SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'others'::regclass`
         return rows.length > 0
       })
@@ -179,7 +173,7 @@ describe.each(["wal2json", "pgoutput"] as const)("%s", (plugin) => {
     const writers = [writer(), writer()]
     try {
       await world.restart(config(plugin, "things", "others", "crowd"))
-      await poll("the first copy", () => world.run(world.feed.ready))
+      await until("the first copy", () => world.run(world.feed.ready))
     } finally {
       isCopying = false
       await Promise.all(writers)
@@ -197,13 +191,13 @@ test("a bracket whose mark does not come is taken again, and a mark that comes t
     if (table === undefined) throw new Error("no table")
     const fiber = Effect.runFork(takeBracket(world.pg, brackets, table, { kind: "chunk", after: null }, 30))
     const ids = new Set<string>()
-    await poll("a third try", async () => {
+    await until("a third try", async () => {
       for (const id of brackets.open.keys()) ids.add(id)
       return ids.size >= 3
     })
     expect(brackets.open.size).toBeLessThanOrEqual(1)
     // The mark of whichever try is open comes.
-    await poll("its end", async () => {
+    await until("its end", async () => {
       for (const bracket of brackets.open.values()) if (bracket.read !== null) await Effect.runPromise(Deferred.succeed(bracket.closed, undefined))
       return brackets.open.size === 0 && fiber.pollUnsafe() !== undefined
     })
@@ -231,7 +225,7 @@ describe("commits that Postgres streams before its snapshots show them", () => {
     const pid = (await session`SELECT pg_backend_pid() AS pid`)[0]?.["pid"] as number
     const committing = session.unsafe(statement).execute()
     try {
-      await poll(
+      await until(
         "the commit to wait",
         async () => (await world.sql`SELECT 1 FROM pg_stat_activity WHERE pid = ${pid} AND wait_event = 'SyncRep'`).length > 0,
       )
@@ -247,7 +241,7 @@ describe("commits that Postgres streams before its snapshots show them", () => {
 
   test("a read that begins while such a commit waits does not put the old row back", async () => {
     await withInvisible("UPDATE things SET v = 'streamed' WHERE id = 1", async () => {
-      await poll("the stream", async () => (await feedValue(world, "things", 1)) === "streamed")
+      await until("the stream", async () => (await feedValue(world, "things", 1)) === "streamed")
       expect(await world.sql`SELECT v FROM things WHERE id = 1`).toEqual([{ v: "first 1" }])
       await reread(world, "things", 1)
       // Time enough to do wrong.
@@ -266,7 +260,7 @@ describe("commits that Postgres streams before its snapshots show them", () => {
       () => reread(world, "things", 2),
       () =>
         withInvisible("UPDATE things SET v = 'streamed' WHERE id = 2", () =>
-          poll("the stream", async () => (await feedValue(world, "things", 2)) === "streamed"),
+          until("the stream", async () => (await feedValue(world, "things", 2)) === "streamed"),
         ),
     )
     await quiet(world)

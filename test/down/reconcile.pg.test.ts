@@ -6,7 +6,9 @@ import Database from "libsql"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
 import { writtenBy } from "../../src/libsql/gap.ts"
 import { type HubLink, openHubLink } from "../support/hub-link.ts"
-import { type Node, program, startNode, stop, until, upToDate } from "../support/node.ts"
+import { type Node, startNode, upToDate } from "../support/node.ts"
+import { program } from "../support/processes.ts"
+import { until } from "../support/until.ts"
 import { makeWorld, type World } from "../support/world.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-gap-"))
@@ -41,7 +43,7 @@ const newSchool = async () => {
     await world.sql`INSERT INTO pupils VALUES (${`${id}-${i}`}, ${id}, ${`name ${i}`}, ${`c${i}`}, ${i}, ${i / 10}, ${Buffer.from([i, 255])})`
   const key = await hub.key(id)
   const dir = join(folder, id)
-  const node = await startNode(dir, key.text, hub.url)
+  const node = startNode(dir, key.text, hub.url)
   await upToDate(node)
   return { id, dir, key: key.text, node }
 }
@@ -95,14 +97,14 @@ describe("what a program writes while triggers are away reaches head office, exa
     ])
     expect(await conflicts(id)).toBe(0)
     expect(node.output()).toMatch(/table public\.pupils: a program rebuilt/)
-    await stop(node)
+    await node.stop()
   })
 
   it("when it drops triggers and alters columns while the node is off", async () => {
     const { id, dir, key, node } = await newSchool()
     script(dir, `UPDATE pupils SET points = 40 WHERE id = '${id}-4'`)
     await until("the edit", async () => (await office(id))[3]?.["points"] === 40)
-    await stop(node)
+    await node.stop()
     // A captured write, a gap in the same rows and beside them, and head office's own edits meanwhile.
     script(dir, `UPDATE pupils SET points = 60 WHERE id = '${id}-6'`)
     script(
@@ -112,7 +114,7 @@ describe("what a program writes while triggers are away reaches head office, exa
     script(dir, edits(id))
     script(dir, `UPDATE pupils SET name = 'twice' WHERE id = '${id}-6'`)
     await world.sql`UPDATE pupils SET name = 'of head office' WHERE id = ${`${id}-3`}`
-    const again = await startNode(dir, key, hub.url)
+    const again = startNode(dir, key, hub.url)
     await agree(again, dir, id)
     expect((await office(id)).map(({ id: row, name, points }) => `${row} ${name} ${points}`)).toEqual([
       "1 in the gap 77",
@@ -123,20 +125,20 @@ describe("what a program writes while triggers are away reaches head office, exa
       "7 new in the gap null",
     ])
     expect(await conflicts(id)).toBe(0)
-    await stop(again)
+    await again.stop()
   })
 
   it("when REPLACE displaces rows through a unique index that is newer than the triggers", async () => {
     const { id, dir, key, node } = await newSchool()
-    await stop(node)
+    await node.stop()
     script(
       dir,
       `CREATE UNIQUE INDEX by_code ON pupils (code); REPLACE INTO pupils (id, school_id, name, code) VALUES ('${id}-9', '${id}', 'nine', 'c1')`,
     )
-    const again = await startNode(dir, key, hub.url)
+    const again = startNode(dir, key, hub.url)
     await agree(again, dir, id)
     expect((await office(id)).map(({ id: row }) => row).join("")).toBe("234569")
-    await stop(again)
+    await again.stop()
   })
 
   it("also when its own trigger is newer than ours, and writes on top of a write before that is captured", async () => {
@@ -183,7 +185,7 @@ describe("what a program writes while triggers are away reaches head office, exa
     await until("the gap", () => (node.output().match(/table public\.seen: .* head office: \d/g) ?? []).length === 3)
     await upToDate(node)
     expect(await seen()).toBe("bcx")
-    await stop(node)
+    await node.stop()
   })
 })
 
@@ -197,7 +199,7 @@ describe("what a program destroys is filled again from head office", () => {
     )
     await agree(node, dir, id)
     expect([...(await office(id))]).toEqual(before)
-    await stop(node)
+    await node.stop()
   })
 
   it("when a column is renamed away: its values come back and are nobody's edit", async () => {
@@ -214,7 +216,7 @@ describe("what a program destroys is filled again from head office", () => {
       "name 6 6",
     ])
     expect(await conflicts(id)).toBe(0)
-    await stop(node)
+    await node.stop()
   })
 })
 
@@ -228,19 +230,19 @@ describe("a node", () => {
         return state === "stuck" && reason
       })
     expect(await isStuck(node)).toContain("table public.pupils: its key is (pid)")
-    await stop(node)
-    const again = await startNode(dir, key, hub.url)
+    await node.stop()
+    const again = startNode(dir, key, hub.url)
     expect(await isStuck(again)).toContain("table public.pupils: its key is (pid)")
     script(dir, `ALTER TABLE pupils RENAME COLUMN pid TO id; UPDATE pupils SET name = 'mended' WHERE id = '${id}-1'`)
     await agree(again, dir, id)
     expect((await office(id))[0]?.["name"]).toBe("mended")
-    await stop(again)
+    await again.stop()
   })
 
   it("without contact says which table has a gap, and goes on capturing", async () => {
     const { id, dir, key, node } = await newSchool()
-    await stop(node)
-    const offline = await startNode(dir, key, "http://127.0.0.1:9")
+    await node.stop()
+    const offline = startNode(dir, key, "http://127.0.0.1:9")
     await until("offline", async () => (await offline.status()).state === "offline")
     script(dir, rebuild(`UPDATE pupils SET name = 'gap' WHERE id = '${id}-1';`))
     const status = await until("the gap in the status", async () => {
@@ -249,12 +251,12 @@ describe("a node", () => {
     })
     expect(status.reason).toContain("table public.pupils")
     script(dir, `UPDATE pupils SET points = 5 WHERE id = '${id}-1'`)
-    await stop(offline)
-    const back = await startNode(dir, key, hub.url)
+    await offline.stop()
+    const back = startNode(dir, key, hub.url)
     await agree(back, dir, id)
     expect((await office(id))[0]).toMatchObject({ name: "gap", points: 5 })
     expect((await back.status()).tables.every(({ fault }) => fault === undefined)).toBe(true)
-    await stop(back)
+    await back.stop()
   })
 
   it("lists a program's trigger that writes to a synced table as that table's fault, while all goes on", async () => {
@@ -267,7 +269,7 @@ describe("a node", () => {
     await until("our triggers to come first again", () => program(dir, isNewest).length === 1)
     script(dir, `UPDATE pupils SET name = 'x' WHERE id = '${id}-1'`)
     await until("the write of the trigger", async () => (await world.sql`SELECT 1 FROM pupils WHERE code = 'touched' AND name = 'x'`).length === 1)
-    await stop(node)
+    await node.stop()
   })
 })
 

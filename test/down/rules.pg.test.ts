@@ -2,6 +2,7 @@
 import { afterAll, beforeAll, expect, test } from "vitest"
 import type { ConfigInput } from "../../src/config.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
+import { until } from "../support/until.ts"
 
 const schema = `
   CREATE TABLE pupils (id int PRIMARY KEY, school text, home text, name text);
@@ -37,12 +38,6 @@ const both = async () => {
   await a.pull()
   await b.pull()
   return [await idsOf(a), await idsOf(b)]
-}
-const until = async (what: string, condition: () => Promise<boolean>) => {
-  for (const end = Date.now() + 20_000; !(await condition()); ) {
-    if (Date.now() > end) throw new Error(`waited too long for ${what}`)
-    await new Promise((resolve) => setTimeout(resolve, 5))
-  }
 }
 const isLoaded = async () => (await world.run(world.feed.tables)).every((table) => !table.loading)
 /** Rows of the table in the first page that a school is given after the restart, before anything else happened. */

@@ -2,43 +2,15 @@
  * Hub and school nodes as an operator starts them: processes with the documented commands, to be killed and started again
  * on the same folders.
  */
-import { type ChildProcess, execFile, spawn } from "node:child_process"
 import { mkdirSync } from "node:fs"
 import { join } from "node:path"
 import Database from "libsql"
 import { freePort } from "../../scripts/cluster.ts"
-import { runtimeName } from "../../src/runtime.ts"
 import type { HubSnapshot, SchoolSnapshot, Snapshot } from "../../src/status/snapshot.ts"
+import { begin, type Ran, run } from "./run.ts"
 
-const root = join(import.meta.dirname, "../..")
-const runtimeArgs = runtimeName.startsWith("deno") ? ["run", "-A"] : []
-const LIMIT_MS = 40_000
-
-export const until = async <A>(
-  what: string | (() => string),
-  look: () => A | undefined | null | false | Promise<A | undefined | null | false>,
-  limitMs = LIMIT_MS,
-): Promise<A> => {
-  let last: unknown
-  for (const deadline = Date.now() + limitMs; ; ) {
-    const found = await Promise.resolve(look()).catch((cause: unknown) => {
-      last = cause
-      return undefined
-    })
-    if (found !== undefined && found !== null && found !== false) return found
-    if (Date.now() > deadline)
-      throw new Error(`waited too long for ${typeof what === "string" ? what : what()}${last === undefined ? "" : `: ${String(last)}`}`)
-    await new Promise((resolve) => setTimeout(resolve, 25))
-  }
-}
-
-/** One command; its exit code and what it said. Never throws. */
-export const command = (...args: ReadonlyArray<string>): Promise<{ readonly code: number; readonly out: string; readonly err: string }> =>
-  new Promise((done) =>
-    execFile(process.execPath, [...runtimeArgs, "src/main.ts", ...args], { cwd: root, timeout: 120_000 }, (error, out, err) =>
-      done({ code: error === null ? 0 : typeof error.code === "number" ? error.code : 1, out, err }),
-    ),
-  )
+/** One command, as a person types it. */
+export const command = (...args: ReadonlyArray<string>): Promise<Ran> => run(args)
 
 export interface Service<S extends Snapshot> {
   readonly dir: string
@@ -55,52 +27,26 @@ export interface Service<S extends Snapshot> {
   readonly ended: () => Promise<number | null>
 }
 
-const alive = new Set<ChildProcess>()
-/** For afterAll: nothing outlives its file. */
-export const endAll = (): void => {
-  for (const child of alive) child.kill("SIGKILL")
-}
-
 const service = async <S extends Snapshot>(dir: string, args: ReadonlyArray<string>): Promise<Service<S>> => {
   mkdirSync(dir, { recursive: true })
   const port = await freePort()
   const url = `http://127.0.0.1:${port}`
-  let child: ChildProcess
-  let log = ""
-  let code: Promise<number | null>
-  const start = (): void => {
-    const started = spawn(process.execPath, [...runtimeArgs, "src/main.ts", ...args, "--data-dir", dir, "--port", String(port)], { cwd: root })
-    child = started
-    alive.add(started)
-    for (const stream of [started.stdout, started.stderr]) {
-      stream.on("data", (data) => {
-        log += String(data)
-      })
-    }
-    code = new Promise((done) =>
-      started.on("close", (status) => {
-        alive.delete(started)
-        done(status)
-      }),
-    )
-  }
-  start()
+  const argv = [...args, "--data-dir", dir, "--port", String(port)]
+  let running = begin(argv)
+  let before = ""
   return {
     dir,
     url,
-    pid: () => child.pid ?? 0,
-    log: () => log,
+    pid: () => running.child.pid ?? 0,
+    log: () => before + running.output(),
     status: async () => (await fetch(`${url}/api/sync/status`, { signal: AbortSignal.timeout(5_000) })).json() as Promise<S>,
-    kill: async () => {
-      child.kill("SIGKILL")
-      await code
+    kill: () => running.kill(),
+    stop: () => running.stop(),
+    start: () => {
+      before += running.output()
+      running = begin(argv)
     },
-    stop: async () => {
-      process.kill(child.pid ?? 0, "SIGTERM")
-      return code
-    },
-    start,
-    ended: () => code,
+    ended: async () => (await running.ended).code,
   }
 }
 

@@ -111,9 +111,9 @@ describe("a row and the link that places it", () => {
     const push = await a.push([enrol(10, 10)])
     expect(push.reason(0)).toBe("foreign_key")
     expect(await ids("pupils")).toContain(10)
-    expect(
-      await o.sql("SELECT count(*)::int AS n FROM schoolbus.quarantine WHERE status = 'open' AND incarnation = '" + a.incarnation + "'"),
-    ).toEqual([{ n: 0 }])
+    expect(await o.sql(`SELECT count(*)::int AS n FROM schoolbus.quarantine WHERE status = 'open' AND incarnation = '${a.incarnation}'`)).toEqual([
+      { n: 0 },
+    ])
   })
 })
 
