@@ -24,14 +24,14 @@ interface BunLike {
     hostname: string
     idleTimeout: number
     maxRequestBodySize: number
-    fetch: (request: Request, server: { requestIP: (request: Request) => { address: string } | null }) => Response | Promise<Response>
+    fetch: (request: Request) => Response | Promise<Response>
   }) => { readonly port: number; readonly stop: (closeActive?: boolean) => Promise<void> }
 }
 interface DenoLike {
   readonly version: { readonly deno: string }
   readonly serve: (
     options: { port: number; hostname: string; onListen: () => void },
-    fetch: (request: Request, info: { remoteAddr: { hostname?: string } }) => Response | Promise<Response>,
+    fetch: (request: Request) => Response | Promise<Response>,
   ) => { readonly addr: { readonly port: number }; readonly shutdown: () => Promise<void>; readonly finished: Promise<void> }
 }
 
@@ -40,11 +40,6 @@ const { Bun: bun, Deno: deno } = globalThis as { readonly Bun?: BunLike; readonl
 /** `"bun 1.4.4"` or `"deno 2.9.6"`. */
 export const runtimeName = bun !== undefined ? `bun ${bun.version}` : `deno ${deno?.version.deno ?? "?"}`
 
-const addresses = new WeakMap<Request, string>()
-
-/** The peer's IP address, "" when unknown. Set for every request that `serve` hands out. */
-export const addressOf = (request: Request): string => addresses.get(request) ?? ""
-
 // Elysia looks for the path from the 11th character on, and Bun hands out a relative URL when HTTP/1.0 comes without a Host.
 const normalised = (request: Request): Request => {
   const url = new URL(request.url, "http://node.local")
@@ -52,31 +47,21 @@ const normalised = (request: Request): Request => {
   return new Request(`http://node.local${path}${url.search}`, request)
 }
 
-const handing =
-  (options: ServeOptions) =>
-  (request: Request, address: string): Response | Promise<Response> => {
-    const inner = normalised(request)
-    addresses.set(inner, address)
-    return options.fetch(inner)
-  }
-
 /** Listens; rejects when the port is taken. Port 0 takes a free one. */
 export const serve = async (options: ServeOptions): Promise<Served> => {
-  const hand = handing(options)
+  const hand = (request: Request) => options.fetch(normalised(request))
   if (bun !== undefined) {
     const server = bun.serve({
       port: options.port,
       hostname: options.hostname,
       idleTimeout: options.idleSeconds,
       maxRequestBodySize: options.maxBodyBytes,
-      fetch: (request, self) => hand(request, self.requestIP(request)?.address ?? ""),
+      fetch: hand,
     })
     return { port: server.port, stop: () => server.stop(true) }
   }
   if (deno !== undefined) {
-    const server = deno.serve({ port: options.port, hostname: options.hostname, onListen: () => undefined }, (request, info) =>
-      hand(request, info.remoteAddr.hostname ?? ""),
-    )
+    const server = deno.serve({ port: options.port, hostname: options.hostname, onListen: () => undefined }, hand)
     return { port: server.addr.port, stop: () => Promise.race([server.shutdown(), new Promise<void>((done) => setTimeout(done, 2000))]) }
   }
   throw new Error("schoolbus runs on Bun or Deno; neither was found")

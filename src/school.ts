@@ -91,9 +91,10 @@ const syncNow = Layer.effect(
   }),
 )
 
-const cron = (pattern: string, job: Effect.Effect<unknown>) =>
+/** A job that fails is in the log, and runs again at its time. */
+const cron = (pattern: string, job: Effect.Effect<unknown, unknown>) =>
   Effect.acquireRelease(
-    Effect.sync(() => new Cron(pattern, () => void Effect.runPromise(job).catch(() => undefined))),
+    Effect.sync(() => new Cron(pattern, () => void Effect.runFork(Effect.ignoreCause(job, { log: "Warn" })))),
     (running) => Effect.sync(() => running.stop()),
   )
 
@@ -131,7 +132,7 @@ const school = (options: SchoolOptions) =>
     yield* cron(SYNC_CRON, Effect.andThen(run.closeRun, wakeByItself))
     yield* cron(
       TRIM_CRON,
-      Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.ignoreCause(trim(db, now), { log: "Warn" })),
+      Effect.flatMap(Clock.currentTimeMillis, (now) => trim(db, now)),
     )
     yield* cron(
       VERIFY_CRON,

@@ -3,15 +3,7 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { openPool, PostgresError, type PostgresPool } from "../postgres/client.ts"
-import { CommandFailed, EXIT, type Input, type OptionSpec } from "./options.ts"
-
-export const DATABASE_OPTION: OptionSpec = {
-  name: "database-url",
-  kind: "text",
-  secret: true,
-  required: true,
-  help: "Postgres at head office, e.g. postgres://user:password@127.0.0.1:5432/school",
-}
+import { CommandFailed, EXIT, type Input } from "./options.ts"
 
 /** `postgres://user:***@host/db`: what may be printed. */
 export const maskedUrl = (url: string): string => {
@@ -35,7 +27,7 @@ const hintOf = (error: PostgresError): string =>
           ? "is Postgres running there? check --database-url"
           : "see the server's log"
 
-export const postgresFailed = (error: PostgresError, url: string): CommandFailed =>
+const postgresFailed = (error: PostgresError, url: string): CommandFailed =>
   new CommandFailed(
     error.sqlstate === "" || /^(08|57P|53)/.test(error.sqlstate)
       ? EXIT.unreachable

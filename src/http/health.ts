@@ -14,7 +14,7 @@ export interface ReadyCheck {
 }
 
 /** Ready: can serve those who depend on it. A school is ready without a network, because its programs are. */
-export const readyChecks = (snapshot: Snapshot): ReadonlyArray<ReadyCheck> => {
+const readyChecks = (snapshot: Snapshot): ReadonlyArray<ReadyCheck> => {
   const check = (id: string, ok: boolean, message: string): ReadyCheck => ({ id, status: ok ? "pass" : "fail", message, observedAt: snapshot.asOf })
   return snapshot.role === "hub"
     ? [

@@ -106,7 +106,7 @@ const foreign = (request: Request): string | null => {
 }
 
 /** null: go on. Link routes are not judged here: they ask for the school's key themselves. */
-export const refuseUnauthorised = (auth: Auth, request: Request): Response | null => {
+const refuseUnauthorised = (auth: Auth, request: Request): Response | null => {
   if (accessOf(request.method, new URL(request.url).pathname) !== "operator") return null
   switch (auth.mode) {
     case "local": {

@@ -18,7 +18,7 @@ export const TRIGGER_ENDS = ["bi", "bu", "ai", "au", "ad", "stream_insert", "str
 const ident = (name: string): string => `"${name.replaceAll('"', '""')}"`
 
 /** ms since 1970, UTC, by this machine's clock. */
-export const NOW = "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"
+const NOW = "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"
 
 const WHEN_NOT_DELIVERING = "WHEN (SELECT active FROM schoolbus_deliver) = 0"
 

@@ -17,7 +17,7 @@ import type { Cell, Kind, Wire } from "../model/value.ts"
 import type { Slab } from "./slab.ts"
 
 /** How long a statement waits for another program's write lock before it fails with SQLITE_BUSY. */
-export const BUSY_TIMEOUT_MS = 5_000
+const BUSY_TIMEOUT_MS = 5_000
 
 const PRAGMAS = ["journal_mode=WAL", "synchronous=FULL", "foreign_keys=OFF", "recursive_triggers=OFF", "wal_autocheckpoint=4000", "temp_store=MEMORY"]
 

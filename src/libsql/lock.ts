@@ -10,9 +10,6 @@ import Database from "libsql"
 
 export class AlreadyRunning extends Data.TaggedError("AlreadyRunning")<{ readonly path: string; readonly message: string }> {}
 
-/** Exit code of a process that finds its file in use (sysexits.h EX_UNAVAILABLE). */
-export const EXIT_ALREADY_RUNNING = 69
-
 /** Held until the scope closes. Never waits: whoever is second is told so at once. */
 export const lockFile = (path: string): Effect.Effect<void, AlreadyRunning, Scope.Scope> =>
   Effect.asVoid(

@@ -2,7 +2,7 @@
  * The prints of a school's rows: SQL that gives a row as the JSON text in which the feed holds it, so that both sides
  * print the same bytes. A value that its column's kind does not allow prints as no value of head office ever does.
  */
-import { localKeySql, parseLocalKey, wireKey } from "../model/key.ts"
+import { parseLocalKey, wireKey } from "../model/key.ts"
 import { Hasher, keyName } from "../model/digest.ts"
 import type { Table } from "../model/table.ts"
 import { cellToWire, isRefused, type Kind } from "../model/value.ts"
@@ -67,6 +67,3 @@ export const nameOfKey = (key: string): string => {
   new Hasher().start().bytes(utf8.encode(key)).finish(words, 0)
   return keyName(words, 0)
 }
-
-/** Of rows with these local keys, what capture would have written for an insert. */
-export const localKeyMatches = (table: Table): string => `${localKeySql(table, "")} IN (SELECT value FROM json_each(?))`

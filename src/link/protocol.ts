@@ -47,7 +47,7 @@ export const SYNC_HEADER = "schoolbus-sync"
 /** One body of a push, compressed. A batch larger than this goes in numbered parts. */
 export const MAX_PART_BYTES = 4 * 1024 * 1024
 /** A batch, uncompressed. */
-export const MAX_BATCH_BYTES = 64 * 1024 * 1024
+const MAX_BATCH_BYTES = 64 * 1024 * 1024
 /** What a ratio of compression may reach before a body counts as a bomb. */
 export const MAX_INFLATE_RATIO = 200
 

@@ -19,7 +19,7 @@ export const bitsFor = (rows: number): number => {
   return bits
 }
 
-export const bucketOf = (keyHigh: number, bits: number): number => (bits === 0 ? 0 : keyHigh >>> (32 - bits))
+const bucketOf = (keyHigh: number, bits: number): number => (bits === 0 ? 0 : keyHigh >>> (32 - bits))
 
 /** Two lanes that take bytes one by one; `finish` mixes them so that every bit of the input reaches every bit of the output. */
 export class Hasher {

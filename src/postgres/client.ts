@@ -11,7 +11,7 @@ import type * as Scope from "effect/Scope"
 import postgres from "postgres"
 
 /** Connections of one pool: pushes, brackets and status queries share them. */
-export const POOL_SIZE = 8
+const POOL_SIZE = 8
 const CONNECT_TIMEOUT_SECONDS = 10
 
 /** Under these settings Postgres prints a value in one way only. */

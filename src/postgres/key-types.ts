@@ -6,7 +6,7 @@ import { audienceColumn, type Table } from "../model/table.ts"
 import { ident, qualified } from "./client.ts"
 
 /** The one key column that numbers rows; null: the key is another's (a reference, the school's own id), or not one number. */
-export const numberingColumn = (table: Table): string | null => {
+const numberingColumn = (table: Table): string | null => {
   const [column] = table.key
   if (column === undefined || table.key.length !== 1 || column === audienceColumn(table.audience)) return null
   if (table.references.some((reference) => reference.columns.includes(column))) return null

@@ -50,7 +50,7 @@ const progressOf = (said: unknown): Progress | null => {
 }
 
 /** A school's last word, as its heartbeat brought it; unreadable counts as none. */
-export const saidBy = (reader: Pick<Reader, "status" | "pending">) => {
+const saidBy = (reader: Pick<Reader, "status" | "pending">) => {
   if (reader.status === null) return null
   try {
     const said = JSON.parse(reader.status) as Record<string, unknown>
@@ -112,7 +112,7 @@ interface FromPostgres {
   readonly estimates: ReadonlyMap<string, number>
 }
 
-export const slotView = ({ maxSlotWalKeepSize: _, ...slot }: SlotHealth): SlotView => slot
+const slotView = ({ maxSlotWalKeepSize: _, ...slot }: SlotHealth): SlotView => slot
 
 const make = Effect.gen(function* () {
   const feed = yield* Feed

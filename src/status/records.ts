@@ -128,7 +128,7 @@ export class Runs extends Context.Service<
 >()("schoolbus/status/Runs") {}
 
 /** Cursors are opaque to callers: they name the last item of a page. */
-export const encodeCursor = (parts: ReadonlyArray<string>): string => Buffer.from(JSON.stringify(parts)).toString("base64url")
+const encodeCursor = (parts: ReadonlyArray<string>): string => Buffer.from(JSON.stringify(parts)).toString("base64url")
 
 /** null: not one of ours; the caller starts from the beginning. */
 export const decodeCursor = (cursor: string | undefined, length: number): ReadonlyArray<string> | null => {

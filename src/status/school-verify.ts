@@ -8,7 +8,7 @@ import { Libsql, type LibsqlFile } from "../libsql/client.ts"
 import { OpenLink } from "../link/open.ts"
 import { type Verified, Verify, VerifyRefused } from "./verify.ts"
 
-export const verifiedOf = (report: VerifyReport): Verified => ({
+const verifiedOf = (report: VerifyReport): Verified => ({
   startedAt: new Date(report.startedAt).toISOString(),
   seconds: report.tookMs / 1000,
   compared: "feed-school",
@@ -19,7 +19,7 @@ export const verifiedOf = (report: VerifyReport): Verified => ({
   repaired: report.repaired,
 })
 
-export const lastVerified = (db: LibsqlFile) =>
+const lastVerified = (db: LibsqlFile) =>
   Effect.map(
     db.read((tx) => tx.all<{ result: string }>("SELECT result FROM schoolbus_verified")),
     ([row]): Verified | null => (row === undefined ? null : (JSON.parse(row.result) as Verified)),

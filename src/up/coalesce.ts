@@ -60,7 +60,7 @@ const times = (row: RowChange, next: Change): Readonly<Record<string, number>> =
 }
 
 /** What two changes of one row, one after the other, come to. */
-export const joinRow = (row: RowChange, next: Change): RowChange => {
+const joinRow = (row: RowChange, next: Change): RowChange => {
   const joined: RowChange = { ...row, at: next.at, columnAt: times(row, next), changes: [...row.changes, next] }
   const newKey = next.newKey ?? row.newKey
   // After an insert and its delete nothing is left of the row: what follows stands alone.

@@ -1,5 +1,5 @@
 /**
- * Changes that could not be written, kept whole: listed, tried again, discarded. A change that is tried again meets head
+ * Changes that could not be written, kept whole: tried again, edited, discarded. A change that is tried again meets head
  * office's row of that moment, in the same way as in a push.
  */
 import * as Data from "effect/Data"
@@ -21,39 +21,6 @@ export class QuarantineRefused extends Data.TaggedError("QuarantineRefused")<{
   readonly code: "not_found" | "decided" | "not_possible"
   readonly message: string
 }> {}
-
-export interface QuarantineRecord {
-  readonly id: string
-  readonly school: string
-  readonly table: string
-  /** JSON array of key values. */
-  readonly key: string
-  readonly op: string
-  /** JSON of the change, or of the line that was none. */
-  readonly change: string
-  readonly reason: string
-  readonly detail: string
-  readonly status: string
-  readonly at: string
-  readonly decidedBy: string | null
-  readonly decidedAt: string | null
-}
-
-const iso = (column: string): string => `to_char(${column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`
-const COLUMNS = `id::text AS id, school, table_name AS "table", row_key AS key, op, change, reason, detail, status, ${iso("at")} AS at,
-  decided_by AS "decidedBy", ${iso("decided_at")} AS "decidedAt"`
-
-/** Newest first. */
-export const listQuarantined = (
-  session: Session,
-  query: { readonly school?: string; readonly table?: string; readonly resolved?: boolean; readonly limit: number },
-): Effect.Effect<ReadonlyArray<QuarantineRecord>, PostgresError> =>
-  session.query<QuarantineRecord>(
-    `SELECT ${COLUMNS} FROM schoolbus.quarantine q
-      WHERE ($1::text IS NULL OR school = $1) AND ($2::text IS NULL OR table_name = $2) AND ($3::text IS NULL OR (status <> 'open') = ($3 = 'true'))
-      ORDER BY q.at DESC, q.id LIMIT $4::text::int`,
-    [query.school ?? null, query.table ?? null, query.resolved === undefined ? null : String(query.resolved), String(query.limit)],
-  )
 
 export interface Kept {
   readonly id: string

@@ -11,7 +11,7 @@ import { discardIn, editIn, type QuarantineRefused, retryIn } from "./quarantine
 import { DecideRefused } from "./refused.ts"
 import { parseChoice } from "../model/choice.ts"
 
-export const REQUESTS = "schoolbus.requests"
+const REQUESTS = "schoolbus.requests"
 
 interface Request {
   readonly id: string

@@ -74,7 +74,7 @@ export interface Decision {
 }
 
 /** Of newest_wins: an unknown time is the oldest, and ties go to head office. `merge`: of a whole row, see above. */
-export const winnerOf = (rule: Exclude<ColumnRule, "sum" | "max" | "min" | "union" | "append">, mineAt: number, theirsAt: number | null): Winner => {
+const winnerOf = (rule: Exclude<ColumnRule, "sum" | "max" | "min" | "union" | "append">, mineAt: number, theirsAt: number | null): Winner => {
   switch (rule) {
     case "school_wins":
       return "school"

@@ -65,7 +65,7 @@ const MOVABLE = new Set(["unique", "foreign_key", "exclusion", "dependant"])
 export const isMovable = (refusal: Refusal | null): boolean => refusal !== null && MOVABLE.has(refusal.reason)
 
 /** Parents before children, as the foreign keys say; a circle is cut somewhere. */
-export const parentsFirst = (tables: Iterable<Table>): ReadonlyArray<Table> => {
+const parentsFirst = (tables: Iterable<Table>): ReadonlyArray<Table> => {
   const byName = new Map([...tables].sort((a, b) => (a.name < b.name ? -1 : 1)).map((table) => [table.name, table]))
   const order = new Set<Table>()
   const path = new Set<Table>()

@@ -19,9 +19,9 @@ import type { FromWorker, ToWorker } from "./messages.ts"
 import { localName, readRow, readSlice } from "./stream.ts"
 
 /** Events of one call. */
-export const BATCH_EVENTS = 100
+const BATCH_EVENTS = 100
 /** An event that fails this often by itself is put aside. */
-export const MAX_TRIES = 5
+const MAX_TRIES = 5
 const LOAD_TIMEOUT_SECONDS = 30
 const POLL_MS = 500
 const TRIM_MS = 60_000

@@ -1,10 +1,15 @@
 /** School nodes as processes, on the hub of a test. */
 import { afterEach } from "vitest"
 import type { SchoolSnapshot } from "../../src/status/snapshot.ts"
-import { begin, killAll, type Running } from "./run.ts"
+import { begin, type Running } from "./run.ts"
 import { until } from "./until.ts"
 
-afterEach(killAll)
+const started = new Set<Running>()
+/** The hub of a test outlives its nodes. */
+afterEach(async () => {
+  for (const node of started) await node.kill()
+  started.clear()
+})
 
 export interface Node extends Pick<Running, "child" | "output" | "stop" | "kill"> {
   readonly dir: string
@@ -17,6 +22,7 @@ export interface Node extends Pick<Running, "child" | "output" | "stop" | "kill"
 
 export const startNode = (dir: string, key: string, url: string, more: ReadonlyArray<string> = []): Node => {
   const running = begin(["school", "--hub", url, "--key", key, "--data-dir", dir, "--port", "0", ...more])
+  started.add(running)
   const call = async (method: string, path: string, body?: unknown) => {
     const init = body === undefined ? {} : { body: JSON.stringify(body), headers: { "content-type": "application/json" } }
     return (await fetch(`${await running.url()}/api/${path}`, { method, ...init })).json() as Promise<never>
