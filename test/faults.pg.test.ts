@@ -122,12 +122,9 @@ it("Postgres restarted, stopped at once, and killed while rows flow", async () =
   }
 }, 90_000)
 
-/** The walsender of a hub that has just ended holds the slot for a moment more. */
-const dropSlot = () =>
-  until("the slot to be free", async () => {
-    await sql`SELECT pg_drop_replication_slot(${slot})`
-    return true
-  })
+/** Once it is free: the walsender of a hub that has just ended holds it for a moment more. */
+const onSlot = (what: string, act: () => Promise<unknown>) => until(`the slot to be ${what}`, () => act().then(() => true))
+const dropSlot = () => onSlot("dropped", async () => sql`SELECT pg_drop_replication_slot(${slot})`)
 
 it("a slot that was dropped is made anew, and only what differs comes down", async () => {
   const before = await epoch()
@@ -167,7 +164,7 @@ it("a slot that was moved past rows that the feed has not", async () => {
   const before = await epoch()
   await hub.stop()
   await write(30)
-  await sql`SELECT pg_replication_slot_advance(${slot}, pg_current_wal_lsn())`
+  await onSlot("moved", async () => sql`SELECT pg_replication_slot_advance(${slot}, pg_current_wal_lsn())`)
   hub.start()
   await equal()
   expect(await epoch()).toBe(before)

@@ -14,7 +14,7 @@ const COLUMNS: ReadonlyArray<ReadonlyArray<string>> = [
   ["main.ts"],
   ["cli"],
   ["hub.ts", "school.ts"],
-  ["session.ts"],
+  ["session"],
   ["http", "dashboard"],
   ["status", "workers"],
   ["down", "up", "iclock"],

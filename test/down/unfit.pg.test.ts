@@ -5,7 +5,9 @@ import { join } from "node:path"
 import Database from "libsql"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
 import { type HubLink, openHubLink } from "../support/hub-link.ts"
-import { type Node, program, startNode, stop, until, upToDate } from "../support/node.ts"
+import { type Node, startNode, upToDate } from "../support/node.ts"
+import { program } from "../support/processes.ts"
+import { until } from "../support/until.ts"
 import { makeWorld, type World } from "../support/world.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-unfit-"))
@@ -39,7 +41,7 @@ const newSchool = async () => {
   await world.sql`INSERT INTO notes VALUES (${`${id}-n`}, ${id}, 'first')`
   const key = await hub.key(id)
   const dir = join(folder, id)
-  const node = await startNode(dir, key.text, hub.url)
+  const node = startNode(dir, key.text, hub.url)
   await upToDate(node)
   return { id, dir, key: key.text, node }
 }
@@ -72,11 +74,11 @@ const paused = (node: Node) =>
 describe("a table that a program made unfit", () => {
   it("pauses alone: the others flow both ways, its writes and its rows wait, and it catches up when it fits", async () => {
     const { id, dir, key, node } = await newSchool()
-    await stop(node)
+    await node.stop()
     // Captured, but not sent yet.
     script(dir, `UPDATE pupils SET points = 10 WHERE id = '${id}-1'`)
     script(dir, "ALTER TABLE pupils RENAME COLUMN id TO pid")
-    const again = await startNode(dir, key, hub.url)
+    const again = startNode(dir, key, hub.url)
     const status = await paused(again)
     expect(status.state).toBe("stuck")
     expect(status.reason).toContain("table public.pupils: its key is (pid)")
@@ -108,7 +110,7 @@ describe("a table that a program made unfit", () => {
     script(dir, `UPDATE pupils SET points = 11 WHERE id = '${id}-1'`)
     await agree(again, dir, "pupils", id)
     expect((await office("pupils", id))[0]).toMatchObject({ points: 11 })
-    await stop(again)
+    await again.stop()
   })
 
   it("is filled anew when it is renamed away, without the others being sent again", async () => {
@@ -121,7 +123,7 @@ describe("a table that a program made unfit", () => {
     expect(local(dir, "pupils")[0]).toMatchObject({ name: "meanwhile" })
     expect(local(dir, "pupils")).toHaveLength(4)
     expect(program(dir, "SELECT count(*) AS n FROM pupils_old")).toEqual([{ n: 4 }])
-    await stop(node)
+    await node.stop()
   })
 })
 
@@ -146,11 +148,11 @@ describe("a table of head office whose name a program's table with rows has", ()
     script(emptied.dir, "DELETE FROM visits")
     await agree(emptied.node, emptied.dir, "visits", emptied.id)
     expect(local(emptied.dir, "visits")).toHaveLength(1)
-    await stop(emptied.node)
-    await stop(adopted.node)
-    const again = await startNode(adopted.dir, adopted.key, hub.url, ["--adopt"])
+    await emptied.node.stop()
+    await adopted.node.stop()
+    const again = startNode(adopted.dir, adopted.key, hub.url, ["--adopt"])
     await agree(again, adopted.dir, "visits", adopted.id)
     expect(local(adopted.dir, "visits")).toHaveLength(2)
-    await stop(again)
+    await again.stop()
   })
 })
