@@ -143,7 +143,7 @@ describe("what a program writes while triggers are away reaches head office, exa
 
   it("also when its own trigger is newer than ours, and writes on top of a write before that is captured", async () => {
     const { id, dir, key, node } = await newSchool()
-    await stop(node)
+    await node.stop()
     script(
       dir,
       `CREATE TRIGGER bonus AFTER UPDATE OF name ON pupils BEGIN UPDATE pupils SET points = points + 10, code = NEW.name WHERE id = NEW.id; END;
@@ -163,7 +163,7 @@ describe("what a program writes while triggers are away reaches head office, exa
       "7 newer 17",
     ])
     expect(await conflicts(id)).toBe(0)
-    await stop(again)
+    await again.stop()
   })
 
   it("in a table that only goes up", async () => {
