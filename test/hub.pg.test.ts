@@ -18,6 +18,7 @@ beforeAll(async () => {
      CREATE TABLE keyless (a int);
      CREATE VIEW seen AS SELECT * FROM pupils;
      CREATE TABLE changes (id text PRIMARY KEY, "Name" text, name text);
+     CREATE TABLE years (y int PRIMARY KEY) PARTITION BY RANGE (y);
      CREATE TABLE person (id text PRIMARY KEY);
      CREATE TABLE teacher (subject text, PRIMARY KEY (id)) INHERITS (person);
      CREATE TABLE "Pupils" (id text PRIMARY KEY, school_id text);
@@ -78,6 +79,7 @@ it("says everything at once that is wrong with the tables, each with its remedy,
         changes: { audience: "all" },
         Pupils: { audience: "all" },
         person: { audience: "all" },
+        years: { audience: "all" },
         teacher: { audience: "all" },
       },
       devices: { people: { pupils: { id: "id", name: "full_name" } }, attendance: { table: "punched", person: "id", at: "at" } },

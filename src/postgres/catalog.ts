@@ -207,7 +207,10 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
       if (relation.kind !== "r") {
         const what =
           relation.kind === "p" ? "a partitioned table" : relation.kind === "v" || relation.kind === "m" ? "a view" : "not an ordinary table"
-        return found(null, { code: "not_a_table", text: `${name} is ${what}; only ordinary tables can be synced` })
+        return found(null, {
+          code: "not_a_table",
+          text: `${name} is ${what}; only ordinary tables can be synced${relation.kind === "p" ? ", so list its partitions instead" : ""}`,
+        })
       }
       if (relation.child !== null) {
         const text = `table ${name} is inherited by ${relation.child}: a read of it shows rows of which the stream tells under another name; list only tables that nothing inherits from`
