@@ -90,6 +90,7 @@ it("says everything at once that is wrong with the tables, each with its remedy,
   for (const part of ["scool", "nme", "ADD PRIMARY KEY", "public.missing does not exist", "public.seen is a view", "full_name", "punched"])
     expect((await hub.ended).err).toContain(part)
   for (const part of [
+    "list its partitions",
     "called changes in the school's file",
     "columns Name and name of table public.changes",
     "tables public.pupils and public.Pupils",
