@@ -29,7 +29,7 @@ import type { Catalog } from "./postgres/catalog.ts"
 import { type PostgresPool, Postgres } from "./postgres/client.ts"
 import { keyProblems } from "./postgres/key-types.ts"
 import { hubScript } from "./postgres/migrate.ts"
-import { serve } from "./runtime.ts"
+import { serve, stopSignal } from "./runtime.ts"
 import { HubFactStore } from "./status/facts.ts"
 import { hubVerify } from "./status/hub-verify.ts"
 import { hubStatus } from "./status/hub.ts"
@@ -228,9 +228,7 @@ const databaseOf = (url: string): string => decodeURIComponent(new URL(url).path
 
 /** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the feed file, 78 when the config cannot be used. */
 export const runHub = async (options: HubOptions): Promise<number> => {
-  const stop = new AbortController()
-  const onSignal = () => stop.abort()
-  process.once("SIGTERM", onSignal).once("SIGINT", onSignal)
+  const stop = stopSignal()
   const fail = (code: number, text: string): number => {
     process.stderr.write(`${text}\n`)
     return code
@@ -262,9 +260,9 @@ export const runHub = async (options: HubOptions): Promise<number> => {
     }),
   )
   try {
-    return await Effect.runPromise(program, { signal: stop.signal })
+    return await Effect.runPromise(program, { signal: stop })
   } catch (error) {
-    if (stop.signal.aborted) return 0
+    if (stop.aborted) return 0
     return fail(1, `hub stopped: ${error instanceof Error ? error.message : String(error)}`)
   }
 }

@@ -3,6 +3,8 @@
  * a process by signal. Everything else is Web APIs or `node:`.
  */
 
+import process from "node:process"
+
 export interface Served {
   readonly port: number
   readonly stop: () => Promise<void>
@@ -65,4 +67,21 @@ export const serve = async (options: ServeOptions): Promise<Served> => {
     return { port: server.addr.port, stop: () => Promise.race([server.shutdown(), new Promise<void>((done) => setTimeout(done, 2000))]) }
   }
   throw new Error("schoolbus runs on Bun or Deno; neither was found")
+}
+
+/** What has not closed by then is ended as by a power cut, which every file here is made for. Below systemd's own limit. */
+const CLOSE_MS = 15_000
+
+/** Aborted by SIGTERM and SIGINT. The process ends with 0 soon after, also when a line that is dead keeps something from closing. */
+export const stopSignal = (): AbortSignal => {
+  const stop = new AbortController()
+  const onSignal = (): void => {
+    stop.abort()
+    setTimeout(() => {
+      process.stderr.write(`still closing after ${CLOSE_MS / 1000} s; ending\n`)
+      process.exit(0)
+    }, CLOSE_MS).unref()
+  }
+  process.once("SIGTERM", onSignal).once("SIGINT", onSignal)
+  return stop.signal
 }

@@ -25,7 +25,7 @@ import { lockFile } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
 import type { Metered } from "./link/metered.ts"
 import { OpenLink } from "./link/open.ts"
-import { serve } from "./runtime.ts"
+import { serve, stopSignal } from "./runtime.ts"
 import { sessions } from "./session/session.ts"
 import { SchoolFactStore } from "./status/facts.ts"
 import { schoolConflicts, schoolQuarantine, schoolRuns } from "./status/school-records.ts"
@@ -176,9 +176,7 @@ const fileAgain = Schedule.spaced("2 seconds")
 
 /** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the file, 78 when the file is newer than this program. */
 export const runSchool = async (options: SchoolOptions): Promise<number> => {
-  const stop = new AbortController()
-  const onSignal = () => stop.abort()
-  process.once("SIGTERM", onSignal).once("SIGINT", onSignal)
+  const stop = stopSignal()
   const fail = (code: number, text: string): number => {
     process.stderr.write(`${text}\n`)
     return code
@@ -202,9 +200,9 @@ export const runSchool = async (options: SchoolOptions): Promise<number> => {
     }),
   )
   try {
-    return await Effect.runPromise(program, { signal: stop.signal })
+    return await Effect.runPromise(program, { signal: stop })
   } catch (error) {
-    if (stop.signal.aborted) return 0
+    if (stop.aborted) return 0
     return fail(1, `school node stopped: ${error instanceof Error ? error.message : String(error)}`)
   }
 }

@@ -328,7 +328,7 @@ it("a connection to Postgres that is dead without an end is found, and nothing i
     60_000,
   )
   await until("the hub to stream again", async () => (await behind.status()).stream.state === "streaming")
-  await behind.stop()
+  expect(await behind.stop()).toBe(0)
   await proxy.close()
   hub.start()
   await streaming()
