@@ -101,6 +101,8 @@ interface Pending extends Append {
   ifDifferent: boolean
   /** Of tables whose columns have times: what earlier txns wrote to the row since the last flush. */
   earlier: Array<Written> | undefined
+  /** Of a deleted row: what was inserted since the last flush. A school that pushed it shows it, and must hear that it is gone. */
+  inserted: ReadonlyArray<string | undefined> | undefined
   xid: number
 }
 
@@ -180,11 +182,12 @@ export const runDown = (
       ifDifferent: rest.ifDifferent ?? false,
       tokens,
       earlier: undefined,
+      inserted: undefined,
       xid,
     })
 
     /** Writes compacted rows; rows whose message left something out are completed from the feed, or read again. */
-    const writeRows = Effect.fnUntraced(function* (appender: Appender, pending: Map<string, Pending>) {
+    const writePending = Effect.fnUntraced(function* (appender: Appender, pending: ReadonlyMap<string, Pending>) {
       if (pending.size === 0) return
       const all = [...pending.values()]
       if (hasTimes) {
@@ -229,6 +232,15 @@ export const runDown = (
       }
       const met = comparing.size === 0 ? [] : all.filter((row) => comparing.has(row.table.id))
       if (met.length > 0) yield* forgetMet(appender, met)
+    })
+
+    /** Inserts that a later delete undoes are written first, so that their tombstones stand for those who show them. */
+    const writeRows = Effect.fnUntraced(function* (appender: Appender, pending: ReadonlyMap<string, Pending>) {
+      const undone = new Map<string, Pending>()
+      for (const [id, row] of pending)
+        if (row.inserted !== undefined) undone.set(id, { ...row, tokens: row.inserted, isInsert: true, inserted: undefined })
+      yield* writePending(appender, undone)
+      yield* writePending(appender, pending)
     })
 
     /** Counts the rows that the feed does not hold as Postgres does; what the stream brought before them is in the feed. */
@@ -348,6 +360,12 @@ export const runDown = (
       before.ifDifferent = false
     }
 
+    const deleted = (before: Pending | undefined, table: FeedTable, key: string): Pending => {
+      const row = toPending(table, key, null)
+      row.inserted = before?.inserted ?? (before?.isInsert === true ? (before.tokens ?? undefined) : undefined)
+      return row
+    }
+
     let special: Event<Decoded> | null = null
     /**
      * Takes messages from `from` on that need nothing but to be remembered, up to a chunk; a plain loop, for nearly all are such.
@@ -427,7 +445,7 @@ export const runDown = (
             if (isSignal(event.table)) break
             touch()
             brackets.note(event.table, event.key, xid)
-            pending.set(rowKey(event.table.id, event.key), toPending(event.table, event.key, null))
+            pending.set(rowKey(event.table.id, event.key), deleted(pending.get(rowKey(event.table.id, event.key)), event.table, event.key))
             break
           case "unnamed":
             if (isSignal(event.table)) break

@@ -372,8 +372,9 @@ export class Feed extends Context.Service<
                     ["moves", moves],
                     ["spreads", spreads],
                   ] as const) {
-                    // Whoever got a row earlier in this append, and loses it in this append, never hears of it.
-                    if (written > 0)
+                    // Whoever got a row earlier in this append and loses it to another in this append never hears of it; of a deleted
+                    // row it does: the school that pushed it shows it.
+                    if (written > 0 && kind !== "deletes")
                       yield* tx.many(
                         `DELETE FROM entry WHERE tbl = ? AND key = ? AND body IS NOT NULL AND born > ? ${others[kind]}`,
                         leaving.map(([, , id = null, key = null, ...rest]) => [id, key, BigInt(head.seq), ...rest]),

@@ -418,8 +418,20 @@ class Simulation {
               wanted.delete(key)
               shown.delete(key)
             }
-        if (!same(listOf(shown), listOf(wanted)))
-          fail(`${node.id} shows other rows of ${table.name} than head office holds`, listOf(shown), listOf(wanted))
+        if (!same(listOf(shown), listOf(wanted))) {
+          const entries = await this.#world.run(
+            this.#world.feedFile.read((tx) =>
+              tx.all(
+                "SELECT a.value, e.class, e.seq, e.key, e.body, e.born, (SELECT seq FROM hub) AS head FROM entry e JOIN audience a ON a.no = e.audience JOIN tables t ON t.id = e.tbl WHERE t.name = ?",
+                [`public.${table.name}`],
+              ),
+            ),
+          )
+          const file = ["schoolbus_hold", "schoolbus_behind", "schoolbus_state"].map((name) => node.list(`SELECT * FROM ${name}`))
+          const records = await this.#world
+            .sql`SELECT batch, change_id, table_name, row_key, op, reason, status FROM schoolbus.quarantine WHERE school = ${node.id}`
+          fail(`${node.id} shows other rows of ${table.name} than head office holds`, listOf(shown), listOf(wanted), entries, file, records)
+        }
       }
     }
     const ledger = await this.#world.sql<Array<{ incarnation: string; batches: number; last: string }>>`
