@@ -15,7 +15,7 @@ import { Feed } from "../down/feed.ts"
 import type { FeedPage } from "../down/page.ts"
 import { encodingFor, END_OF_FRAME, type Piece, pressLines } from "../link/body.ts"
 import { sealLine } from "../link/frame.ts"
-import { BEAT_MS, IDLE_MS, PullQuery, Staged, SYNC_HEADER } from "../link/protocol.ts"
+import { BEAT_MS, CODING_HEADER, IDLE_MS, PullQuery, Staged, SYNC_HEADER } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { Calls } from "./calls.ts"
 import { authenticate, identify, keyIdOf, loading, parsed, paused, queryOf, refuse } from "./link-caller.ts"
@@ -76,13 +76,14 @@ const piecesOf = function* (page: FeedPage): Generator<Piece> {
 }
 
 const answerLines = (request: Request, pieces: AsyncIterator<Piece> | Iterator<Piece>, onEnd: () => void): Response => {
-  const encoding = encodingFor(request.headers.get("accept-encoding"))
+  const own = request.headers.get(CODING_HEADER)
+  const encoding = encodingFor(own ?? request.headers.get("accept-encoding"))
   return new Response(pressLines(pieces, encoding, onEnd), {
     headers: {
       "content-type": "application/x-ndjson",
       "cache-control": "no-store, no-transform",
       "x-accel-buffering": "no",
-      ...(encoding === "identity" ? {} : { "content-encoding": encoding }),
+      ...(encoding === "identity" || own !== null ? {} : { "content-encoding": encoding }),
     },
   })
 }

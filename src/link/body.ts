@@ -16,13 +16,15 @@ import {
   zstdDecompressSync,
 } from "node:zlib"
 import { runtimeName } from "../runtime.ts"
-import { MAX_INFLATE_RATIO } from "./protocol.ts"
+import { CODING_HEADER, MAX_INFLATE_RATIO } from "./protocol.ts"
 
 export type Encoding = "zstd" | "gzip" | "identity"
 
 /** Deno 2.9.6 throws a damaged zstd stream's error at the process instead of the stream; there it is neither asked for nor read. */
 const READS_ZSTD_STREAMS = !runtimeName.startsWith("deno")
 export const ACCEPT_ENCODING = READS_ZSTD_STREAMS ? "zstd, gzip" : "gzip"
+/** Deno undoes gzip by itself, but only its first member: a stream of pages would end after the first. */
+export const OWN_CODING: Readonly<Record<string, string>> = READS_ZSTD_STREAMS ? {} : { [CODING_HEADER]: "gzip" }
 
 /** A cap from the ratio alone would refuse small bodies of honest, very regular rows; this much is always allowed. */
 export const INFLATE_FLOOR_BYTES = 8 * 1024 * 1024

@@ -9,7 +9,7 @@ import type { z } from "zod"
 import type { Verdicts as VerdictsType } from "../model/change.ts"
 import type { Cursor } from "../model/cursor.ts"
 import type { Manifest } from "../model/table.ts"
-import { ACCEPT_ENCODING, compress, readAll, readChunks, unpress } from "./body.ts"
+import { ACCEPT_ENCODING, compress, OWN_CODING, readAll, readChunks, unpress } from "./body.ts"
 import { closeQuietly, pagesOf, type PulledPage } from "./pages.ts"
 import {
   CompareAgain,
@@ -224,7 +224,7 @@ export const makeLink = (options: { readonly hub: string; readonly key: string; 
             // Bun undoes zstd by itself and fails on some flushed streams; bodies are told by their first bytes instead.
             ...({ decompress: false } as RequestInit),
             signal: AbortSignal.any([signal, silence.signal, ...(hangUp === null ? [] : [hangUp])]),
-            headers: { authorization: `Bearer ${options.key}`, "accept-encoding": ACCEPT_ENCODING, ...headers },
+            headers: { authorization: `Bearer ${options.key}`, "accept-encoding": ACCEPT_ENCODING, ...OWN_CODING, ...headers },
             ...(body === null ? {} : { body }),
           })
           traffic.received += ANSWER_BYTES

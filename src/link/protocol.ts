@@ -44,6 +44,8 @@ export const LEAST_RATE = 250
 export const MAX_BODY_MS = 10 * 60_000
 /** On every 204 of a pull; "1": somebody asked this school to sync now. What answers without it is no hub. */
 export const SYNC_HEADER = "schoolbus-sync"
+/** On a request for pages: codings that the school undoes itself. The answer then says nothing of its coding, which its first bytes tell. */
+export const CODING_HEADER = "schoolbus-coding"
 /** One body of a push, compressed. A batch larger than this goes in numbered parts. */
 export const MAX_PART_BYTES = 4 * 1024 * 1024
 /** A batch, uncompressed. */
