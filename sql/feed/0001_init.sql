@@ -41,6 +41,9 @@ INSERT INTO audience (no, value) VALUES (0, 'all schools'), (-1, 'nobody');
 
 -- One entry per (audience, key). body: the row as a JSON array in the order of tables.columns; null = tombstone.
 -- A row of a through table has an entry for every audience of its links.
+-- was: what stood here before, in the version that the school has which reads these entries (of every school's: the one that is
+-- furthest behind): seqs from was_from to before was_to. Kept of tables that schools write, until a newer one takes its place;
+-- was_from null = none is known. A school whose own triggers were away learns from it what a program of its own wrote.
 -- class is negative while the table is loading, and of rows that only travel up: such entries are in no cut.
 CREATE TABLE entry (
   audience INTEGER NOT NULL,
@@ -51,6 +54,9 @@ CREATE TABLE entry (
   body     TEXT,
   at       INTEGER NOT NULL,             -- commit time, microseconds since 1970
   born     INTEGER NOT NULL,             -- seq with which the audience first got the key
+  was      TEXT,
+  was_from INTEGER,
+  was_to   INTEGER,
   PRIMARY KEY (audience, class, seq)
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX entry_key ON entry (tbl, key, audience);

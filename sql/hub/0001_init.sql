@@ -102,7 +102,7 @@ CREATE INDEX quarantine_open ON schoolbus.quarantine (school, status, at);
 CREATE INDEX quarantine_row ON schoolbus.quarantine (table_name, row_key) WHERE status = 'open';
 
 -- Decisions that people made in a school: carried out in the transaction of the push that brings them. choice: JSON.
--- target: id of the conflict or quarantined change. status: sent, done, refused (message says why).
+-- target: id of the conflict or quarantined change; of action differs, which a node makes itself, a table. status: sent, done, refused (message says why).
 CREATE TABLE schoolbus.requests (
   id      uuid PRIMARY KEY,
   school  text NOT NULL,

@@ -24,6 +24,7 @@ import { bitsFor, digestsOf, namesToText, ofBuckets, rowsOf, textToNames, withou
 import { LEDGER } from "./delivery.ts"
 import { EVERY_SCHOOL, NOBODY } from "./audience.ts"
 import { Feed, type FeedTable } from "./feed.ts"
+import { versionAt } from "./held.ts"
 
 /** Comparisons that scan the feed at the same time; the others wait. */
 const MAX_SCANS = 1
@@ -66,7 +67,7 @@ export class Compare extends Context.Service<
       at: Point,
       names: ByTable,
       keys: Readonly<Record<string, ReadonlyArray<string>>>,
-    ) => Effect.Effect<CompareRows, LibsqlError>
+    ) => Effect.Effect<CompareRows, LibsqlError | CompareRefused>
     readonly again: (
       school: string,
       at: Point,
@@ -99,7 +100,7 @@ export class Compare extends Context.Service<
           wanted,
         })
 
-      /** Keys that changed after the cut, by table number. */
+      /** Keys that changed after the cut, by table number, then by how prints name them. */
       const newerThan = (tx: Tx, own: number, seq: number) =>
         Effect.gen(function* () {
           const rows = yield* tx.all<{ tbl: number; key: string }>(
@@ -108,16 +109,15 @@ export class Compare extends Context.Service<
           )
           if (rows.length > MAX_SKIPPED)
             return yield* new CompareRefused({ code: "far_apart", message: `more than ${MAX_SKIPPED} rows wait for this school: pull first` })
-          const byTable = new Map<number, Set<string>>()
+          const byTable = new Map<number, Map<string, string>>()
           for (const { tbl, key } of rows) {
-            const names = byTable.get(tbl) ?? new Set()
-            names.add(nameOfKey(key))
-            byTable.set(tbl, names)
+            const names = byTable.get(tbl) ?? new Map<string, string>()
+            byTable.set(tbl, names.set(nameOfKey(key), key))
           }
           return byTable
         })
-      const skipped = (skip: ByTable, name: string, newer: ReadonlySet<string> | undefined): ReadonlySet<string> =>
-        new Set([...textToNames(skip[name] ?? ""), ...(newer ?? [])])
+      const skipped = (skip: ByTable, name: string, newer: ReadonlyMap<string, string> | undefined): ReadonlySet<string> =>
+        new Set([...textToNames(skip[name] ?? ""), ...(newer?.keys() ?? [])])
 
       return Compare.of({
         digests: (school, at, manifest, skip, newest) =>
@@ -151,7 +151,7 @@ export class Compare extends Context.Service<
                     rows: rowsOf(prints),
                     bits,
                     digests: wordsToText(digestsOf(prints, bits)),
-                    newer: namesToText(newer.get(table.id) ?? new Set()),
+                    newer: namesToText(new Set(newer.get(table.id)?.keys())),
                   }
                   return [table.name, answer] as const
                 })
@@ -198,7 +198,14 @@ export class Compare extends Context.Service<
               const name = nameOf.get(id)
               if (name !== undefined) found[name] = [...(found[name] ?? []), key]
             }
+            // Those that changed since the cut, too; they are few, or the two would be too far apart to be compared.
+            for (const [tbl, list] of wanted.size === 0 ? [] : yield* db.read((tx) => newerThan(tx, own, at.seq))) {
+              const name = nameOf.get(tbl)
+              const some = [...list].flatMap(([printed, key]) => (wanted.get(tbl)?.has(printed) === true ? [key] : []))
+              if (name !== undefined && some.length > 0) found[name] = [...(found[name] ?? []), ...some]
+            }
             const rows: Record<string, Record<string, string | null>> = {}
+            const unknown: Record<string, Array<string>> = {}
             let bytes = 0
             for (const [name, list] of Object.entries(keys)) {
               const table = tables.get(name)
@@ -208,20 +215,26 @@ export class Compare extends Context.Service<
               for (const text of list) {
                 if (bytes > ROWS_BYTES) break
                 const key = feedKey(table, text)
-                const [entry] =
+                const entries =
                   key === null
                     ? []
                     : yield* db.read((tx) =>
-                        tx.all<{ body: string | null }>(
-                          "SELECT body FROM entry WHERE tbl = ? AND key = ? AND audience IN (?, ?) AND class > 0 AND seq <= ? AND body IS NOT NULL",
-                          [table.id, key, EVERY_SCHOOL, own, at.seq],
+                        tx.all<Parameters<typeof versionAt>[0]>(
+                          "SELECT seq, born, body, was, was_from, was_to FROM entry WHERE tbl = ? AND key = ? AND audience IN (?, ?) AND class > 0",
+                          [table.id, key, EVERY_SCHOOL, own],
                         ),
                       )
-                byKey[text] = entry?.body ?? null
-                bytes += text.length + (entry?.body?.length ?? 0)
+                const versions = entries.map((entry) => versionAt(entry, at.seq))
+                const version = versions.find((one) => typeof one === "string")
+                // Of what is not known any more, the present state: what differs from it is at least told.
+                const isUnknown = version === undefined && versions.includes(undefined)
+                if (isUnknown) unknown[name] = [...(unknown[name] ?? []), text]
+                const body = version ?? (isUnknown ? entries.find((entry) => entry.body !== null)?.body : undefined) ?? null
+                byKey[text] = body
+                bytes += text.length + (body?.length ?? 0)
               }
             }
-            return { keys: found, rows }
+            return { keys: found, rows, unknown }
           }),
         again: (school, at, names, keys) =>
           Effect.gen(function* () {

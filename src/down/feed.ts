@@ -20,6 +20,7 @@ import { EVERY_SCHOOL, NOBODY, planRoutes, type Route } from "./audience.ts"
 import { tokenize } from "./body.ts"
 import type { DecodeTable } from "./decode.ts"
 import { type EnrolledSchool, makeEnrolled, type SchoolKey } from "./enrolled.ts"
+import { heldByAll, heldBy as heldOf, heldBySchool, heldIn, isWrittenBySchools, keepWas } from "./held.ts"
 import { cutAt, readHub } from "./hub-row.ts"
 import { type Installation, installShapes, isUntold, type Paused, untoldFrom } from "./install.ts"
 import { type FeedPage, makePages, type PageRequest } from "./page.ts"
@@ -121,10 +122,15 @@ const slabOf = (slabs: Map<FeedTable, Slab>, table: FeedTable): Slab => {
 
 /** A row of an append: audience, seq and time, then its key and its body. */
 const appended = slabRow(3)
-const UPSERT = `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born)
+const upsert = (more: string): string => `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born)
   SELECT ${appended.number(0)}, ?4, ${appended.number(1)}, ?5, ${appended.first}, ${appended.second}, ${appended.number(2)}, ${appended.number(1)}
     FROM ${appended.from} WHERE true
-  ON CONFLICT (tbl, key, audience) DO UPDATE SET class = excluded.class, seq = excluded.seq, body = excluded.body, at = excluded.at`
+  ON CONFLICT (tbl, key, audience) DO UPDATE SET class = excluded.class, seq = excluded.seq, body = excluded.body, at = excluded.at${more}`
+const UPSERT = upsert("")
+/** ?6: a JSON object, audience -> what its school has. */
+const UPSERT_KEEPING = upsert(`, ${keepWas(heldIn("?6"), "excluded.seq")}`)
+
+const NONE_HELD = "{}"
 
 const newCut = (): string => randomBytes(8).toString("hex")
 
@@ -216,8 +222,11 @@ export class Feed extends Context.Service<
 
       // Audience numbers, interned. A number that a rolled back append made is forgotten again.
       const numberOf = new Map<string, number>()
-      for (const row of yield* db.read((tx) => tx.all<{ no: number; value: string }>("SELECT no, value FROM audience WHERE no > 0")))
+      const valueOf = new Map<number, string>()
+      for (const row of yield* db.read((tx) => tx.all<{ no: number; value: string }>("SELECT no, value FROM audience WHERE no > 0"))) {
         numberOf.set(row.value, row.no)
+        valueOf.set(row.no, row.value)
+      }
 
       const audienceNo = (school: string): number | null => numberOf.get(school) ?? null
       const enrolled = makeEnrolled(db)
@@ -250,6 +259,12 @@ export class Feed extends Context.Service<
             })
           const loading = new Set(feedTables.filter((table) => table.loading).map((table) => table.id))
           const touch = (audience: number) => void touched.add(audience)
+          let held: ReadonlyMap<string, number> | null = null
+          const heldBy = (no: number): number => {
+            held ??= heldBySchool(readers.now(), readers.sent, head.epoch)
+            return no === EVERY_SCHOOL ? heldByAll(held) : heldOf(held, valueOf.get(no))
+          }
+          const heldText = (audiences: Iterable<number>): string => JSON.stringify(Object.fromEntries([...audiences].map((no) => [no, heldBy(no)])))
           let tables = new Map(feedTables.map((table) => [table.id, table]))
           let written = 0
           let named = 0
@@ -266,6 +281,7 @@ export class Feed extends Context.Service<
                   if (no === undefined) {
                     no = numberOf.size + 1
                     numberOf.set(audience.value, no)
+                    valueOf.set(no, audience.value)
                     fresh.push([audience.value, no])
                   }
                   return no
@@ -292,6 +308,7 @@ export class Feed extends Context.Service<
                   numberOf: intern,
                   classOf: classIn,
                   touch,
+                  heldBy,
                   at: () => now,
                 })
                 const write = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
@@ -302,6 +319,7 @@ export class Feed extends Context.Service<
                   const spreads: Array<Array<Cell>> = []
                   const deletes: Array<Array<Cell>> = []
                   const timed: Array<Array<Cell>> = []
+                  const replaced = new Set<number>()
                   let slab = new Slab()
                   let slabTable: FeedTable | null = null
                   let slabCareful = false
@@ -342,6 +360,7 @@ export class Feed extends Context.Service<
                       touch(other)
                     }
                     if (isInsert || table.hubOnly) continue
+                    for (const one of numbers ?? [no]) replaced.add(one)
                     if (numbers === null || numbers.length === 1) rewritten.push([BigInt(seq), BigInt(at), BigInt(table.id), key, BigInt(no)])
                     else spreads.push([BigInt(seq), BigInt(at), BigInt(table.id), key, JSON.stringify(numbers)])
                   }
@@ -356,6 +375,8 @@ export class Feed extends Context.Service<
                           [JSON.stringify(rewritten.map(([, , id, key, no]) => [Number(id), key, Number(no)]))],
                         )
                   const moves = moved.map(({ i }) => rewritten[i] as Array<Cell>)
+                  let heldHere = NONE_HELD
+                  const isKept = new Set(feedTables.flatMap((table) => (isWrittenBySchools(table) ? [table.id] : [])))
                   // Whoever held a row that is deleted or moved must be woken.
                   const gone = [...deletes, ...moves, ...spreads].map((row) => [row[2], row[3]])
                   if (gone.length > 0) {
@@ -364,6 +385,7 @@ export class Feed extends Context.Service<
                       [JSON.stringify(gone.map(([id, key]) => [Number(id), key]))],
                     )
                     for (const { audience } of holders) touch(audience)
+                    heldHere = heldText(holders.map(({ audience }) => audience))
                   }
                   yield* tx.many("DELETE FROM column_time WHERE tbl = ? AND key = ?", timed)
                   const others = { deletes: "", moves: "AND audience <> ?", spreads: "AND audience NOT IN (SELECT value FROM json_each(?))" }
@@ -380,16 +402,25 @@ export class Feed extends Context.Service<
                         leaving.map(([, , id = null, key = null, ...rest]) => [id, key, BigInt(head.seq), ...rest]),
                       )
                     yield* tx.many(
-                      `UPDATE entry SET body = NULL, seq = ?, at = ? WHERE tbl = ? AND key = ? AND body IS NOT NULL ${others[kind]}`,
-                      leaving,
+                      `UPDATE entry SET ${keepWas(heldIn("?3"), "?1")}, body = NULL, seq = ?1, at = ?2 WHERE tbl = ?4 AND key = ?5 AND body IS NOT NULL ${others[kind]}`,
+                      leaving.map(([to = null, at = null, id = null, ...rest]) => [
+                        to,
+                        at,
+                        isKept.has(Number(id)) ? heldHere : NONE_HELD,
+                        id,
+                        ...rest,
+                      ]),
                     )
                   }
                   written += appends.length
-                  for (const [table, slab] of puts) yield* tx.bulk(UPSERT, slab, [classIn(table), table.id])
+                  const put = (table: FeedTable, rows: Slab, more = "") =>
+                    replaced.size > 0 && isWrittenBySchools(table)
+                      ? tx.bulk(`${UPSERT_KEEPING}${more}`, rows, [classIn(table), table.id, heldText(replaced)])
+                      : tx.bulk(`${UPSERT}${more}`, rows, [classIn(table), table.id])
+                  for (const [table, slab] of puts) yield* put(table, slab)
                   // What only completes columns that nobody is told of yet is no news.
                   yield* tx.many("UPDATE entry SET body = ? WHERE tbl = ? AND key = ? AND substr(body, 1, length(?)) = ?", completed)
-                  for (const [table, slab] of careful)
-                    yield* tx.bulk(`${UPSERT} WHERE entry.body IS NOT excluded.body`, slab, [classIn(table), table.id])
+                  for (const [table, slab] of careful) yield* put(table, slab, " WHERE entry.body IS NOT excluded.body")
                 })
                 const rows = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
                   if (routes.size === 0) return yield* write(appends)
@@ -409,10 +440,10 @@ export class Feed extends Context.Service<
                   ])
                   yield* tx.run("DELETE FROM column_time WHERE tbl = ?", [table.id])
                   yield* tx.run(
-                    `UPDATE entry SET body = NULL, at = ?1, seq = ?2 + r.n
+                    `UPDATE entry SET ${keepWas(heldIn("?4"), "?2 + r.n")}, body = NULL, at = ?1, seq = ?2 + r.n
                        FROM (SELECT audience AS a, key AS k, row_number() OVER () AS n FROM entry WHERE tbl = ?3 AND body IS NOT NULL) r
                       WHERE tbl = ?3 AND key = r.k AND audience = r.a`,
-                    [at, seq, table.id],
+                    [at, seq, table.id, isWrittenBySchools(table) ? heldText(holders.map(({ audience }) => audience)) : NONE_HELD],
                   )
                   seq += count?.n ?? 0
                   for (const { audience } of holders) touch(audience)
@@ -497,8 +528,8 @@ export class Feed extends Context.Service<
                   const gone = keys.filter(([table, key]) => !table.loading && !table.hubOnly && !isComing.has(rowKey(table.id, key)))
                   for (const { audience } of rows) touch(audience)
                   yield* tx.many(
-                    "UPDATE entry SET seq = ? WHERE tbl = ? AND key = ? AND audience = ?",
-                    rows.map(({ tbl, key, audience }) => [BigInt(++seq), BigInt(tbl), key, BigInt(audience)]),
+                    `UPDATE entry SET ${keepWas("?5", "?1")}, seq = ?1 WHERE tbl = ?2 AND key = ?3 AND audience = ?4`,
+                    rows.map(({ tbl, key, audience }) => [BigInt(++seq), BigInt(tbl), key, BigInt(audience), BigInt(heldBy(audience))]),
                   )
                   yield* tx.many(
                     `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born) VALUES (?, ?, ?, ?, ?, NULL, 0, 0)

@@ -92,15 +92,23 @@ const rewriteBodies = (tx: Tx, id: number, before: Table, after: Table, from: Re
   const isLonger = from.length > old.length && old.every((name, i) => from[i] === name) && from.slice(old.length).every((name) => name === null)
   if (isLonger) {
     return Effect.asVoid(
-      tx.run("UPDATE entry SET body = substr(body, 1, length(body) - 1) || ? WHERE tbl = ? AND body IS NOT NULL", [`,${fills.join(",")}]`, id]),
+      tx.run(
+        `UPDATE entry SET body = substr(body, 1, length(body) - 1) || ?1, was = substr(was, 1, length(was) - 1) || ?1
+          WHERE tbl = ?2 AND (body IS NOT NULL OR was IS NOT NULL)`,
+        [`,${fills.join(",")}]`, id],
+      ),
     )
   }
-  const picks = after.columns.map((column, i) => {
-    const name = from[i] ?? null
-    return name === null ? quoted(fillToken(column)) : `(body -> '$[${old.indexOf(name)}]')`
-  })
-  const parts = picks.flatMap((pick, i) => (i === 0 ? [pick] : ["','", pick]))
-  return Effect.asVoid(tx.run(`UPDATE entry SET body = '[' || ${concat(parts)} || ']' WHERE tbl = ? AND body IS NOT NULL`, [id]))
+  const rewritten = (body: string) => {
+    const picks = after.columns.map((column, i) => {
+      const name = from[i] ?? null
+      return name === null ? quoted(fillToken(column)) : `(${body} -> '$[${old.indexOf(name)}]')`
+    })
+    return `iif(${body} IS NULL, NULL, '[' || ${concat(picks.flatMap((pick, i) => (i === 0 ? [pick] : ["','", pick])))} || ']')`
+  }
+  return Effect.asVoid(
+    tx.run(`UPDATE entry SET body = ${rewritten("body")}, was = ${rewritten("was")} WHERE tbl = ? AND (body IS NOT NULL OR was IS NOT NULL)`, [id]),
+  )
 }
 
 const feedTableOf = (

@@ -31,6 +31,9 @@ export interface Reader {
 export interface Readers {
   readonly get: (incarnation: string) => Effect.Effect<Reader | null>
   readonly all: Effect.Effect<ReadonlyArray<Reader>>
+  readonly now: () => Iterable<Reader>
+  /** By incarnation, the head of the last complete page that went out to it: it may have it, and has not said so yet. */
+  readonly sent: Map<string, number>
   readonly put: (reader: Reader) => Effect.Effect<void, LibsqlError>
   readonly seen: (incarnation: string, part: Partial<Reader>) => Effect.Effect<void>
 }
@@ -77,6 +80,8 @@ export const makeReaders = (db: LibsqlFile): Effect.Effect<Readers, LibsqlError,
     return {
       get: (incarnation) => Effect.sync(() => readers.get(incarnation) ?? null),
       all: Effect.sync(() => [...readers.values()]),
+      now: () => readers.values(),
+      sent: new Map(),
       put: (reader) =>
         Effect.gen(function* () {
           yield* db.write((tx) => save(tx, reader))

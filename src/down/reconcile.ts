@@ -6,9 +6,10 @@
  *     known state of a row: what its newest frozen change made of it, else head office's row at the cut
  *     state after the gap:  old values of the row's first change captured since, else the row as it stands
  *
- * Rows that changed at head office after the cut come down as always: the feed keeps a row's newest state only, so whether a
- * program wrote to them in the gap, or they are merely older than head office's, cannot be told; sent up they would undo head
- * office's own edits under `school_wins`. Where something was captured since, what stood here is kept in schoolbus_replaced. Of a table that is empty, or lost most of its rows, nothing is
+ * Of rows that head office changed after the cut the feed knows what the school holds (held.ts), so both sides' edits meet as
+ * always. Where it does not, whether a program wrote to such a row in the gap, or it is merely older than head office's, cannot
+ * be told; sent up as an edit it would undo head office's own under `school_wins`. Then head office's row stands, and what stood
+ * here is kept: in schoolbus_replaced, and as a record of a conflict (up/doubt.ts). Of a table that is empty, or lost most of its rows, nothing is
  * taken for a delete: it is filled again. Tables that only go up are sent again whole, and what head office has already is no
  * change there; the hub does not know their rows, so a delete is told from the kept batches: a row that this file sent in the
  * last 35 days and that is gone without a captured delete.
@@ -25,6 +26,7 @@ import { decodeBatch } from "../link/frame.ts"
 import { MAX_ROWS_ASKED, type Point } from "../link/protocol.ts"
 import type { Exception } from "../model/change.ts"
 import { namesToText, textToNames } from "../model/digest.ts"
+import { DIFFERS } from "../model/choice.ts"
 import { localKey, localKeySql, parseLocalKey } from "../model/key.ts"
 import type { Manifest } from "../model/table.ts"
 import { type Cell, isRefused, type Refused, type Wire, wireToCell } from "../model/value.ts"
@@ -34,6 +36,8 @@ import { bothSides, type CompareError, findDifferences, isWritable, keysOf, NotC
 
 /** Fewer rows than this may be deleted in a gap whatever the table holds; more must leave it at least half full. */
 const FEW_DELETES = 10
+/** Rows of one gap that are recorded without it being known what they were. */
+const MAX_DOUBTS = 1_000
 /** Rows of one write transaction. */
 const CHUNK = 200
 
@@ -109,10 +113,11 @@ const goneUnseen = (file: LibsqlFile, target: Target) =>
 /** So much went at once that it is a loss of the table, and nobody's wish. */
 const isLossOf = (gone: number, left: number): boolean => left === 0 || (gone > FEW_DELETES && gone > left)
 
-/** What the feed holds of rows that have not changed since the cut; null = no such row. */
+/** What the feed holds of rows as of the cut; null = no such row. `unknown`: theirs is the present state. */
 const hubRows = (link: Link, identity: Identity, at: Point, { table }: Target, keys: ReadonlyArray<string>) =>
   Effect.gen(function* () {
     const rows = new Map<string, Values | null>()
+    const unknown = new Set<string>()
     const names = table.columns.map(({ name }) => name)
     for (let left = keys; left.length > 0; ) {
       const { answer } = yield* link.compare.rows(identity, { at, names: {}, keys: { [table.name]: left.slice(0, MAX_ROWS_ASKED) } })
@@ -121,10 +126,11 @@ const hubRows = (link: Link, identity: Identity, at: Point, { table }: Target, k
         const values = body === null ? null : (JSON.parse(body) as ReadonlyArray<Wire>)
         rows.set(key, values === null ? null : Object.fromEntries(names.map((name, i) => [name, values[i] ?? null])))
       }
+      for (const key of answer.unknown[table.name] ?? []) unknown.add(key)
       if (rows.size === before) return yield* new NotComparable({ message: "the hub does not answer for the rows of a gap" })
       left = left.filter((key) => !rows.has(key))
     }
-    return rows
+    return { rows, unknown }
   })
 
 const keysOfNames = (link: Link, identity: Identity, at: Point, { table }: Target, names: ReadonlySet<string>) =>
@@ -226,6 +232,50 @@ const keepReplaced = (file: LibsqlFile, target: Target, keys: ReadonlyArray<stri
     { discard: true },
   )
 
+/** Has rows recorded of which nobody can tell whether a program wrote them in the gap; by local key with head office's present row. */
+const tellDoubts = (file: LibsqlFile, gap: Gap, target: Target, unknown: ReadonlyMap<string, Values | null>, mayDelete: boolean) =>
+  Effect.gen(function* () {
+    const { table, tbl } = target
+    const compared = table.columns.filter((column) => !column.generated && !gap.lost.includes(column.name))
+    let told = 0
+    for (let i = 0; i < unknown.size && told < MAX_DOUBTS; i += CHUNK) {
+      const keys = [...unknown.keys()].slice(i, i + CHUNK)
+      told += yield* file.write((tx) =>
+        Effect.gen(function* () {
+          const states = yield* statesAfterGap(tx, target, keys, gap.firstId)
+          const touched = yield* tx.all<{ key: string }>(
+            "SELECT DISTINCT key FROM changes WHERE tbl = ? AND key IN (SELECT value FROM json_each(?))",
+            [tbl, JSON.stringify(keys)],
+          )
+          // What was captured since speaks for itself.
+          const captured = new Set(touched.map(({ key }) => key))
+          const doubts = keys.flatMap((key) => {
+            const wire = wireKeyOf(table, key)
+            const theirs = unknown.get(key) ?? null
+            const cells = states.get(key)
+            const mine = cells === undefined ? null : wiresOf(target, cells)
+            const isSame =
+              mine === null ? theirs === null || !mayDelete : theirs !== null && compared.every(({ name }) => same(theirs[name], mine[name]))
+            if (isSame || wire === null || captured.has(key)) return []
+            const values = mine === null ? null : Object.fromEntries(Object.entries(mine).filter(([, value]) => !isRefused(value)))
+            return [JSON.stringify({ key: JSON.parse(wire) as ReadonlyArray<Wire>, mine: values })]
+          })
+          const at = new Date(yield* Clock.currentTimeMillis).toISOString()
+          yield* tx.many(
+            `INSERT INTO schoolbus_requests (id, school, action, target, choice, "by", at, status)
+             SELECT ?, coalesce(school, ''), ?, ?, ?, ?, ?, 'sent' FROM schoolbus_state`,
+            doubts.map((doubt) => [crypto.randomUUID(), DIFFERS, table.name, doubt, "the node", at]),
+          )
+          return doubts.length
+        }),
+      )
+    }
+    if (told >= MAX_DOUBTS)
+      yield* Effect.logWarning(
+        `table ${table.name}: ${unknown.size} rows differ from head office's; ${told} are recorded as conflicts, head office's rows stand`,
+      )
+  })
+
 /** Rows that wait for a person, or could not be applied: they are not as head office has them, and rightly so. */
 const heldKeys = (file: LibsqlFile, tbl: number) =>
   Effect.map(
@@ -305,28 +355,32 @@ const reconcileTable = (link: Link, identity: Identity, gap: Gap, target: Target
       if (wire !== null && parseLocalKey(local) !== null) wires.set(local, wire)
     }
     const gone = yield* keysOfNames(link, identity, at, target, missing)
-    for (const wire of [...(yield* keysOf(target, new Set([...extra, ...differing]))), ...gone]) note(localOf(wire), wire)
+    const changed = yield* keysOfNames(link, identity, at, target, newer)
+    for (const wire of [...(yield* keysOf(target, new Set([...extra, ...differing]))), ...gone, ...changed]) note(localOf(wire), wire)
     for (const { key } of since) note(key, wireKeyOf(table, key))
     for (const key of frozen.keys()) note(key, wireKeyOf(table, key))
 
-    const asked = [...wires].flatMap(([local, wire]) => (frozen.has(local) || held.has(local) || newer.has(nameOfKey(wire)) ? [] : [wire]))
-    const theirs = sides.hub.known ? yield* hubRows(link, identity, at, target, asked) : new Map<string, Values | null>()
+    const asked = [...wires].flatMap(([local, wire]) => (frozen.has(local) || held.has(local) ? [] : [wire]))
+    const theirs = yield* hubRows(link, identity, at, target, asked)
     const known = new Map<string, Values | null>()
-    const unknown: Array<string> = []
+    const unknown = new Map<string, Values | null>()
     for (const [local, wire] of wires) {
       if (held.has(local)) continue
       const frozenState = frozen.get(local)
+      const row = theirs.rows.get(wire) ?? null
       if (frozenState !== undefined) known.set(local, frozenState)
-      else if (theirs.has(wire)) known.set(local, theirs.get(wire) ?? null)
-      else if (!sides.hub.known && extra.has(nameOfKey(wire))) known.set(local, null)
-      else unknown.push(local)
+      else if (sides.hub.known ? theirs.unknown.has(wire) : !extra.has(nameOfKey(wire))) unknown.set(local, row)
+      else known.set(local, row)
     }
     const now = yield* Clock.currentTimeMillis
-    yield* keepReplaced(file, target, unknown, gap.firstId, now)
+    yield* keepReplaced(file, target, [...unknown.keys()], gap.firstId, now)
+    const here = new Set(yield* keysOf(target, newer))
+    const goneChanged = changed.filter((wire) => !here.has(wire) && (known.get(localOf(wire)) ?? unknown.get(localOf(wire)) ?? null) !== null)
     const [left] = yield* file.read((tx) => tx.all<{ n: number }>(`SELECT count(*) AS n FROM ${ident(table.local)}`))
-    const isLoss = isLossOf(gone.length, left?.n ?? 0)
+    const isLoss = isLossOf(gone.length + goneChanged.length, left?.n ?? 0)
     const up = yield* captureGap(file, gap, target, known, !isLoss)
-    const refill = new Set([...(isLoss ? missing : []), ...(gap.lost.length > 0 ? differing : [])])
+    yield* tellDoubts(file, gap, target, unknown, !isLoss)
+    const refill = new Set([...(isLoss ? [...missing, ...newer] : []), ...(gap.lost.length > 0 ? differing : [])])
     const sent = yield* sendAgain(link, identity, at, refill.size === 0 ? [] : [{ table: table.name, names: refill, keys: [] }])
     return { up, down: sent.rows }
   })

@@ -10,6 +10,7 @@ import type { Cell } from "../model/value.ts"
 import { audienceOf, meetingValue, NOBODY, placed, type Route, type Side } from "./audience.ts"
 import { tokenize } from "./body.ts"
 import type { Append, FeedTable } from "./feed.ts"
+import { keepWas } from "./held.ts"
 
 /** Rows that are looked at together. */
 const ROWS_AT_ONCE = 5_000
@@ -29,6 +30,8 @@ export interface OpenAppend {
   readonly numberOf: (audience: Append["audience"]) => number
   readonly classOf: (table: FeedTable) => number
   readonly touch: (audience: number) => void
+  /** The seq up to which the audience's school has what stands here. */
+  readonly heldBy: (audience: number) => number
   /** Commit time of what is being appended, microseconds since 1970. */
   readonly at: () => number
 }
@@ -189,7 +192,7 @@ export const makeRouting = (open: OpenAppend) => {
       moved.push(key)
       for (const no of audiences) {
         if (present.includes(no)) continue
-        adds.push([BigInt(no), cls, seq, id, key])
+        adds.push([BigInt(no), cls, seq, id, key, BigInt(open.heldBy(no))])
         open.touch(no)
       }
       for (const no of present) {
@@ -201,7 +204,8 @@ export const makeRouting = (open: OpenAppend) => {
     yield* tx.many(
       `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born)
        SELECT ?1, ?2, ?3, tbl, key, body, at, ?3 FROM entry WHERE tbl = ?4 AND key = ?5 AND body IS NOT NULL LIMIT 1
-       ON CONFLICT (tbl, key, audience) DO UPDATE SET class = excluded.class, seq = excluded.seq, body = excluded.body, at = excluded.at`,
+       ON CONFLICT (tbl, key, audience) DO UPDATE SET class = excluded.class, seq = excluded.seq, body = excluded.body, at = excluded.at,
+         ${keepWas("?6", "excluded.seq")}`,
       adds,
     )
     // Whoever got it only in this append never hears of it; nobody needs no tombstone.
@@ -210,8 +214,8 @@ export const makeRouting = (open: OpenAppend) => {
       removals.map(({ no, key }) => [id, key, BigInt(no), BigInt(open.start)]),
     )
     yield* tx.many(
-      "UPDATE entry SET body = NULL, seq = ?, at = ? WHERE tbl = ? AND key = ? AND audience = ?",
-      removals.map(({ no, key, seq }) => [seq, BigInt(open.at()), id, key, BigInt(no)]),
+      `UPDATE entry SET ${keepWas("?6", "?1")}, body = NULL, seq = ?1, at = ?2 WHERE tbl = ?3 AND key = ?4 AND audience = ?5`,
+      removals.map(({ no, key, seq }) => [seq, BigInt(open.at()), id, key, BigInt(no), BigInt(open.heldBy(no))]),
     )
     if (moved.length === 0) return
     for (const { rule } of open.routes.get(table.id)?.places ?? []) {

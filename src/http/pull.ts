@@ -59,6 +59,7 @@ const readPage = (key: SchoolKey, incarnation: string, cursor: Cursor, staged: S
     if (page.header.full) yield* feed.reader.seen(incarnation, { epoch: page.header.epoch, seq: 0, cut: "0" })
     else if (isApplied) yield* feed.reader.seen(incarnation, cursor)
     if (page.header.full && cursor.seq > 0) return yield* unknownCut
+    if (page.complete) feed.reader.sent.set(incarnation, page.header.head)
     return page
   })
 

@@ -230,7 +230,7 @@ export type Point = z.infer<typeof Point>
  * - `digests`: of all rows that the school may see, as of its cut, or, when the hub does not know that cut, as of the head, once the
  *   school's newest batch (`batch`, 0 = none) has gone through the feed;
  * - `prints`: of the rows in some buckets;
- * - `rows`: wire keys of the named rows, and of rows named by key what the feed holds, if they have not changed since the cut;
+ * - `rows`: wire keys of the named rows, and of rows named by key what stood there at the cut, as far as the feed still knows;
  *   an answer that would be too long leaves some out, to be asked for again;
  * - `again`: the named rows shall come once more with the next pull, or a tombstone where the school may not see them.
  */
@@ -270,8 +270,15 @@ export type CompareDigests = z.infer<typeof CompareDigests>
 export const ComparePrints = z.object({ prints: WordsByTable })
 export type ComparePrints = z.infer<typeof ComparePrints>
 const KeysByTable = z.record(z.string(), z.array(z.string()))
-/** `rows`: by table the asked keys' rows as JSON arrays in the order of the manifest's columns, null where there is none; keys left out come later. */
-export const CompareRows = z.object({ keys: KeysByTable, rows: z.record(z.string(), z.record(z.string(), z.string().nullable())) })
+/**
+ * `rows`: by table the asked keys' rows as they stood at the cut, as JSON arrays in the order of the manifest's columns, null where there was
+ * none; keys left out come later. `unknown`: keys whose row at the cut is not known any more; theirs is the present one.
+ */
+export const CompareRows = z.object({
+  keys: KeysByTable,
+  rows: z.record(z.string(), z.record(z.string(), z.string().nullable())),
+  unknown: KeysByTable,
+})
 export type CompareRows = z.infer<typeof CompareRows>
 export const CompareAgain = z.object({ rows: z.number().int(), gone: z.number().int() })
 export type CompareAgain = z.infer<typeof CompareAgain>

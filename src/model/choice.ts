@@ -10,6 +10,9 @@ export interface Choice {
   readonly value?: unknown
 }
 
+/** The action with which a school's node names rows that differ from head office's, it cannot tell why (up/doubt.ts). */
+export const DIFFERS = "differs"
+
 /** What other systems call the same choices. */
 const ALIASES: Readonly<Record<string, Keep>> = {
   LOCAL_WINS: "school",

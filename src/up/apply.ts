@@ -110,7 +110,7 @@ const applyBatch = (
     yield* recordClashes(session, ground, input, recorded.quarantined)
     yield* repointMerged(session, ground, input.school, [...recorded.quarantined.keys()])
     yield* retryDependants(session, ground, new Set([...insertedTables(outcomes), ...partedTables(outcomes, ground.tables)]))
-    yield* carryOutRequests(session, ground, input.school, outcomes)
+    yield* carryOutRequests(session, ground, input, outcomes)
 
     const verdicts: Verdicts = { batch: input.number, hash: input.hash, changes: batch.changes.length + unreadable.length, exceptions }
     yield* session.execute(

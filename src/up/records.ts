@@ -203,7 +203,7 @@ export const record = (session: Session, origin: Origin, outcomes: ReadonlyArray
 
 const originOf = (origin: Origin, change: number): ReadonlyArray<string> => [origin.school, origin.incarnation, String(origin.number), String(change)]
 
-const putConflicts = (session: Session, rows: ReadonlyArray<ReadonlyArray<string | null>>): Effect.Effect<unknown, PostgresError> => {
+export const putConflicts = (session: Session, rows: ReadonlyArray<ReadonlyArray<string | null>>): Effect.Effect<unknown, PostgresError> => {
   if (rows.length === 0) return Effect.void
   const { from, params } = unnest(rows, 19)
   return session.execute(

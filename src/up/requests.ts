@@ -1,15 +1,17 @@
 /**
- * Decisions that people made in a school, also without the internet: rows that come up with a push, in their place among the
- * school's own edits. Each is carried out in the push's transaction and answered in its row, which comes down again. A
+ * Decisions that people made in a school, also without the internet, and what its node asks to be recorded (doubt.ts): rows that
+ * come up with a push, in their place among the school's own edits. Each is carried out in the push's transaction and answered in its row, which comes down again. A
  * school decides only about its own records.
  */
 import * as Effect from "effect/Effect"
 import { isTransient, type PostgresError, type Session } from "../postgres/client.ts"
 import { asAnswer, type Decider, decideIn, undoIn } from "./decide.ts"
+import { recordDoubt } from "./doubt.ts"
+import type { Origin } from "./records.ts"
 import type { Outcome } from "./work.ts"
 import { discardIn, editIn, type QuarantineRefused, retryIn } from "./quarantine.ts"
 import { DecideRefused } from "./refused.ts"
-import { parseChoice } from "../model/choice.ts"
+import { DIFFERS, parseChoice } from "../model/choice.ts"
 
 const REQUESTS = "schoolbus.requests"
 
@@ -24,7 +26,7 @@ interface Request {
 export const carryOutRequests = (
   session: Session,
   decider: Decider,
-  school: string,
+  origin: Origin,
   outcomes: ReadonlyArray<Outcome>,
 ): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
@@ -34,10 +36,10 @@ export const carryOutRequests = (
     for (const id of ids) {
       const [request] = yield* session.query<Request>(
         "SELECT id::text AS id, action, target, choice, by FROM schoolbus.requests WHERE id = $1::text::uuid AND school = $2 AND status = 'sent'",
-        [id, school],
+        [id, origin.school],
       )
       if (request === undefined) continue
-      const message = yield* asAnswer(session, carryOutOne(session, decider, school, request)).pipe(
+      const message = yield* asAnswer(session, carryOutOne(session, decider, origin, request)).pipe(
         Effect.as(null),
         Effect.catch((error) => (error._tag === "PostgresError" && isTransient(error) ? Effect.fail(error) : Effect.succeed(error.message))),
       )
@@ -52,9 +54,10 @@ export const carryOutRequests = (
 const carryOutOne = (
   session: Session,
   decider: Decider,
-  school: string,
+  origin: Origin,
   { action, target, choice: text, by }: Request,
 ): Effect.Effect<void, DecideRefused | QuarantineRefused | PostgresError> => {
+  const { school } = origin
   switch (action) {
     case "resolve": {
       const choice = parseChoice(text)
@@ -62,6 +65,8 @@ const carryOutOne = (
         ? Effect.fail(new DecideRefused({ code: "not_possible", message: "the choice cannot be read" }))
         : decideIn(session, decider, target, choice, by, school)
     }
+    case DIFFERS:
+      return recordDoubt(session, decider.tables, origin, { target, choice: text })
     case "undo":
       return undoIn(session, decider, target, by, school)
     case "retry":

@@ -2,8 +2,10 @@
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import type * as Effect from "effect/Effect"
 import Database from "libsql"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
+import type { LibsqlError, Tx } from "../../src/libsql/client.ts"
 import { writtenBy } from "../../src/libsql/gap.ts"
 import { type HubLink, openHubLink } from "../support/hub-link.ts"
 import { type Node, startNode, upToDate } from "../support/node.ts"
@@ -17,10 +19,12 @@ let hub: HubLink
 beforeAll(async () => {
   world = await makeWorld(
     `CREATE TABLE pupils (id text PRIMARY KEY, school_id text, name text NOT NULL, code text, points bigint, size double precision, photo bytea);
-     CREATE TABLE seen (id text PRIMARY KEY, school_id text, at text);`,
+     CREATE TABLE seen (id text PRIMARY KEY, school_id text, at text);
+     CREATE TABLE notes (id text PRIMARY KEY, school_id text, body text, extra text);`,
     {
       tables: {
         pupils: { audience: { column: "school_id" }, strategy: "vps_wins" },
+        notes: { audience: { column: "school_id" }, strategy: "school_wins" },
         seen: { audience: { column: "school_id" }, direction: "up", strategy: "school_wins" },
       },
     },
@@ -186,6 +190,90 @@ describe("what a program writes while triggers are away reaches head office, exa
     await upToDate(node)
     expect(await seen()).toBe("bcx")
     await node.stop()
+  })
+})
+
+describe("a row that a program wrote while triggers were away, and head office too,", () => {
+  const recorded = (id: string) =>
+    world.sql`SELECT id::text AS id, replace(row_key, ${id}, '') AS key, column_name AS col, base, mine, theirs, winner, reason FROM schoolbus.conflicts WHERE school = ${id} ORDER BY row_key, column_name`
+  const feed = <A>(body: (tx: Tx) => Effect.Effect<A, LibsqlError>) => world.run(world.feedFile.write(body))
+  const noTriggers = (table: string) => ["ai", "au", "ad"].map((end) => `DROP TRIGGER schoolbus_${table}_${end};`).join(" ")
+
+  it("is a conflict of the columns that both wrote, decided by the table's rule, and what only one of them wrote stands", async () => {
+    const { id, dir, key, node } = await newSchool()
+    for (const n of [1, 2, 3, 4, 5]) await world.sql`INSERT INTO notes VALUES (${`${id}-${n}`}, ${id}, ${`body ${n}`}, 'x')`
+    await until("the notes", () => program(dir, "SELECT 1 FROM notes").length === 5)
+    await upToDate(node)
+    await node.stop()
+    script(dir, rebuild(`UPDATE pupils SET name = 'of the school', code = 'own' WHERE id = '${id}-1'; DELETE FROM pupils WHERE id = '${id}-2';`))
+    script(
+      dir,
+      `${noTriggers("notes")} UPDATE notes SET body = 'of the school' WHERE id IN ('${id}-1', '${id}-4'); DELETE FROM notes WHERE id = '${id}-2';
+       INSERT INTO notes VALUES ('${id}-6', '${id}', 'of the school', NULL)`,
+    )
+    // Head office: a row that both wrote, one that the school deleted, one that only it wrote, one that it deletes, one that both made.
+    await world.sql`UPDATE pupils SET name = 'of head office', points = points + 50 WHERE school_id = ${id} AND id <> ${`${id}-6`}`
+    await world.sql`UPDATE notes SET extra = 'first' WHERE school_id = ${id}`
+    await world.sql`UPDATE notes SET body = 'of head office', extra = 'y' WHERE id IN (${`${id}-1`}, ${`${id}-2`}, ${`${id}-3`})`
+    await world.sql`DELETE FROM notes WHERE id = ${`${id}-4`}`
+    await world.sql`INSERT INTO notes VALUES (${`${id}-6`}, ${id}, 'of head office', 'z')`
+    const again = startNode(dir, key, hub.url)
+    await agree(again, dir, id)
+    expect((await office(id)).map((row) => Object.values(row).join(" "))).toEqual([
+      "1 of head office 51",
+      "2 of head office 52",
+      "3 of head office 53",
+      "4 of head office 54",
+      "5 of head office 55",
+      "6 name 6 6",
+    ])
+    expect((await world.sql`SELECT code FROM pupils WHERE id = ${`${id}-1`}`)[0]).toEqual({ code: "own" })
+    const notes = await world.sql`SELECT replace(id, ${`${id}-`}, '') AS id, body, extra FROM notes WHERE school_id = ${id} ORDER BY id`
+    expect(notes.map((row) => Object.values(row).join(" "))).toEqual([
+      "1 of the school y",
+      "3 of head office y",
+      "4 of the school x",
+      "5 body 5 first",
+      "6 of the school ",
+    ])
+    const records = await recorded(id)
+    expect(records.map(({ key: row, col, winner }) => `${row} ${col} ${winner}`)).toEqual([
+      '["-1"] body school',
+      '["-1"] name vps',
+      '["-2"] null vps',
+      '["-2"] null school',
+      '["-4"] null school',
+      '["-6"] null school',
+    ])
+    await again.stop()
+  })
+
+  it("is recorded and can be undone also when nobody knows any more what it was before", async () => {
+    const { id, dir, key, node } = await newSchool()
+    await node.stop()
+    script(dir, rebuild(`UPDATE pupils SET name = 'of the school' WHERE id = '${id}-1'; DELETE FROM pupils WHERE id = '${id}-2';`))
+    // The feed of a hub that was put back holds nothing older than the present.
+    await world.sql`UPDATE pupils SET points = points + 50 WHERE school_id = ${id} AND id IN (${`${id}-1`}, ${`${id}-2`}, ${`${id}-3`})`
+    await until(
+      "the feed",
+      async () => (await feed((tx) => tx.all("SELECT 1 FROM entry WHERE key LIKE ? AND was IS NOT NULL", [`["${id}-%`]))).length === 3,
+    )
+    await feed((tx) => tx.run("UPDATE entry SET was = NULL, was_from = NULL"))
+    const again = startNode(dir, key, hub.url)
+    await agree(again, dir, id)
+    const [record, ...others] = await until("the record", async () => {
+      const found = await recorded(id)
+      return found.length > 0 && found
+    })
+    expect(record).toMatchObject({ key: '["-1"]', col: null, winner: "vps" })
+    expect(JSON.parse(String(record?.["mine"]))).toMatchObject({ name: "of the school", points: "1" })
+    expect(JSON.parse(String(record?.["theirs"]))).toMatchObject({ name: "name 1", points: "51" })
+    const undone = await again.call("POST", `sync/conflicts/${record?.["id"]}/undo`, {})
+    expect(undone).not.toHaveProperty("detail")
+    await until("the school's values again", async () => (await office(id))[0]?.["name"] === "of the school")
+    await agree(again, dir, id)
+    expect(others.map(({ key: row, mine }) => `${row} ${mine === "null" || JSON.parse(String(mine)).points}`)).toEqual(['["-2"] true', '["-3"] 3'])
+    await again.stop()
   })
 })
 
