@@ -136,7 +136,7 @@ const askSchools = Effect.gen(function* () {
   for (let by = "start"; ; by = "schedule") {
     const { auto, intervalMinutes } = yield* settings.get
     if (by === "start" || (auto && intervalMinutes > 0)) {
-      const { message } = yield* syncNow.trigger({ direction: "both", tables: [], by })
+      const { message } = yield* Effect.orDie(syncNow.trigger({ direction: "both", tables: [], by }))
       yield* Effect.logInfo(`sync (${by}): ${message}`)
     }
     yield* Effect.race(auto && intervalMinutes > 0 ? Effect.sleep(intervalMinutes * 60_000) : Effect.never, settings.changed)

@@ -33,7 +33,7 @@ import { Session } from "./status/run.ts"
 import { meteredOf, Settings } from "./status/settings.ts"
 import { schoolStatus } from "./status/school.ts"
 import { schoolVerify, verifyNightly } from "./status/school-verify.ts"
-import { SyncNow } from "./status/sync-now.ts"
+import { refuseUnknown, SyncNow } from "./status/sync-now.ts"
 import { trim } from "./up/trim.ts"
 import { startWorkers, subscribedTables } from "./workers/host.ts"
 
@@ -68,21 +68,13 @@ const syncNow = Layer.effect(
     const session = yield* Session
     const facts = yield* SchoolFactStore
     const db = yield* Libsql
-    /** Rows travel as whole batches and cuts, so a table that is named takes the others along; one that is not synced is a mistake. */
-    const unknownTables = (names: ReadonlyArray<string>) =>
-      names.length === 0
-        ? Effect.succeed<ReadonlyArray<string>>([])
-        : Effect.map(Effect.orDie(db.read((tx) => tx.all<{ name: string; local: string }>("SELECT name, local FROM schoolbus_tables"))), (rows) =>
-            names.filter((name) => !rows.some((row) => row.name === name || row.local === name)),
-          )
+    const synced = Effect.orDie(db.read((tx) => tx.all<{ name: string; local: string }>("SELECT name, local FROM schoolbus_tables")))
     return SyncNow.of({
       trigger: (request) =>
         Effect.gen(function* () {
           const { link } = yield* facts.get
-          const unknown = yield* unknownTables(request.tables)
-          if (unknown.length > 0) {
-            return { started: false, message: `no such table here: ${unknown.join(", ")}; see: schoolbus status`, run: null, schools: [] }
-          }
+          // Rows travel as whole batches and cuts, so a table that is named takes the others along.
+          if (request.tables.length > 0) yield* refuseUnknown(request.tables, yield* synced)
           const asked = yield* session.ask(request.by, request.direction)
           const message = link === "online" ? "sync started" : "the hub is not reachable at the moment; trying now, and again by itself until it is"
           return { started: true, message, run: asked?.run ?? null, schools: [] }

@@ -65,9 +65,16 @@ it("a run that is asked for is written down as it begins and tells how it ended;
   expect(before?.tables["public.pupils"]).toMatchObject({ down: expect.any(Number) })
   const sum = (await logs(node)).reduce((n, { tables }) => n + (tables["public.pupils"]?.up ?? 0) + (tables["public.marks"]?.up ?? 0), 0)
   expect(sum).toBe(2)
-  expect(await call(node, "POST", "sync/trigger", { tables: ["nowhere"] })).toMatchObject({
-    success: false,
-    message: expect.stringContaining("nowhere"),
+  expect(await call(node, "POST", "sync/trigger", { tables: ["pupils", "nowhere"] })).toMatchObject({
+    code: "no_table",
+    unknown: ["nowhere"],
+    detail: "not synced here: nowhere; synced are: public.marks, public.pupils",
+  })
+  expect(await call(node, "GET", "sync/tables")).toMatchObject({
+    items: [
+      { table: "public.marks", state: "active", pending: 0 },
+      { table: "public.pupils", state: "active", synced: 3 },
+    ],
   })
   await node.stop()
 })

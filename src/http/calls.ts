@@ -9,7 +9,7 @@ import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import { Feed } from "../down/feed.ts"
 import { HubFactStore } from "../status/facts.ts"
-import { SyncNow } from "../status/sync-now.ts"
+import { refuseUnknown, SyncNow } from "../status/sync-now.ts"
 
 const CONNECTED_MS = 60_000
 const LOOK_MS = 5_000
@@ -131,6 +131,10 @@ export const hubSyncNow: Layer.Layer<SyncNow, never, Calls | Feed> = Layer.effec
     return SyncNow.of({
       trigger: (request) =>
         Effect.gen(function* () {
+          yield* refuseUnknown(
+            request.tables,
+            (yield* feed.tables).filter((entry) => !entry.hubOnly).map(({ table }) => table),
+          )
           const known = (yield* feed.schools).filter((school) => !school.revoked && (request.school === undefined || school.id === request.school))
           if (known.length === 0) {
             const message =

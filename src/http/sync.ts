@@ -54,6 +54,8 @@ const databaseOf = (snapshot: Snapshot) => ({
   asOf: snapshot.asOf,
 })
 
+const tablesOf = ({ asOf, tables }: Snapshot) => ({ schemaVersion: 1, asOf, items: tables })
+
 const resultOf = (result: SyncResult) => ({ success: result.started, ...result })
 
 export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Runs> = Effect.gen(function* () {
@@ -71,9 +73,19 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Runs
       return snapshot
     })
   const trigger = (request: SyncRequest) =>
-    Effect.map(
-      SyncNow.use((service) => service.trigger(request)),
-      resultOf,
+    SyncNow.use((service) => service.trigger(request)).pipe(
+      Effect.map(resultOf),
+      Effect.catchTag("TablesUnknown", ({ unknown, known }) =>
+        Effect.fail(
+          new Refusal({
+            status: 422,
+            code: "no_table",
+            title: "No such table",
+            detail: `not synced here: ${unknown.join(", ")}; synced are: ${known.join(", ") || "none yet"}`,
+            extra: { unknown, known },
+          }),
+        ),
+      ),
     )
   const ofSchool = { query: z.object({ school: School.optional() }) }
 
@@ -92,6 +104,7 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Runs
       ofSchool,
     )
     .get("/api/sync/network-status", ({ request, query }) => answer(request, Effect.map(snapshotOf(query.school), networkOf)), ofSchool)
+    .get("/api/sync/tables", ({ request, query }) => answer(request, Effect.map(snapshotOf(query.school), tablesOf)), ofSchool)
     .post("/api/sync/trigger", ({ request, body }) => answer(request, trigger({ direction: "both", tables: [], ...body, by: "api" })), {
       body: TriggerBody,
     })

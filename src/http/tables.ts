@@ -1,4 +1,4 @@
-/** The operator's API of tables: which flow, and a paused one accepted in its new shape. */
+/** The hub's API of a paused table: accepted in its new shape. */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { type AnyElysia, Elysia } from "elysia"
@@ -10,12 +10,6 @@ import { answering, Refusal } from "./server.ts"
 
 /** How long an answer waits for the stream to take the new shape. */
 const TAKEN_MS = 15_000
-
-const tablesOf = Effect.gen(function* () {
-  const status = yield* Status
-  const { asOf, tables } = yield* status.snapshot()
-  return { schemaVersion: 1, asOf, items: tables }
-})
 
 const resume = (given: string) =>
   Effect.gen(function* () {
@@ -38,7 +32,7 @@ const resume = (given: string) =>
     for (let now = yield* entry; ; now = yield* entry) {
       // Every look at the catalog makes the entry anew.
       if (now !== undefined && now !== before) {
-        if (now.paused === null) return (yield* tablesOf).items.find((table) => table.table === name)
+        if (now.paused === null) return (yield* (yield* Status).snapshot()).tables.find((table) => table.table === name)
         return yield* new Refusal({ status: 409, code: "still_paused", title: "The table cannot go on as it is", detail: now.paused.reason })
       }
       if ((yield* Clock.currentTimeMillis) > until) {
@@ -52,9 +46,7 @@ const resume = (given: string) =>
 /** Only at the hub. */
 export const tableRoutes: Effect.Effect<AnyElysia, never, Feed | Status> = Effect.map(Effect.context<Feed | Status>(), (context) => {
   const answer = answering(context)
-  return new Elysia({ name: "tables" })
-    .get("/api/sync/tables", ({ request }) => answer(request, tablesOf))
-    .post("/api/sync/tables/:name/resume", ({ request, params }) => answer(request, resume(params.name)), {
-      params: z.object({ name: z.string().min(1).max(200) }),
-    })
+  return new Elysia({ name: "tables" }).post("/api/sync/tables/:name/resume", ({ request, params }) => answer(request, resume(params.name)), {
+    params: z.object({ name: z.string().min(1).max(200) }),
+  })
 })

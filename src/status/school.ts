@@ -154,11 +154,15 @@ const make = Effect.gen(function* () {
     const behindByTable = new Map(read.behind.map((row) => [row.name, row]))
     const conflicts = numberByName(read.conflicts)
     const quarantine = numberByName(read.quarantine)
+    const hasCut = read.state !== undefined && read.state.epoch !== "" && read.state.cut !== "0"
     const tables = all.map((table): TableStatus => {
       const waits = pending.get(table.name) ?? 0
       const failed = (quarantine.get(table.name) ?? 0) + (behindByTable.get(table.name)?.failed ?? 0)
+      const paused = read.unfit.find((one) => one.name === table.name)
       return {
         table: table.name,
+        state: paused !== undefined ? "paused" : hasCut ? "active" : "loading",
+        ...(paused === undefined ? {} : { reason: `${paused.reason}; it waits until it fits. ${paused.remedy}` }),
         ...(read.faults.has(table.name) ? { fault: read.faults.get(table.name) ?? "" } : {}),
         pending: waits,
         failed,
@@ -177,7 +181,6 @@ const make = Effect.gen(function* () {
     const applying = read.state?.applying != null
     const progress = own.progress
     const coming = progress === null ? (applying || read.staged ? 1 : 0) : Math.max(1, progress.total)
-    const hasCut = read.state !== undefined && read.state.epoch !== "" && read.state.cut !== "0"
     const oldestPendingAt = totals.pending === 0 ? null : (read.work?.oldest ?? null)
     const lastContactAt = Math.max(own.lastContactAt, read.state?.contact_at ?? 0)
     const [gap] = read.gaps

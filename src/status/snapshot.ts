@@ -31,7 +31,7 @@ export interface Counts {
 export interface TableStatus extends Counts {
   /** `"public.students"` */
   readonly table: string
-  /** At the hub. `loading`: its rows are being read and reach no school yet. `paused`: its changes are not taken. */
+  /** `loading`: its first copy is under way. `paused`: at the hub its changes are not taken, in a school it does not fit. */
   readonly state?: "active" | "loading" | "paused"
   /** Why it is paused, and the remedy; absent when it is not. */
   readonly reason?: string

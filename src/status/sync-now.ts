@@ -1,6 +1,7 @@
 /** "Sync now": what API and CLI ask for, and what hub and school each do in their own way. */
 import * as Context from "effect/Context"
-import type * as Effect from "effect/Effect"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
 
 export type SyncDirection = "both" | "up" | "down"
 
@@ -24,10 +25,25 @@ export interface SyncResult {
   readonly schools: ReadonlyArray<string>
 }
 
+/** Tables were named that are not synced here. */
+export class TablesUnknown extends Data.TaggedError("TablesUnknown")<{
+  readonly unknown: ReadonlyArray<string>
+  readonly known: ReadonlyArray<string>
+}> {}
+
+/** Each table goes by its full name and by the name it has in a school's file. */
+export const refuseUnknown = (
+  asked: ReadonlyArray<string>,
+  tables: ReadonlyArray<{ readonly name: string; readonly local: string }>,
+): Effect.Effect<void, TablesUnknown> => {
+  const unknown = asked.filter((name) => !tables.some((table) => table.name === name || table.local === name))
+  return unknown.length === 0 ? Effect.void : Effect.fail(new TablesUnknown({ unknown, known: tables.map((table) => table.name).sort() }))
+}
+
 export class SyncNow extends Context.Service<
   SyncNow,
   {
     /** Returns when the sync has been started, not when it is finished. */
-    readonly trigger: (request: SyncRequest) => Effect.Effect<SyncResult>
+    readonly trigger: (request: SyncRequest) => Effect.Effect<SyncResult, TablesUnknown>
   }
 >()("schoolbus/status/SyncNow") {}

@@ -160,7 +160,11 @@ describe("services", () => {
     expect((await run(["check", "--url", hubUrl])).out).toContain("SCHOOLBUS OK")
     expect((await run(["sync", "--url", schoolUrl])).code).toBe(0)
     expect((await run(["sync", "--url", hubUrl, "--school", "north"])).code).toBe(0)
-    expect((await run(["sync", "--url", schoolUrl, "--tables", "nowhere"])).code).toBe(75)
+    for (const at of [schoolUrl, hubUrl]) {
+      const refused = await run(["sync", "--url", at, "--tables", "nowhere,pupils"])
+      expect([refused.code, refused.err]).toEqual([64, expect.stringContaining("not synced here: nowhere; synced are: public.pupils")])
+      expect((await run(["tables", "list", "--url", at])).out).toMatch(/public\.pupils\s+active\s+25/)
+    }
     expect((await run(["sync", "--url", schoolUrl, "--direction", "down", "--tables", "pupils"])).code).toBe(0)
     await hub.says(/sync \(start\): \d+ of \d+ schools asked/)
     const asked = await expect.poll(async () => {

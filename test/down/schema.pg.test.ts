@@ -1,5 +1,6 @@
 /** Schema changes at head office while rows flow: each kind, inside and outside of a transaction with writes around it. */
 import { afterAll, beforeAll, describe, expect, test } from "vitest"
+import { until } from "../support/until.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
 
 const schema = `
@@ -19,13 +20,6 @@ const tables = {
   groups: { audience: "all", direction: "down" },
   pupils: { audience: { column: "school_id" }, strategy: "school_wins" },
 } as const
-
-const until = async (condition: () => Promise<boolean>, what: string): Promise<void> => {
-  for (const deadline = Date.now() + 20_000; !(await condition()); ) {
-    if (Date.now() > deadline) throw new Error(`waited too long for ${what}`)
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
-}
 
 const pausedOf = async (world: World): Promise<Record<string, string>> =>
   Object.fromEntries((await world.run(world.feed.tables)).flatMap(({ name, paused }) => (paused === null ? [] : [[name, paused.code]])))
@@ -199,8 +193,8 @@ describe.each(["wal2json", "pgoutput"] as const)("%s: what is more than an addit
       return
     }
     await until(
-      async () => (await pausedOf(world))["public.pupils"] === code,
       `the table to pause with ${code}: ${JSON.stringify(await pausedOf(world))}`,
+      async () => (await pausedOf(world))["public.pupils"] === code,
     )
     // Others flow.
     await world.sql.unsafe(`INSERT INTO groups VALUES (${id}, 'while paused')`)
@@ -210,7 +204,7 @@ describe.each(["wal2json", "pgoutput"] as const)("%s: what is more than an addit
     await world.sql.unsafe(`DELETE FROM pupils WHERE id = ${id + 1}`)
     await world.sql.unsafe(`INSERT INTO pupils (id, school_id) SELECT ${id + 2}, 'b'`).catch(() => undefined)
     expect(await world.run(world.feed.accept("public.pupils"))).toBe(true)
-    await until(async () => (await pausedOf(world))["public.pupils"] === undefined, "the table to go on")
+    await until("the table to go on", async () => (await pausedOf(world))["public.pupils"] === undefined)
     await world.sql.unsafe(`UPDATE pupils SET id = ${id + 5} WHERE id = ${id}`)
     await same(world, a)
     expect(await a.rows("SELECT * FROM schoolbus_behind")).toEqual([])
@@ -233,7 +227,7 @@ describe("edits that wait in a school while the schema changes", () => {
 
   const goOn = async () => {
     await world.run(world.feed.accept("public.pupils"))
-    await until(async () => (await pausedOf(world))["public.pupils"] === undefined, "the table to go on")
+    await until("the table to go on", async () => (await pausedOf(world))["public.pupils"] === undefined)
   }
   const records = () => world.sql`SELECT reason, status, change FROM schoolbus.quarantine ORDER BY at`
 
@@ -243,7 +237,7 @@ describe("edits that wait in a school while the schema changes", () => {
     await a.write("INSERT INTO pupils (id, school_id, name, points, code) VALUES (50, 'a', 'New', '1.00', 'n')")
     await a.freeze()
     await world.sql`ALTER TABLE pupils DROP COLUMN extra`
-    await until(async () => (await pausedOf(world))["public.pupils"] === "column_dropped", "the pause")
+    await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "column_dropped")
     await goOn()
     await world.settle()
     await a.pull()
@@ -273,7 +267,7 @@ describe("edits that wait in a school while the schema changes", () => {
     await world.sql`ALTER TABLE pupils DROP COLUMN code`
     await world.sql`ALTER TABLE pupils RENAME COLUMN points TO score`
     await world.sql`UPDATE pupils SET score = 9, name = 'Office name' WHERE id = 1`
-    await until(async () => (await pausedOf(world))["public.pupils"] !== undefined, "the pause")
+    await until("the pause", async () => (await pausedOf(world))["public.pupils"] !== undefined)
     await goOn()
     await world.settle()
     await a.pull()
@@ -288,9 +282,9 @@ describe("edits that wait in a school while the schema changes", () => {
     await a.write("DELETE FROM pupils WHERE id = 50")
     await a.freeze()
     await world.sql`ALTER TABLE pupils DROP CONSTRAINT pupils_pkey, ADD COLUMN number int GENERATED ALWAYS AS IDENTITY, ADD PRIMARY KEY (number)`
-    await until(async () => (await pausedOf(world))["public.pupils"] === "key_changed", "the pause")
+    await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "key_changed")
     await goOn()
-    await until(async () => (await world.run(world.feed.tables)).every((table) => !table.loading), "the table to be read")
+    await until("the table to be read", async () => (await world.run(world.feed.tables)).every((table) => !table.loading))
     await world.settle()
     await a.pull()
     const [verdicts] = await a.push()
@@ -337,7 +331,7 @@ describe("a table that lost its shape", () => {
     await same(world, a)
     await world.sql`ALTER TABLE pupils ALTER COLUMN points TYPE text`
     await world.sql`UPDATE pupils SET points = 'many' WHERE id = 1`
-    await until(async () => (await pausedOf(world))["public.pupils"] === "type_changed", "the pause")
+    await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "type_changed")
     await world.stop()
   })
 
@@ -351,7 +345,7 @@ describe("a table that lost its shape", () => {
     expect(await world.sql`SELECT * FROM schoolbus.schema_changes`).toEqual([])
     await world.sql`CREATE UNIQUE INDEX CONCURRENTLY codes ON pupils (code)`
     const watched = () => world.sql`SELECT 1 FROM schoolbus.watched WHERE oid = 'codes'::regclass`
-    await until(async () => (await watched()).length === 1, "the index to be watched")
+    await until("the index to be watched", async () => (await watched()).length === 1)
     await world.sql`DROP INDEX codes`
     expect((await world.sql`SELECT command FROM schoolbus.schema_changes ORDER BY id`).map(({ command }) => command)).toEqual([
       "CREATE INDEX",

@@ -16,6 +16,7 @@ import { type Identity, type Link, LinkDown, makeLink } from "../../src/link/cli
 import { newKey } from "../../src/link/keys.ts"
 import { type BadLine, openBadLine } from "../support/bad-line.ts"
 import { type HubLink, openHubLink } from "../support/hub-link.ts"
+import { until } from "../support/until.ts"
 import { makeWorld, type World } from "../support/world.ts"
 
 const ROWS = 50_000
@@ -184,12 +185,6 @@ it("behind a proxy that collects bytes a school asks for pages one by one, and g
       ),
     ),
   )
-  const until = async (what: string, look: () => boolean | Promise<boolean>) => {
-    for (const limit = Date.now() + 15_000; !(await look()); ) {
-      if (Date.now() > limit) throw new Error(`waited too long for ${what}`)
-      await new Promise((resolve) => setTimeout(resolve, 20))
-    }
-  }
   await until("the first cut", () => cuts > 0)
   expect(way.noStreamUntil).toBeGreaterThan(0)
   await world.sql`INSERT INTO alarms VALUES (5001, 's1', 'later')`

@@ -1,8 +1,8 @@
 /** Generations of firmware, and what goes wrong with terminals, against the school node's port. */
 import { afterEach, beforeEach, describe, expect, it } from "vitest"
 import { type Terminal, type TerminalOptions, startTerminal } from "../../device/simulator.ts"
+import { becomes } from "../support/until.ts"
 import { type Node, openNode } from "./node.ts"
-import { until } from "./until.ts"
 
 const SN = "SIM0000001"
 let node: Node
@@ -28,15 +28,15 @@ const names = (terminal: Terminal): string =>
     .join()
 const holds = async (terminal: Terminal, wanted: string): Promise<void> => {
   await node.run(node.roster.settle)
-  await until(
+  await becomes(
     () => names(terminal),
     (now) => now === wanted,
   )
 }
 const summary = async () => (await node.run(node.roster.status(SN))).summary
-const synced = (n: number) => until(summary, (sum) => sum.synced === n && sum.total === n)
+const synced = (n: number) => becomes(summary, (sum) => sum.synced === n && sum.total === n)
 const sent = (terminal: Terminal) =>
-  until(
+  becomes(
     () => terminal.unsent(),
     (n) => n === 0,
   )
@@ -69,7 +69,7 @@ describe.each(["oldest", "att", "face", "access"] as const)("%s firmware", (char
 
     await node.program("DELETE FROM students WHERE id = ?", [amina])
     await holds(terminal, "Bilal")
-    await until(
+    await becomes(
       () => commands("status IN ('pending', 'sent')"),
       (open) => open.length === 0,
     )
@@ -89,13 +89,13 @@ describe.each(["oldest", "att", "face", "access"] as const)("%s firmware", (char
     if (character === "oldest") {
       // It cannot tell whom it holds, only how many, and only when it is asked for facts.
       await node.run(node.roster.verify)
-      await until(
+      await becomes(
         () => node.rows("SELECT users_reported FROM devices"),
         ([row]) => row?.[0] === 0n,
       )
       expect(await node.run(node.roster.sync(SN))).toMatchObject({ queued: 1 })
     } else await node.run(node.roster.verify)
-    await until(
+    await becomes(
       () => names(terminal),
       (now) => now === "Amina",
     )
@@ -123,11 +123,11 @@ it("what a terminal does not know is not asked again", async () => {
   await node.approve(SN)
   start({ character: "oldest" })
   await node.run(node.roster.verify)
-  await until(
+  await becomes(
     () => commands("status IN ('pending', 'sent')"),
     (open) => open.length === 0,
   )
-  await until(
+  await becomes(
     async () => (await node.run(node.devices.find(SN))).unsupported,
     (unsupported) => unsupported === "DATA QUERY USERINFO",
   )
@@ -166,13 +166,13 @@ describe("people of the terminal's own", () => {
     await node.student("Bilal", { card: "55" })
     await node.approve(SN)
     const terminal = start({ users: [...owned, { pin: "9", name: "Head", card: "" }] })
-    await until(
+    await becomes(
       () => node.rows("SELECT count(*) FROM schoolbus_iclock_user"),
       ([row]) => Number(row?.[0]) >= 3,
     )
     await node.post(`/iclock/cdata?SN=${SN}&table=OPERLOG&OpStamp=1`, "USER PIN=9\tName=Head\tPri=14\tPasswd=\tCard=\tGrp=1\tTZ=0\n")
     await node.run(node.roster.settle)
-    await until(
+    await becomes(
       () => names(terminal).split(",").includes("Bilal") && !names(terminal).includes("Old Hand"),
       (is) => is,
     )
@@ -185,7 +185,7 @@ describe("faults", () => {
     const terminal = start({ lose: 0.3, character: "face" })
     terminal.failNextUpload()
     for (let i = 100; i < 350; i++) terminal.punch(String(i), `2026-03-03 08:0${i % 10}:${10 + (i % 50)}`)
-    await until(
+    await becomes(
       () => terminal.unsent(),
       (n) => n === 0,
       20_000,
@@ -196,7 +196,7 @@ describe("faults", () => {
   it("a clock that drifts and a zone that somebody set wrong are noticed and said", async () => {
     await node.approve(SN, "Africa/Nairobi")
     const terminal = start({ drift: 900 })
-    await until(
+    await becomes(
       () => terminal.online(),
       (is) => is,
     )
@@ -205,14 +205,14 @@ describe("faults", () => {
     expect(node.rows("SELECT flags, skew_seconds BETWEEN 890 AND 910 FROM punches")).toEqual([["skew", 1n]])
     await terminal.stop()
     const other = start({ zoneMinutes: 0 })
-    await until(
+    await becomes(
       () => other.online(),
       (is) => is,
     )
     other.punch("7")
     await sent(other)
     const { alertsOf } = await import("../../src/iclock/alerts.ts")
-    await until(
+    await becomes(
       async () => alertsOf(await node.run(node.devices.find(SN)), Date.now()).join(),
       (alerts) => /its clock is 10\d\d\d s behind; check its zone \(Africa\/Nairobi\)/.test(alerts),
     )
@@ -225,7 +225,7 @@ describe("faults", () => {
     const terminal = start({ capacity: 2, character: "access" })
     await holds(terminal, "A,B")
     await node.student("C", { card: "3" })
-    await until(
+    await becomes(
       async () =>
         (await node.run(node.roster.status(SN))).people.map(({ name, status, error }) => [name, status, error?.slice(0, 40)].join("|")).sort(),
       (rows) =>

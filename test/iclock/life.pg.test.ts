@@ -6,9 +6,9 @@ import { afterAll, beforeAll, expect, test } from "vitest"
 import { startTerminal, type Terminal } from "../../device/simulator.ts"
 import { installRoster } from "../../src/iclock/fill.ts"
 import type { Manifest } from "../../src/model/table.ts"
+import { becomes } from "../support/until.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
 import { parseReply, sendTo, serveFile } from "./node.ts"
-import { until } from "./until.ts"
 
 const SN = "SIM0000001"
 const amina = "00000000-0000-0000-0000-00000000000a"
@@ -75,17 +75,17 @@ test("a first life: two pupils, one leaves, punches go up", async () => {
   const node = await serve()
   await Effect.runPromise(node.devices.approve(SN, { zone: "Africa/Nairobi", name: "Gate" }))
   terminal = startTerminal({ server: `http://127.0.0.1:${node.port}`, serial: SN, interval: 0.05 })
-  await until(
+  await becomes(
     () => terminal.users().length,
     (n) => n === 2,
   )
   punch("1", "2026-03-03 07:41:09")
   punch("99", "2026-03-03 07:41:10")
-  await until(
+  await becomes(
     () => terminal.unsent(),
     (n) => n === 0,
   )
-  await until(
+  await becomes(
     async () => (await Effect.runPromise(node.roster.status(SN))).summary.synced,
     (n) => n === 2,
   )
@@ -114,7 +114,7 @@ test("a second life: no new approval, the same pins, who left meanwhile is remov
   expect(hello).toContain("\nATTLOGStamp=0\n")
   terminal = startTerminal({ server: `http://127.0.0.1:${node.port}`, serial: SN, interval: 0.05, users: held })
   for (const line of memory) terminal.punch(...(line.split("\t") as [string, string]))
-  await until(
+  await becomes(
     () =>
       terminal
         .users()
@@ -123,11 +123,11 @@ test("a second life: no new approval, the same pins, who left meanwhile is remov
         .join(),
     (now) => now === "100 Chausiku,2 Bilal" || now === "2 Bilal,3 Chausiku",
   )
-  await until(
+  await becomes(
     () => terminal.unsent(),
     (n) => n === 0,
   )
-  await until(
+  await becomes(
     async () => (await Effect.runPromise(node.roster.status(SN))).summary,
     (sum) => sum.synced === 2 && sum.total === 2,
   )
@@ -151,7 +151,7 @@ test("a terminal that head office approves or renames in SQL is so in the school
   await world.sql`UPDATE schoolbus.devices SET status = 'retired', name = 'Old gate'`
   await world.settle()
   await school.pull()
-  await until(
+  await becomes(
     async () => (await Effect.runPromise(node.devices.list)).map((device) => [device.status, device.name].join()).join(),
     (now) => now === "retired,Old gate",
   )

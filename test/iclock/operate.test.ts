@@ -4,8 +4,8 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest"
 import { startTerminal, type Terminal } from "../../device/simulator.ts"
 import { csvField, punchPage } from "../../src/iclock/export.ts"
 import { timestamptz, offsetMinutes } from "../../src/iclock/clock.ts"
+import { becomes } from "../support/until.ts"
 import { type Node, openNode } from "./node.ts"
-import { until } from "./until.ts"
 
 const SN = "SIM0000001"
 let node: Node
@@ -35,13 +35,13 @@ describe("a new terminal for a broken one", () => {
     const amina = await node.student("Amina")
     const bilal = await node.student("Bilal")
     await node.run(node.devices.approve(SN, { zone: "Asia/Kolkata", name: "Gate" }))
-    await until(
+    await becomes(
       () => old.users().length,
       (n) => n === 2,
     )
     const pins = new Map(old.users().map(({ pin, name }) => [name, pin]))
     await node.program("DELETE FROM students WHERE id = ?", [amina])
-    await until(
+    await becomes(
       () => old.users().length,
       (n) => n === 1,
     )
@@ -52,7 +52,7 @@ describe("a new terminal for a broken one", () => {
       zone: "Asia/Kolkata",
     })
     const next = start("NEW0000002")
-    await until(
+    await becomes(
       () => next.users().map(({ pin, name }) => `${pin} ${name}`),
       (users) => users.join() === `${pins.get("Bilal")} Bilal`,
     )
@@ -63,7 +63,7 @@ describe("a new terminal for a broken one", () => {
     ])
     next.punch(pins.get("Amina") ?? "", "2026-03-03 07:00:00")
     next.punch(pins.get("Bilal") ?? "", "2026-03-03 07:00:00")
-    await until(
+    await becomes(
       () => next.unsent(),
       (n) => n === 0,
     )
@@ -237,7 +237,7 @@ describe("commands", () => {
     ])
     await attlog(SN, "7\t2026-03-03 07:41:17\t0\t1")
     await node.program("DELETE FROM changes")
-    await until(
+    await becomes(
       () => poll(),
       (answer) => answer === "C:2:CLEAR LOG\n",
     )

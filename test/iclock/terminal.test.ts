@@ -5,8 +5,8 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { afterEach, expect, it } from "vitest"
 import { startTerminal, type Terminal, type TerminalOptions } from "../../device/simulator.ts"
+import { becomes } from "../support/until.ts"
 import { type Node, openNode } from "./node.ts"
-import { until } from "./until.ts"
 
 let node: Node
 const terminals: Array<Terminal> = []
@@ -26,7 +26,7 @@ const start = (more: Partial<TerminalOptions> = {}): Terminal => {
 
 const settled = async (terminal: Terminal, names: ReadonlyArray<string>): Promise<void> => {
   await node.run(node.roster.settle)
-  await until(
+  await becomes(
     () =>
       terminal
         .users()
@@ -35,7 +35,7 @@ const settled = async (terminal: Terminal, names: ReadonlyArray<string>): Promis
         .join(),
     (now) => now === [...names].sort().join(),
   )
-  await until(
+  await becomes(
     () => node.rows("SELECT status, count(*) FROM device_commands WHERE status IN ('pending', 'sent') GROUP BY 1"),
     (open) => open.length === 0,
   )
@@ -45,7 +45,7 @@ it("a pupil who is entered, renamed and removed is so on the terminal, and the q
   node = await openNode()
   const terminal = start()
   const amina = await node.student("Amina Okafor", { card: "123456789" })
-  await until(
+  await becomes(
     () => node.rows("SELECT status FROM devices"),
     (rows) => rows.length === 1,
   )
@@ -106,13 +106,13 @@ it("punches made before the approval and while the cable was out arrive once eac
   try {
     let terminal = start({ data })
     terminal.punch("7", "2026-03-03 07:41:15")
-    await until(
+    await becomes(
       () => node.rows("SELECT status FROM devices"),
       (rows) => rows.length === 1,
     )
     expect(terminal.unsent()).toBe(1)
     await node.approve(SN, "Asia/Jakarta")
-    await until(
+    await becomes(
       () => terminal.unsent(),
       (n) => n === 0,
     )
@@ -120,7 +120,7 @@ it("punches made before the approval and while the cable was out arrive once eac
     for (let i = 10; i < 40; i++) terminal.punch("7", `2026-03-03 08:00:${i}`)
     await terminal.stop()
     terminal = start({ data })
-    await until(
+    await becomes(
       () => terminal.unsent(),
       (n) => n === 0,
     )
@@ -134,12 +134,12 @@ it("a punch without a time has the wall clock of the school's zone", async () =>
   node = await openNode()
   const terminal = start()
   await node.approve(SN, "Asia/Kolkata")
-  await until(
+  await becomes(
     () => terminal.online(),
     (online) => online,
   )
   terminal.punch("7")
-  await until(
+  await becomes(
     () => node.rows("SELECT abs(unixepoch(substr(at_utc, 1, 19)) - unixepoch('now')) < 30, flags FROM punches"),
     (rows) => rows.length === 1,
   )
@@ -166,13 +166,13 @@ it("replies that are lost double nothing and lose nothing", async () => {
   for (const name of names) await node.student(name)
   await node.approve(SN)
   for (let i = 10; i < 60; i++) terminal.punch(String(i), `2026-03-03 08:00:${i}`)
-  await until(
+  await becomes(
     () => terminal.unsent(),
     (left) => left === 0,
   )
   expect(node.rows("SELECT count(*), count(DISTINCT pin) FROM punches")).toEqual([[50n, 50n]])
   // What was sent in an answer that was lost comes again after a minute, with the same id.
-  await until(
+  await becomes(
     async () => {
       await node.program("UPDATE device_commands SET sent_at = '2020-01-01 00:00:00+00' WHERE status = 'sent'")
       return node.rows("SELECT count(*) FROM device_commands WHERE status <> 'done'")
@@ -193,7 +193,7 @@ it("a terminal without room says so for each pupil, and a later full sync tries 
   const terminal = start({ capacity: 2 })
   for (const name of ["A", "B", "C"]) await node.student(name)
   await node.approve(SN)
-  await until(
+  await becomes(
     async () => (await node.run(node.roster.status(SN))).summary,
     (sum) => sum.synced === 2 && sum.failed === 1,
   )
@@ -201,12 +201,12 @@ it("a terminal without room says so for each pupil, and a later full sync tries 
   expect(people.filter((person) => person.status === "failed").map((person) => person.error)).toEqual(["the terminal's memory is full"])
   await node.program("DELETE FROM students WHERE id = ?", [people.find((person) => person.status === "synced")?.id ?? ""])
   await node.run(node.roster.settle)
-  await until(
+  await becomes(
     () => terminal.users().length,
     (n) => n === 1,
   )
   expect(await node.run(node.roster.sync(SN))).toMatchObject({ people: 2, queued: 2 })
-  await until(
+  await becomes(
     async () => (await node.run(node.roster.status(SN))).summary,
     (sum) => sum.synced === 2 && sum.failed === 0,
   )
@@ -230,7 +230,7 @@ it("what somebody removed at the terminal is put back by the verification, and o
   )
   terminal = start({ data })
   await node.run(node.roster.verify)
-  await until(
+  await becomes(
     () => node.rows("SELECT status FROM device_commands WHERE command = 'DATA QUERY USERINFO'"),
     (rows) => rows[0]?.[0] === "done",
   )

@@ -6,9 +6,9 @@ import { afterAll, beforeAll, expect, test } from "vitest"
 import { startTerminal, type Terminal } from "../../device/simulator.ts"
 import { installRoster } from "../../src/iclock/fill.ts"
 import type { Manifest } from "../../src/model/table.ts"
+import { becomes } from "../support/until.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
 import { serveFile } from "./node.ts"
-import { until } from "./until.ts"
 
 const SN = "SIM0000001"
 const pupil = "00000000-0000-0000-0000-000000000001"
@@ -53,7 +53,7 @@ test("a pupil entered at head office is on the terminal", async () => {
   await world.sql`INSERT INTO students (id, school_id, full_name, rfid_card_id) VALUES (${pupil}, 'a', 'Amina Okafor', '123')`
   await world.settle()
   await school.pull()
-  await until(
+  await becomes(
     () => terminal.users(),
     (users) => users.length === 1,
   )
@@ -63,11 +63,11 @@ test("a pupil entered at head office is on the terminal", async () => {
 test("a punch is in Postgres once, with its attendance row and the terminal's own rows", async () => {
   terminal.punch("1", "2026-03-03 07:41:09")
   terminal.punch("77", "2026-03-03 07:41:12")
-  await until(
+  await becomes(
     () => terminal.unsent(),
     (n) => n === 0,
   )
-  await until(
+  await becomes(
     async () => (await Effect.runPromise(node.roster.status(SN))).summary,
     (sum) => sum.synced === 1,
   )
@@ -89,7 +89,7 @@ test("the terminal's whole memory again adds nothing anywhere", async () => {
   await school.sync()
   terminal.punch("1", "2026-03-03 07:41:09")
   terminal.punch("77", "2026-03-03 07:41:12")
-  await until(
+  await becomes(
     () => terminal.unsent(),
     (n) => n === 0,
   )
@@ -103,7 +103,7 @@ test("a pupil who leaves at head office leaves the terminal", async () => {
   await world.sql`UPDATE students SET is_active = false WHERE id = ${pupil}`
   await world.settle()
   await school.pull()
-  await until(
+  await becomes(
     () => terminal.users().length,
     (n) => n === 0,
   )
@@ -111,7 +111,7 @@ test("a pupil who leaves at head office leaves the terminal", async () => {
 
 test("a terminal whose clock stands in another century is at head office with its punches, flagged", async () => {
   terminal.punch("77", "2199-12-31 23:59:59")
-  await until(
+  await becomes(
     () => terminal.unsent(),
     (n) => n === 0,
   )

@@ -24,3 +24,13 @@ export const until = async <A>(
     await new Promise((resolve) => setTimeout(resolve, 10))
   }
 }
+
+/** Asks again until the answer is right; fails with the last one. */
+export const becomes = async <A>(question: () => A | Promise<A>, isRight: (answer: A) => boolean, limitMs = 10_000): Promise<void> => {
+  let last: A | undefined
+  const look = async () => {
+    last = await question()
+    return isRight(last)
+  }
+  await until(() => `another answer than ${JSON.stringify(last, (_, value) => (typeof value === "bigint" ? String(value) : value))}`, look, limitMs)
+}

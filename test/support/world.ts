@@ -33,6 +33,7 @@ import { migrateHub } from "../../src/postgres/migrate.ts"
 import { Apply } from "../../src/up/apply.ts"
 import { Tables } from "../../src/up/tables.ts"
 import { createDatabase, type Database } from "./postgres.ts"
+import { until } from "./until.ts"
 
 export interface World {
   readonly database: Database
@@ -121,21 +122,18 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
       ),
     )
   let stream = startStream()
-  const until = async (condition: () => Promise<boolean>, what: string): Promise<void> => {
-    for (const deadline = Date.now() + 20_000; !(await condition()); ) {
-      if (failure !== undefined) throw new Error(`stream ended while waiting for ${what}: ${String(failure)}`)
-      if (Date.now() > deadline) throw new Error(`waited too long for ${what}`)
-      await new Promise((resolve) => setTimeout(resolve, 5))
-    }
+  const streamed = async (what: string, condition: () => Promise<boolean>): Promise<void> => {
+    await until(what, async () => failure !== undefined || (await condition()))
+    if (failure !== undefined) throw new Error(`stream ended while waiting for ${what}: ${String(failure)}`)
   }
   const run = <A, E>(effect: Effect.Effect<A, E>): Promise<A> => Effect.runPromise(effect)
-  await until(() => run(feed.ready), "the first copy")
+  await streamed("the first copy", () => run(feed.ready))
 
   // A row of an own table that the feed shows: everything before it is there too.
   const settle = async (): Promise<void> => {
     const name = crypto.randomUUID()
     await sql`INSERT INTO schoolbus.schools (id, name) VALUES ('settle', ${name}) ON CONFLICT (id) DO UPDATE SET name = excluded.name`
-    await until(async () => (await run(feed.schools)).some((s) => s.id === "settle" && s.name === name), "the stream to arrive")
+    await streamed("the stream to arrive", async () => (await run(feed.schools)).some((s) => s.id === "settle" && s.name === name))
   }
 
   const makeSchool = async (id: string): Promise<School> => {

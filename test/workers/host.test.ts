@@ -8,6 +8,7 @@ import { afterEach, expect, it } from "vitest"
 import { Libsql } from "../../src/libsql/client.ts"
 import { startWorkers, subscribedTables } from "../../src/workers/host.ts"
 import { column, manifestOf, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
+import { until } from "../support/until.ts"
 
 const pupils = table("pupils", [
   column("id", "text", { notNull: true }),
@@ -74,13 +75,6 @@ const makeHost = async (modules: ReadonlyArray<string>): Promise<Host> => {
   }
 }
 
-const until = async (condition: () => boolean, what: string): Promise<void> => {
-  for (const deadline = Date.now() + 20_000; !condition(); ) {
-    if (Date.now() > deadline) throw new Error(`waited too long for ${what}`)
-    await new Promise((resolve) => setTimeout(resolve, 20))
-  }
-}
-
 it("hands a module the writes it listens to, with their rows", async () => {
   const { start, lines, insert, school } = await makeHost(["quick"])
   insert("Amina", "O'Hara")
@@ -88,7 +82,7 @@ it("hands a module the writes it listens to, with their rows", async () => {
   school.program("UPDATE pupils SET name = 'Änne' WHERE id = 'p1'")
   insert("Chidi")
   school.program("DELETE FROM pupils WHERE id = 'p2'")
-  await until(() => lines("quick", "seen.txt").some((line) => line.startsWith("delete")), "the delete")
+  await until("the delete", () => lines("quick", "seen.txt").some((line) => line.startsWith("delete")))
   expect(lines("quick", "seen.txt")).toContain(`insert ["p3"] Chidi`)
   expect(lines("quick", "seen.txt").at(-1)).toBe(`delete ["p2"] gone`)
   expect(lines("quick", "seen.txt").length).toBe(4)
@@ -98,12 +92,12 @@ it("goes on after a restart where it was", async () => {
   const { start, lines, insert, school } = await makeHost(["quick"])
   const stop = await start()
   insert("one", "two")
-  await until(() => lines("quick", "seen.txt").length === 2, "the first two")
-  await until(() => Number(school.read("SELECT cursor FROM schoolbus_worker")[0]?.[0]) === 2, "the position")
+  await until("the first two", () => lines("quick", "seen.txt").length === 2)
+  await until("the position", () => Number(school.read("SELECT cursor FROM schoolbus_worker")[0]?.[0]) === 2)
   await stop()
   insert("three")
   await start()
-  await until(() => lines("quick", "seen.txt").length === 3, "the third")
+  await until("the third", () => lines("quick", "seen.txt").length === 3)
   expect(lines("quick", "seen.txt").map((line) => line.split(" ").at(-1))).toEqual(["one", "two", "three"])
 })
 
@@ -112,7 +106,7 @@ for (const bad of ["throws", "hangs", "dies"]) {
     const { start, lines, insert, school } = await makeHost(["picky"])
     insert("a", "b", bad, "c")
     await start()
-    await until(() => lines("picky", "done.txt").includes("c"), "the event after the bad one")
+    await until("the event after the bad one", () => lines("picky", "done.txt").includes("c"))
     expect(new Set(lines("picky", "done.txt"))).toEqual(new Set(["a", "b", "c"]))
     // Once in the batch, then five times alone.
     expect(lines("picky", "shown.txt").filter((name) => name === bad).length).toBe(6)
@@ -128,8 +122,8 @@ it("tells what is wrong with a file that is no worker module, and runs the other
   const { start, lines, insert, school } = await makeHost(["none", "quick"])
   await start()
   insert("Amina")
-  await until(() => lines("quick", "seen.txt").length === 1, "the other module")
-  await until(() => school.read("SELECT error FROM schoolbus_worker WHERE module = 'none' AND error IS NOT NULL").length === 1, "the fault")
+  await until("the other module", () => lines("quick", "seen.txt").length === 1)
+  await until("the fault", () => school.read("SELECT error FROM schoolbus_worker WHERE module = 'none' AND error IS NOT NULL").length === 1)
   expect(String(school.read("SELECT error FROM schoolbus_worker WHERE module = 'none'")[0]?.[0])).toContain("no default export")
 })
 
@@ -137,6 +131,6 @@ it("reads values of every type, and text that is none, without harm", async () =
   const { start, lines, school } = await makeHost(["quick"])
   school.program("INSERT INTO pupils (id, school_id, name, photo, points) VALUES ('x', 's1', CAST(X'41FF' AS TEXT), X'00FF', 9007199254740993)")
   await start()
-  await until(() => lines("quick", "seen.txt").length === 1, "the row")
+  await until("the row", () => lines("quick", "seen.txt").length === 1)
   expect(lines("quick", "seen.txt")).toEqual(['insert ["x"] A\uFFFD'])
 })
