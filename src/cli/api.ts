@@ -29,12 +29,14 @@ const exitFor = (status: number): number =>
         ? EXIT.again
         : EXIT.failed
 
-const hintFor = (status: number): string =>
-  status === 401
-    ? "give the token with --admin-token-file or SCHOOLBUS_ADMIN_TOKEN"
-    : status === 503
-      ? "try again in a moment; see: schoolbus status"
-      : ""
+const hintFor = (status: number, code: string | undefined): string =>
+  code === "no_route"
+    ? "the node at --url does not offer this: terminals are asked for at a school's node, slots and paused tables at the hub"
+    : status === 401
+      ? "give the token with --admin-token-file or SCHOOLBUS_ADMIN_TOKEN"
+      : status === 503
+        ? "try again in a moment; see: schoolbus status"
+        : ""
 
 export const apiOf = (input: Input): Api => {
   let base: URL
@@ -94,7 +96,7 @@ export const apiOf = (input: Input): Api => {
       exitFor(response.status),
       code ?? "failed",
       [title ?? `status ${response.status}`, detail].filter((part) => part !== undefined).join(": "),
-      hintFor(response.status),
+      hintFor(response.status, code),
       extra,
     )
   }

@@ -181,6 +181,7 @@ export const parseInput = (command: CommandSpec, argv: ReadonlyArray<string>, en
     const name = optional ? spec.slice(1, -1) : spec
     const given = positionals[i]
     if (given === undefined && !optional) throw usage(`${command.name}: ${name.toUpperCase()} is missing`, hint)
+    if (given?.trim() === "") throw usage(`${command.name}: ${name.toUpperCase()} is empty`, hint)
     if (given !== undefined) args[name] = given
   }
   if (positionals.length > command.args.length) throw usage(`${command.name}: unexpected argument "${positionals[command.args.length] ?? ""}"`, hint)

@@ -166,6 +166,16 @@ const issuesOf = (all: ReadonlyArray<unknown>): ReadonlyArray<Issue> =>
     }
   })
 
+/** Mistakes that one sentence names; the rest stands in `errors`. */
+const NAMED_ISSUES = 5
+
+/** `"the request's body: intervalMinutes: Too small: expected number to be >=0"` */
+const invalidText = (part: string, issues: ReadonlyArray<Issue>): string => {
+  const named = issues.slice(0, NAMED_ISSUES).map(({ pointer, message }) => (pointer === "" ? message : `${pointer.slice(1)}: ${message}`))
+  const more = issues.length > named.length ? `; and ${issues.length - named.length} more` : ""
+  return `the request's ${part} is not as expected${named.length === 0 ? "" : `: ${[...new Set(named)].join("; ")}`}${more}`
+}
+
 const internal = (requestId: string): Response =>
   problem(500, "internal", "Internal error", "the log of this process has the cause under this request id", { requestId })
 
@@ -223,7 +233,8 @@ export const makeApp = (options: AppOptions): AnyElysia => {
       switch (code) {
         case "VALIDATION": {
           if (error.type === "response") break
-          return problem(422, "invalid", "Invalid input", `the request's ${error.type} is not as expected`, { errors: issuesOf(error.all) })
+          const errors = issuesOf(error.all)
+          return problem(422, "invalid", "Invalid input", invalidText(error.type, errors), { errors })
         }
         case "PARSE":
           return problem(400, "malformed", "Malformed body", "the body is not valid JSON")

@@ -76,6 +76,8 @@ describe("every command", () => {
     [["status", "--bogus"], 64],
     [["status", "extra"], 64],
     [["status", "--url", "not an address"], 64],
+    [["conflicts", "show", ""], 64],
+    [["quarantine", "show", " "], 64],
     [["status", "--url", "ftp://127.0.0.1"], 64],
     [["status", "--url", "http://127.0.0.1:1"], 69],
     [["sync", "--url", "http://127.0.0.1:1"], 69],
@@ -156,6 +158,13 @@ describe("against a node", () => {
     expect((await run(["sync", "--url", url, "--school", "gone"])).code).toBe(75)
     expect((await run(["sync", "--url", url, "--direction", "sideways"])).code).toBe(64)
     expect(asked).toMatchObject([{ direction: "up", tables: ["marks", "attendance"], by: "api" }, { school: "gone" }])
+  })
+
+  it("says what is wrong with a value, and which node answers what this one does not", async () => {
+    const bad = await run(["conflicts", "list", "--limit", "0", "--url", url])
+    expect([bad.code, bad.err]).toEqual([64, expect.stringMatching(/query is not as expected: limit: .*1/)])
+    const elsewhere = await run(["devices", "list", "--url", url])
+    expect([elsewhere.code, elsewhere.err]).toEqual([1, expect.stringContaining("terminals are asked for at a school's node")])
   })
 
   it("lists, shows and refuses conflicts", async () => {

@@ -83,10 +83,10 @@ describe("a table that a program made unfit", () => {
     expect(status.state).toBe("stuck")
     expect(status.reason).toContain("table public.pupils: its key is (pid)")
     expect(status.reason).toContain("ALTER TABLE")
-    expect(status.tables.map(({ table, state, reason }) => [table, state, reason?.includes("ALTER TABLE")])).toEqual([
-      ["public.notes", "active", undefined],
-      ["public.pupils", "paused", true],
-    ])
+    for (const { table, state, reason } of status.tables)
+      expect([table, state, reason?.includes("ALTER TABLE")]).toEqual(
+        table === "public.pupils" ? [table, "paused", true] : [table, "active", undefined],
+      )
     // Not captured: no trigger stands on it.
     script(dir, `UPDATE pupils SET name = 'by the school' WHERE pid = '${id}-2'; INSERT INTO pupils VALUES ('${id}-7', '${id}', 'new', 7)`)
     script(dir, `INSERT INTO notes VALUES ('${id}-m', '${id}', 'from the school')`)
