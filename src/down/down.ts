@@ -20,7 +20,7 @@ import type { Lsn } from "../model/lsn.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
 import { type WalReader, WalStopped } from "../postgres/wal.ts"
 import { idleStep } from "./ack.ts"
-import { rememberAudiences } from "./audience.ts"
+import { planRoutes, rememberAudiences } from "./audience.ts"
 import { tokenize } from "./body.ts"
 import { type Bracket, Brackets, isOvertaken, type ReadRow, settledRows, takeBracket, isVisible, parseSnapshot } from "./bracket.ts"
 import { EXAMPLES, FeedChecks, type TableCheck } from "./check.ts"
@@ -101,8 +101,6 @@ interface Pending extends Append {
   ifDifferent: boolean
   /** Of tables whose columns have times: what earlier txns wrote to the row since the last flush. */
   earlier: Array<Written> | undefined
-  /** Of a deleted row: what was inserted since the last flush. A school that pushed it shows it, and must hear that it is gone. */
-  inserted: ReadonlyArray<string | undefined> | undefined
   xid: number
 }
 
@@ -167,6 +165,10 @@ export const runDown = (
       ])
 
     const hasTimes = options.tables.some(isTimed)
+    /** Tables that place rows of others. */
+    const links = new Set([...planRoutes(options.tables)].flatMap(([id, { places }]) => (places.length > 0 ? [id] : [])))
+    /** What a school is told of its own writes stands here, in their txn. */
+    const told = new Set(options.tables.filter(({ name, hubOnly }) => name.startsWith("schoolbus.") && !hubOnly))
     const toPending = (
       table: FeedTable,
       key: string,
@@ -182,7 +184,6 @@ export const runDown = (
       ifDifferent: rest.ifDifferent ?? false,
       tokens,
       earlier: undefined,
-      inserted: undefined,
       xid,
     })
 
@@ -234,14 +235,40 @@ export const runDown = (
       if (met.length > 0) yield* forgetMet(appender, met)
     })
 
-    /** Inserts that a later delete undoes are written first, so that their tombstones stand for those who show them. */
-    const writeRows = Effect.fnUntraced(function* (appender: Appender, pending: ReadonlyMap<string, Pending>) {
-      const undone = new Map<string, Pending>()
-      for (const [id, row] of pending)
-        if (row.inserted !== undefined) undone.set(id, { ...row, tokens: row.inserted, isInsert: true, inserted: undefined })
-      yield* writePending(appender, undone)
-      yield* writePending(appender, pending)
+    /**
+     * Txns that carried a school's writes, whose rows that school shows before the feed tells it, until their end is told to the
+     * feed. A later txn that may take such a row away waits for that: else the row's last state alone would remain, and the
+     * school would never hear that it is gone.
+     */
+    const pushed = new Set<number>()
+    /** The txn of which the feed holds a part already. */
+    let parted = 0
+
+    const hasEarlier = (): boolean => pushed.size > (pushed.has(xid) ? 1 : 0)
+
+    /** Writes what is pending of earlier txns, and tells the feed that they have ended. */
+    const endEarlier = Effect.fnUntraced(function* (appender: Appender, pending: Map<string, Pending>) {
+      const earlier = new Map([...pending].filter(([, row]) => row.xid !== xid))
+      yield* writePending(appender, earlier)
+      for (const id of earlier.keys()) pending.delete(id)
+      yield* appender.ended
+      for (const one of pushed) if (one !== xid) pushed.delete(one)
     })
+
+    const writeRows = Effect.fnUntraced(function* (appender: Appender, pending: Map<string, Pending>) {
+      if (hasEarlier()) yield* endEarlier(appender, pending)
+      yield* writePending(appender, pending)
+      pending.clear()
+      parted = xid
+    })
+
+    /** Whether earlier txns must end in the feed before this row of the present one is taken. */
+    const takesAway = (pending: ReadonlyMap<string, Pending>, table: FeedTable, key: string, isInsert: boolean): boolean => {
+      if (!hasEarlier()) return false
+      const before = pending.get(rowKey(table.id, key))
+      if (before !== undefined) return before.xid !== xid && pushed.has(before.xid)
+      return !isInsert && (links.has(table.id) || pushed.has(parted))
+    }
 
     /** Counts the rows that the feed does not hold as Postgres does; what the stream brought before them is in the feed. */
     const countDifferences = Effect.fnUntraced(function* (appender: Appender, table: FeedTable, rows: ReadonlyArray<ReadRow>, result: TableCheck) {
@@ -266,7 +293,6 @@ export const runDown = (
       const check = want.kind === "chunk" ? checking.get(table.id) : undefined
       if (check !== undefined) {
         yield* writeRows(appender, pending)
-        pending.clear()
         yield* countDifferences(appender, table, settled, check.result)
         if (!check.repair)
           yield* forgetMet(
@@ -284,7 +310,6 @@ export const runDown = (
         return
       }
       yield* writeRows(appender, pending)
-      pending.clear()
       if (!read.last) {
         yield* appender.tx.run("UPDATE tables SET after = ? WHERE id = ?", [read.rows.at(-1)?.key ?? null, table.id])
         return
@@ -344,6 +369,7 @@ export const runDown = (
     /** A row's new state, together with what is pending of it. */
     const put = (pending: Map<string, Pending>, table: FeedTable, event: Extract<Event<Decoded>, { kind: "put" }>): void => {
       brackets.note(table, event.key, xid)
+      if (told.has(table)) pushed.add(xid)
       const id = rowKey(table.id, event.key)
       const before = pending.get(id)
       if (before === undefined) {
@@ -360,12 +386,6 @@ export const runDown = (
       before.ifDifferent = false
     }
 
-    const deleted = (before: Pending | undefined, table: FeedTable, key: string): Pending => {
-      const row = toPending(table, key, null)
-      row.inserted = before?.inserted ?? (before?.isInsert === true ? (before.tokens ?? undefined) : undefined)
-      return row
-    }
-
     let special: Event<Decoded> | null = null
     /**
      * Takes messages from `from` on that need nothing but to be remembered, up to a chunk; a plain loop, for nearly all are such.
@@ -378,7 +398,13 @@ export const runDown = (
         const message = messages[i++] as string
         chars += message.length
         const event = decoder.read(message)
-        if (event.kind === "put" && event.oldKey === null && event.stray === undefined && !isSignal(event.table)) {
+        if (
+          event.kind === "put" &&
+          event.oldKey === null &&
+          event.stray === undefined &&
+          !isSignal(event.table) &&
+          (pushed.size === 0 || !takesAway(pending, event.table, event.key, event.isInsert))
+        ) {
           touch()
           put(pending, event.table, event)
         } else if (event.kind === "begin") {
@@ -416,19 +442,21 @@ export const runDown = (
             if (isSignal(table)) {
               const bracket = brackets.open.get(JSON.parse(event.tokens[0] ?? "null") as string)
               if (bracket !== undefined) {
+                if (hasEarlier()) yield* endEarlier(appender, pending)
                 yield* closeBracket(appender, pending, bracket)
                 closed.push(bracket)
               }
               break
             }
             if (event.stray !== undefined) yield* notice(table, event.stray)
+            if (takesAway(pending, table, event.key, event.isInsert) || (event.oldKey !== null && takesAway(pending, table, event.oldKey, false)))
+              yield* endEarlier(appender, pending)
             touch()
             if (event.oldKey !== null) {
               brackets.note(table, event.oldKey, xid)
               // Columns that the message leaves out stand under the old key.
               if (event.tokens.includes(undefined)) {
                 yield* writeRows(appender, pending)
-                pending.clear()
                 const body = (yield* appender.bodies([[table.id, event.oldKey]])).get(rowKey(table.id, event.oldKey))
                 if (body !== undefined) {
                   const before = tokenize(body)
@@ -443,9 +471,10 @@ export const runDown = (
           }
           case "delete":
             if (isSignal(event.table)) break
+            if (takesAway(pending, event.table, event.key, false)) yield* endEarlier(appender, pending)
             touch()
             brackets.note(event.table, event.key, xid)
-            pending.set(rowKey(event.table.id, event.key), deleted(pending.get(rowKey(event.table.id, event.key)), event.table, event.key))
+            pending.set(rowKey(event.table.id, event.key), toPending(event.table, event.key, null))
             break
           case "unnamed":
             if (isSignal(event.table)) break
@@ -454,7 +483,6 @@ export const runDown = (
           case "truncate":
             brackets.noteTxn(xid)
             yield* writeRows(appender, pending)
-            pending.clear()
             for (const table of event.tables) {
               if (isSignal(table)) continue
               brackets.noteTruncate(table, xid)
@@ -474,7 +502,6 @@ export const runDown = (
         }
         if (pending.size >= CHUNK || (chars >= CHUNK_CHARS && pending.size > 0)) {
           yield* writeRows(appender, pending)
-          pending.clear()
           chars = 0
         }
       }
@@ -507,6 +534,7 @@ export const runDown = (
             const position = yield* feed.append((appender) =>
               Effect.gen(function* () {
                 const pending = new Map<string, Pending>()
+                pushed.clear()
                 const split = (all: ReadonlyArray<string>): ReadonlyArray<string> => {
                   if (end === all.length || last === undefined) return all
                   carry = all.slice(end)

@@ -87,6 +87,11 @@ export interface FeedState {
 export interface Appender {
   readonly rows: (rows: ReadonlyArray<Append>) => Effect.Effect<void, LibsqlError>
   readonly truncate: (table: FeedTable, at: number) => Effect.Effect<void, LibsqlError>
+  /**
+   * Everything so far is of txns that have ended: who got a row by them hears of it when the row goes. Whoever gets and loses
+   * a row after the last such point never does.
+   */
+  readonly ended: Effect.Effect<void, LibsqlError>
   readonly position: (position: Position) => Effect.Effect<void, LibsqlError>
   /** Bodies of present entries, by `tableId key`: for columns that a message leaves out. */
   readonly bodies: (keys: ReadonlyArray<readonly [tableId: number, key: string]>) => Effect.Effect<ReadonlyMap<string, string>, LibsqlError>
@@ -248,6 +253,8 @@ export class Feed extends Context.Service<
       const appendAlone = <A, E>(body: (appender: Appender) => Effect.Effect<A, E>): Effect.Effect<A, E | LibsqlError> =>
         Effect.gen(function* () {
           let seq = head.seq
+          // Entries that were born after it are of txns that have not ended.
+          let ended = head.seq
           const touched = new Set<number>()
           const fresh: Array<[string, number]> = []
           let hubRowsChanged = false
@@ -303,7 +310,7 @@ export class Feed extends Context.Service<
                     return routes
                   },
                   frozen,
-                  start: head.seq,
+                  ended: () => ended,
                   nextSeq: () => ++seq,
                   numberOf: intern,
                   classOf: classIn,
@@ -394,12 +401,10 @@ export class Feed extends Context.Service<
                     ["moves", moves],
                     ["spreads", spreads],
                   ] as const) {
-                    // Whoever got a row earlier in this append and loses it to another in this append never hears of it; of a deleted
-                    // row it does: the school that pushed it shows it.
-                    if (written > 0 && kind !== "deletes")
+                    if (written > 0)
                       yield* tx.many(
                         `DELETE FROM entry WHERE tbl = ? AND key = ? AND body IS NOT NULL AND born > ? ${others[kind]}`,
-                        leaving.map(([, , id = null, key = null, ...rest]) => [id, key, BigInt(head.seq), ...rest]),
+                        leaving.map(([, , id = null, key = null, ...rest]) => [id, key, BigInt(ended), ...rest]),
                       )
                     yield* tx.many(
                       `UPDATE entry SET ${keepWas(heldIn("?3"), "?1")}, body = NULL, seq = ?1, at = ?2 WHERE tbl = ?4 AND key = ?5 AND body IS NOT NULL ${others[kind]}`,
@@ -433,7 +438,7 @@ export class Feed extends Context.Service<
                   now = at
                   if (table.hubOnly) hubRowsChanged = true
                   yield* routing.clear(table)
-                  if (written > 0) yield* tx.run("DELETE FROM entry WHERE tbl = ? AND born > ?", [table.id, head.seq])
+                  if (written > 0) yield* tx.run("DELETE FROM entry WHERE tbl = ? AND born > ?", [table.id, ended])
                   const [count] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM entry WHERE tbl = ? AND body IS NOT NULL", [table.id])
                   const holders = yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ? AND body IS NOT NULL", [
                     table.id,
@@ -447,6 +452,10 @@ export class Feed extends Context.Service<
                   )
                   seq += count?.n ?? 0
                   for (const { audience } of holders) touch(audience)
+                })
+                const allEnded = Effect.gen(function* () {
+                  yield* routing.settle
+                  ended = seq
                 })
                 const position = (p: Position) =>
                   tx.ahead("UPDATE hub SET commit_lsn = ?, commit_xid = ?, commit_at = ?", [printLsn(p.lsn), p.xid, p.at])
@@ -539,7 +548,19 @@ export class Feed extends Context.Service<
                   if (gone.length > 0) touch(own)
                   return { rows: rows.length, gone: gone.length }
                 })
-                const appender: Appender & Installing = { rows, truncate, position, bodies, loaded, again, tx, renumber, reroute, use }
+                const appender: Appender & Installing = {
+                  rows,
+                  truncate,
+                  ended: allEnded,
+                  position,
+                  bodies,
+                  loaded,
+                  again,
+                  tx,
+                  renumber,
+                  reroute,
+                  use,
+                }
                 const value = yield* body(appender)
                 yield* routing.settle
                 const isPublished = ready.size > 0 && (yield* publish(tx, withReady()))

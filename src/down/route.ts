@@ -1,8 +1,8 @@
 /**
  * Keeps the rows of `through` tables where their links say, inside the feed's open append. A row that is written is placed
  * by the links that stand there at that moment; a link that comes, goes or moves only notes the value that it places by.
- * `settle` then looks at the rows of the noted values, links before the rows that they place in turn: once, at the end of the
- * append, so that what happened in between leaves no trace.
+ * `settle` then looks at the rows of the noted values, links before the rows that they place in turn: at the end of a txn, or
+ * of several, so that what happened in between leaves no trace.
  */
 import * as Effect from "effect/Effect"
 import type { LibsqlError, Tx } from "../libsql/client.ts"
@@ -24,8 +24,8 @@ export interface OpenAppend {
   readonly routes: ReadonlyMap<number, Route>
   /** Tables whose rows stay where they are until a link of theirs is loaded. */
   readonly frozen: ReadonlySet<number>
-  /** seq before the append. */
-  readonly start: number
+  /** Entries that were born after this seq are of txns that have not ended. */
+  readonly ended: () => number
   readonly nextSeq: () => number
   readonly numberOf: (audience: Append["audience"]) => number
   readonly classOf: (table: FeedTable) => number
@@ -208,10 +208,10 @@ export const makeRouting = (open: OpenAppend) => {
          ${keepWas("?6", "excluded.seq")}`,
       adds,
     )
-    // Whoever got it only in this append never hears of it; nobody needs no tombstone.
+    // Whoever got it only in a txn that goes on never hears of it; nobody needs no tombstone.
     yield* tx.many(
       `DELETE FROM entry WHERE tbl = ? AND key = ? AND audience = ? AND (born > ? OR audience = ${NOBODY})`,
-      removals.map(({ no, key }) => [id, key, BigInt(no), BigInt(open.start)]),
+      removals.map(({ no, key }) => [id, key, BigInt(no), BigInt(open.ended())]),
     )
     yield* tx.many(
       `UPDATE entry SET ${keepWas("?6", "?1")}, body = NULL, seq = ?1, at = ?2 WHERE tbl = ?3 AND key = ?4 AND audience = ?5`,
