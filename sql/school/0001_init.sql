@@ -131,6 +131,7 @@ CREATE TABLE schoolbus_stage (
   cls  INTEGER,                          -- class and last seq of a rows line; null: a header
   seq  INTEGER,
   tbl  TEXT,                             -- "public.students"; null: a header
+  rows INTEGER NOT NULL,
   line TEXT NOT NULL
 );
 CREATE INDEX schoolbus_stage_tbl ON schoolbus_stage (tbl, n);

@@ -12,13 +12,14 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Semaphore from "effect/Semaphore"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
+import type { LoadSource } from "../libsql/load.ts"
 import { tearUnfit } from "../libsql/unfit.ts"
-import type { Header, Staged, Trailer } from "../link/protocol.ts"
+import type { Header, RowsLine, Staged, Trailer } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { classOf, type Manifest } from "../model/table.ts"
-import { applyPart } from "./cut.ts"
+import { applyPart, readWaiting } from "./cut.ts"
 import { emptyGone } from "./empty.ts"
-import { type Delivery, type Item, type Part, partOf, readTargets, type Row, type RowsLine, type Targets } from "./delivery.ts"
+import { type Delivery, type Item, partOf, readTargets, type Row, type Targets } from "./delivery.ts"
 import { makePace } from "./pace.ts"
 import { type BehindPlace, countRefused, type Retried, retrySome, retryTogether } from "./settle.ts"
 import {
@@ -28,7 +29,9 @@ import {
   discardStage,
   hasLines,
   ledgerLines,
+  LINE_TEXT,
   nextLines,
+  readLines,
   type Received,
   receivedOf,
   removeLines,
@@ -39,11 +42,13 @@ import {
 } from "./stage.ts"
 import { hasRows, sweep } from "./sweep.ts"
 
-export type { RowsLine } from "./delivery.ts"
+export type { RowsLine } from "../link/protocol.ts"
 
 /** Staged lines read at once. */
 const READ_ROWS = 20_000
-const READ_CHARACTERS = 2 * 1024 * 1024
+const READ_BYTES = 2 * 1024 * 1024
+/** Fewer rows are written sooner one by one. */
+const LOAD_ROWS = 200
 /** Changes of the batches that one transaction settles. */
 const SETTLE_CHANGES = 1_000
 /** Rows behind that one transaction tries again. */
@@ -127,6 +132,8 @@ const setCursor = (tx: Tx, header: Header): Effect.Effect<void, LibsqlError> =>
 const countBehind = (tx: Tx): Effect.Effect<number, LibsqlError> =>
   Effect.map(tx.all<{ n: number }>("SELECT count(*) AS n FROM schoolbus_behind"), ([row]) => row?.n ?? 0)
 
+const rowsOf = (lines: ReadonlyArray<RowsLine>): number => lines.reduce((n, [, , , , rows]) => n + rows, 0)
+
 /** Why this page is not for this file; null = it is. */
 const refusalOf = (state: StateRow, version: number, header: Header): DeliverRefused | null => {
   const refuse = (reason: DeliverRefused["reason"], message: string) => new DeliverRefused({ reason, message })
@@ -179,46 +186,72 @@ export class Deliver extends Context.Service<
       const pace = makePace(db, open)
       const { deliver } = pace
 
-      const applyStraight = Effect.fnUntraced(function* (header: Header, part: Part) {
+      /**
+       * Lays rows ready that nothing here waits for, outside of the lock; false: they go the long way. The short one ends alike. With
+       * nothing pending, held or behind there is nothing to freeze, shield, settle, keep or release, so all that the long way does
+       * is to remove rows and to put rows, the later of two states of one row last; so does this. And where one row of these is
+       * refused, none is written, and the long way takes them all.
+       */
+      const load = Effect.fnUntraced(function* (targets: Targets, tables: ReadonlySet<string>, source: LoadSource) {
+        const plans = [...tables].flatMap((table) => targets.plans.get(table) ?? [])
+        if (plans.length < tables.size) return false
+        yield* db.load(source, plans, true)
+        return true
+      })
+      const showLoaded = (delivery: Delivery, targets: Targets, from: number, to: number): Effect.Effect<boolean, LibsqlError> =>
+        delivery.isQuiet && delivery.manifest === targets.manifest
+          ? Effect.map(delivery.tx.show(from, to), (refusal) => refusal === null)
+          : Effect.succeed(false)
+
+      const applyStraight = Effect.fnUntraced(function* (header: Header, targets: Targets, lines: ReadonlyArray<RowsLine>, isQuiet: boolean) {
+        const rows = rowsOf(lines)
+        const texts = lines.map(([, , , , , text]) => text)
+        const isLoaded = isQuiet && rows >= LOAD_ROWS && (yield* load(targets, new Set(lines.map(([, , , table]) => table)), { texts }))
+        const part = isLoaded ? null : partOf(targets, lines)
         const { value, heldMs } = yield* deliver((delivery) =>
           Effect.gen(function* () {
-            const settled = yield* applyPart(delivery, part, false)
+            const isShown = isLoaded && (yield* showLoaded(delivery, targets, 0, lines.length))
+            const settled = isShown ? [] : yield* applyPart(delivery, part ?? partOf(delivery, lines), false)
             if (delivery.isQuiet) {
               yield* setCursor(delivery.tx, header)
-              return { settled, behind: 0 }
+              return { settled, behind: 0, isShown }
             }
             if ((yield* countRefused(delivery.tx, RETRY_ROWS + 1)) <= RETRY_ROWS) yield* retryTogether(delivery)
             yield* setCursor(delivery.tx, header)
-            return { settled, behind: yield* countBehind(delivery.tx) }
+            return { settled, behind: yield* countBehind(delivery.tx), isShown }
           }),
         )
-        pace.measure(part.rows, heldMs)
-        return { ...value, rows: part.rows }
+        if (isLoaded) yield* db.unload
+        pace.measure(value.isShown, rows, heldMs)
+        return { settled: value.settled, behind: value.behind, rows }
       })
 
-      /** Slices until the time of a chunk is over; answers how many of the lines are applied. */
-      const applySlices = Effect.fnUntraced(function* (delivery: Delivery, applying: Applying, lines: ReadonlyArray<StagedLine>) {
-        let done = 0
+      /** Slices until the time of a chunk is over; answers where among the lines it ended. `isLoaded`: they lie ready. */
+      const applySlices = Effect.fnUntraced(function* (
+        delivery: Delivery,
+        applying: Applying,
+        targets: Targets,
+        lines: ReadonlyArray<StagedLine>,
+        from: number,
+        isLoaded: boolean,
+      ) {
+        let done = from
         let rows = 0
+        let isShort = isLoaded
         for (let sliceMs = 0; done < lines.length; ) {
           const began = yield* Clock.currentTimeMillis
-          if (done > 0 && !pace.hasRoom(delivery, began, sliceMs)) break
+          if (done > from && !pace.hasRoom(delivery, began, sliceMs)) break
           const slice: Array<StagedLine> = []
-          for (let n = 0; done + slice.length < lines.length && n < pace.sliceRows(); ) {
-            const next = lines[done + slice.length] as StagedLine
-            slice.push(next)
-            n += next.line[5].length
-          }
-          const part = partOf(
-            delivery,
-            slice.map(({ line }) => line),
-          )
-          yield* applyPart(delivery, part, applying.sweep)
+          let n = 0
+          for (; done + slice.length < lines.length && n < pace.sliceRows(isShort); n += slice.at(-1)?.rows ?? 0)
+            slice.push(lines[done + slice.length] as StagedLine)
+          isShort = isLoaded && (yield* showLoaded(delivery, targets, done, done + slice.length))
+          if (!isShort) yield* applyPart(delivery, partOf(delivery, yield* readLines(delivery.tx, slice)), applying.sweep)
           yield* removeLines(delivery.tx, slice)
           done += slice.length
-          rows += part.rows
+          rows += n
           sliceMs = (yield* Clock.currentTimeMillis) - began
-          pace.measure(part.rows, sliceMs)
+          pace.measure(isShort, n, sliceMs)
         }
         return { done, rows }
       })
@@ -226,14 +259,20 @@ export class Deliver extends Context.Service<
       /** The staged rows, chunk by chunk; each chunk takes its lines away in its own transaction. */
       const applyRows = Effect.fnUntraced(function* (applying: Applying, targets: Targets) {
         const order = applyOrder(targets.manifest.tables, classOf, applying.above)
-        let lines: ReadonlyArray<StagedLine> = []
         for (let rows = 0; ; ) {
-          if (lines.length === 0) lines = yield* db.read((tx) => nextLines(tx, order, READ_ROWS, READ_CHARACTERS))
+          const { lines, waiting } = yield* db.read((tx) =>
+            Effect.all({ lines: nextLines(tx, order, READ_ROWS, READ_BYTES), waiting: readWaiting(tx) }),
+          )
           if (lines.length === 0) return rows
-          const some = lines
-          const { value } = yield* deliver((delivery) => applySlices(delivery, applying, some))
-          lines = some.slice(value.done)
-          rows += value.rows
+          const source = { sql: LINE_TEXT, numbers: lines.map(({ n }) => n) }
+          const isLoaded = waiting === "quiet" && !applying.sweep && (yield* load(targets, new Set(lines.map(({ table }) => table)), source))
+          for (let done = 0; done < lines.length; ) {
+            const from = done
+            const { value } = yield* deliver((delivery) => applySlices(delivery, applying, targets, lines, from, isLoaded))
+            done = value.done
+            rows += value.rows
+          }
+          if (isLoaded) yield* db.unload
         }
       })
 
@@ -343,7 +382,7 @@ export class Deliver extends Context.Service<
       const page = Effect.fn("Deliver.page")(function* (header: Header, lines: ReadonlyArray<RowsLine>, trailer: Trailer | null) {
         // Interrupted by a full disk or another program's long lock, not by a restart.
         yield* applyStaged
-        const { state, targets, staging, isLeft, sweeps } = yield* db.read((tx) =>
+        const { state, targets, staging, isLeft, sweeps, waiting } = yield* db.read((tx) =>
           Effect.gen(function* () {
             const opened = yield* open(tx)
             return {
@@ -351,6 +390,7 @@ export class Deliver extends Context.Service<
               staging: yield* stagedHeaders(tx),
               isLeft: yield* hasLines(tx),
               sweeps: header.full && (yield* hasRows(tx, opened.targets)),
+              waiting: yield* readWaiting(tx),
             }
           }),
         )
@@ -366,10 +406,9 @@ export class Deliver extends Context.Service<
           return { ...nothing, taken: false, cursor: cursorOf(yield* db.read(readState)), behind: yield* db.read(countBehind) }
         }
         const isComplete = trailer?.complete === true
-        const rows = lines.reduce((n, line) => n + line[5].length, 0)
-        const part = partOf(targets, isComplete && !goesOn ? lines : [])
-        if (isComplete && !goesOn && !sweeps && pace.isShort(part.rows)) {
-          const straight = yield* applyStraight(header, part)
+        const rows = rowsOf(lines)
+        if (isComplete && !goesOn && !sweeps && pace.isShort(rows)) {
+          const straight = yield* applyStraight(header, targets, lines, waiting === "quiet")
           if (straight.behind > 0) yield* retry
           return { ...nothing, ...straight, cursor: cursorAt(header), applied: true }
         }

@@ -1,13 +1,13 @@
 /** What one delivering transaction works with: the tables as the applied manifest says, and the rows that came for them. */
 import * as Effect from "effect/Effect"
-import type { LibsqlError, Tx } from "../libsql/client.ts"
+import { ident, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { readUnfit, unfitText } from "../libsql/unfit.ts"
-import type { Line } from "../link/protocol.ts"
+import { loadColumn, type LoadPlan, loadTable } from "../libsql/load.ts"
+import { readRows } from "../link/frame.ts"
+import type { RowsLine } from "../link/protocol.ts"
 import { localKeyOf } from "../model/key.ts"
 import type { Manifest, Table } from "../model/table.ts"
 import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
-
-export type RowsLine = Extract<Line, readonly ["rows", ...ReadonlyArray<unknown>]>
 
 /** A table and the number it has in this file. */
 export interface Target {
@@ -25,6 +25,8 @@ export interface Targets {
   readonly manifest: Manifest
   readonly byName: ReadonlyMap<string, Target>
   readonly byTbl: ReadonlyMap<number, Target>
+  /** How the rows of a table are written in bulk, by its name; none for a table whose rows need more than that. */
+  readonly plans: ReadonlyMap<string, LoadPlan>
 }
 
 export interface Delivery extends Targets {
@@ -54,6 +56,28 @@ export const QUARANTINE = "schoolbus.quarantine"
 
 export const idOf = (tbl: number, key: string): string => `${tbl} ${key}`
 
+const planOf = ({ table, keyKinds }: Target): LoadPlan => {
+  const columns = table.columns.map(({ name }) => name)
+  const key = table.key.map((name) => columns.indexOf(name))
+  const from = loadTable(columns.length)
+  const set = columns.filter((name) => !table.key.includes(name)).map((name) => `${ident(name)} = excluded.${ident(name)}`)
+  // OR ABORT: a table that a program made may say `ON CONFLICT REPLACE`, which would delete another row.
+  const put = (order: string): string =>
+    `INSERT OR ABORT INTO ${ident(table.local)} (${columns.map(ident).join(", ")})
+      SELECT ${columns.map((_, i) => loadColumn(i)).join(", ")} FROM ${from} WHERE rowid BETWEEN ?1 AND ?2 ${order}
+      ON CONFLICT (${table.key.map(ident).join(", ")}) DO ${set.length === 0 ? "NOTHING" : `UPDATE SET ${set.join(", ")}`}`
+  return {
+    table: table.name,
+    columns,
+    kinds: table.columns.map(({ kind }) => kind),
+    keyKinds,
+    keyAt: key[0] ?? 0,
+    put: put(""),
+    putInOrder: put(`ORDER BY ${[...key.map(loadColumn), "rowid"].join(", ")}`),
+    remove: `DELETE FROM ${ident(table.local)} WHERE ${table.key.map((name) => `${ident(name)} = ?`).join(" AND ")}`,
+  }
+}
+
 export const readTargets = (tx: Tx, manifest: Manifest): Effect.Effect<Targets, LibsqlError> =>
   Effect.gen(function* () {
     const ids = new Map((yield* tx.all<{ id: number; name: string }>("SELECT id, name FROM schoolbus_tables")).map((row) => [row.name, row.id]))
@@ -65,7 +89,12 @@ export const readTargets = (tx: Tx, manifest: Manifest): Effect.Effect<Targets, 
       const isRecord = table.name === CONFLICTS || table.name === QUARANTINE
       return [{ table, tbl, kinds, keyKinds: table.key.map((name) => kinds.get(name) ?? "text"), isRecord, unfit: unfit.get(table.name) ?? null }]
     })
-    return { manifest, byName: new Map(targets.map((t) => [t.table.name, t])), byTbl: new Map(targets.map((t) => [t.tbl, t])) }
+    return {
+      manifest,
+      byName: new Map(targets.map((t) => [t.table.name, t])),
+      byTbl: new Map(targets.map((t) => [t.tbl, t])),
+      plans: new Map(targets.flatMap((t) => (t.unfit !== null || t.isRecord || t.table.name === LEDGER ? [] : [[t.table.name, planOf(t)] as const]))),
+    }
   })
 
 export const itemOf = (target: Target, keyValues: ReadonlyArray<Wire>, columns: ReadonlyArray<string>, values: ReadonlyArray<Wire> | null): Item => {
@@ -90,7 +119,7 @@ export const partOf = (targets: Targets, lines: ReadonlyArray<RowsLine>): Part =
   const ledger: Array<Row> = []
   const lists = new Map<string, ReadonlyArray<string>>()
   let rows = 0
-  for (const [, , , name, columns, lineRows] of lines) {
+  for (const [, , , name, columns, lineRows] of lines.map(readRows)) {
     rows += lineRows.length
     if (name === LEDGER) {
       for (const [, values] of lineRows) if (values !== null) ledger.push(rowOf(columns, values))

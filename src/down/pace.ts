@@ -36,11 +36,12 @@ export interface Pace {
   readonly deliver: <A>(
     body: (delivery: Delivery) => Effect.Effect<A, LibsqlError>,
   ) => Effect.Effect<{ readonly value: A; readonly heldMs: number }, LibsqlError>
-  readonly measure: (rows: number, ms: number) => void
+  /** `isLoaded`: the rows lay ready, which is another speed. */
+  readonly measure: (isLoaded: boolean, rows: number, ms: number) => void
   /** So many rows may be written in one transaction. */
   readonly isShort: (rows: number) => boolean
   /** Rows of the next slice. */
-  readonly sliceRows: () => number
+  readonly sliceRows: (isLoaded: boolean) => number
   /** Whether a slice as long as the last one still fits into this transaction. */
   readonly hasRoom: (delivery: Delivery, now: number, sliceMs: number) => boolean
 }
@@ -52,6 +53,7 @@ export const makePace = (
   let endedAt = 0
   let stretchMs = 0
   let msPerRow = FIRST_MS_PER_ROW
+  let msPerLoadedRow = FIRST_MS_PER_ROW
   let commitMs = 0
 
   /** A long list of open writes is frozen beforehand, a batch at a time. */
@@ -71,8 +73,11 @@ export const makePace = (
   /** Else the next program that commits would have to carry over what we wrote. */
   const checkpoint = Effect.ignoreCause(db.read((tx) => tx.all("PRAGMA wal_checkpoint(PASSIVE)")))
   /** A slow row counts at once, a fast one little by little: the machine may be busy again in a moment. */
-  const measure = (rows: number, ms: number): void => {
-    if (rows >= SLICE_ROWS.least) msPerRow = Math.max(ms / rows, 0.7 * msPerRow + 0.3 * (ms / rows))
+  const measure: Pace["measure"] = (isLoaded, rows, ms) => {
+    if (rows < SLICE_ROWS.least) return
+    const now = ms / rows
+    if (isLoaded) msPerLoadedRow = Math.max(now, 0.7 * msPerLoadedRow + 0.3 * now)
+    else msPerRow = Math.max(now, 0.7 * msPerRow + 0.3 * now)
   }
   const deliver = Effect.fnUntraced(function* <A>(body: (delivery: Delivery) => Effect.Effect<A, LibsqlError>) {
     yield* freezeBacklog
@@ -104,7 +109,7 @@ export const makePace = (
     deliver,
     measure,
     isShort: (rows) => rows * msPerRow + commitMs <= STRAIGHT_MS,
-    sliceRows: () => Math.max(SLICE_ROWS.least, Math.min(SLICE_ROWS.most, Math.floor(SLICE_MS / msPerRow))),
+    sliceRows: (isLoaded) => Math.max(SLICE_ROWS.least, Math.min(SLICE_ROWS.most, Math.floor(SLICE_MS / (isLoaded ? msPerLoadedRow : msPerRow)))),
     hasRoom: (delivery, now, sliceMs) => now - delivery.now + sliceMs + commitMs <= CHUNK_MS,
   }
 }

@@ -52,7 +52,11 @@ const makeLines = () => {
   const flush = (): void => {
     if (line === null) return
     lastOf.set(line.cls, line.last)
-    lines.push(sealLine(`["rows",${line.cls},${line.last},${JSON.stringify(line.table.name)},${line.table.columns},[${line.rows.join(",")}]]`))
+    lines.push(
+      sealLine(
+        `["rows",${line.cls},${line.last},${JSON.stringify(line.table.name)},${line.table.columns},[${line.rows.join(",")}],${line.rows.length}]`,
+      ),
+    )
     line = null
   }
   const add = (cls: number, table: TableNames, seq: number, text: string): void => {

@@ -52,7 +52,7 @@ const takePage = (link: Link, identity: Identity, options: PullOptions, page: Pu
       ),
     )
     const tables: Record<string, number> = {}
-    for (const [, , , table, , rows] of page.lines) tables[table] = (tables[table] ?? 0) + rows.length
+    for (const [, , , table, rows] of page.lines) tables[table] = (tables[table] ?? 0) + rows
     return { kind: page.trailer === null ? "part" : "page", delivered, header: page.header, tables }
   })
 

@@ -4,31 +4,29 @@
  */
 import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
-import type { Header, Staged } from "../link/protocol.ts"
+import { rowsLine } from "../link/frame.ts"
+import type { Header, RowsLine, Staged } from "../link/protocol.ts"
 import type { Table } from "../model/table.ts"
-import { CONFLICTS, LEDGER, QUARANTINE, type RowsLine } from "./delivery.ts"
+import { CONFLICTS, LEDGER, QUARANTINE } from "./delivery.ts"
 
 /** Rows of our own tables that one transaction removes. */
 const REMOVE_ROWS = 20_000
 const REMOVE_LINES = 200
-const READ_LINES = 16
+const READ_LINES = 64
+
+/** Characters of a line's rows, without what stands before them. */
+const rowsLength = ([, , , , , text]: RowsLine): number => text.length - text.indexOf('"],[') - 4
 
 export const stageLines = (tx: Tx, header: Header, lines: ReadonlyArray<RowsLine>): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    const texts = lines.map((line) => JSON.stringify(line))
-    yield* tx.many("INSERT INTO schoolbus_stage (cls, seq, tbl, line) VALUES (?, ?, ?, ?)", [
-      [null, null, null, JSON.stringify(header)],
-      ...lines.map((line, i) => [BigInt(line[1]), BigInt(line[2]), line[3], texts[i] ?? ""]),
+    yield* tx.many("INSERT INTO schoolbus_stage (cls, seq, tbl, rows, line) VALUES (?, ?, ?, ?, ?)", [
+      [null, null, null, 0n, JSON.stringify(header)],
+      ...lines.map(([, cls, seq, table, rows, text]) => [BigInt(cls), BigInt(seq), table, BigInt(rows), text]),
     ])
     yield* tx.many(
       `INSERT INTO schoolbus_staged (cls, seq, rows, bytes) VALUES (?, ?, ?, ?) ON CONFLICT (cls) DO UPDATE SET
          seq = max(seq, excluded.seq), rows = rows + excluded.rows, bytes = bytes + excluded.bytes`,
-      lines.map((line, i) => [
-        BigInt(line[1]),
-        BigInt(line[2]),
-        BigInt(line[5].length),
-        BigInt((texts[i]?.length ?? 0) - JSON.stringify(line.slice(0, 5)).length),
-      ]),
+      lines.map((line) => [BigInt(line[1]), BigInt(line[2]), BigInt(line[4]), BigInt(rowsLength(line))]),
     )
   })
 
@@ -135,41 +133,51 @@ export const applyOrder = (
   return [...ranked.map((table) => table.name), ...(above > 0 ? [] : [QUARANTINE, CONFLICTS])]
 }
 
+/** A line that waits; its text stays in the file. */
 export interface StagedLine {
   readonly n: number
-  readonly line: RowsLine
+  readonly table: string
+  readonly rows: number
 }
 
-/** The next lines to apply, up to about so many rows and characters; of at least one line. */
-export const nextLines = (
-  tx: Tx,
-  order: ReadonlyArray<string>,
-  rows: number,
-  characters: number,
-): Effect.Effect<ReadonlyArray<StagedLine>, LibsqlError> =>
+/** The next lines to apply, up to about so many rows and bytes; of at least one line. */
+export const nextLines = (tx: Tx, order: ReadonlyArray<string>, rows: number, bytes: number): Effect.Effect<ReadonlyArray<StagedLine>, LibsqlError> =>
   Effect.gen(function* () {
     const lines: Array<StagedLine> = []
     let left = rows
-    let room = characters
-    for (const name of order) {
+    let room = bytes
+    for (const table of order) {
       for (let after = -1; left > 0 && room > 0; ) {
-        const some = yield* tx.all<{ n: number; line: string }>(
-          `SELECT n, line FROM schoolbus_stage WHERE tbl = ? AND n > ? ORDER BY n LIMIT ${READ_LINES}`,
-          [name, after],
+        const some = yield* tx.all<{ n: number; rows: number; bytes: number }>(
+          `SELECT n, rows, octet_length(line) AS bytes FROM schoolbus_stage WHERE tbl = ? AND n > ? ORDER BY n LIMIT ${READ_LINES}`,
+          [table, after],
         )
-        for (const { n, line } of some) {
+        for (const line of some) {
           if (left <= 0 || room <= 0) break
-          const parsed = JSON.parse(line) as RowsLine
-          lines.push({ n, line: parsed })
-          left -= parsed[5].length
-          room -= line.length
-          after = n
+          lines.push({ n: line.n, table, rows: line.rows })
+          left -= line.rows
+          room -= line.bytes
+          after = line.n
         }
         if (some.length < READ_LINES) break
       }
     }
     return lines
   })
+
+const linesOf = (rows: ReadonlyArray<{ readonly line: string }>): ReadonlyArray<RowsLine> =>
+  rows.map(({ line }) => rowsLine(line)).filter((line) => line !== null)
+
+/** Reads the text of one line. */
+export const LINE_TEXT = "SELECT line FROM schoolbus_stage WHERE n = ?"
+
+export const readLines = (tx: Tx, lines: ReadonlyArray<StagedLine>): Effect.Effect<ReadonlyArray<RowsLine>, LibsqlError> =>
+  Effect.map(
+    tx.all<{ line: string }>("SELECT line FROM json_each(?) j JOIN schoolbus_stage s ON s.n = j.value ORDER BY j.key", [
+      JSON.stringify(lines.map(({ n }) => n)),
+    ]),
+    linesOf,
+  )
 
 export const removeLines = (tx: Tx, lines: ReadonlyArray<StagedLine>): Effect.Effect<void, LibsqlError> =>
   Effect.asVoid(
@@ -180,6 +188,4 @@ export const removeLines = (tx: Tx, lines: ReadonlyArray<StagedLine>): Effect.Ef
   )
 
 export const ledgerLines = (tx: Tx): Effect.Effect<ReadonlyArray<RowsLine>, LibsqlError> =>
-  Effect.map(tx.all<{ line: string }>("SELECT line FROM schoolbus_stage WHERE tbl = ? ORDER BY n", [LEDGER]), (rows) =>
-    rows.map(({ line }) => JSON.parse(line) as RowsLine),
-  )
+  Effect.map(tx.all<{ line: string }>("SELECT line FROM schoolbus_stage WHERE tbl = ? ORDER BY n", [LEDGER]), linesOf)

@@ -14,6 +14,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type { Cell, Kind, Wire } from "../model/value.ts"
+import type { LoadPlan, LoadSource } from "./load.ts"
 import type { Slab } from "./slab.ts"
 
 /** How long a statement waits for another program's write lock before it fails with SQLITE_BUSY. */
@@ -68,6 +69,8 @@ export interface Tx {
   readonly bulk: (sql: string, rows: Slab, args?: ReadonlyArray<Bind>) => Effect.Effect<void, LibsqlError>
   /** As `run`, for a statement whose answer nobody needs. It does not wait either. */
   readonly ahead: (sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<void>
+  /** Writes loaded lines, from one up to but not including another, all of them or none; why they cannot be written so, or null. */
+  readonly show: (from: number, to: number) => Effect.Effect<string | null, LibsqlError>
   /** DDL or a script. */
   readonly exec: (sql: string) => Effect.Effect<void, LibsqlError>
   /** Reads rows and keeps only their prints (model/digest.ts), so that a table of any size may be compared. */
@@ -94,6 +97,12 @@ export interface LibsqlFile {
   readonly write: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
   /** `many` in a transaction of its own, in one message: what is small and waited for is not sent to and fro four times. */
   readonly insert: (sql: string, rows: ReadonlyArray<ReadonlyArray<Cell>>) => Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>
+  /**
+   * Lays the rows of lines ready for `show`, outside of the file and of any lock; the first of several times what lay ready is thrown
+   * away. There is one such place: its user is one at a time.
+   */
+  readonly load: (source: LoadSource, plans: ReadonlyArray<LoadPlan>, isFirst: boolean) => Effect.Effect<void, LibsqlError>
+  readonly unload: Effect.Effect<void>
   readonly read: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
   /** A read on a connection and worker of its own: for scans that others shall not wait for. */
   readonly readApart: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
@@ -152,6 +161,9 @@ type Command =
   | { readonly op: "run" | "all" | "values"; readonly sql: string; readonly args: ReadonlyArray<Bind> | undefined }
   | ({ readonly op: "many" | "insert"; readonly sql: string } & Packed)
   | ({ readonly op: "wires"; readonly sql: string } & PackedWires)
+  | { readonly op: "load"; readonly source: LoadSource; readonly plans: ReadonlyArray<LoadPlan>; readonly isFirst: boolean }
+  | { readonly op: "show"; readonly from: number; readonly to: number }
+  | { readonly op: "unload" }
   | ({ readonly op: "prints" } & PrintScan)
   | { readonly op: "reset" | "close" }
 export type Request = Command & { readonly id: number }
@@ -264,6 +276,7 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlErr
         }
       }),
       ahead: (sql, args = []) => Effect.sync(() => sendAhead(sql, args, [])),
+      show: (from, to) => send({ op: "show", from, to }) as Effect.Effect<string | null, LibsqlError>,
       exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),
       prints: (scan) => send({ op: "prints", ...scan }) as Effect.Effect<PrintsFound, LibsqlError>,
     }
@@ -306,7 +319,9 @@ const makeWrite = (port: Port) => {
     rows.length === 0
       ? Effect.succeed([])
       : one.withPermit(Effect.suspend(() => port.send({ op: "insert", sql, ...pack(rows) }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>))
-  return { write, insert }
+  const load: LibsqlFile["load"] = (source, plans, isFirst) => one.withPermit(Effect.asVoid(port.send({ op: "load", source, plans, isFirst })))
+  const unload: LibsqlFile["unload"] = one.withPermit(Effect.sync(() => port.post({ op: "unload" }, () => undefined)))
+  return { write, insert, load, unload }
 }
 
 /** Opens the file, creating it when it does not exist; closed with the scope. */

@@ -7,6 +7,7 @@ import Database from "libsql"
 import { Hasher, keyName, Prints } from "../model/digest.ts"
 import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
 import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Response, RowFailure } from "./client.ts"
+import { Loads } from "./load.ts"
 
 const STATEMENT_CACHE = 256
 
@@ -28,6 +29,7 @@ const open = (): Database.Database => {
 
 const close = (): void => {
   statements = new Map()
+  loads.forget()
   const old = db
   db = undefined
   old?.close()
@@ -152,6 +154,22 @@ const writeWires = ({ sql, kinds, json, wideSql, wide }: PackedWires & { readonl
   return failures
 }
 
+const loads = new Loads({
+  prepare,
+  text: (sql, number) =>
+    (
+      prepare(sql)
+        .raw(true)
+        .get([BigInt(number)]) as [string]
+    )[0],
+  exec: (sql) => open().exec(sql),
+  refusal: (error) => {
+    const { code, message } = failure(error)
+    // A statement that does not fit the file: a program dropped the table or a column.
+    return isRefusal(code) || code === "SQLITE_ERROR" ? message : null
+  },
+})
+
 const answer = (request: Request): unknown => {
   // Without this, what was sent after the failure would stand without it, or even outside the transaction, which some failures end.
   if (spoiled !== null && request.op !== "close" && request.op !== "reset" && !(request.op === "end" && !request.commit)) throw spoiled
@@ -227,6 +245,15 @@ const answer = (request: Request): unknown => {
       }
     case "wires":
       return writeWires(request)
+    case "load":
+      if (request.isFirst) loads.clear()
+      loads.load(request.source, request.plans)
+      return null
+    case "show":
+      return loads.show(request.from, request.to)
+    case "unload":
+      loads.clear()
+      return null
     case "prints":
       return print(request)
     case "reset":

@@ -3,7 +3,7 @@ import { crc32 } from "node:zlib"
 import { z } from "zod"
 import type { BatchHeader } from "../model/batch.ts"
 import type { Batch, Change } from "../model/change.ts"
-import { BatchHeaderLine, ChangeLine, Header, type Line, Trailer } from "./protocol.ts"
+import { BatchHeaderLine, ChangeLine, Header, type Line, type RowsLine, type RowsText, Trailer } from "./protocol.ts"
 
 const hex8 = (n: number): string => (n >>> 0).toString(16).padStart(8, "0")
 
@@ -17,7 +17,32 @@ export type Opened = { readonly ok: Line } | { readonly damaged: string }
 
 const SEAL = 12 // ,"xxxxxxxx"]
 
-const RowsLine = z.tuple([z.literal("rows"), z.number().int(), z.number().int(), z.string(), z.array(z.string()), z.array(z.unknown())])
+const RowsForm = z.tuple([
+  z.literal("rows"),
+  z.number().int(),
+  z.number().int(),
+  z.string(),
+  z.array(z.string()),
+  z.array(z.unknown()),
+  z.number().int().optional(),
+])
+/** What every hub writes before the rows of a line and after them; a line of another form is read as a whole. */
+const ROWS_HEAD = /^\["rows",(\d+),(\d+),("(?:[^"\\]|\\.)*"),\["/
+const ROWS_COUNT = /\],(\d{1,9})$/
+
+/** A rows line without its seal; null: it has another form. */
+export const rowsLine = (text: string): RowsLine | null => {
+  const head = ROWS_HEAD.exec(text)
+  const count = ROWS_COUNT.exec(text.slice(-12, -1))
+  if (head !== null && count !== null)
+    return ["rows", Number(head[1]), Number(head[2]), JSON.parse(head[3] as string) as string, Number(count[1]), text]
+  const whole = RowsForm.safeParse(JSON.parse(text))
+  if (!whole.success) return null
+  const [, cls, last, table, , rows] = whole.data
+  return ["rows", cls, last, table, rows.length, text]
+}
+
+export const readRows = ([, , , , , text]: RowsLine): RowsText => JSON.parse(text) as RowsText
 
 export const openLine = (text: string): Opened => {
   const seal = text.slice(-SEAL)
@@ -26,15 +51,15 @@ export const openLine = (text: string): Opened => {
   if (hex8(crc32(body)) !== seal.slice(2, 10)) return { damaged: "checksum of a line does not match" }
   let line: unknown
   try {
+    if (body.startsWith('["rows",')) {
+      const rows = rowsLine(`${body}]`)
+      return rows === null ? { damaged: "a rows line has another form" } : { ok: rows }
+    }
     line = JSON.parse(`${body}]`)
   } catch {
     return { damaged: "a line is not JSON" }
   }
   if (!Array.isArray(line)) return { damaged: "a line is not an array" }
-  if (line[0] === "rows") {
-    const rows = RowsLine.safeParse(line)
-    return rows.success ? { ok: line as unknown as Line } : { damaged: "a rows line has another form" }
-  }
   if (line[0] === "cut") {
     const header = Header.safeParse(line[1])
     return header.success ? { ok: ["cut", header.data] } : { damaged: "a cut line has another form" }

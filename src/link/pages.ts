@@ -1,14 +1,14 @@
 /** The lines of a body, put together to pages: of one answer, or of a stream without end. */
 import { BodyFault, type BodyLimits, readChunks, splitLines, unpress } from "./body.ts"
 import { openLine } from "./frame.ts"
-import { type Header, LEAST_RATE, type Line, MAX_BODY_MS, MAX_LINE_BYTES, type Trailer } from "./protocol.ts"
+import { type Header, LEAST_RATE, MAX_BODY_MS, MAX_LINE_BYTES, type RowsLine, type Trailer } from "./protocol.ts"
 
 /** A page is about 1 MiB of rows; one row may be large. */
 const MAX_PAGE_BYTES = 256 * 1024 * 1024
 
 export interface PulledPage {
   readonly header: Header
-  readonly lines: ReadonlyArray<Extract<Line, readonly ["rows", ...ReadonlyArray<unknown>]>>
+  readonly lines: ReadonlyArray<RowsLine>
   /** null: the line broke before the page's end; what came before is good. */
   readonly trailer: Trailer | null
   readonly bytes: number

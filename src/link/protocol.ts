@@ -184,11 +184,22 @@ export type Trailer = z.infer<typeof Trailer>
 
 /** `key` as wire key values; `row` in the order of the line's columns, null = the row no longer exists here. */
 export type LineRow = readonly [key: ReadonlyArray<Wire>, row: ReadonlyArray<Wire> | null]
-export type Line =
-  | readonly ["cut", Header]
-  | readonly ["rows", cls: number, lastSeq: number, table: string, columns: ReadonlyArray<string>, rows: ReadonlyArray<LineRow>]
-  | readonly ["page", Trailer]
-  | readonly ["sync", Readonly<Record<string, never>>]
+/**
+ * A line of rows as it is handed on: on the wire `["rows",8,812,"public.pupils",["id","name"],[[["a1"],["a1","Amina"]]],1]`, where
+ * the last number says how many rows it holds. Its text is read once, where the rows are written.
+ */
+export type RowsLine = readonly ["rows", cls: number, lastSeq: number, table: string, rows: number, text: string]
+/** The text of a rows line, read. */
+export type RowsText = readonly [
+  "rows",
+  cls: number,
+  lastSeq: number,
+  table: string,
+  columns: ReadonlyArray<string>,
+  rows: ReadonlyArray<LineRow>,
+  count?: number,
+]
+export type Line = readonly ["cut", Header] | RowsLine | readonly ["page", Trailer] | readonly ["sync", Readonly<Record<string, never>>]
 
 /** problem+json bodies carry one of these in `code`. */
 export type ProblemCode =

@@ -50,7 +50,7 @@ const pages = async (bytes: Uint8Array) => {
   let fault: unknown = null
   try {
     for await (const one of pagesOf(body(bytes), false, 1_000, () => undefined)) {
-      if (one !== "asked") got.push({ lines: one.lines.map((line) => sealLine(JSON.stringify(line))), whole: one.trailer !== null })
+      if (one !== "asked") got.push({ lines: one.lines.map((line) => sealLine(line[5])), whole: one.trailer !== null })
     }
   } catch (cause) {
     fault = cause

@@ -9,7 +9,7 @@ import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import { Deliver, type Delivered, type RowsLine } from "../../src/down/deliver.ts"
 import { Libsql, type LibsqlFile } from "../../src/libsql/client.ts"
-import type { Header, Staged, Trailer } from "../../src/link/protocol.ts"
+import type { Header, LineRow, Staged, Trailer } from "../../src/link/protocol.ts"
 import type { Change, Exception } from "../../src/model/change.ts"
 import type { Cursor } from "../../src/model/cursor.ts"
 import { classOf, type Manifest, type Table } from "../../src/model/table.ts"
@@ -145,17 +145,24 @@ export class PretendHub {
         }
         const first = due[i] as Entry
         const names = first.table.columns.map((c) => c.name)
-        const rows: Array<RowsLine[5][number]> = []
+        const rows: Array<LineRow> = []
         let last = 0
         for (; i < due.length && rows.length < (options.lineRows ?? 500) && due[i]?.table === first.table; i++) {
           const entry = due[i] as Entry
           rows.push([entry.key, entry.row === null ? null : names.map((name) => entry.row?.[name] ?? null)])
           last = entry.seq
         }
-        lines.push(["rows", cls, last, first.table.name, names, rows])
+        lines.push([
+          "rows",
+          cls,
+          last,
+          first.table.name,
+          rows.length,
+          JSON.stringify(["rows", cls, last, first.table.name, names, rows, rows.length]),
+        ])
       }
     }
-    const rows = lines.reduce((n, line) => n + line[5].length, 0)
+    const rows = lines.reduce((n, line) => n + line[4], 0)
     const header: Header = {
       school: SCHOOL,
       epoch: this.epoch,

@@ -1,0 +1,220 @@
+/**
+ * Rows of the link's lines on their way into tables, in two steps. `load` reads the lines and lays their rows into temporary
+ * tables of the writer's own connection: most of the work, done without any lock on the file. `show` then writes the rows of
+ * some lines into their tables, one statement for each table, which takes a third of the time. All of them or none: what a
+ * constraint or a changed table refuses is told, and the rows go in one by one by another way.
+ *
+ * Rows of a line go in as they stand in it, and of a row that comes twice the later one counts.
+ */
+import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
+
+/** How the rows of one table are written. */
+export interface LoadPlan {
+  readonly table: string
+  /** All columns that a line must have, in this order; the rows of another line are not loaded. */
+  readonly columns: ReadonlyArray<string>
+  readonly kinds: ReadonlyArray<Kind>
+  /** Of the key's columns. */
+  readonly keyKinds: ReadonlyArray<Kind>
+  /** Where the first of them stands among the columns. */
+  readonly keyAt: number
+  /** Writes the loaded rows ?1 to ?2 of `loadTable`; `inOrder`: in the order of their keys. */
+  readonly put: string
+  readonly putInOrder: string
+  /** Removes the row of one key. */
+  readonly remove: string
+}
+
+/** The lines' own texts, or what a statement finds for each number. */
+export type LoadSource = { readonly texts: ReadonlyArray<string> } | { readonly sql: string; readonly numbers: ReadonlyArray<number> }
+
+/** The temporary table of rows with so many columns: c0, c1 and so on, without types, so that cells stay what they are. */
+export const loadTable = (width: number): string => `temp.schoolbus_load_${width}`
+export const loadColumn = (index: number): string => `c${index}`
+
+type LineText = readonly [
+  unknown,
+  unknown,
+  unknown,
+  string,
+  ReadonlyArray<string>,
+  ReadonlyArray<readonly [ReadonlyArray<Wire>, ReadonlyArray<Wire> | null]>,
+]
+
+interface LoadedLine {
+  /** null: no plan is for this line. */
+  readonly plan: LoadPlan | null
+  /** Its rows in the temporary table. */
+  readonly from: number
+  readonly to: number
+  readonly first: Cell
+  readonly last: Cell
+  readonly isSorted: boolean
+  readonly keys: ReadonlyArray<ReadonlyArray<Wire>>
+  readonly gone: ReadonlyArray<ReadonlyArray<Wire>>
+}
+
+/** Values that one statement of many rows binds: beyond that it is no quicker. */
+const WIDE_VALUES = 200
+
+const isLess = (a: Cell, b: Cell): boolean => a !== null && b !== null && typeof a === typeof b && !(a instanceof Uint8Array) && a < b
+
+interface Connection {
+  readonly prepare: (sql: string) => { readonly run: (args: Array<unknown>) => unknown }
+  /** The one text that a statement finds for a number. */
+  readonly text: (sql: string, number: number) => string
+  readonly exec: (sql: string) => void
+  /** Why a row was refused; null when the error is another one. */
+  readonly refusal: (error: unknown) => string | null
+}
+
+const sameNames = (a: ReadonlyArray<string>, b: ReadonlyArray<string>): boolean => a.length === b.length && a.every((name, i) => name === b[i])
+
+export class Loads {
+  readonly #connection: Connection
+  #lines: Array<LoadedLine> = []
+  /** Of each temporary table, by width: its rows, and the statement that adds as many as go together. */
+  #tables = new Map<number, { rows: number; readonly wide: number; readonly insert: (rows: number) => string }>()
+
+  constructor(connection: Connection) {
+    this.#connection = connection
+  }
+
+  /** The connection is gone, and what was loaded with it. */
+  forget(): void {
+    this.#lines = []
+    this.#tables.clear()
+  }
+
+  clear(): void {
+    this.#lines = []
+    for (const [width, table] of this.#tables) {
+      if (table.rows > 0) this.#connection.exec(`DELETE FROM ${loadTable(width)}`)
+      table.rows = 0
+    }
+  }
+
+  /** Adds lines to the loaded ones. */
+  load(source: LoadSource, plans: ReadonlyArray<LoadPlan>): void {
+    const byTable = new Map(plans.map((plan) => [plan.table, plan]))
+    const texts = "texts" in source ? source.texts : source.numbers.map((number) => this.#connection.text(source.sql, number))
+    this.#connection.exec("BEGIN")
+    try {
+      for (const text of texts) this.#add(JSON.parse(text) as LineText, byTable)
+      this.#connection.exec("COMMIT")
+    } catch (error) {
+      this.#connection.exec("ROLLBACK")
+      for (const width of this.#tables.keys()) this.#connection.exec(`DROP TABLE IF EXISTS ${loadTable(width)}`)
+      this.forget()
+      throw error
+    }
+  }
+
+  #table(width: number) {
+    const known = this.#tables.get(width)
+    if (known !== undefined) return known
+    const columns = Array.from({ length: width }, (_, i) => loadColumn(i))
+    this.#connection.exec(`CREATE TABLE ${loadTable(width)} (${columns.join(", ")})`)
+    const wide = Math.max(1, Math.floor(WIDE_VALUES / width))
+    const values = `(${columns.map(() => "?").join(", ")})`
+    const insert = (rows: number): string => `INSERT INTO ${loadTable(width)} VALUES ${Array(rows).fill(values).join(", ")}`
+    const wideInsert = insert(wide)
+    const table = { rows: 0, wide, insert: (rows: number) => (rows === wide ? wideInsert : insert(rows)) }
+    this.#tables.set(width, table)
+    return table
+  }
+
+  #add([, , , name, columns, rows]: LineText, plans: ReadonlyMap<string, LoadPlan>): void {
+    const plan = plans.get(name)
+    if (plan === undefined || !sameNames(plan.columns, columns)) {
+      this.#lines.push({ plan: null, from: 1, to: 0, first: null, last: null, isSorted: true, keys: [], gone: [] })
+      return
+    }
+    const { kinds, keyAt } = plan
+    const width = kinds.length
+    const table = this.#table(width)
+    const from = table.rows + 1
+    const keys: Array<ReadonlyArray<Wire>> = []
+    const gone: Array<ReadonlyArray<Wire>> = []
+    let cells: Array<Cell> = []
+    let first: Cell = null
+    let last: Cell = null
+    let isSorted = true
+    const flush = (): void => {
+      if (cells.length > 0) this.#connection.prepare(table.insert(cells.length / width)).run(cells)
+      table.rows += cells.length / width
+      cells = []
+    }
+    for (const [key, values] of rows) {
+      if (values === null) {
+        gone.push(key)
+        continue
+      }
+      for (let i = 0; i < width; i++) cells.push(wireToCell(kinds[i] as Kind, values[i] ?? null))
+      const at = cells[cells.length - width + keyAt] as Cell
+      if (keys.length === 0) first = at
+      else if (isSorted && isLess(at, last)) isSorted = false
+      last = at
+      keys.push(key)
+      if (cells.length === table.wide * width) flush()
+    }
+    flush()
+    this.#lines.push({ plan, from, to: table.rows, first, last, isSorted, keys, gone })
+  }
+
+  /** Writes the lines `from` up to but not including `to`, all of them or none; why they cannot be written so, or null. */
+  show(from: number, to: number): string | null {
+    const lines = this.#lines.slice(from, to)
+    if (lines.length !== to - from) return "the lines are not loaded"
+    if (lines.some(({ plan }) => plan === null)) return "a line needs another way"
+    if (lines.some(({ gone }) => gone.length > 0) && isTangled(lines)) return "a row comes and goes"
+    this.#connection.exec("SAVEPOINT show")
+    try {
+      for (const { plan, gone } of lines)
+        if (plan !== null && gone.length > 0) {
+          const remove = this.#connection.prepare(plan.remove)
+          for (const key of gone) remove.run(plan.keyKinds.map((kind, i) => wireToCell(kind, key[i] ?? null)))
+        }
+      for (const { plan, from: first, to: last, isSorted } of runsOf(lines))
+        this.#connection.prepare(isSorted ? plan.put : plan.putInOrder).run([BigInt(first), BigInt(last)])
+      this.#connection.exec("RELEASE show")
+      return null
+    } catch (error) {
+      const refusal = this.#connection.refusal(error)
+      if (refusal === null) throw error
+      this.#connection.exec("ROLLBACK TO show")
+      this.#connection.exec("RELEASE show")
+      return refusal
+    }
+  }
+}
+
+/** Whether a row is written before a line says that it is gone: deletes go first, which would be the wrong way round. */
+const isTangled = (lines: ReadonlyArray<LoadedLine>): boolean => {
+  const nameOf = (plan: LoadPlan | null, key: ReadonlyArray<Wire>): string => `${plan?.table} ${JSON.stringify(key)}`
+  const gone = new Set(lines.flatMap(({ plan, gone }) => gone.map((key) => nameOf(plan, key))))
+  return lines.some(({ plan, keys }) => keys.some((key) => gone.has(nameOf(plan, key))))
+}
+
+interface Run {
+  readonly plan: LoadPlan
+  readonly from: number
+  to: number
+  isSorted: boolean
+}
+
+/** Lines of one table that lie next to each other are written together. */
+const runsOf = (lines: ReadonlyArray<LoadedLine>): ReadonlyArray<Run> => {
+  const runs: Array<Run> = []
+  let before: LoadedLine | undefined
+  for (const line of lines) {
+    if (line.plan === null || line.to < line.from) continue
+    const run = runs.at(-1)
+    if (run !== undefined && run.plan === line.plan && run.to + 1 === line.from) {
+      run.to = line.to
+      run.isSorted &&= line.isSorted && before !== undefined && !isLess(line.first, before.last)
+    } else runs.push({ plan: line.plan, from: line.from, to: line.to, isSorted: line.isSorted })
+    before = line
+  }
+  return runs
+}
