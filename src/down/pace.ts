@@ -87,8 +87,9 @@ export const makePace = (
     let written = 0
     const value = yield* db.write((tx) =>
       Effect.gen(function* () {
-        began = yield* Clock.currentTimeMillis
         const { state, targets } = yield* open(tx)
+        // The lock is held from the first answer on.
+        began = yield* Clock.currentTimeMillis
         const waiting = yield* readWaiting(tx)
         const delivery: Delivery = { ...targets, tx, incarnation: state.incarnation, now: began, isQuiet: waiting === "quiet" }
         const done = yield* delivering(delivery, waiting === "open", body(delivery))

@@ -307,10 +307,12 @@ const makeRead = (port: Port): LibsqlFile["read"] => {
 
 const makeWrite = (port: Port) => {
   const one = Semaphore.makeUnsafe(1)
+  // As for a read: the first statement that is waited for fails when it did not begin, and the commit does.
+  const begin = Effect.sync(() => port.post({ op: "begin", write: true }, () => undefined))
   const write = <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>): Effect.Effect<A, E | LibsqlError, R> =>
     one.withPermit(
       Effect.acquireUseRelease(
-        port.send({ op: "begin", write: true }),
+        begin,
         () => Effect.flatMap(body(port.tx), (value) => Effect.as(port.send({ op: "end", commit: true }), value)),
         (_, exit) => (Exit.isSuccess(exit) ? Effect.void : Effect.ignoreCause(port.send({ op: "end", commit: false }))),
       ),

@@ -184,13 +184,15 @@ const answer = (request: Request): unknown => {
       try {
         open().exec(request.write ? "BEGIN IMMEDIATE" : "BEGIN")
       } catch (error) {
-        // Nobody waits for the beginning of a read.
-        if (!request.write) spoiled = error
+        // Nobody waits for the beginning.
+        spoiled = error
         throw error
       }
       return null
     case "end":
       spoiled = null
+      // A connection that could not even begin is gone.
+      if (!request.commit && db === undefined) return null
       open().exec(request.commit ? "COMMIT" : "ROLLBACK")
       return null
     case "exec":

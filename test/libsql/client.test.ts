@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import Database from "libsql"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
@@ -134,3 +135,15 @@ test("a statement sent ahead stands in its place among the others, and fails the
   await expect(Effect.runPromise(spoiled)).rejects.toMatchObject({ code: "SQLITE_CONSTRAINT_PRIMARYKEY" })
   expect(await count()).toEqual([{ n: 10 }])
 })
+
+test("a write that does not get the lock says so, also when no statement of it needs one; the next one is clean", async () => {
+  const other = new Database(join(folder, "t.db"))
+  other.exec("BEGIN IMMEDIATE")
+  const reading = file.write((tx) => tx.all("SELECT a FROM t"))
+  await expect(Effect.runPromise(reading)).rejects.toMatchObject({ code: "SQLITE_BUSY" })
+  const freed = setTimeout(() => other.exec("COMMIT"), 100)
+  await Effect.runPromise(file.write((tx) => tx.run("INSERT INTO t VALUES (2, 'next')")))
+  clearTimeout(freed)
+  other.close()
+  expect(await Effect.runPromise(file.read((tx) => tx.all("SELECT a FROM t")))).toEqual([{ a: 2 }])
+}, 20_000)
