@@ -9,7 +9,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import { type Kind, textToToken, type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, type PostgresPool, qualified, type Session } from "../postgres/client.ts"
-import type { FeedTable } from "./feed.ts"
+import type { FeedTable } from "./entry.ts"
 
 /** Rows of one chunk: about 50 ms of reading, about 2 MB of memory. */
 export const CHUNK_ROWS = 5_000

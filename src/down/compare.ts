@@ -23,7 +23,8 @@ import {
 import { bitsFor, digestsOf, namesToText, ofBuckets, rowsOf, textToNames, without, wordsToText } from "../model/digest.ts"
 import { LEDGER } from "./delivery.ts"
 import { EVERY_SCHOOL, NOBODY } from "./audience.ts"
-import { Feed, type FeedTable } from "./feed.ts"
+import type { FeedTable } from "./entry.ts"
+import { Feed } from "./feed.ts"
 import { versionAt } from "./held.ts"
 
 /** Comparisons that scan the feed at the same time; the others wait. */

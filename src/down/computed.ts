@@ -7,7 +7,7 @@ import { textToToken, type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, type PostgresPool, qualified } from "../postgres/client.ts"
 import type { GeneratedColumn } from "../postgres/generated.ts"
 import type { Tokens } from "./decode.ts"
-import type { FeedTable } from "./feed.ts"
+import type { FeedTable } from "./entry.ts"
 
 /** Rows of one statement. */
 const ROWS_AT_ONCE = 2_000

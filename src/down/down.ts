@@ -26,7 +26,9 @@ import { type Bracket, Brackets, isOvertaken, type ReadRow, settledRows, takeBra
 import { EXAMPLES, FeedChecks, type TableCheck } from "./check.ts"
 import type { Compute } from "./computed.ts"
 import type { DecodeTable, Decoder, Event } from "./decode.ts"
-import { type Append, type Appender, Feed, type FeedTable, rowKey } from "./feed.ts"
+import type { Appender } from "./append.ts"
+import { type Append, type FeedTable, rowKey } from "./entry.ts"
+import { Feed } from "./feed.ts"
 import { isTimed, noteTimes, type Written } from "./times.ts"
 
 /** Messages of an unfinished txn that are held before it is written chunk by chunk. */

@@ -10,68 +10,26 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Semaphore from "effect/Semaphore"
-import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
+import { parseLsn } from "../model/lsn.ts"
 import type { Cursor } from "../model/cursor.ts"
-import type { DeviceRules, Manifest, Table } from "../model/table.ts"
-import type { Cell } from "../model/value.ts"
+import type { DeviceRules, Manifest } from "../model/table.ts"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
-import { Slab, slabNumber, slabRow } from "../libsql/slab.ts"
-import { EVERY_SCHOOL, NOBODY, planRoutes, type Route } from "./audience.ts"
-import { tokenize } from "./body.ts"
-import type { DecodeTable } from "./decode.ts"
+import { type Appender, type Installing, makeAppender } from "./append.ts"
+import { EVERY_SCHOOL, planRoutes, type Route } from "./audience.ts"
+import { AudienceNumbers } from "./audience-numbers.ts"
 import { type EnrolledSchool, makeEnrolled, type SchoolKey } from "./enrolled.ts"
-import { heldByAll, heldBy as heldOf, heldBySchool, heldIn, isWrittenBySchools, keepWas } from "./held.ts"
+import type { FeedTable, Position } from "./entry.ts"
+import { heldBySchool } from "./held.ts"
 import { cutAt, readHub } from "./hub-row.ts"
-import { type Installation, installShapes, isUntold, type Paused, untoldFrom } from "./install.ts"
+import { type Installation, installShapes } from "./install.ts"
+import { OpenAppend } from "./open-append.ts"
 import { type FeedPage, makePages, type PageRequest } from "./page.ts"
 import { horizonOf, prune } from "./prune.ts"
 import { makeReaders, type Readers } from "./readers.ts"
-import { makeRouting } from "./route.ts"
-import { fillToken, type Shape } from "./shape.ts"
-import { isTimed } from "./times.ts"
+import type { Shape } from "./shape.ts"
 import { makeWatch, NEWCOMERS } from "./watch.ts"
 
 const PRUNE_MS = 60_000
-
-/** A synced table as the feed holds it. */
-export interface FeedTable extends DecodeTable {
-  readonly id: number
-  readonly table: Table
-  readonly hubOnly: boolean
-  readonly class: number
-  readonly audienceAt: number
-  /** Links before the rows that they place. */
-  readonly level: number
-  /** Its rows are read from Postgres: they come down, or place rows that do. */
-  readonly streamed: boolean
-  readonly shape: Shape
-  /** As installed: in no cut until its first copy is complete. */
-  readonly loading: boolean
-  /** As installed: its rows are to be compared with Postgres by key. */
-  readonly recheck: boolean
-  /** Why its changes are not taken; null = they are. */
-  readonly paused: Paused | null
-}
-
-/** One row's state to be appended. body null = deleted. */
-export interface Append {
-  readonly table: FeedTable
-  readonly key: string
-  readonly body: string | null
-  readonly audience: { readonly no: number } | { readonly value: string } | { readonly numbers: ReadonlyArray<number> } | null
-  /** Microseconds since 1970. */
-  readonly at: number
-  /** The key is new, so no other audience can hold it. */
-  readonly isInsert: boolean
-  /** Write only if it differs from what the feed holds: rows read outside the stream. */
-  readonly ifDifferent: boolean
-}
-
-export interface Position {
-  readonly lsn: Lsn
-  readonly xid: number
-  readonly at: string
-}
 
 export interface FeedState {
   readonly epoch: string
@@ -83,63 +41,7 @@ export interface FeedState {
   readonly timeline: number | null
 }
 
-/** The open write transaction of an append; what it wrote becomes visible with its commit. */
-export interface Appender {
-  readonly rows: (rows: ReadonlyArray<Append>) => Effect.Effect<void, LibsqlError>
-  readonly truncate: (table: FeedTable, at: number) => Effect.Effect<void, LibsqlError>
-  /**
-   * Everything so far is of txns that have ended: who got a row by them hears of it when the row goes. Whoever gets and loses
-   * a row after the last such point never does.
-   */
-  readonly ended: Effect.Effect<void, LibsqlError>
-  readonly position: (position: Position) => Effect.Effect<void, LibsqlError>
-  /** Bodies of present entries, by `tableId key`: for columns that a message leaves out. */
-  readonly bodies: (keys: ReadonlyArray<readonly [tableId: number, key: string]>) => Effect.Effect<ReadonlyMap<string, string>, LibsqlError>
-  /** A table's first copy is complete: its rows take new seqs and enter the cuts. */
-  readonly loaded: (table: FeedTable) => Effect.Effect<void, LibsqlError>
-  /**
-   * Sends rows to a school once more: what it may see of them takes new seqs, of what it may not see a tombstone stands
-   * for it. Entries beyond `seq` are on their way anyway. Answers how many of each.
-   */
-  readonly again: (
-    school: string,
-    keys: ReadonlyArray<readonly [table: FeedTable, key: string]>,
-    seq: number,
-  ) => Effect.Effect<{ readonly rows: number; readonly gone: number }, LibsqlError>
-  readonly tx: Tx
-}
-
-/** What only the installation of tables does in an append. */
-interface Installing {
-  /** Moves a table's entries to new seqs at the head, in their order, under another class. */
-  readonly renumber: (tableId: number, cls: number) => Effect.Effect<void, LibsqlError>
-  /** Places all rows of the table anew. */
-  readonly reroute: (table: FeedTable) => Effect.Effect<void, LibsqlError>
-  /** From here on the append works with these tables. */
-  readonly use: (tables: ReadonlyArray<FeedTable>, routes: ReadonlyMap<number, Route>) => void
-}
-
-const slabOf = (slabs: Map<FeedTable, Slab>, table: FeedTable): Slab => {
-  const slab = slabs.get(table) ?? new Slab()
-  slabs.set(table, slab)
-  return slab
-}
-
-/** A row of an append: audience, seq and time, then its key and its body. */
-const appended = slabRow(3)
-const upsert = (more: string): string => `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born)
-  SELECT ${appended.number(0)}, ?4, ${appended.number(1)}, ?5, ${appended.first}, ${appended.second}, ${appended.number(2)}, ${appended.number(1)}
-    FROM ${appended.from} WHERE true
-  ON CONFLICT (tbl, key, audience) DO UPDATE SET class = excluded.class, seq = excluded.seq, body = excluded.body, at = excluded.at${more}`
-const UPSERT = upsert("")
-/** ?6: a JSON object, audience -> what its school has. */
-const UPSERT_KEEPING = upsert(`, ${keepWas(heldIn("?6"), "excluded.seq")}`)
-
-const NONE_HELD = "{}"
-
 const newCut = (): string => randomBytes(8).toString("hex")
-
-export const rowKey = (tableId: number, key: string): string => `${tableId} ${key}`
 
 export class Feed extends Context.Service<
   Feed,
@@ -225,376 +127,63 @@ export class Feed extends Context.Service<
           (changed) => changed > 0,
         )
 
-      // Audience numbers, interned. A number that a rolled back append made is forgotten again.
-      const numberOf = new Map<string, number>()
-      const valueOf = new Map<number, string>()
-      for (const row of yield* db.read((tx) => tx.all<{ no: number; value: string }>("SELECT no, value FROM audience WHERE no > 0"))) {
-        numberOf.set(row.value, row.no)
-        valueOf.set(row.no, row.value)
-      }
-
-      const audienceNo = (school: string): number | null => numberOf.get(school) ?? null
+      const numbers = new AudienceNumbers(
+        yield* db.read((tx) => tx.all<{ no: number; value: string }>("SELECT no, value FROM audience WHERE no > 0")),
+      )
+      const audienceNo = (school: string): number | null => numbers.find(school)
       const enrolled = makeEnrolled(db)
       yield* enrolled.load
       const readers = yield* makeReaders(db)
       const { touched: tell, wake, watch, changed } = makeWatch(db, audienceNo)
 
-      /** The table's links, their links, and so on. */
-      const linksOf = (id: number): ReadonlyArray<number> => {
-        const link = routes.get(id)?.own?.link
-        return link === undefined ? [] : [link, ...linksOf(link)]
-      }
-
       // One append at a time, from the head it starts at to the head it leaves. Only its body can be interrupted: what the
       // file holds and what is remembered of it never part.
       const alone = Semaphore.makeUnsafe(1)
-      const append = <A, E>(body: (appender: Appender) => Effect.Effect<A, E>): Effect.Effect<A, E | LibsqlError> =>
-        alone.withPermit(Effect.uninterruptibleMask((restore) => appendAlone((appender) => restore(body(appender)))))
-      const appendAlone = <A, E>(body: (appender: Appender) => Effect.Effect<A, E>): Effect.Effect<A, E | LibsqlError> =>
+      type Body<A, E> = (appender: Appender & Installing, open: OpenAppend) => Effect.Effect<A, E>
+      const append = <A, E>(body: Body<A, E>): Effect.Effect<A, E | LibsqlError> =>
+        alone.withPermit(Effect.uninterruptibleMask((restore) => appendAlone((appender, open) => restore(body(appender, open)))))
+      const appendAlone = <A, E>(body: Body<A, E>): Effect.Effect<A, E | LibsqlError> =>
         Effect.gen(function* () {
-          let seq = head.seq
-          // Entries that were born after it are of txns that have not ended.
-          let ended = head.seq
-          const touched = new Set<number>()
-          const fresh: Array<[string, number]> = []
-          let hubRowsChanged = false
-          const ready = new Map<number, Shape>()
-          const withReady = () =>
+          const withReady = (ready: ReadonlyMap<number, Shape>) =>
             feedTables.map((table) => {
               const shape = ready.get(table.id)
               return shape === undefined ? table : { ...table, table: shape.table, shape, loading: false, recheck: false }
             })
-          const loading = new Set(feedTables.filter((table) => table.loading).map((table) => table.id))
-          const touch = (audience: number) => void touched.add(audience)
-          let held: ReadonlyMap<string, number> | null = null
-          const heldBy = (no: number): number => {
-            held ??= heldBySchool(readers.now(), readers.sent, head.epoch)
-            return no === EVERY_SCHOOL ? heldByAll(held) : heldOf(held, valueOf.get(no))
-          }
-          const heldText = (audiences: Iterable<number>): string => JSON.stringify(Object.fromEntries([...audiences].map((no) => [no, heldBy(no)])))
-          let tables = new Map(feedTables.map((table) => [table.id, table]))
-          let written = 0
-          let named = 0
-          let now = 0
-          const classIn = (table: FeedTable): number => (loading.has(table.id) || table.table.direction === "up" ? -table.class : table.class)
-
-          const result = yield* db
+          const { value, cut, isPublished, open } = yield* db
             .write((tx) =>
               Effect.gen(function* () {
-                const intern = (audience: Append["audience"]): number => {
-                  if (audience === null || "numbers" in audience) return NOBODY
-                  if ("no" in audience) return audience.no
-                  let no = numberOf.get(audience.value)
-                  if (no === undefined) {
-                    no = numberOf.size + 1
-                    numberOf.set(audience.value, no)
-                    valueOf.set(no, audience.value)
-                    fresh.push([audience.value, no])
-                  }
-                  return no
-                }
-                const nameFresh = Effect.suspend(() => {
-                  const unnamed = fresh.slice(named)
-                  named = fresh.length
-                  return tx.many(
-                    "INSERT INTO audience (no, value) VALUES (?, ?)",
-                    unnamed.map(([value, no]) => [BigInt(no), value]),
-                  )
-                })
-                const routing = makeRouting({
-                  tx,
-                  get tables() {
-                    return tables
-                  },
-                  get routes() {
-                    return routes
-                  },
-                  frozen,
-                  ended: () => ended,
-                  nextSeq: () => ++seq,
-                  numberOf: intern,
-                  classOf: classIn,
-                  touch,
-                  heldBy,
-                  at: () => now,
-                })
-                const write = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
-                  const puts = new Map<FeedTable, Slab>()
-                  const careful = new Map<FeedTable, Slab>()
-                  const completed: Array<Array<Cell>> = []
-                  const rewritten: Array<Array<Cell>> = []
-                  const spreads: Array<Array<Cell>> = []
-                  const deletes: Array<Array<Cell>> = []
-                  const timed: Array<Array<Cell>> = []
-                  const replaced = new Set<number>()
-                  let slab = new Slab()
-                  let slabTable: FeedTable | null = null
-                  let slabCareful = false
-                  let no = NOBODY
-                  let noText = slabNumber(no)
-                  let atText = ""
-                  for (const { table, key, body: row, audience, at, isInsert, ifDifferent } of appends) {
-                    seq++
-                    if (at !== now || atText === "") atText = slabNumber(at)
-                    now = at
-                    if (table.hubOnly) hubRowsChanged = true
-                    if (row === null) {
-                      deletes.push([BigInt(seq), BigInt(at), BigInt(table.id), key])
-                      if (isTimed(table)) timed.push([BigInt(table.id), key])
-                      continue
-                    }
-                    const numbers = audience !== null && "numbers" in audience ? audience.numbers : null
-                    const own = table.hubOnly ? NOBODY : (numbers?.[0] ?? intern(audience))
-                    if (own !== no) {
-                      no = own
-                      noText = slabNumber(no)
-                    }
-                    touch(no)
-                    if (table !== slabTable || ifDifferent !== slabCareful) {
-                      slabTable = table
-                      slabCareful = ifDifferent
-                      slab = slabOf(ifDifferent ? careful : puts, table)
-                    }
-                    const place = slabNumber(seq) + atText
-                    slab.add(noText + place, key, row)
-                    const untold = ifDifferent ? untoldFrom(table) : -1
-                    if (untold > 0) {
-                      const told = `[${tokenize(row).slice(0, untold).join(",")},`
-                      completed.push([row, BigInt(table.id), key, told, told])
-                    }
-                    for (const other of numbers?.slice(1) ?? []) {
-                      slab.add(slabNumber(other) + place, key, row)
-                      touch(other)
-                    }
-                    if (isInsert || table.hubOnly) continue
-                    for (const one of numbers ?? [no]) replaced.add(one)
-                    if (numbers === null || numbers.length === 1) rewritten.push([BigInt(seq), BigInt(at), BigInt(table.id), key, BigInt(no)])
-                    else spreads.push([BigInt(seq), BigInt(at), BigInt(table.id), key, JSON.stringify(numbers)])
-                  }
-                  yield* nameFresh
-                  // Few of the rows that were written again were somewhere else before.
-                  const moved =
-                    rewritten.length === 0
-                      ? []
-                      : yield* tx.all<{ i: number }>(
-                          `SELECT DISTINCT j.key AS i FROM json_each(?) j CROSS JOIN entry e ON e.tbl = j.value->>0 AND e.key = j.value->>1
-                            WHERE e.body IS NOT NULL AND e.audience <> j.value->>2`,
-                          [JSON.stringify(rewritten.map(([, , id, key, no]) => [Number(id), key, Number(no)]))],
-                        )
-                  const moves = moved.map(({ i }) => rewritten[i] as Array<Cell>)
-                  let heldHere = NONE_HELD
-                  const isKept = new Set(feedTables.flatMap((table) => (isWrittenBySchools(table) ? [table.id] : [])))
-                  // Whoever held a row that is deleted or moved must be woken.
-                  const gone = [...deletes, ...moves, ...spreads].map((row) => [row[2], row[3]])
-                  if (gone.length > 0) {
-                    const holders = yield* tx.all<{ audience: number }>(
-                      `SELECT DISTINCT e.audience FROM json_each(?) j CROSS JOIN entry e ON e.tbl = j.value->>0 AND e.key = j.value->>1 WHERE e.body IS NOT NULL`,
-                      [JSON.stringify(gone.map(([id, key]) => [Number(id), key]))],
-                    )
-                    for (const { audience } of holders) touch(audience)
-                    heldHere = heldText(holders.map(({ audience }) => audience))
-                  }
-                  yield* tx.many("DELETE FROM column_time WHERE tbl = ? AND key = ?", timed)
-                  const others = { deletes: "", moves: "AND audience <> ?", spreads: "AND audience NOT IN (SELECT value FROM json_each(?))" }
-                  for (const [kind, leaving] of [
-                    ["deletes", deletes],
-                    ["moves", moves],
-                    ["spreads", spreads],
-                  ] as const) {
-                    if (written > 0)
-                      yield* tx.many(
-                        `DELETE FROM entry WHERE tbl = ? AND key = ? AND body IS NOT NULL AND born > ? ${others[kind]}`,
-                        leaving.map(([, , id = null, key = null, ...rest]) => [id, key, BigInt(ended), ...rest]),
-                      )
-                    yield* tx.many(
-                      `UPDATE entry SET ${keepWas(heldIn("?3"), "?1")}, body = NULL, seq = ?1, at = ?2 WHERE tbl = ?4 AND key = ?5 AND body IS NOT NULL ${others[kind]}`,
-                      leaving.map(([to = null, at = null, id = null, ...rest]) => [
-                        to,
-                        at,
-                        isKept.has(Number(id)) ? heldHere : NONE_HELD,
-                        id,
-                        ...rest,
-                      ]),
-                    )
-                  }
-                  written += appends.length
-                  const put = (table: FeedTable, rows: Slab, more = "") =>
-                    replaced.size > 0 && isWrittenBySchools(table)
-                      ? tx.bulk(`${UPSERT_KEEPING}${more}`, rows, [classIn(table), table.id, heldText(replaced)])
-                      : tx.bulk(`${UPSERT}${more}`, rows, [classIn(table), table.id])
-                  for (const [table, slab] of puts) yield* put(table, slab)
-                  // What only completes columns that nobody is told of yet is no news.
-                  yield* tx.many("UPDATE entry SET body = ? WHERE tbl = ? AND key = ? AND substr(body, 1, length(?)) = ?", completed)
-                  for (const [table, slab] of careful) yield* put(table, slab, " WHERE entry.body IS NOT excluded.body")
-                })
-                const rows = Effect.fnUntraced(function* (appends: ReadonlyArray<Append>) {
-                  if (routes.size === 0) return yield* write(appends)
-                  const byTable = Map.groupBy(appends, ({ table }) => (routes.has(table.id) ? table : null))
-                  const routed = [...byTable].flatMap(([table, own]) => (table === null ? [] : [[table, own] as const]))
-                  yield* write(byTable.get(null) ?? [])
-                  for (const [table, own] of routed.sort(([a], [b]) => a.level - b.level)) yield* write(yield* routing.place(table, own))
-                })
-                const truncate = Effect.fnUntraced(function* (table: FeedTable, at: number) {
-                  now = at
-                  if (table.hubOnly) hubRowsChanged = true
-                  yield* routing.clear(table)
-                  if (written > 0) yield* tx.run("DELETE FROM entry WHERE tbl = ? AND born > ?", [table.id, ended])
-                  const [count] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM entry WHERE tbl = ? AND body IS NOT NULL", [table.id])
-                  const holders = yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ? AND body IS NOT NULL", [
-                    table.id,
-                  ])
-                  yield* tx.run("DELETE FROM column_time WHERE tbl = ?", [table.id])
-                  yield* tx.run(
-                    `UPDATE entry SET ${keepWas(heldIn("?4"), "?2 + r.n")}, body = NULL, at = ?1, seq = ?2 + r.n
-                       FROM (SELECT audience AS a, key AS k, row_number() OVER () AS n FROM entry WHERE tbl = ?3 AND body IS NOT NULL) r
-                      WHERE tbl = ?3 AND key = r.k AND audience = r.a`,
-                    [at, seq, table.id, isWrittenBySchools(table) ? heldText(holders.map(({ audience }) => audience)) : NONE_HELD],
-                  )
-                  seq += count?.n ?? 0
-                  for (const { audience } of holders) touch(audience)
-                })
-                const allEnded = Effect.gen(function* () {
-                  yield* routing.settle
-                  ended = seq
-                })
-                const position = (p: Position) =>
-                  tx.ahead("UPDATE hub SET commit_lsn = ?, commit_xid = ?, commit_at = ?", [printLsn(p.lsn), p.xid, p.at])
-                const bodies: Appender["bodies"] = (wanted) =>
-                  Effect.map(
-                    tx.all<{ tbl: number; key: string; body: string }>(
-                      `SELECT e.tbl, e.key, e.body FROM json_each(?) j CROSS JOIN entry e ON e.tbl = j.value->>0 AND e.key = j.value->>1 WHERE e.body IS NOT NULL`,
-                      [JSON.stringify(wanted)],
-                    ),
-                    (found) => new Map(found.map((row) => [rowKey(row.tbl, row.key), row.body])),
-                  )
-                const newSeqs = Effect.fnUntraced(function* (tableId: number, cls: number, where: string, args: ReadonlyArray<string>) {
-                  const [count] = yield* tx.all<{ n: number }>(`SELECT count(*) AS n FROM entry WHERE tbl = ?1 ${where}`, [tableId, ...args])
-                  yield* tx.run(
-                    `UPDATE entry SET class = ?, seq = ? + r.n
-                       FROM (SELECT audience AS a, key AS k, row_number() OVER (ORDER BY seq) AS n FROM entry WHERE tbl = ? ${where}) r
-                      WHERE tbl = ? AND key = r.k AND audience = r.a`,
-                    [cls, seq, tableId, ...args, tableId],
-                  )
-                  seq += count?.n ?? 0
-                  for (const row of yield* tx.all<{ audience: number }>("SELECT DISTINCT audience FROM entry WHERE tbl = ?", [tableId]))
-                    touch(row.audience)
-                })
-                const renumber: Installing["renumber"] = (tableId, cls) => newSeqs(tableId, cls, "", [])
-                /** Rows whose new columns hold something else than what a school fills in by itself go down again. */
-                const resend = (table: FeedTable) => {
-                  const first = untoldFrom(table)
-                  if (first === -1) return Effect.void
-                  const filled = `,${table.table.columns.slice(first).map(fillToken).join(",")}]`
-                  return newSeqs(table.id, classIn(table), "AND substr(body, -length(?)) <> ?", [filled, filled])
-                }
-                /** By which rule its rows stand where they are. */
-                const reroute = Effect.fnUntraced(function* (table: FeedTable) {
-                  yield* routing.reroute(table)
-                  yield* nameFresh
-                  yield* tx.run("UPDATE tables SET audience = ? WHERE id = ?", [JSON.stringify(table.table.audience), table.id])
-                })
-                const loaded = Effect.fnUntraced(function* (table: FeedTable) {
-                  if (loading.delete(table.id)) {
-                    // Nobody has had its rows yet.
-                    if (!table.recheck) yield* tx.run("DELETE FROM entry WHERE tbl = ? AND body IS NULL", [table.id])
-                    yield* renumber(table.id, classIn(table))
-                  } else if (isUntold(table)) yield* resend(table)
-                  else if (!table.recheck) return
-                  const { generation } = table.shape.told
-                  const [hub] = yield* tx.all<{ manifest: number }>("SELECT manifest FROM hub")
-                  const told: Table = generation === table.table.generation ? table.table : { ...table.table, keyedSince: (hub?.manifest ?? 0) + 1 }
-                  const shape: Shape = { ...table.shape, table: told, told }
-                  yield* tx.run("UPDATE tables SET status = ?, after = NULL, recheck = 0, shape = ? WHERE id = ?", [
-                    table.table.direction === "up" ? "hidden" : "ready",
-                    JSON.stringify(shape),
-                    table.id,
-                  ])
-                  ready.set(table.id, shape)
-                  for (const id of [...frozen]) {
-                    const other = tables.get(id)
-                    if (other === undefined || linksOf(id).some((link) => loading.has(link))) continue
-                    frozen.delete(id)
-                    yield* reroute(other)
-                  }
-                })
-                const use = (installed: ReadonlyArray<FeedTable>, plan: ReadonlyMap<number, Route>) => {
-                  tables = new Map(installed.map((table) => [table.id, table]))
-                  routes = plan
-                  for (const table of installed) if (table.loading) loading.add(table.id)
-                }
-                const again: Appender["again"] = Effect.fnUntraced(function* (school, keys, beyond) {
-                  const own = intern({ value: school })
-                  yield* nameFresh
-                  const found = yield* tx.all<{ tbl: number; key: string; audience: number; seq: number; isRow: number }>(
-                    `SELECT e.tbl, e.key, e.audience, e.seq, e.body IS NOT NULL AS isRow FROM json_each(?1) j
-                       CROSS JOIN entry e ON e.tbl = j.value->>0 AND e.key = j.value->>1 AND e.audience IN (?2, ?3)`,
-                    [JSON.stringify(keys.map(([table, key]) => [table.id, key])), EVERY_SCHOOL, own],
-                  )
-                  const isComing = new Set(
-                    found.filter((entry) => entry.seq > beyond || entry.isRow === 1).map((entry) => rowKey(entry.tbl, entry.key)),
-                  )
-                  const rows = found.filter((entry) => entry.isRow === 1 && entry.seq <= beyond)
-                  const gone = keys.filter(([table, key]) => !table.loading && !table.hubOnly && !isComing.has(rowKey(table.id, key)))
-                  for (const { audience } of rows) touch(audience)
-                  yield* tx.many(
-                    `UPDATE entry SET ${keepWas("?5", "?1")}, seq = ?1 WHERE tbl = ?2 AND key = ?3 AND audience = ?4`,
-                    rows.map(({ tbl, key, audience }) => [BigInt(++seq), BigInt(tbl), key, BigInt(audience), BigInt(heldBy(audience))]),
-                  )
-                  yield* tx.many(
-                    `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born) VALUES (?, ?, ?, ?, ?, NULL, 0, 0)
-                       ON CONFLICT (tbl, key, audience) DO UPDATE SET seq = excluded.seq, born = 0`,
-                    gone.map(([table, key]) => [BigInt(own), BigInt(table.class), BigInt(++seq), BigInt(table.id), key]),
-                  )
-                  if (gone.length > 0) touch(own)
-                  return { rows: rows.length, gone: gone.length }
-                })
-                const appender: Appender & Installing = {
-                  rows,
-                  truncate,
-                  ended: allEnded,
-                  position,
-                  bodies,
-                  loaded,
-                  again,
-                  tx,
-                  renumber,
-                  reroute,
-                  use,
-                }
-                const value = yield* body(appender)
-                yield* routing.settle
-                const isPublished = ready.size > 0 && (yield* publish(tx, withReady()))
+                const held = () => heldBySchool(readers.now(), readers.sent, head.epoch)
+                const open = new OpenAppend({ tx, seq: head.seq, tables: feedTables, routes, frozen, numbers, held })
+                const { appender, settle } = makeAppender(open)
+                const value = yield* body(appender, open)
+                yield* settle
+                const isPublished = open.ready.size > 0 && (yield* publish(tx, withReady(open.ready)))
                 let cut = head.cut
-                if (seq > head.seq) {
+                if (open.seq > head.seq) {
                   cut = newCut()
-                  yield* tx.ahead("UPDATE hub SET seq = ?", [seq])
-                  yield* tx.ahead("INSERT INTO cut (seq, id) VALUES (?, ?)", [seq, cut])
+                  yield* tx.ahead("UPDATE hub SET seq = ?", [open.seq])
+                  yield* tx.ahead("INSERT INTO cut (seq, id) VALUES (?, ?)", [open.seq, cut])
                 }
-                return { value, cut, isPublished }
+                return { value, cut, isPublished, open }
               }),
             )
-            .pipe(
-              Effect.tapCause(() =>
-                Effect.sync(() => {
-                  for (const [value] of fresh) numberOf.delete(value)
-                }),
-              ),
-            )
-          head = { epoch: head.epoch, seq, cut: result.cut }
-          if (ready.size > 0) feedTables = withReady()
-          if (result.isPublished) manifestVersion++
-          if (hubRowsChanged) yield* enrolled.load
-          if (fresh.length > 0) touched.add(NEWCOMERS)
-          tell(touched, seq)
-          if (result.isPublished) wake(EVERY_SCHOOL)
-          return result.value
+            .pipe(Effect.tapCause(() => Effect.sync(() => numbers.forget())))
+          head = { epoch: head.epoch, seq: open.seq, cut }
+          routes = open.routes
+          if (open.ready.size > 0) feedTables = withReady(open.ready)
+          if (isPublished) manifestVersion++
+          if (open.hubRowsChanged) yield* enrolled.load
+          if (numbers.keep()) open.touch(NEWCOMERS)
+          tell(open.touched, open.seq)
+          if (isPublished) wake(EVERY_SCHOOL)
+          return value
         })
 
       const install = Effect.fnUntraced(function* (installation: Installation, rules: DeviceRules | undefined) {
         devices = rules
-        const installed = yield* append((appender) =>
+        const installed = yield* append((appender, open) =>
           Effect.gen(function* () {
-            const { tx, renumber, reroute, use } = appender as Appender & Installing
+            const { tx, renumber, reroute, use } = appender
             const { tables, reread, rerouted } = yield* installShapes(tx, renumber, installation)
             const plan = planRoutes(tables)
             const levels = tables.map((table) => ({ ...table, level: plan.get(table.id)?.level ?? 0 }))
@@ -603,7 +192,7 @@ export class Feed extends Context.Service<
             const isLoading = new Set(levels.flatMap(({ id, loading }) => (loading ? [id] : [])))
             for (const table of levels.toSorted((a, b) => a.level - b.level)) {
               if (!rerouted.has(table.id)) continue
-              if (!table.loading && linksOf(table.id).some((link) => isLoading.has(link))) frozen.add(table.id)
+              if (!table.loading && open.linksOf(table.id).some((link) => isLoading.has(link))) frozen.add(table.id)
               else yield* reroute(table)
             }
             yield* publish(tx, levels)

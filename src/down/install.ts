@@ -8,8 +8,8 @@ import type { LibsqlError, Tx } from "../libsql/client.ts"
 import { classOf, isThrough, type Table } from "../model/table.ts"
 import type { Catalog, Found } from "../postgres/catalog.ts"
 import { audiencePosition, isHubOnly, streamedTables } from "./audience.ts"
-import type { FeedTable } from "./feed.ts"
-import { accept, fillToken, firstShape, judge, type Pause, rulesOf, type Shape } from "./shape.ts"
+import { type FeedTable, isUntold, type Paused } from "./entry.ts"
+import { accept, fillToken, firstShape, judge, rulesOf, type Shape } from "./shape.ts"
 
 export interface Installation {
   readonly catalog: Pick<Catalog, "found" | "toastable">
@@ -19,11 +19,6 @@ export interface Installation {
   readonly sameDatabase: boolean
   /** ms since 1970 */
   readonly now: number
-}
-
-export interface Paused extends Pause {
-  /** ms since 1970 */
-  readonly since: number
 }
 
 interface TableRow {
@@ -141,16 +136,6 @@ const feedTableOf = (
 }
 
 const columnsOf = (table: Table): string => JSON.stringify(table.columns.map((column) => column.name))
-
-/** New columns whose values are not known yet, or a whole new shape that is still being read. */
-export const isUntold = ({ shape }: Pick<FeedTable, "shape">): boolean => JSON.stringify(shape.told) !== JSON.stringify(shape.table)
-
-/** Position of the first column that the schools are not told of while its values are being read; -1 = there is none. */
-export const untoldFrom = ({ shape, table }: Pick<FeedTable, "shape" | "table">): number => {
-  if (shape.told.columns.length >= table.columns.length) return -1
-  const told = new Set(shape.told.columns.map((column) => column.number))
-  return table.columns.findIndex((column) => !told.has(column.number))
-}
 
 /** `renumber`: gives the table's rows new seqs, in their order, under another class. */
 export const installShapes = (

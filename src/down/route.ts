@@ -5,36 +5,18 @@
  * of several, so that what happened in between leaves no trace.
  */
 import * as Effect from "effect/Effect"
-import type { LibsqlError, Tx } from "../libsql/client.ts"
+import type { LibsqlError } from "../libsql/client.ts"
 import type { Cell } from "../model/value.ts"
 import { audienceOf, meetingValue, NOBODY, placed, type Route, type Side } from "./audience.ts"
 import { tokenize } from "./body.ts"
-import type { Append, FeedTable } from "./feed.ts"
+import type { Append, FeedTable } from "./entry.ts"
 import { keepWas } from "./held.ts"
+import type { OpenAppend } from "./open-append.ts"
 
 /** Rows that are looked at together. */
 const ROWS_AT_ONCE = 5_000
 const ROW = 0
 const LINK = 1
-
-/** The open append, as far as placing rows needs it. */
-export interface OpenAppend {
-  readonly tx: Tx
-  readonly tables: ReadonlyMap<number, FeedTable>
-  readonly routes: ReadonlyMap<number, Route>
-  /** Tables whose rows stay where they are until a link of theirs is loaded. */
-  readonly frozen: ReadonlySet<number>
-  /** Entries that were born after this seq are of txns that have not ended. */
-  readonly ended: () => number
-  readonly nextSeq: () => number
-  readonly numberOf: (audience: Append["audience"]) => number
-  readonly classOf: (table: FeedTable) => number
-  readonly touch: (audience: number) => void
-  /** The seq up to which the audience's school has what stands here. */
-  readonly heldBy: (audience: number) => number
-  /** Commit time of what is being appended, microseconds since 1970. */
-  readonly at: () => number
-}
 
 /** A row with the audiences that it should have. */
 interface Wanted {
@@ -43,6 +25,8 @@ interface Wanted {
 }
 
 const same = (a: ReadonlyArray<number>, b: ReadonlyArray<number>): boolean => a.length === b.length && a.every((no) => b.includes(no))
+
+export type Routing = ReturnType<typeof makeRouting>
 
 export const makeRouting = (open: OpenAppend) => {
   const { tx } = open
@@ -211,11 +195,11 @@ export const makeRouting = (open: OpenAppend) => {
     // Whoever got it only in a txn that goes on never hears of it; nobody needs no tombstone.
     yield* tx.many(
       `DELETE FROM entry WHERE tbl = ? AND key = ? AND audience = ? AND (born > ? OR audience = ${NOBODY})`,
-      removals.map(({ no, key }) => [id, key, BigInt(no), BigInt(open.ended())]),
+      removals.map(({ no, key }) => [id, key, BigInt(no), BigInt(open.ended)]),
     )
     yield* tx.many(
       `UPDATE entry SET ${keepWas("?6", "?1")}, body = NULL, seq = ?1, at = ?2 WHERE tbl = ?3 AND key = ?4 AND audience = ?5`,
-      removals.map(({ no, key, seq }) => [seq, BigInt(open.at()), id, key, BigInt(no), BigInt(open.heldBy(no))]),
+      removals.map(({ no, key, seq }) => [seq, BigInt(open.now), id, key, BigInt(no), BigInt(open.heldBy(no))]),
     )
     if (moved.length === 0) return
     for (const { rule } of open.routes.get(table.id)?.places ?? []) {

@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import { needsTime } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
-import type { FeedTable } from "./feed.ts"
+import type { FeedTable } from "./entry.ts"
 
 /** Microseconds since 1970, and the txn; null = unknown. */
 type Time = readonly [at: number, xid: number] | null

@@ -1,7 +1,7 @@
 import * as Deferred from "effect/Deferred"
 import { expect, test } from "vitest"
 import { type Bracket, Brackets, isOvertaken, isVisible, parseSnapshot, type Read, settledRows } from "../../src/down/bracket.ts"
-import type { FeedTable } from "../../src/down/feed.ts"
+import type { FeedTable } from "../../src/down/entry.ts"
 
 const table = { id: 1, name: "public.things" } as FeedTable
 const read = (snapshot: string, ...keys: ReadonlyArray<string>): Read => ({
