@@ -15,6 +15,7 @@ import { keyRangeOf } from "../model/key-range.ts"
 import { isThrough, type Table } from "../model/table.ts"
 import { Postgres, type PostgresError, type Session } from "../postgres/client.ts"
 import { carryOut, setTimeouts } from "./carry-out.ts"
+import { followDecided } from "./by-value.ts"
 import { repointMerged } from "./clash.ts"
 import { recordClashes } from "./clash-records.ts"
 import { coalesce } from "./coalesce.ts"
@@ -104,7 +105,8 @@ const applyBatch = (
     const [school] = yield* session.query<{ number: number }>("SELECT number FROM schoolbus.schools WHERE id = $1", [input.school])
     const keys = keyRangeOf(school?.number ?? 0)
     const ground: Ground = { ...base, stored: open.stored, openBases: open.bases, ...(keys === null ? {} : { keys }) }
-    const outcomes = yield* carryOut(session, ground, coalesce(changes, open.waiting))
+    const rows = yield* followDecided(session, ground.tables, input.school, coalesce(changes, open.waiting))
+    const outcomes = yield* carryOut(session, ground, rows)
     const recorded = yield* record(session, input, outcomes, open)
     const exceptions = [...(yield* keepUnreadable(session, input, unreadable)), ...recorded.exceptions]
     yield* recordClashes(session, ground, input, recorded.quarantined)

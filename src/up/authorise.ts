@@ -17,6 +17,7 @@ import { isInRange, type KeyRange, rangedColumn } from "../model/key-range.ts"
 import { audienceColumn, isThrough, linkNamesRow, type Table } from "../model/table.ts"
 import { type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
+import { isByValue, readWanted } from "./by-value.ts"
 import { matching, tupleText, unnest } from "./lists.ts"
 import { belongs, belongsAlone, type Places, rowsNamed, whichAlone } from "./place.ts"
 import type { Row } from "./resolve.ts"
@@ -119,6 +120,8 @@ export interface Pointing {
   readonly written: ReadonlySet<string>
   /** There is no such row in Postgres yet. */
   readonly isInsert: boolean
+  /** Capture time, in server time, ms since 1970. */
+  readonly at: number
   refusal: Refusal | null
   /** Rows of this batch without which this one would point to nothing the school can see. */
   readonly needs: Set<Pointing>
@@ -149,10 +152,19 @@ export const checkReferences = (
         const types = reference.columns.map((name) => shape?.columns.get(name)?.base ?? "text")
         const distinct = [...new Map(wanting.map(({ tuple, values }) => [tuple, values])).values()]
         const seen = parent === undefined ? new Set<string>() : yield* visibleParents(session, places, parent, reference.to, types, distinct, school)
+        const isValue = parent !== undefined && isByValue(reference, parent)
         const made = parent === undefined ? new Map<string, Pointing>() : madeBy(byTable.get(parent) ?? [], parent, reference.to)
+        const waiting = isValue
+          ? yield* readWanted(session, school, parent, reference.to, [...distinct.values()])
+          : new Map<string, { until: number }>()
         for (const { row, tuple } of wanting) {
-          if (seen.has(tuple)) continue
           const maker = made.get(tuple)
+          // Another row may have the same value: what the school wrote means its own.
+          const isOwn = maker !== undefined && isValue
+          if (seen.has(tuple) && !isOwn) {
+            if (row.at <= (waiting.get(tuple)?.until ?? 0)) row.refusal = waitsForOwn
+            continue
+          }
           if (maker === undefined) row.refusal = notVisible
           else if (maker !== row) row.needs.add(maker)
         }
@@ -162,9 +174,13 @@ export const checkReferences = (
     refuseDependants(rows)
   })
 
-/** Rows that the batch inserts, by the values of some columns. */
+/** Rows that the batch inserts, or gives other values in some columns, by these values. */
 const madeBy = (rows: ReadonlyArray<Pointing>, table: Table, columns: ReadonlyArray<string>): ReadonlyMap<string, Pointing> =>
-  new Map(rows.flatMap((row) => (row.isInsert ? [[tupleText(textsOf(table, columns, row.row)), row] as const] : [])))
+  new Map(
+    rows.flatMap((row) =>
+      row.isInsert || columns.some((name) => row.written.has(name)) ? [[tupleText(textsOf(table, columns, row.row)), row] as const] : [],
+    ),
+  )
 
 /** Refuses links that would place rows which the school could not see before. */
 const checkNamed = (
@@ -214,6 +230,7 @@ export const refuseDependants = (rows: ReadonlyArray<Pointing>): void => {
     }
   }
 }
+const waitsForOwn: Refusal = { reason: "dependant", detail: "the row refers to one of the school's own that waits for a decision or was left out" }
 export const dependant: Refusal = { reason: "dependant", detail: "the row refers to one of the same batch that could not be written" }
 
 /** Among the wanted tuples, those that a row of `parent` has which the school can see. They stay so until the push ends. */

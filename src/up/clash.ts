@@ -12,13 +12,14 @@ import * as Effect from "effect/Effect"
 import type { Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
 import type { PostgresError, Session } from "../postgres/client.ts"
+import { followKept, renameRow } from "./by-value.ts"
 import { carryOut } from "./carry-out.ts"
 import { currentKey, type RowChange } from "./coalesce.ts"
 import { DecideRefused } from "./refused.ts"
 import { alone, type Kept, lockKept, settle } from "./quarantine.ts"
 import { changeOfRecord, closeQuarantined, keptChange } from "./records.ts"
 import type { Row } from "./resolve.ts"
-import { columnOf, type Place, readRow, spellRow, writeRow } from "./rows.ts"
+import { columnOf, type Place, readRow, spellRow } from "./rows.ts"
 import { readShapes, type Shape } from "./shape.ts"
 import { findClashes, suggest, visible } from "./unique.ts"
 import type { Ground, Outcome } from "./work.ts"
@@ -62,6 +63,13 @@ export interface Undo {
   readonly own: { readonly key: ReadonlyArray<Wire>; readonly set: Row; readonly now: Row } | null
   /** The other row: what it held, what it holds since. */
   readonly other: { readonly key: ReadonlyArray<Wire>; readonly was: Row; readonly now: Row } | null
+  /** Of a merge: changes that were made to refer to the other row, as they were kept. */
+  readonly followers?: ReadonlyArray<Follower>
+}
+
+export interface Follower {
+  readonly quarantine: string
+  readonly change: string
 }
 
 export const decideClash = (
@@ -147,6 +155,7 @@ const carry = (
       kept.id,
       keptChange({ ...row, changes: [JSON.parse(kept.change)] }),
     ])
+    if (column !== null) yield* followKept(session, ground.tables, conflict.school, work.table, wanted, column, value[column] ?? null)
     const [left] = yield* session.query<{ n: number }>(
       "SELECT count(*)::int AS n FROM schoolbus.conflicts WHERE quarantine = $1::text::uuid AND status = 'open'",
       [kept.id],
@@ -180,7 +189,7 @@ const renameOther = (work: Deciding, other: Row): Effect.Effect<void, DecideRefu
     const value = yield* suggest(session, table, shape, column, other)
     if (value === null) return yield* refuse("not_possible", "no free value was found for the other row")
     yield* readRow(session, place)
-    yield* writeRow(session, place, { [column]: value }, true)
+    yield* renameRow(session, place, other, column, value)
     return yield* carry(work, row, "keep_local", { key: place.key, was: { [column]: other[column] ?? null }, now: { [column]: value } })
   })
 
@@ -223,18 +232,37 @@ const mergeInto = (work: Deciding, other: Row): Effect.Effect<void, DecideRefuse
     const now = (yield* readRow(session, { table, shape, key })) ?? {}
     const changed = Object.keys(now).filter((name) => now[name] !== other[name])
     const pick = (from: Row): Row => Object.fromEntries(changed.map((name) => [name, from[name] ?? null]))
-    yield* close(work, "merged", now, { keep: "merge", change: kept.change, own: null, other: { key, was: pick(other), now: pick(now) } })
+    const undo: Undo = { keep: "merge", change: kept.change, own: null, other: { key, was: pick(other), now: pick(now) } }
+    yield* close(work, "merged", now, undo)
     yield* closeQuarantined(session, [[kept.id, "discarded", by]])
-    yield* repoint(session, ground, conflict.school, table, wanted, now)
+    yield* noteFollowers(session, conflict.id, undo, yield* repoint(session, ground, conflict.school, table, wanted, now))
   })
 
-/** Waiting changes of the school that refer to the merged row refer to the row that it went into. */
-const repoint = (session: Session, ground: Ground0, school: string, table: Table, from: Row, to: Row): Effect.Effect<void, PostgresError> =>
+const noteFollowers = (session: Session, id: string, undo: Undo, followers: ReadonlyArray<Follower>): Effect.Effect<void, PostgresError> =>
+  followers.length === 0
+    ? Effect.void
+    : Effect.asVoid(
+        session.execute("UPDATE schoolbus.conflicts SET undo = $2 WHERE id = $1::text::uuid", [
+          id,
+          JSON.stringify({ ...undo, followers: [...(undo.followers ?? []), ...followers] }),
+        ]),
+      )
+
+/** Waiting changes of the school that refer to the merged row refer to the row that it went into; answers those that were carried out. */
+const repoint = (
+  session: Session,
+  ground: Ground0,
+  school: string,
+  table: Table,
+  from: Row,
+  to: Row,
+): Effect.Effect<ReadonlyArray<Follower>, PostgresError> =>
   Effect.gen(function* () {
+    const followers: Array<Follower> = []
     const children = [...ground.tables.values()].flatMap((child) =>
       child.references.flatMap((reference) => (reference.table === table.name ? [{ child, reference }] : [])),
     )
-    if (children.length === 0) return
+    if (children.length === 0) return followers
     const waiting = yield* session.query<Kept>(
       `SELECT id::text AS id, school, incarnation::text AS incarnation, batch::text AS batch, change, status FROM schoolbus.quarantine
         WHERE school = $1 AND status = 'open' AND table_name = ANY ($2::text[]) ORDER BY at, id FOR UPDATE`,
@@ -255,7 +283,9 @@ const repoint = (session: Session, ground: Ground0, school: string, table: Table
       const [outcome] = yield* carryOut(session, { ...ground, ...alone, school }, [moved])
       if (outcome === undefined || outcome.refusal !== null) continue
       yield* settle(session, ground, kept, [outcome], "the row that it refers to was merged")
+      followers.push({ quarantine: kept.id, change: kept.change })
     }
+    return followers
   })
 
 /** Changes of this push that refer to a row which was merged before. */
@@ -272,12 +302,14 @@ export const repointMerged = (
       ),
     )
     if (parents.size === 0) return
-    const merged = yield* session.query<{ tbl: string; mine: string; kept: string }>(
-      `SELECT table_name AS tbl, mine, kept FROM schoolbus.conflicts WHERE school = $1 AND kind = 'unique' AND status = 'resolved' AND winner = 'merged' AND table_name = ANY ($2::text[])`,
+    const merged = yield* session.query<{ id: string; tbl: string; mine: string; kept: string; undo: string | null }>(
+      `SELECT id::text AS id, table_name AS tbl, mine, kept, undo FROM schoolbus.conflicts WHERE school = $1 AND kind = 'unique' AND status = 'resolved' AND winner = 'merged' AND table_name = ANY ($2::text[])`,
       [school, [...parents]],
     )
-    for (const { tbl, mine, kept } of merged) {
+    for (const { id, tbl, mine, kept, undo } of merged) {
       const table = ground.tables.get(tbl)
-      if (table !== undefined) yield* repoint(session, ground, school, table, JSON.parse(mine) as Row, JSON.parse(kept) as Row)
+      if (table === undefined) continue
+      const followers = yield* repoint(session, ground, school, table, JSON.parse(mine) as Row, JSON.parse(kept) as Row)
+      if (undo !== null) yield* noteFollowers(session, id, JSON.parse(undo) as Undo, followers)
     }
   })

@@ -109,6 +109,7 @@ export const startWork = (change: RowChange, table: Table, shape: Shape): Work =
     isDelete: false,
     isInsert: false,
     isInside: false,
+    at: change.at,
     needs: new Set(),
   }
 }

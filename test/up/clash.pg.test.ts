@@ -12,6 +12,8 @@ CREATE TABLE users ${USERS};
 CREATE UNIQUE INDEX users_email ON users (lower(email)) WHERE active;
 CREATE UNIQUE INDEX users_roll ON users (school_id, roll);
 CREATE TABLE loans (id uuid PRIMARY KEY, school_id text, borrower uuid NOT NULL REFERENCES users (id), title text);
+CREATE TABLE cards (id uuid PRIMARY KEY, school_id text, holder varchar(12) NOT NULL REFERENCES users (username), title text);
+CREATE TABLE follows (id uuid PRIMARY KEY, school_id text, holder varchar(12) REFERENCES users (username) ON UPDATE CASCADE, owner uuid REFERENCES users (id) ON UPDATE CASCADE);
 CREATE TABLE auto_rename ${USERS};
 CREATE TABLE auto_remote ${USERS};
 CREATE TABLE auto_local ${USERS};
@@ -25,6 +27,8 @@ beforeAll(async () => {
   o = await openOffice(DDL, {
     users: { columns: { points: "sum" } },
     loans: {},
+    cards: {},
+    follows: {},
     auto_rename: { uniqueRule: "rename_local" },
     auto_remote: { uniqueRule: "keep_remote" },
     auto_local: { uniqueRule: "keep_local" },
@@ -230,6 +234,117 @@ test("several unique keys, one of an expression and part of the table: each is r
   expect(await read(key, "username, email, roll")).toEqual({ username: `z${name}`, email: `amina2@${name}.org`, roll: 7000 + n })
   expect(await read(other, "username, email, roll")).toEqual({ username: name, email: `Amina@${name}.org`, roll: 7001 + n })
   expect((await conflicts(push.record(0))).every((one) => one["status"] === "resolved")).toBe(true)
+})
+
+describe("rows that refer to the value itself, not to a key,", () => {
+  const card = (holder: string) => {
+    const key = id()
+    return { key, change: { table: "cards", op: "insert" as const, key: [key], mine: { id: key, school_id: "a", holder, title: "t" } } }
+  }
+  const holderOf = async (key: string, table = "cards") => (await o.sql(`SELECT holder FROM ${table} WHERE id = '${key}'`))[0]?.["holder"]
+  const officeCard = async (holder: string, table = "cards") => {
+    const key = id()
+    await o.sql(`INSERT INTO ${table} (id, school_id, holder) VALUES ('${key}', 'b', '${holder}')`)
+    return key
+  }
+
+  test("wait with their own row, never join the other one, and follow when it is renamed; undone, they follow back", async () => {
+    const other = await there("users", "a")
+    const [first, second] = [card(name), card(name)]
+    const key = id()
+    // What Postgres cannot hold stands in nobody's way.
+    await a.push([user(id(), { username: `\0${name}` }), user(id(), { username: `\ud800` })])
+    const push = await a.push([user(key), first.change])
+    expect([push.reason(0), push.reason(1)]).toEqual(["unique", "dependant"])
+    // In a later batch, too.
+    expect((await a.push([second.change])).reason(0)).toBe("dependant")
+    const [record] = await conflicts(push.record(0))
+    await decide(record?.["id"], { keep: "rename_local" })
+    expect([await holderOf(first.key), await holderOf(second.key)]).toEqual([`${name}2`, `${name}2`])
+    // One that the school wrote before it heard of the decision.
+    const late = card(name)
+    await a.push([{ ...late.change, at: Date.now() - 60_000 }])
+    expect(await holderOf(late.key)).toBe(`${name}2`)
+    // One that it wrote afterwards means the other row.
+    const meant = card(name)
+    await a.push([{ ...meant.change, at: Date.now() + 60_000 }])
+    expect(await holderOf(meant.key)).toBe(name)
+    await o.sql(`DELETE FROM cards WHERE id = '${meant.key}'; UPDATE users SET username = 'gone ${n}' WHERE id = '${other}'`)
+    await undo(record?.["id"])
+    expect([await holderOf(first.key), await holderOf(late.key), (await read(key))?.["username"]]).toEqual([name, name, name])
+  })
+
+  test("stay with the other row when that is renamed, and change places with it when it is undone", async () => {
+    const other = await there("users", "a")
+    const [theirs, follower] = [await officeCard(name), await officeCard(name, "follows")]
+    const [key, own] = [id(), card(name)]
+    const push = await a.push([user(key), own.change])
+    const [record] = await conflicts(push.record(0))
+    await decide(record?.["id"], { keep: "keep_local" })
+    expect([await read(key), await read(other)]).toEqual([
+      { username: name, name: "school" },
+      { username: `${name}2`, name: "office" },
+    ])
+    const holders = async () => [await holderOf(own.key), await holderOf(theirs), await holderOf(follower, "follows")]
+    expect(await holders()).toEqual([name, `${name}2`, `${name}2`])
+    await undo(record?.["id"])
+    expect(await holders()).toEqual([`${name}2`, name, name])
+  })
+
+  test("do not join the other row when their own is left out", async () => {
+    await there("users", "a")
+    const [key, own] = [id(), card(name)]
+    const push = await a.push([user(key), own.change])
+    await decide((await conflicts(push.record(0)))[0]?.["id"], { keep: "keep_remote" })
+    name = `v${name}`
+    await a.push([user(id())])
+    expect([await holderOf(own.key), await status(push.record(1))]).toEqual([undefined, "open"])
+  })
+
+  test("follow an edit of the value that the school made itself", async () => {
+    const [key, follower] = [id(), id()]
+    await a.push([user(key), { table: "follows", op: "insert", key: [follower], mine: { id: follower, school_id: "a", holder: name } }])
+    const push = await a.push([
+      { table: "users", op: "update", key: [key], base: { username: name, name: "school" }, mine: { username: `w${name}` } },
+      { table: "follows", op: "update", key: [follower], base: { holder: name, school_id: "a" }, mine: { holder: `w${name}` } },
+    ])
+    expect(push.exceptions).toEqual([])
+    expect(await holderOf(follower, "follows")).toBe(`w${name}`)
+    // And an edit of the key.
+    const moved = id()
+    await a.push([{ table: "follows", op: "update", key: [follower], base: { owner: null }, mine: { owner: key } }])
+    const keyed = await a.push([
+      { table: "users", op: "update", key: [key], newKey: [moved], base: { id: key }, mine: { id: moved } },
+      { table: "follows", op: "update", key: [follower], base: { owner: key }, mine: { owner: moved } },
+    ])
+    expect(keyed.exceptions).toEqual([])
+    expect(await o.sql(`SELECT owner::text FROM follows WHERE id = '${follower}'`)).toEqual([{ owner: moved }])
+  })
+})
+
+test("a merge that is undone takes along what was made to refer to the other row: it waits again, as it stands now", async () => {
+  const other = await there("users", "a")
+  const [key, loan, late] = [id(), id(), id()]
+  const lend = (loanId: string) => ({
+    table: "loans",
+    op: "insert" as const,
+    key: [loanId],
+    mine: { id: loanId, school_id: "a", borrower: key, title: "t" },
+  })
+  const push = await a.push([user(key), lend(loan)])
+  const [record] = await conflicts(push.record(0))
+  await decide(record?.["id"], { keep: "merge" })
+  const later = await a.push([lend(late)])
+  await o.sql(`UPDATE loans SET title = 'edited' WHERE id = '${loan}'`)
+  await undo(record?.["id"])
+  expect(await o.sql(`SELECT 1 FROM loans WHERE id IN ('${loan}', '${late}')`)).toEqual([])
+  expect([await status(push.record(0)), await status(push.record(1)), await status(later.record(0))]).toEqual(["open", "open", "open"])
+  await decide(record?.["id"], { keep: "rename_local" })
+  expect(await o.sql(`SELECT borrower::text, title FROM loans WHERE id IN ('${loan}', '${late}') ORDER BY title`)).toEqual([
+    { borrower: key, title: "edited" },
+    { borrower: key, title: "t" },
+  ])
+  expect(await read(other)).toEqual({ username: name, name: "office" })
 })
 
 describe("a rule decides at once", () => {
