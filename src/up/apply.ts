@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import { decodeBatch, type DecodedBatch } from "../link/frame.ts"
-import type { Exception, Verdicts } from "../model/change.ts"
+import type { Change, Exception, Verdicts } from "../model/change.ts"
 import { keyRangeOf } from "../model/key-range.ts"
 import { isThrough, type Table } from "../model/table.ts"
 import { Postgres, type PostgresError, type Session } from "../postgres/client.ts"
@@ -19,7 +19,8 @@ import { followDecided } from "./by-value.ts"
 import { repointMerged } from "./clash.ts"
 import { recordClashes } from "./clash-records.ts"
 import { coalesce } from "./coalesce.ts"
-import { retryDependants } from "./quarantine.ts"
+import { alone, retryDependants } from "./quarantine.ts"
+import { carryOutPlainly } from "./plainly.ts"
 import { putQuarantined, readOpen, record } from "./records.ts"
 import { carryOutRequests } from "./requests.ts"
 import { correctedTime } from "./resolve.ts"
@@ -97,22 +98,14 @@ const applyBatch = (
 
     const { header, batch, unreadable } = decoded
     const changes = batch.changes.map((change) => ({ ...change, at: correctedTime(change, header.contacts, input.now) }))
-    const open = yield* readOpen(
-      session,
-      input,
-      changes.filter((change) => base.tables.has(change.table)),
-    )
     const [school] = yield* session.query<{ number: number }>("SELECT number FROM schoolbus.schools WHERE id = $1", [input.school])
     const keys = keyRangeOf(school?.number ?? 0)
-    const ground: Ground = { ...base, stored: open.stored, openBases: open.bases, ...(keys === null ? {} : { keys }) }
-    const rows = yield* followDecided(session, ground.tables, input.school, coalesce(changes, open.waiting))
-    const outcomes = yield* carryOut(session, ground, rows)
-    const recorded = yield* record(session, input, outcomes, open)
-    const exceptions = [...(yield* keepUnreadable(session, input, unreadable)), ...recorded.exceptions]
-    yield* recordClashes(session, ground, input, recorded.quarantined)
-    yield* repointMerged(session, ground, input.school, [...recorded.quarantined.keys()])
-    yield* retryDependants(session, ground, new Set([...insertedTables(outcomes), ...partedTables(outcomes, ground.tables)]))
-    yield* carryOutRequests(session, ground, input, outcomes)
+    const own = { ...base, ...(keys === null ? {} : { keys }) }
+    const written = unreadable.length === 0 ? yield* carryOutPlainly(session, own, input, changes, input.text) : null
+    const exceptions =
+      written === null
+        ? yield* carryOutWhole(session, input, own, changes, unreadable)
+        : yield* Effect.as(retryDependants(session, { ...own, ...alone }, written), [])
 
     const verdicts: Verdicts = { batch: input.number, hash: input.hash, changes: batch.changes.length + unreadable.length, exceptions }
     yield* session.execute(
@@ -124,6 +117,32 @@ const applyBatch = (
       String(input.number),
     ])
     return verdicts
+  })
+
+/** Change by change, with whatever stands in the way of each; answers the exceptions. */
+const carryOutWhole = (
+  session: Session,
+  input: BatchInput,
+  base: Omit<Ground, "stored" | "openBases">,
+  changes: ReadonlyArray<Change>,
+  unreadable: DecodedBatch["unreadable"],
+): Effect.Effect<ReadonlyArray<Exception>, PostgresError> =>
+  Effect.gen(function* () {
+    const open = yield* readOpen(
+      session,
+      input,
+      changes.filter((change) => base.tables.has(change.table)),
+    )
+    const ground: Ground = { ...base, stored: open.stored, openBases: open.bases }
+    const rows = yield* followDecided(session, ground.tables, input.school, coalesce(changes, open.waiting))
+    const outcomes = yield* carryOut(session, ground, rows)
+    const recorded = yield* record(session, input, outcomes, open)
+    const exceptions = [...(yield* keepUnreadable(session, input, unreadable)), ...recorded.exceptions]
+    yield* recordClashes(session, ground, input, recorded.quarantined)
+    yield* repointMerged(session, ground, input.school, [...recorded.quarantined.keys()])
+    yield* retryDependants(session, ground, new Set([...insertedTables(outcomes), ...partedTables(outcomes, ground.tables)]))
+    yield* carryOutRequests(session, ground, input, outcomes)
+    return exceptions
   })
 
 /** Locks the head of the file's ledger, so that its batches go one after the other; answers the last one's number. */

@@ -234,7 +234,7 @@ const waitsForOwn: Refusal = { reason: "dependant", detail: "the row refers to o
 export const dependant: Refusal = { reason: "dependant", detail: "the row refers to one of the same batch that could not be written" }
 
 /** Among the wanted tuples, those that a row of `parent` has which the school can see. They stay so until the push ends. */
-const visibleParents = (
+export const visibleParents = (
   session: Session,
   places: Places,
   parent: Table,

@@ -56,7 +56,16 @@ export const isPlain = (column: ColumnShape, text: string): boolean => {
     case "text":
       return true
     case "varchar":
-      return !column.isLimited
+      return !column.isLimited || text.length <= Number(/\((\d+)\)$/.exec(column.type)?.[1] ?? 0)
+    case "numeric":
+      return isPlainNumeric(column, text)
+    case "float8":
+      return isPlainDouble(text)
+    case "date":
+      return isDay(text)
+    case "timestamp":
+    case "timestamptz":
+      return !column.isLimited && isMoment(text, column.typname === "timestamp" ? "" : "+00")
     case "bool":
       return text === "t" || text === "f"
     case "uuid":
@@ -67,6 +76,34 @@ export const isPlain = (column: ColumnShape, text: string): boolean => {
       return false
   }
 }
+
+/** Postgres keeps as many decimals as it is given, or as many as are declared; it has no negative zero. */
+const isPlainNumeric = (column: ColumnShape, text: string): boolean => {
+  const digits = /^-?(0|[1-9]\d{0,99})(?:\.(\d{1,99}))?$/.exec(text)
+  if (digits === null || /^-[0.]+$/.test(text)) return false
+  if (!column.isLimited) return true
+  const declared = /\((\d+),(\d+)\)$/.exec(column.type)
+  const [precision, scale] = [Number(declared?.[1]), Number(declared?.[2])]
+  return (digits[2] ?? "").length === scale && (digits[1] ?? "").length <= precision - scale
+}
+
+/** Between these both print the fewest digits that tell the number apart, without an exponent. */
+const isPlainDouble = (text: string): boolean => {
+  const value = Number(text)
+  return String(value) === text && (value === 0 || (Math.abs(value) >= 1e-4 && Math.abs(value) < 1e15))
+}
+
+const MONTH_DAYS = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
+const isDay = (text: string): boolean => {
+  if (!/^\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])$/.test(text) || text.startsWith("0000")) return false
+  const [year, month, day] = [Number(text.slice(0, 4)), Number(text.slice(5, 7)), Number(text.slice(8))]
+  const isLeap = year % 4 === 0 && (year % 100 !== 0 || year % 400 === 0)
+  return day <= (MONTH_DAYS[month - 1] ?? 0) || (month === 2 && day === 29 && isLeap)
+}
+const isMoment = (text: string, zone: string): boolean =>
+  text.endsWith(zone) &&
+  /^ (?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{0,5}[1-9])?$/.test(text.slice(10, text.length - zone.length)) &&
+  isDay(text.slice(0, 10))
 
 const short = (text: string): string => JSON.stringify(text.length > 60 ? `${text.slice(0, 60)}…` : text)
 

@@ -1,0 +1,172 @@
+/**
+ * Carries a plain batch out in as few statements as it has sets of columns. Edits are locked in key order, compared with what
+ * the school started from, and written by the same statement. Whatever does not come out as expected, a key that exists, a row
+ * that head office changed, a constraint, leaves no trace: the batch then goes the whole way, change by change.
+ */
+import * as Effect from "effect/Effect"
+import { isThrough, type Table } from "../model/table.ts"
+import type { Change } from "../model/change.ts"
+import type { Wire } from "../model/value.ts"
+import { ident, isTransient, type PostgresError, qualified, type Session } from "../postgres/client.ts"
+import { textsOf, visibleParents } from "./authorise.ts"
+import { canonicalise } from "./canonical.ts"
+import { rowId } from "./coalesce.ts"
+import { type Group, NEW, type Plain, type PlainColumn, recognise, rowsJson } from "./plain.ts"
+import type { Places } from "./place.ts"
+import type { Origin } from "./records.ts"
+import { readReferencing, readShapes, type ColumnShape } from "./shape.ts"
+import { isTimed, type Pushing, recordTimes } from "./times.ts"
+import type { Ground } from "./work.ts"
+
+/** Rows with something open that are told apart; with more of them batches go the whole way. */
+const MAX_OPEN = 1_000
+
+/** The tables that got new rows; null: nothing was done, the batch is not plain. */
+export const carryOutPlainly = (
+  session: Session,
+  ground: Omit<Ground, "stored" | "openBases">,
+  origin: Origin,
+  changes: ReadonlyArray<Change>,
+  text: string,
+): Effect.Effect<ReadonlySet<Table["name"]> | null, PostgresError> =>
+  Effect.gen(function* () {
+    // Values with half a character or a NUL are told by their escapes; nearly no batch has any.
+    if (changes.length === 0 || /\\u(?:0000|[dD][89a-fA-F])/.test(text)) return null
+    const names = new Set(changes.map((change) => change.table))
+    const concerned = new Set([...names].flatMap((name) => [name, ...(ground.tables.get(name)?.references.map(({ table }) => table) ?? [])]))
+    const isChained = [...concerned].some((name) => isThrough(ground.tables.get(name)?.audience ?? "all"))
+    if (isChained) return null
+    const isOpen = yield* readOpenRows(session, origin)
+    if (isOpen === "many") return null
+    const shapes = yield* readShapes(session, [...concerned])
+    const plain = recognise(ground, shapes, changes, isOpen)
+    if (plain === null || isTimedTwice(plain) || !(yield* isPrintedAsSent(session, plain))) return null
+    if (!(yield* isWithoutActions(session, plain))) return null
+    const places: Places = { tables: ground.tables, shapes }
+    if (!(yield* isEachVisible(session, plain, places, ground.school))) return null
+    if (!(yield* write(session, plain))) return null
+    for (const group of plain.groups)
+      if (isTimed(group.table))
+        yield* recordTimes(
+          session,
+          group.changes.map((change) => pushingOf(group, change)),
+        )
+    return new Set(plain.groups.flatMap(({ op, table }) => (op === "insert" ? [table.name] : [])))
+  })
+
+/** Of several writes of one row the times are put together on the whole way. */
+const isTimedTwice = ({ groups }: Plain): boolean => {
+  const rows = groups.flatMap(({ table, changes }) => (isTimed(table) ? changes.map(({ key }) => rowId(table.name, key)) : []))
+  return new Set(rows).size < rows.length
+}
+
+/** The rows of this file in which something waits for a person, or holds what a trigger made of a sent value. */
+const readOpenRows = (
+  session: Session,
+  { school, incarnation }: Origin,
+): Effect.Effect<((table: string, key: ReadonlyArray<Wire>) => boolean) | null | "many", PostgresError> =>
+  Effect.map(
+    session.query<{ tbl: string; key: string }>(
+      `SELECT table_name AS tbl, row_key AS key FROM schoolbus.conflicts
+        WHERE school = $1 AND status = 'open' AND kind <> 'unique' AND incarnation = $2::text::uuid
+       UNION ALL SELECT table_name, row_key FROM schoolbus.quarantine WHERE school = $1 AND status = 'open' AND incarnation = $2::text::uuid
+       UNION ALL SELECT table_name, row_key FROM schoolbus.stored WHERE incarnation = $2::text::uuid
+       LIMIT ${MAX_OPEN + 1}`,
+      [school, incarnation],
+    ),
+    (rows) => {
+      if (rows.length > MAX_OPEN) return "many"
+      if (rows.length === 0) return null
+      const open = new Set(rows.map(({ tbl, key }) => `${tbl}\0${key}`))
+      return (table, key) => open.has(rowId(table, key))
+    },
+  )
+
+const isPrintedAsSent = (session: Session, { asked }: Plain): Effect.Effect<boolean, PostgresError> =>
+  Effect.gen(function* () {
+    if (asked.size === 0) return true
+    const wanted = [...asked].map(([column, texts]) => ({ column, texts: [...texts] }))
+    const found = yield* canonicalise(session, wanted)
+    return found.every((texts) => [...texts].every(([text, canonical]) => "text" in canonical && canonical.text === text))
+  })
+
+/** Foreign keys that write rows of other tables when a value they point to changes are for the whole way. */
+const isWithoutActions = (session: Session, { groups }: Plain): Effect.Effect<boolean, PostgresError> => {
+  const edits = groups.filter((group) => group.op === "update")
+  if (edits.length === 0) return Effect.succeed(true)
+  return Effect.map(readReferencing(session, [...new Set(edits.map(({ table }) => table.name))]), (referencing) =>
+    edits.every(({ table, mine }) => !referencing.some(({ parent, to }) => parent === table.name && mine.some(({ name }) => to.includes(name)))),
+  )
+}
+
+const isEachVisible = (session: Session, { groups }: Plain, places: Places, school: string): Effect.Effect<boolean, PostgresError> =>
+  Effect.gen(function* () {
+    for (const { shape, pointed } of groups) {
+      for (const { reference, tuples } of pointed) {
+        if (tuples.size === 0) continue
+        const parent = places.tables.get(reference.table)
+        if (parent === undefined) return false
+        const types = reference.columns.map((name) => shape.columns.get(name)?.base ?? "text")
+        const seen = yield* visibleParents(session, places, parent, reference.to, types, [...tuples.values()], school)
+        if (seen.size !== tuples.size) return false
+      }
+    }
+    return true
+  })
+
+/** All of it, or nothing. */
+const write = (session: Session, { groups }: Plain): Effect.Effect<boolean, PostgresError> =>
+  Effect.gen(function* () {
+    yield* session.execute("SAVEPOINT plain; SET CONSTRAINTS ALL DEFERRED")
+    const isDone = yield* Effect.gen(function* () {
+      for (const group of groups) {
+        const count = yield* session.execute(group.op === "insert" ? insertSql(group) : updateSql(group), [rowsJson(group)])
+        if (count !== group.changes.length) return false
+      }
+      yield* session.execute("SET CONSTRAINTS ALL IMMEDIATE")
+      return true
+    }).pipe(Effect.catch((error) => (isTransient(error) ? Effect.fail(error) : Effect.succeed(false))))
+    yield* session.execute(isDone ? "RELEASE SAVEPOINT plain" : "ROLLBACK TO SAVEPOINT plain; RELEASE SAVEPOINT plain")
+    return isDone
+  })
+
+/** Types that `json_to_recordset` reads from JSON as from text. */
+const READ = new Set("int2 int4 int8 numeric float4 float8 bool text varchar uuid date time timetz timestamp timestamptz interval".split(" "))
+/** Types whose equal values are printed alike. */
+const ALIKE = new Set("int2 int4 int8 bool uuid date time timestamp timestamptz bytea".split(" "))
+
+const isRead = ({ typname, isDomain }: ColumnShape): boolean => READ.has(typname) && !isDomain
+const declared = (name: string, { shape }: PlainColumn): string => `${ident(name)} ${isRead(shape) ? shape.type : "text"}`
+const valueOf = (reference: string, { shape }: PlainColumn): string =>
+  isRead(shape) ? reference : shape.typname === "bytea" ? `('\\x' || ${reference})::${shape.type}` : `${reference}::${shape.type}`
+
+export const insertSql = ({ table, mine }: Group): string =>
+  `INSERT INTO ${qualified(table.name)} (${mine.map(({ name }) => ident(name)).join(", ")}) OVERRIDING SYSTEM VALUE
+   SELECT ${mine.map((column) => valueOf(`u.${ident(column.name)}`, column)).join(", ")}
+     FROM json_to_recordset($1::text::json) AS u (${mine.map((column) => declared(column.name, column)).join(", ")})`
+
+/** Whether head office's value is the one that the school started from, as Postgres prints both. */
+const isSame = (column: PlainColumn, from: string): string => {
+  const { name, shape } = column
+  const [theirs, base] = [`t.${ident(name)}`, `${from}.${ident(name)}`]
+  if (ALIKE.has(shape.typname)) return `${theirs} IS NOT DISTINCT FROM ${valueOf(base, column)}`
+  if (isRead(shape) && (shape.typname === "text" || shape.typname === "varchar")) return `${theirs} COLLATE "C" IS NOT DISTINCT FROM ${base}`
+  return `CASE WHEN ${theirs} IS NOT NULL THEN pg_catalog.concat(${theirs}) END COLLATE "C" IS NOT DISTINCT FROM ${base}::text`
+}
+
+export const updateSql = ({ table, base, mine }: Group): string => {
+  const on = qualified(table.name)
+  const columns = [...base.map((column) => declared(column.name, column)), ...mine.map((column) => declared(NEW + column.name, column))]
+  const keys = table.key.flatMap((name) => base.find((column) => column.name === name) ?? [])
+  return `WITH u AS (
+      SELECT r.*, t.ctid AS "=" FROM json_to_recordset($1::text::json) AS r (${columns.join(", ")})
+        JOIN ${on} AS t ON ${keys.map((column) => `t.${ident(column.name)} = ${valueOf(`r.${ident(column.name)}`, column)}`).join(" AND ")}
+       ORDER BY ${keys.map(({ name }) => `t.${ident(name)}`).join(", ")} FOR UPDATE OF t)
+    UPDATE ${on} AS t SET ${mine.map((column) => `${ident(column.name)} = ${valueOf(`u.${ident(NEW + column.name)}`, column)}`).join(", ")}
+      FROM u WHERE t.ctid = u."=" AND ${base.map((column) => isSame(column, "u")).join(" AND ")}`
+}
+
+const pushingOf = ({ table, shape, op }: Group, { key, mine, at }: Change): Pushing => {
+  const row = Object.fromEntries(table.key.map((name, i) => [name, key[i] as Wire]))
+  return { table, shape, keyAfter: key, keyTexts: textsOf(table, table.key, row), write: op, set: mine as Record<string, Wire>, at, columnAt: {} }
+}
