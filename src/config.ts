@@ -31,6 +31,9 @@ const ALIASES: Readonly<Record<string, string>> = {
   MANUAL_MERGE: "manual_merge",
 }
 
+/** Places that one refusal of a file names. */
+const SYNTAX_ERRORS = 3
+
 const known = (value: unknown) => (typeof value === "string" ? (ALIASES[value] ?? value) : value)
 const SIDES = ["school_wins", "vps_wins", "newest_wins", "manual"] as const
 const StrategyName = z.preprocess(known, z.enum([...SIDES, "merge", "manual_merge"]))
@@ -189,6 +192,25 @@ const throughProblems = (audiences: ReadonlyMap<string, Audience>): ReadonlyArra
 
 const isOwnTable = (name: string): boolean => name.startsWith("schoolbus.")
 
+/** Names that no config may list, or lists twice: `students` and `public.students` are one table. */
+const nameProblems = (given: ReadonlyArray<string>): ReadonlyArray<string> =>
+  given.flatMap((name, i) => {
+    const qualified = qualify(name)
+    if (isOwnTable(qualified)) return [`tables.${name}: is the sync's own and comes to the schools by itself; take it out of the config`]
+    if (/^(pg_catalog|information_schema|pg_toast)\./.test(qualified)) return [`tables.${name}: belongs to Postgres itself; list tables of your own`]
+    const first = given.findIndex((other) => qualify(other) === qualified)
+    return first === i ? [] : [`tables.${name}: is the same table as tables.${given[first]}; list it once`]
+  })
+
+/** What an import that failed says: where a file does not parse, at once for the first places. */
+const importFault = (cause: unknown): string => {
+  const place = (one: unknown): string => {
+    const { message, position } = one as { readonly message?: string; readonly position?: { readonly line?: number; readonly column?: number } }
+    return `${position?.line === undefined ? "" : `line ${position.line}, column ${position.column ?? 1}: `}${message ?? String(one)}`
+  }
+  return (cause instanceof AggregateError ? cause.errors.slice(0, SYNTAX_ERRORS) : [cause]).map(place).join("; ")
+}
+
 export const parseConfig = (source: string, value: unknown): Config | ConfigRefused => {
   const parsed = ConfigFile.safeParse(value)
   if (!parsed.success) {
@@ -199,7 +221,7 @@ export const parseConfig = (source: string, value: unknown): Config | ConfigRefu
   }
   const { plugin, tables, devices } = parsed.data
   const audiences = new Map(Object.entries(tables).map(([name, rule]) => [qualify(name), audienceOf(rule.audience)]))
-  const problems = throughProblems(audiences)
+  const problems = [...nameProblems(Object.keys(tables)), ...throughProblems(audiences)]
   if (problems.length > 0) return new ConfigRefused({ source, problems })
   return {
     plugin,
@@ -231,7 +253,7 @@ export const loadConfig = (path: string): Effect.Effect<Config, ConfigRefused> =
     const file = isAbsolute(path) ? path : resolve(process.cwd(), path)
     const module = yield* Effect.tryPromise({
       try: () => import(pathToFileURL(file).href) as Promise<{ default?: unknown }>,
-      catch: (cause) => new ConfigRefused({ source: file, problems: [`cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`] }),
+      catch: (cause) => new ConfigRefused({ source: file, problems: [`cannot be read: ${importFault(cause)}`] }),
     })
     if (module.default === undefined) {
       return yield* new ConfigRefused({ source: file, problems: ["has no default export; write `export default { tables: { … } }`"] })

@@ -14,6 +14,7 @@ import { pushedTable, type Shape } from "./down/shape.ts"
 import { CatalogRefused, prepare } from "./down/prepare.ts"
 import { runSource, type SourceError, slotName } from "./down/source.ts"
 import { Calls, hubSyncNow } from "./http/calls.ts"
+import { listen } from "./http/listen.ts"
 import { authFor, makeApp } from "./http/server.ts"
 import { conflictRoutes } from "./http/conflicts.ts"
 import { healthRoutes } from "./http/health.ts"
@@ -29,7 +30,7 @@ import type { Catalog } from "./postgres/catalog.ts"
 import { type PostgresPool, Postgres } from "./postgres/client.ts"
 import { keyProblems } from "./postgres/key-types.ts"
 import { hubScript } from "./postgres/migrate.ts"
-import { serve, stopSignal } from "./runtime.ts"
+import { stopSignal } from "./runtime.ts"
 import { HubFactStore } from "./status/facts.ts"
 import { hubVerify } from "./status/hub-verify.ts"
 import { hubStatus } from "./status/hub.ts"
@@ -171,18 +172,9 @@ const hub = (options: HubOptions, config: Config) =>
       yield* slotRoutes,
     ]
     const app = makeApp({ plugins, auth: authFor(options) })
-    yield* Effect.acquireRelease(
-      Effect.tryPromise(() =>
-        serve({
-          port: options.port,
-          hostname: options.host,
-          idleSeconds: IDLE_SECONDS,
-          maxBodyBytes: MAX_BODY_BYTES,
-          fetch: (request) => app.handle(request),
-        }),
-      ),
-      (server) => Effect.promise(() => server.stop()),
-    ).pipe(Effect.tap((server) => Effect.logInfo(`hub listens on http://${options.host}:${server.port}`)))
+    const { port, host: hostname } = options
+    const server = yield* listen({ port, hostname, idleSeconds: IDLE_SECONDS, maxBodyBytes: MAX_BODY_BYTES, fetch: (request) => app.handle(request) })
+    yield* Effect.logInfo(`hub listens on http://${hostname}:${server.port}`)
     yield* tend(pg, yield* Tables)
     yield* Effect.forkScoped(askSchools)
     return yield* streamLoop({ url: options.databaseUrl, pg, config })
@@ -226,7 +218,7 @@ const layers = (options: HubOptions) => {
 const roleOf = (url: string): string => decodeURIComponent(new URL(url).username) || "postgres"
 const databaseOf = (url: string): string => decodeURIComponent(new URL(url).pathname.slice(1)) || "postgres"
 
-/** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the feed file, 78 when the config cannot be used. */
+/** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the feed file or the port, 78 when the config cannot be used. */
 export const runHub = async (options: HubOptions): Promise<number> => {
   const stop = stopSignal()
   const fail = (code: number, text: string): number => {
@@ -245,6 +237,7 @@ export const runHub = async (options: HubOptions): Promise<number> => {
       ConfigRefused: (error) => Effect.sync(() => fail(78, `config refused: ${error.message}`)),
       CatalogRefused: (error) => Effect.sync(() => fail(78, `these tables cannot be synced as the config says:\n${error.message}`)),
       AlreadyRunning: (error) => Effect.sync(() => fail(69, error.message)),
+      CannotListen: (error) => Effect.sync(() => fail(69, error.message)),
       HubMigrationRefused: (error) => Effect.sync(() => fail(78, error.message)),
       MigrationRefused: (error) => Effect.sync(() => fail(78, error.message)),
       PostgresError: (error) =>

@@ -11,6 +11,7 @@ import { guardTriggers, SCHEMA_POLL_MS } from "./down/guard.ts"
 import { deviceRoutes } from "./http/devices.ts"
 import { conflictRoutes } from "./http/conflicts.ts"
 import { healthRoutes } from "./http/health.ts"
+import { listen } from "./http/listen.ts"
 import { authFor, makeApp } from "./http/server.ts"
 import { settingsRoutes } from "./http/settings.ts"
 import { syncRoutes } from "./http/sync.ts"
@@ -25,7 +26,7 @@ import { lockFile } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
 import type { Metered } from "./link/metered.ts"
 import { OpenLink } from "./link/open.ts"
-import { serve, stopSignal } from "./runtime.ts"
+import { stopSignal } from "./runtime.ts"
 import { sessions } from "./session/session.ts"
 import { SchoolFactStore } from "./status/facts.ts"
 import { schoolConflicts, schoolQuarantine, schoolRuns } from "./status/school-records.ts"
@@ -59,6 +60,9 @@ export interface SchoolOptions {
 const SYNC_CRON = "* * * * *"
 const TRIM_CRON = "17 3 * * *"
 const VERIFY_CRON = "41 2 * * *"
+/** Longer than a person waits for an answer; a live status sends sooner. */
+const IDLE_SECONDS = 250
+const MAX_BODY_BYTES = 1024 * 1024
 /** Nightly comparisons of all schools do not meet at the hub at the same minute. */
 const VERIFY_SPREAD_MS = 60 * 60_000
 
@@ -90,15 +94,6 @@ const cron = (pattern: string, job: Effect.Effect<unknown, unknown>) =>
     (running) => Effect.sync(() => running.stop()),
   )
 
-const listen = (
-  options: { readonly port: number; readonly host: string; readonly maxBodyBytes: number },
-  fetch: (request: Request) => Response | Promise<Response>,
-) =>
-  Effect.acquireRelease(
-    Effect.tryPromise(() => serve({ port: options.port, hostname: options.host, idleSeconds: 250, maxBodyBytes: options.maxBodyBytes, fetch })),
-    (server) => Effect.promise(() => server.stop()),
-  )
-
 const school = (options: SchoolOptions) =>
   Effect.gen(function* () {
     const db = yield* Libsql
@@ -111,8 +106,9 @@ const school = (options: SchoolOptions) =>
     yield* guardTriggers({ streams, adopt: options.adopt }, true).pipe(Effect.catchTag("TableRefused", (error) => Effect.logError(error.message)))
     const plugins = [yield* healthRoutes, yield* syncRoutes, yield* settingsRoutes, yield* conflictRoutes, yield* verifyRoutes, yield* deviceRoutes]
     const app = makeApp({ plugins, auth: authFor(options) })
-    const server = yield* listen({ ...options, maxBodyBytes: 1024 * 1024 }, (request) => app.handle(request))
-    yield* Effect.logInfo(`school node listens on http://${options.host}:${server.port}`)
+    const { port, host: hostname } = options
+    const server = yield* listen({ port, hostname, idleSeconds: IDLE_SECONDS, maxBodyBytes: MAX_BODY_BYTES, fetch: (request) => app.handle(request) })
+    yield* Effect.logInfo(`school node listens on http://${hostname}:${server.port}`)
     if (options.iclockPort !== null) {
       const host = options.iclockHost ?? options.host
       const terminals = yield* listenIclock({ port: options.iclockPort, host })
@@ -166,7 +162,7 @@ const layers = (options: SchoolOptions) => {
 /** How often a file that cannot be written is tried again at the start. */
 const fileAgain = Schedule.spaced("2 seconds")
 
-/** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the file, 78 when the file is newer than this program. */
+/** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the file or the port, 78 when the file is newer than this program. */
 export const runSchool = async (options: SchoolOptions): Promise<number> => {
   const stop = stopSignal()
   const fail = (code: number, text: string): number => {
@@ -187,6 +183,7 @@ export const runSchool = async (options: SchoolOptions): Promise<number> => {
     Effect.as(0),
     Effect.catchTags({
       AlreadyRunning: (error) => Effect.sync(() => fail(69, error.message)),
+      CannotListen: (error) => Effect.sync(() => fail(69, error.message)),
       MigrationRefused: (error) => Effect.sync(() => fail(78, error.message)),
       IclockPortTaken: (error) => Effect.sync(() => fail(69, error.message)),
     }),

@@ -11,7 +11,7 @@ export interface Command extends CommandSpec {
 
 export const DATABASE: OptionSpec = {
   name: "database-url",
-  kind: "text",
+  kind: "postgres",
   secret: true,
   required: true,
   help: "Postgres, e.g. postgres://user:password@127.0.0.1:5432/school",

@@ -8,7 +8,7 @@ import { parseArgs } from "node:util"
 export interface OptionSpec {
   /** Without dashes: `"database-url"`; the variable is `SCHOOLBUS_DATABASE_URL`. */
   readonly name: string
-  readonly kind: "text" | "number" | "port" | "flag" | "list"
+  readonly kind: "text" | "number" | "port" | "flag" | "list" | "postgres"
   readonly help: string
   readonly default?: string
   readonly required?: true
@@ -70,6 +70,10 @@ const FALSE = new Set(["", "0", "false", "no", "off"])
 const convert = (option: OptionSpec, text: string, source: string): Value => {
   switch (option.kind) {
     case "text":
+      return text
+    case "postgres":
+      // Never shown: it may hold a password.
+      if (!/^postgres(ql)?:\/\/./.test(text)) throw usage(`${source} must be an address like postgres://user:password@host:5432/database`)
       return text
     case "list":
       return text

@@ -15,7 +15,7 @@ const overview = (prefix: string): string => {
 
 const helpOf = (command: CommandSpec): string => {
   const rows = command.options.flatMap((option) => {
-    const value = option.kind === "flag" ? "" : option.kind === "text" || option.kind === "list" ? " TEXT" : " N"
+    const value = option.kind === "flag" ? "" : option.kind === "number" || option.kind === "port" ? " N" : " TEXT"
     const note = option.required === true ? " (needed)" : option.default === undefined ? "" : ` (default ${option.default})`
     const main = [`--${option.name}${value}`, `${option.help}${note} [${variableOf(option.name)}]`] as const
     return option.secret === true

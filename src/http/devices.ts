@@ -34,7 +34,15 @@ const Claim = z.strictObject({
   table: z.string().min(1).max(130).exactOptional(),
 })
 const History = z.object({ limit: z.coerce.number().int().min(1).max(1000).default(100) })
-const Moment = z.string().regex(/^\d{4}-\d\d-\d\d([ T]\d\d(:\d\d){0,2})?$/, "write it like 2026-03-03 or 2026-03-03 07:30:00")
+const isDay = (text: string): boolean => {
+  const day = text.slice(0, 10)
+  const date = new Date(`${day}T00:00:00Z`)
+  return !Number.isNaN(date.getTime()) && date.toISOString().startsWith(day)
+}
+const Moment = z
+  .string()
+  .regex(/^\d{4}-\d\d-\d\d([ T]([01]\d|2[0-3])(:[0-5]\d){0,2})?$/, "write it like 2026-03-03 or 2026-03-03 07:30:00")
+  .refine(isDay, "there is no such day")
 const Export = z.object({ device: z.string().max(64).exactOptional(), from: Moment.exactOptional(), to: Moment.exactOptional() })
 
 const STATUS = { not_found: 404, not_ready: 503, invalid: 422 } as const

@@ -135,9 +135,11 @@ export interface Counted<A> {
 /** A certificate is refused for its own fault or for this machine's clock; the difference is for a person to see. */
 const sentenceOf = (cause: unknown): string => {
   const error = cause as { readonly message?: string; readonly code?: string; readonly cause?: { readonly message?: string; readonly code?: string } }
-  const text = [error.code, error.message ?? String(cause), error.cause?.code, error.cause?.message]
+  const parts = [error.code, error.message ?? String(cause), error.cause?.code, error.cause?.message]
+    // Bun speaks to the program's author there, and may begin its message with the code.
+    .map((part) => part?.replace(/ ?For more information, pass .*$/, "").replace(`${error.code}: `, ""))
     .filter((part) => part !== undefined && part !== "")
-    .join(": ")
+  const text = [...new Set(parts)].join(": ")
   if (!/cert|tls|ssl|self.signed|issuer/i.test(text)) return text
   return `the hub's certificate is not accepted (${text}). Check this machine's date and time (it says ${new Date().toISOString()}), then the certificate and the address in --hub`
 }

@@ -1,4 +1,7 @@
-import { spawn } from "node:child_process"
+import { execFile, spawn } from "node:child_process"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { dirname, join } from "node:path"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
@@ -6,7 +9,7 @@ import { conflictRoutes } from "../../src/http/conflicts.ts"
 import { healthRoutes } from "../../src/http/health.ts"
 import { makeApp } from "../../src/http/server.ts"
 import { syncRoutes } from "../../src/http/sync.ts"
-import { serve, type Served } from "../../src/runtime.ts"
+import { runtimeName, serve, type Served } from "../../src/runtime.ts"
 import { Quarantine, type QuarantineAction } from "../../src/status/quarantine.ts"
 import { ConflictRefused, Conflicts, Runs } from "../../src/status/records.ts"
 import { type Snapshot, Status } from "../../src/status/snapshot.ts"
@@ -83,6 +86,8 @@ describe("every command", () => {
     [["sync", "--url", "http://127.0.0.1:1"], 69],
     [["hub"], 64],
     [["hub", "--database-url", "postgres://x@127.0.0.1:1/x", "--port", "99999"], 64],
+    [["hub", "--database-url", "mysql://x@127.0.0.1/x"], 64],
+    [["doctor", "--database-url", "127.0.0.1"], 64],
     [["hub", "--database-url", "postgres://x@127.0.0.1:1/x", "--config", "/nowhere/schoolbus.config.ts", "--data-dir", "/tmp"], 78],
     [["school", "--hub", "http://127.0.0.1:1"], 64],
     [["school", "--hub", "sync.example.org", "--key", "k"], 64],
@@ -99,6 +104,14 @@ describe("every command", () => {
     const ran = await run(args)
     expect([ran.code, ran.out === "" || ran.err === ""]).toEqual([code, true])
     if (code > 3) expect(ran.err).not.toBe("")
+  })
+
+  it("a config that does not parse is answered with the place", async () => {
+    const file = join(mkdtempSync(join(tmpdir(), "schoolbus-config-")), "broken.config.ts")
+    writeFileSync(file, "export default {\n  tables: { pupils: { audience: all\n")
+    const ran = await run(["config", "validate", "--config", file])
+    expect([ran.code, ran.err]).toEqual([78, expect.stringMatching(/cannot be read: .*(line 2|:2:)/s)])
+    rmSync(dirname(file), { recursive: true })
   })
 
   it("loads: each module that the table names is there, and each example parses", async () => {
@@ -128,6 +141,16 @@ describe("against a node", () => {
     const json = await run(["status", "--json"], { SCHOOLBUS_URL: url })
     expect(JSON.parse(json.out)).toEqual(snapshot)
     expect((await run(["status", "--url", url], { FORCE_COLOR: "1" })).out).toContain("\u001B[")
+  })
+
+  it("a long answer arrives whole at a program that reads it late", async () => {
+    snapshot = aHub({ reason: "long ".repeat(60_000) })
+    const deno = runtimeName.startsWith("deno") ? "run -A" : ""
+    const line = `"${process.execPath}" ${deno} src/main.ts status --json --url ${url} | (sleep 1; cat)`
+    const out = await new Promise<string>((done, fail) =>
+      execFile("sh", ["-c", line], { maxBuffer: 2 ** 24 }, (error, text) => (error === null ? done(text) : fail(error))),
+    )
+    expect(JSON.parse(out)).toEqual(snapshot)
   })
 
   it.each<[Snapshot, number, string]>([

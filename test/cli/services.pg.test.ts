@@ -154,6 +154,11 @@ describe("services", () => {
     expect(seen.schools.map((s) => s.school)).toEqual(["north", "west"])
     expect(seen.slot).toMatchObject({ active: true })
 
+    const taken = await run(["school", "--hub", hubUrl, "--key", north.key, "--data-dir", join(folder, "taken"), "--port", new URL(hubUrl).port])
+    expect([taken.code, taken.err]).toEqual([69, expect.stringContaining("another program has this port")])
+    const hubTaken = await run(hubArgs("taken-hub", new URL(hubUrl).port))
+    expect([hubTaken.code, hubTaken.err]).toEqual([69, expect.stringContaining("choose another one with --port")])
+
     const elsewhere = await run(["school", "--hub", hubUrl, "--key", north.key, "--data-dir", join(folder, "north"), "--port", "0"])
     expect([elsewhere.code, elsewhere.err]).toEqual([69, expect.stringContaining("school.db")])
     expect((await run(["check", "--url", schoolUrl])).code).toBe(0)

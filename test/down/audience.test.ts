@@ -43,6 +43,15 @@ test("all rules that lead nowhere are refused at once, each with its remedy", ()
   ])
 })
 
+test("a table is listed once, and only one of the user's own", () => {
+  const all = { audience: "all" } as const
+  expect(problems({ pupils: all, "public.pupils": all, "schoolbus.schools": all, "pg_catalog.pg_class": all })).toEqual([
+    "tables.public.pupils: is the same table as tables.pupils; list it once",
+    "tables.schoolbus.schools: is the sync's own and comes to the schools by itself; take it out of the config",
+    "tables.pg_catalog.pg_class: belongs to Postgres itself; list tables of your own",
+  ])
+})
+
 test("an audience that is none of the three is answered with their forms", () => {
   for (const audience of [{ through: "two" }, { through: "two", on: {} }, { col: "x" }, "some", { column: "a", through: "b", on: { a: "b" } }]) {
     expect(problems({ one: { audience: audience as Audience }, two: { audience: "all" } })[0]).toMatch(/^tables\.one\.audience(\.on)?: must be "all"/)

@@ -99,6 +99,8 @@ describe("problems", () => {
     ["POST", "/api/devices/NEW123/approve", { colour: "red" }, 422, "invalid"],
     ["POST", "/api/devices/NEW123/approve", "{", 400, "malformed"],
     ["POST", "/api/devices/NEW123/commands", {}, 422, "invalid"],
+    ["GET", "/api/punches.csv?from=2026-02-30", undefined, 422, "invalid"],
+    ["GET", "/api/punches.csv?to=2026-02-03%2025:00", undefined, 422, "invalid"],
   ] as const)("%s %s %j is %i %s", async (method, path, body, status, code) => {
     expect(await call(method, path, body)).toMatchObject({ status, type: "application/problem+json", body: { code } })
     expect(node.rows("SELECT count(*) FROM devices")).toEqual([[0n]])

@@ -21,6 +21,8 @@ CREATE TABLE sorted (id int PRIMARY KEY, school_id text, name text);
 CREATE FUNCTION sort_in() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.name = 'theirs' THEN NEW.school_id := 'b'; ELSIF NEW.name = 'renumbered' THEN NEW.id := NEW.id + 100; END IF; RETURN NEW; END $$;
 CREATE TRIGGER t BEFORE INSERT OR UPDATE ON sorted FOR EACH ROW EXECUTE FUNCTION sort_in();
 CREATE TABLE chain (id int PRIMARY KEY, school_id text, next int REFERENCES chain (id) DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE rooms (code text PRIMARY KEY, school_id text);
+CREATE TABLE seats (id uuid PRIMARY KEY, school_id text, room text REFERENCES rooms ON UPDATE CASCADE);
 CREATE TABLE wide (id int PRIMARY KEY, school_id text, ${Array.from({ length: 1_000 }, (_, i) => `c${i} ${i % 2 === 0 ? "text" : "numeric(6,2)"}`).join(", ")});
 CREATE TABLE log_sw (id int PRIMARY KEY, school_id text, a text, b text);
 CREATE TABLE log_nw (id int PRIMARY KEY, school_id text, a text, b text);
@@ -37,6 +39,8 @@ const RULES = {
   loud: {},
   sorted: {},
   chain: {},
+  rooms: {},
+  seats: {},
   wide: {},
   log_sw: { strategy: "school_wins" as const },
   log_nw: { strategy: "newest_wins" as const },
@@ -261,6 +265,21 @@ describe("other schools", () => {
     expect(p.exceptions).toHaveLength(2)
     const d = await o.sql(`SELECT DISTINCT detail FROM schoolbus.quarantine WHERE incarnation='${a.incarnation}'`)
     expect(d).toHaveLength(1)
+  })
+  test("a parent that gets another key in the same batch is fine, also where Postgres moves the child along", async () => {
+    const kids = [id(), id()]
+    await o.sql(`INSERT INTO rooms VALUES ('r1','a'), ('theirs','b'); INSERT INTO seats VALUES ('${kids[0]}','a','r1'), ('${kids[1]}','a','r1')`)
+    const renamed = (from: string, to: string) => [
+      { table: "rooms", op: "update" as const, key: [from], newKey: [to], base: { code: from }, mine: { code: to } },
+      ...kids.map((k) => ({ table: "seats", op: "update" as const, key: [k], base: { room: from }, mine: { room: to } })),
+    ]
+    const p = await a.push(renamed("r1", "r2"))
+    expect(p.exceptions).toEqual([])
+    expect(await o.sql("SELECT room FROM seats")).toEqual([{ room: "r2" }, { room: "r2" }])
+    // Another school's key: neither the parent nor what hangs on it moves there.
+    const q = await a.push(renamed("r2", "theirs"))
+    expect([0, 1, 2].map((i) => q.verdict(i))).toEqual(["quarantined", "quarantined", "quarantined"])
+    expect(await o.sql("SELECT room FROM seats")).toEqual([{ room: "r2" }, { room: "r2" }])
   })
   test("a child of a quarantined parent is quarantined as its dependant", async () => {
     const own = id()
