@@ -12,14 +12,15 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Semaphore from "effect/Semaphore"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
-import type { LoadSource } from "../libsql/load.ts"
 import { tearUnfit } from "../libsql/unfit.ts"
+import type { OnLine } from "../link/pages.ts"
 import type { Header, RowsLine, Staged, Trailer } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { classOf, type Manifest } from "../model/table.ts"
 import { applyPart, readWaiting } from "./cut.ts"
 import { emptyGone } from "./empty.ts"
 import { type Delivery, type Item, partOf, readTargets, type Row, type Targets } from "./delivery.ts"
+import { makeLoads, type Ready } from "./load.ts"
 import { makePace } from "./pace.ts"
 import { type BehindPlace, countRefused, type Retried, retrySome, retryTogether } from "./settle.ts"
 import {
@@ -29,7 +30,6 @@ import {
   discardStage,
   hasLines,
   ledgerLines,
-  LINE_TEXT,
   nextLines,
   readLines,
   type Received,
@@ -47,8 +47,6 @@ export type { RowsLine } from "../link/protocol.ts"
 /** Staged lines read at once. */
 const READ_ROWS = 20_000
 const READ_BYTES = 2 * 1024 * 1024
-/** Fewer rows are written sooner one by one. */
-const LOAD_ROWS = 200
 /** Changes of the batches that one transaction settles. */
 const SETTLE_CHANGES = 1_000
 /** Rows behind that one transaction tries again. */
@@ -156,6 +154,8 @@ export class Deliver extends Context.Service<
     readonly staged: Effect.Effect<Staged | null, LibsqlError>
     /** One page, or the part of it that arrived before the line broke (trailer null). Returns after it is durable. */
     readonly page: (header: Header, lines: ReadonlyArray<RowsLine>, trailer: Trailer | null) => Effect.Effect<Delivered, LibsqlError | DeliverRefused>
+    /** Hears of the lines of a page before it is whole, so that their rows lie ready by then. */
+    readonly expect: OnLine
     /** Goes on with a cut whose applying was interrupted; before anything else at start. */
     readonly resume: Effect.Effect<void, LibsqlError>
     /** Tries rows again that could not be applied, when there are so many of them that the cuts themselves do not. */
@@ -185,32 +185,15 @@ export class Deliver extends Context.Service<
 
       const pace = makePace(db, open)
       const { deliver } = pace
-
-      /**
-       * Lays rows ready that nothing here waits for, outside of the lock; false: they go the long way. The short one ends alike. With
-       * nothing pending, held or behind there is nothing to freeze, shield, settle, keep or release, so all that the long way does
-       * is to remove rows and to put rows, the later of two states of one row last; so does this. And where one row of these is
-       * refused, none is written, and the long way takes them all.
-       */
-      const load = Effect.fnUntraced(function* (targets: Targets, tables: ReadonlySet<string>, source: LoadSource) {
-        const plans = [...tables].flatMap((table) => targets.plans.get(table) ?? [])
-        if (plans.length < tables.size) return false
-        yield* db.load(source, plans, true)
-        return true
-      })
-      const showLoaded = (delivery: Delivery, targets: Targets, from: number, to: number): Effect.Effect<boolean, LibsqlError> =>
-        delivery.isQuiet && delivery.manifest === targets.manifest
-          ? Effect.map(delivery.tx.show(from, to), (refusal) => refusal === null)
-          : Effect.succeed(false)
+      const loads = makeLoads(db, open)
 
       const applyStraight = Effect.fnUntraced(function* (header: Header, targets: Targets, lines: ReadonlyArray<RowsLine>, isQuiet: boolean) {
         const rows = rowsOf(lines)
-        const texts = lines.map(([, , , , , text]) => text)
-        const isLoaded = isQuiet && rows >= LOAD_ROWS && (yield* load(targets, new Set(lines.map(([, , , table]) => table)), { texts }))
-        const part = isLoaded ? null : partOf(targets, lines)
+        const ready = isQuiet ? yield* loads.page(header, targets, lines) : null
+        const part = ready === null ? partOf(targets, lines) : null
         const { value, heldMs } = yield* deliver((delivery) =>
           Effect.gen(function* () {
-            const isShown = isLoaded && (yield* showLoaded(delivery, targets, 0, lines.length))
+            const isShown = ready !== null && (yield* loads.show(delivery, ready, 0, lines.length))
             const settled = isShown ? [] : yield* applyPart(delivery, part ?? partOf(delivery, lines), false)
             if (delivery.isQuiet) {
               yield* setCursor(delivery.tx, header)
@@ -221,37 +204,36 @@ export class Deliver extends Context.Service<
             return { settled, behind: yield* countBehind(delivery.tx), isShown }
           }),
         )
-        if (isLoaded) yield* db.unload
+        if (ready !== null) yield* db.unload
         pace.measure(value.isShown, rows, heldMs)
         return { settled: value.settled, behind: value.behind, rows }
       })
 
-      /** Slices until the time of a chunk is over; answers where among the lines it ended. `isLoaded`: they lie ready. */
+      /** Slices until the time of a chunk is over; answers where among the lines it ended. */
       const applySlices = Effect.fnUntraced(function* (
         delivery: Delivery,
         applying: Applying,
-        targets: Targets,
+        ready: Ready | null,
         lines: ReadonlyArray<StagedLine>,
         from: number,
-        isLoaded: boolean,
       ) {
         let done = from
         let rows = 0
-        let isShort = isLoaded
+        let isShown = ready !== null
         for (let sliceMs = 0; done < lines.length; ) {
           const began = yield* Clock.currentTimeMillis
           if (done > from && !pace.hasRoom(delivery, began, sliceMs)) break
           const slice: Array<StagedLine> = []
           let n = 0
-          for (; done + slice.length < lines.length && n < pace.sliceRows(isShort); n += slice.at(-1)?.rows ?? 0)
+          for (; done + slice.length < lines.length && n < pace.sliceRows(isShown); n += slice.at(-1)?.rows ?? 0)
             slice.push(lines[done + slice.length] as StagedLine)
-          isShort = isLoaded && (yield* showLoaded(delivery, targets, done, done + slice.length))
-          if (!isShort) yield* applyPart(delivery, partOf(delivery, yield* readLines(delivery.tx, slice)), applying.sweep)
+          isShown = ready !== null && (yield* loads.show(delivery, ready, done, done + slice.length))
+          if (!isShown) yield* applyPart(delivery, partOf(delivery, yield* readLines(delivery.tx, slice)), applying.sweep)
           yield* removeLines(delivery.tx, slice)
           done += slice.length
           rows += n
           sliceMs = (yield* Clock.currentTimeMillis) - began
-          pace.measure(isShort, n, sliceMs)
+          pace.measure(isShown, n, sliceMs)
         }
         return { done, rows }
       })
@@ -264,15 +246,14 @@ export class Deliver extends Context.Service<
             Effect.all({ lines: nextLines(tx, order, READ_ROWS, READ_BYTES), waiting: readWaiting(tx) }),
           )
           if (lines.length === 0) return rows
-          const source = { sql: LINE_TEXT, numbers: lines.map(({ n }) => n) }
-          const isLoaded = waiting === "quiet" && !applying.sweep && (yield* load(targets, new Set(lines.map(({ table }) => table)), source))
+          const ready = waiting === "quiet" && !applying.sweep ? yield* loads.staged(targets, lines) : null
           for (let done = 0; done < lines.length; ) {
             const from = done
-            const { value } = yield* deliver((delivery) => applySlices(delivery, applying, targets, lines, from, isLoaded))
+            const { value } = yield* deliver((delivery) => applySlices(delivery, applying, ready, lines, from))
             done = value.done
             rows += value.rows
           }
-          if (isLoaded) yield* db.unload
+          if (ready !== null) yield* db.unload
         }
       })
 
@@ -434,8 +415,9 @@ export class Deliver extends Context.Service<
       return Deliver.of({
         cursor: Effect.map(db.read(readState), cursorOf),
         staged: db.read((tx) => Effect.flatMap(readState(tx), (state) => (isReceiving(state) ? stagedPosition(tx) : Effect.succeed(null)))),
-        page: (header, lines, trailer) => one.withPermit(Effect.tap(page(header, lines, trailer), empty)),
-        resume: one.withPermit(Effect.andThen(applyStaged, empty)),
+        page: (header, lines, trailer) => one.withPermit(loads.during(Effect.tap(page(header, lines, trailer), empty))),
+        expect: loads.expect,
+        resume: one.withPermit(loads.during(Effect.andThen(applyStaged, empty))),
         empty: one.withPermit(empty),
         retry: one.withPermit(retry),
         retryAll: one.withPermit(retryAll),

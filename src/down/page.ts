@@ -9,8 +9,12 @@ import { type Header, LINE_BYTES, LINE_ROWS, PAGE_BYTES, type Staged } from "../
 import type { Cursor } from "../model/cursor.ts"
 import { EVERY_SCHOOL, NOBODY } from "./audience.ts"
 
-/** Rows that one statement reads: few at first, as they may be large; then as many of such rows as the page still holds. */
-const READ_ROWS = { first: 32, most: 2_000 }
+/** Rows that one statement reads: few at first, as they may be large; then as many of such rows as a line holds. */
+const FIRST_ROWS = 32
+/** More than one seq has. */
+const LEAST_ENTRIES = 8
+/** Rows that come as one text become one line up to this much of it; more may be a few large rows. */
+const WHOLE_LINE_BYTES = 4 * LINE_BYTES
 const CLASSES = [10, 8, 5, 3, 1]
 /** Between rows that are read as one text: no JSON contains it. */
 const ROW_END = "\u001e"
@@ -67,8 +71,14 @@ const makeLines = () => {
     line.bytes += text.length
     line.last = seq
   }
+  /** A whole line of rows that are joined already. */
+  const addLine = (cls: number, table: TableNames, { rows, last, n }: Chunk): void => {
+    flush()
+    lastOf.set(cls, last)
+    lines.push(sealLine(`["rows",${cls},${last},${JSON.stringify(table.name)},${table.columns},[${rows}],${n}]`))
+  }
   /** `lastOf`: by class, the seq up to which the lines reach. */
-  return { add, flush, lines, lastOf: lastOf as ReadonlyMap<number, number> }
+  return { add, addLine, flush, lines, lastOf: lastOf as ReadonlyMap<number, number> }
 }
 
 /** Where a page begins, of one snapshot. Names too: a table may be taking another shape at this moment. */
@@ -94,12 +104,29 @@ const WAITING = `SELECT c.value ->> 0 AS cls, c.value ->> 1 AS place FROM json_e
      OR EXISTS (SELECT 1 FROM entry WHERE audience = ?2 AND class = c.value ->> 0 AND seq > c.value ->> 1)
   ORDER BY c.key`
 
-const entriesOf = (audience: string): string =>
-  `SELECT seq, tbl, '[' || key || ',' || coalesce(body, 'null') || ']' AS row, body IS NOT NULL AS isRow FROM entry
-    WHERE audience = ${audience} AND class = ?3 AND seq > ?4`
+const ROW = "'[' || key || ',' || coalesce(body, 'null') || ']' AS row, body IS NOT NULL AS isRow"
+const entriesOf = (what: string, audience: string, and = ""): string =>
+  `SELECT seq, tbl${what} FROM entry WHERE audience = ${audience} AND class = ?3 AND seq > ?4${and}`
 /** Two walks along the primary key, merged as they go. The rows come as one text: a message of many values takes longer than to read them. */
 const ROWS = `SELECT group_concat(row, '${ROW_END}') AS rows, json_group_array(seq) AS seqs, json_group_array(tbl) AS tbls
-  FROM (${entriesOf("?1")} UNION ALL ${entriesOf("?2")} ORDER BY seq, isRow LIMIT ?5)`
+  FROM (${entriesOf(`, ${ROW}`, "?1")} UNION ALL ${entriesOf(`, ${ROW}`, "?2")} ORDER BY seq, isRow LIMIT ?5)`
+/** The seq after so many entries: one more row begins with it, or it is the second entry of the last one. */
+const END = `SELECT seq FROM (${entriesOf("", "?1")} UNION ALL ${entriesOf("", "?2")} ORDER BY seq) LIMIT 1 OFFSET ?5`
+/** The rows before it, joined as they stand in a line. */
+const CHUNK = `WITH b AS MATERIALIZED (SELECT (${END}) AS seq)
+  SELECT group_concat(row, ',') AS rows, count(*) AS n, max(seq) AS last, min(tbl) AS tbl, max(tbl) AS tblToo, (SELECT seq FROM b) AS next
+  FROM (${["?1", "?2"].map((audience) => entriesOf(`, ${ROW}`, audience, " AND seq < (SELECT coalesce(seq, 9223372036854775807) FROM b)")).join(" UNION ALL ")}
+    ORDER BY seq, isRow)`
+
+interface Chunk {
+  readonly rows: string | null
+  readonly n: number
+  readonly last: number
+  readonly tbl: number
+  readonly tblToo: number
+  /** null: nothing follows. */
+  readonly next: number | null
+}
 
 interface Entries {
   /** Key and values of each. */
@@ -151,32 +178,49 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         const staged = request.staged !== null && request.staged.headCut === hub.stagedCut ? request.staged : null
         const headCut = hub.headCut ?? "0"
 
-        const { add, flush, lines, lastOf } = makeLines()
+        const { add, addLine, flush, lines, lastOf } = makeLines()
         let bytes = 0
         let count = 0
         let complete = true
         const places = CLASSES.map((cls) => [cls, Math.max(from, staged?.after[String(cls)] ?? 0)])
         const waiting = yield* tx.all<{ cls: number; place: number }>(WAITING, [EVERY_SCHOOL, own, JSON.stringify(places)])
+        let isMixed = false
         outer: for (const { cls, place } of waiting) {
           for (let after = place; ; ) {
-            const room = Math.ceil((PAGE_BYTES - bytes) / (bytes / count)) + 1
-            const limit = count === 0 ? READ_ROWS.first : Math.max(READ_ROWS.first, Math.min(READ_ROWS.most, room))
-            const { rows, seqs, tbls } = yield* readEntries(tx, own, cls, after, limit)
-            const isEnd = rows.length < limit
+            // A seq is never split: its tombstone and its row go together.
+            if (bytes >= PAGE_BYTES) {
+              complete = false
+              break outer
+            }
+            const limit = count === 0 ? FIRST_ROWS : Math.max(1, Math.min(LINE_ROWS, Math.ceil(LINE_BYTES / (bytes / count))))
+            const chunks: ReadonlyArray<Chunk> = isMixed ? [] : yield* tx.all<Chunk>(CHUNK, [EVERY_SCHOOL, own, cls, after, limit])
+            const [chunk] = chunks
+            const table = chunk === undefined || chunk.tbl !== chunk.tblToo ? undefined : tableById.get(chunk.tbl)
+            if (chunk !== undefined && table !== undefined && chunk.rows !== null && (chunk.n === 1 || chunk.rows.length <= WHOLE_LINE_BYTES)) {
+              addLine(cls, table, chunk)
+              bytes += chunk.rows.length
+              count += chunk.n
+              after = chunk.last
+              if (chunk.next === null) break
+              continue
+            }
+            isMixed = chunk === undefined || chunk.tbl !== chunk.tblToo
+            const entries = Math.max(LEAST_ENTRIES, limit)
+            const { rows, seqs, tbls } = yield* readEntries(tx, own, cls, after, entries)
+            const isEnd = rows.length < entries
             for (let i = 0; i < rows.length; i++) {
               const seq = seqs[i] as number
               // Its other entry may lie beyond what was read.
               if (!isEnd && seq === seqs.at(-1)) break
-              // A seq is never split: its tombstone and its row go together.
               if (bytes >= PAGE_BYTES && seq !== after) {
                 complete = false
                 break outer
               }
               after = seq
-              const table = tableById.get(tbls[i] as number)
-              if (table === undefined) continue
+              const of = tableById.get(tbls[i] as number)
+              if (of === undefined) continue
               const text = rows[i] as string
-              add(cls, table, seq, text)
+              add(cls, of, seq, text)
               bytes += text.length
               count++
             }

@@ -67,7 +67,7 @@ const manifestVersion = Effect.gen(function* () {
 export const pullOnce = (link: Link, identity: Identity, options: PullOptions, wait: number): Effect.Effect<Pulled, PullError, Libsql | Deliver> =>
   Effect.gen(function* () {
     const deliver = yield* Deliver
-    const page = yield* link.pull(identity, yield* deliver.cursor, yield* deliver.staged, wait, yield* manifestVersion)
+    const page = yield* link.pull(identity, yield* deliver.cursor, yield* deliver.staged, wait, yield* manifestVersion, deliver.expect)
     return typeof page === "string" ? { kind: "nothing", asked: page === "asked" } : yield* takePage(link, identity, options, page)
   })
 
@@ -85,7 +85,7 @@ const streamPages = (
     Effect.gen(function* () {
       const deliver = yield* Deliver
       const stream = yield* link
-        .stream(identity, yield* deliver.cursor, yield* deliver.staged, yield* manifestVersion)
+        .stream(identity, yield* deliver.cursor, yield* deliver.staged, yield* manifestVersion, deliver.expect)
         .pipe(Effect.catchTag("LinkRefused", (error) => (error.status === 404 ? Effect.succeed("unsuited" as const) : Effect.fail(error))))
       if (stream === "unsuited") return stream
       for (;;) {

@@ -70,7 +70,7 @@ export interface Tx {
   /** As `run`, for a statement whose answer nobody needs. It does not wait either. */
   readonly ahead: (sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<void>
   /** Writes loaded lines, from one up to but not including another, all of them or none; why they cannot be written so, or null. */
-  readonly show: (from: number, to: number) => Effect.Effect<string | null, LibsqlError>
+  readonly show: (place: number, from: number, to: number) => Effect.Effect<string | null, LibsqlError>
   /** DDL or a script. */
   readonly exec: (sql: string) => Effect.Effect<void, LibsqlError>
   /** Reads rows and keeps only their prints (model/digest.ts), so that a table of any size may be compared. */
@@ -98,10 +98,10 @@ export interface LibsqlFile {
   /** `many` in a transaction of its own, in one message: what is small and waited for is not sent to and fro four times. */
   readonly insert: (sql: string, rows: ReadonlyArray<ReadonlyArray<Cell>>) => Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>
   /**
-   * Lays the rows of lines ready for `show`, outside of the file and of any lock; the first of several times what lay ready is thrown
-   * away. There is one such place: its user is one at a time.
+   * Lays the rows of lines ready for `show`, outside of the file and of any lock, behind those of a place or at a new one (null), and
+   * answers the place. There is room for one: what lay ready at another is thrown away.
    */
-  readonly load: (source: LoadSource, plans: ReadonlyArray<LoadPlan>, isFirst: boolean) => Effect.Effect<void, LibsqlError>
+  readonly load: (place: number | null, source: LoadSource, plans: ReadonlyArray<LoadPlan>) => Effect.Effect<number, LibsqlError>
   readonly unload: Effect.Effect<void>
   readonly read: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
   /** A read on a connection and worker of its own: for scans that others shall not wait for. */
@@ -161,8 +161,8 @@ type Command =
   | { readonly op: "run" | "all" | "values"; readonly sql: string; readonly args: ReadonlyArray<Bind> | undefined }
   | ({ readonly op: "many" | "insert"; readonly sql: string } & Packed)
   | ({ readonly op: "wires"; readonly sql: string } & PackedWires)
-  | { readonly op: "load"; readonly source: LoadSource; readonly plans: ReadonlyArray<LoadPlan>; readonly isFirst: boolean }
-  | { readonly op: "show"; readonly from: number; readonly to: number }
+  | { readonly op: "load"; readonly source: LoadSource; readonly plans: ReadonlyArray<LoadPlan>; readonly place: number | null }
+  | { readonly op: "show"; readonly place: number; readonly from: number; readonly to: number }
   | { readonly op: "unload" }
   | ({ readonly op: "prints" } & PrintScan)
   | { readonly op: "reset" | "close" }
@@ -276,7 +276,7 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlErr
         }
       }),
       ahead: (sql, args = []) => Effect.sync(() => sendAhead(sql, args, [])),
-      show: (from, to) => send({ op: "show", from, to }) as Effect.Effect<string | null, LibsqlError>,
+      show: (place, from, to) => send({ op: "show", place, from, to }) as Effect.Effect<string | null, LibsqlError>,
       exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),
       prints: (scan) => send({ op: "prints", ...scan }) as Effect.Effect<PrintsFound, LibsqlError>,
     }
@@ -321,7 +321,8 @@ const makeWrite = (port: Port) => {
     rows.length === 0
       ? Effect.succeed([])
       : one.withPermit(Effect.suspend(() => port.send({ op: "insert", sql, ...pack(rows) }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>))
-  const load: LibsqlFile["load"] = (source, plans, isFirst) => one.withPermit(Effect.asVoid(port.send({ op: "load", source, plans, isFirst })))
+  const load: LibsqlFile["load"] = (place, source, plans) =>
+    one.withPermit(Effect.suspend(() => port.send({ op: "load", place, source, plans }) as Effect.Effect<number, LibsqlError>))
   const unload: LibsqlFile["unload"] = one.withPermit(Effect.sync(() => port.post({ op: "unload" }, () => undefined)))
   return { write, insert, load, unload }
 }

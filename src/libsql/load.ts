@@ -73,6 +73,8 @@ const sameNames = (a: ReadonlyArray<string>, b: ReadonlyArray<string>): boolean 
 export class Loads {
   readonly #connection: Connection
   #lines: Array<LoadedLine> = []
+  /** Whose lines these are. */
+  #place = 0
   /** Of each temporary table, by width: its rows, and the statement that adds as many as go together. */
   #tables = new Map<number, { rows: number; readonly wide: number; readonly insert: (rows: number) => string }>()
 
@@ -82,11 +84,13 @@ export class Loads {
 
   /** The connection is gone, and what was loaded with it. */
   forget(): void {
+    this.#place++
     this.#lines = []
     this.#tables.clear()
   }
 
   clear(): void {
+    this.#place++
     this.#lines = []
     for (const [width, table] of this.#tables) {
       if (table.rows > 0) this.#connection.exec(`DELETE FROM ${loadTable(width)}`)
@@ -94,14 +98,17 @@ export class Loads {
     }
   }
 
-  /** Adds lines to the loaded ones. */
-  load(source: LoadSource, plans: ReadonlyArray<LoadPlan>): void {
+  /** Adds lines to those of a place, or to none; answers the place. Whatever was loaded at another one is gone. */
+  load(place: number | null, source: LoadSource, plans: ReadonlyArray<LoadPlan>): number {
+    if (place === null) this.clear()
+    else if (place !== this.#place) return place
     const byTable = new Map(plans.map((plan) => [plan.table, plan]))
     const texts = "texts" in source ? source.texts : source.numbers.map((number) => this.#connection.text(source.sql, number))
     this.#connection.exec("BEGIN")
     try {
       for (const text of texts) this.#add(JSON.parse(text) as LineText, byTable)
       this.#connection.exec("COMMIT")
+      return this.#place
     } catch (error) {
       this.#connection.exec("ROLLBACK")
       for (const width of this.#tables.keys()) this.#connection.exec(`DROP TABLE IF EXISTS ${loadTable(width)}`)
@@ -162,10 +169,10 @@ export class Loads {
     this.#lines.push({ plan, from, to: table.rows, first, last, isSorted, keys, gone })
   }
 
-  /** Writes the lines `from` up to but not including `to`, all of them or none; why they cannot be written so, or null. */
-  show(from: number, to: number): string | null {
+  /** Writes the lines of a place, `from` up to but not including `to`, all of them or none; why they cannot be written so, or null. */
+  show(place: number, from: number, to: number): string | null {
     const lines = this.#lines.slice(from, to)
-    if (lines.length !== to - from) return "the lines are not loaded"
+    if (place !== this.#place || lines.length !== to - from) return "the lines are not loaded"
     if (lines.some(({ plan }) => plan === null)) return "a line needs another way"
     if (lines.some(({ gone }) => gone.length > 0) && isTangled(lines)) return "a row comes and goes"
     this.#connection.exec("SAVEPOINT show")

@@ -248,11 +248,9 @@ const answer = (request: Request): unknown => {
     case "wires":
       return writeWires(request)
     case "load":
-      if (request.isFirst) loads.clear()
-      loads.load(request.source, request.plans)
-      return null
+      return loads.load(request.place, request.source, request.plans)
     case "show":
-      return loads.show(request.from, request.to)
+      return loads.show(request.place, request.from, request.to)
     case "unload":
       loads.clear()
       return null

@@ -10,7 +10,7 @@ import type { Verdicts as VerdictsType } from "../model/change.ts"
 import type { Cursor } from "../model/cursor.ts"
 import type { Manifest } from "../model/table.ts"
 import { ACCEPT_ENCODING, compress, OWN_CODING, readAll, readChunks, unpress } from "./body.ts"
-import { closeQuietly, pagesOf, type PulledPage } from "./pages.ts"
+import { closeQuietly, type OnLine, pagesOf, type PulledPage } from "./pages.ts"
 import {
   CompareAgain,
   type CompareAsk,
@@ -107,6 +107,7 @@ export interface Link {
     wait: number,
     /** The version that stands in the file. */
     manifest?: number,
+    onLine?: OnLine,
   ) => Effect.Effect<PulledPage | "nothing" | "asked", LinkError>
   /** Pages without end, each taken when the receiver asks for it; `unsuited`: something on the way holds it up, a pull may do. */
   readonly stream: (
@@ -114,6 +115,7 @@ export interface Link {
     cursor: Cursor,
     staged: Staged | null,
     manifest?: number,
+    onLine?: OnLine,
   ) => Effect.Effect<PageStream | "unsuited", LinkError, Scope.Scope>
   readonly push: (identity: Identity, batch: OutgoingBatch) => Effect.Effect<VerdictsType, LinkError>
   readonly heartbeat: (identity: Identity, heartbeat: Heartbeat) => Effect.Effect<Pulse, LinkError>
@@ -339,7 +341,7 @@ export const makeLink = (options: { readonly hub: string; readonly key: string; 
     heartbeat: (_, heartbeat) => post(Pulse, "/api/sync/heartbeat", heartbeat),
     manifest: (identity) =>
       Effect.flatMap(request("GET", "/api/sync/manifest", who(identity), null, {}, patience.idle), (response) => json(manifestOf, response)),
-    pull: (identity, cursor, staged, wait, manifest) =>
+    pull: (identity, cursor, staged, wait, manifest, onLine) =>
       Effect.gen(function* () {
         const query = { ...position(identity, cursor, staged, manifest), wait: String(Math.min(wait, MAX_WAIT_SECONDS)) }
         const response = yield* request("GET", "/api/sync/pull", query, null, {}, wait * 1000 + patience.poll)
@@ -351,19 +353,21 @@ export const makeLink = (options: { readonly hub: string; readonly key: string; 
         }
         const read = async () => {
           expectType(response, "application/x-ndjson")
-          const pages = pagesOf(response.body, false, patience.idle, (bytes) => {
+          const count = (bytes: number): void => {
             traffic.received += bytes
-          })
+          }
+          const pages = pagesOf(response.body, false, patience.idle, count, onLine)
           try {
             const { value } = await pages.next()
             return value as PulledPage
           } finally {
-            await pages.return(undefined)
+            // To the end of the answer, so that its connection serves the next request, too; but nobody waits for that.
+            void Promise.race([pages.next().catch(() => undefined), new Promise((done) => setTimeout(done, 1_000))]).then(() => closeQuietly(pages))
           }
         }
         return yield* Effect.tryPromise({ try: read, catch: down })
       }),
-    stream: (identity, cursor, staged, manifest) =>
+    stream: (identity, cursor, staged, manifest, onLine) =>
       Effect.gen(function* () {
         const silence = new AbortController()
         const giveUp = Effect.sync(() => silence.abort())
@@ -382,10 +386,11 @@ export const makeLink = (options: { readonly hub: string; readonly key: string; 
         const isThere = new Promise<void>((done) => {
           firstByte = done
         })
-        const pages = pagesOf(opened.body, true, patience.idle, (bytes) => {
+        const count = (bytes: number): void => {
           traffic.received += bytes
           firstByte()
-        })
+        }
+        const pages = pagesOf(opened.body, true, patience.idle, count, onLine)
         yield* Effect.addFinalizer(() =>
           Effect.andThen(
             giveUp,
@@ -402,12 +407,14 @@ export const makeLink = (options: { readonly hub: string; readonly key: string; 
           Effect.as(Effect.sleep(patience.firstByte), false),
         )
         if (!began) return "unsuited"
-        let pending: ReturnType<typeof pages.next> | null = first
+        // One page is read ahead while the one before is delivered.
+        let pending = first
         const next = Effect.tryPromise({
           try: async () => {
-            const { value } = await (pending ?? pages.next())
-            pending = null
+            const { value } = await pending
             if (value === undefined) throw new LinkDown({ message: "the stream ended" })
+            pending = pages.next()
+            pending.catch(() => undefined)
             return value
           },
           catch: down,

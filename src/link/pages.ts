@@ -14,6 +14,9 @@ export interface PulledPage {
   readonly bytes: number
 }
 
+/** Hears of each line as it comes; the page that has the same header is handed on later, or never. */
+export type OnLine = (header: Header, line: RowsLine) => void
+
 /** A generator that waits for a byte ends only when its request is given up; that has happened before. */
 export const closeQuietly = async (pages: AsyncGenerator<unknown>): Promise<void> => {
   await Promise.race([pages.return(undefined).catch(() => undefined), new Promise((done) => setTimeout(done, 1_000))])
@@ -31,6 +34,7 @@ export const pagesOf = async function* (
   isEndless: boolean,
   idleMs: number,
   onBytes: (bytes: number) => void,
+  onLine: OnLine = () => undefined,
 ): AsyncGenerator<PulledPage | "asked"> {
   let header: Header | null = null
   let bytes = 0
@@ -59,8 +63,10 @@ export const pagesOf = async function* (
         slowAt = performance.now() + MAX_BODY_MS
       } else if (kind === "sync") yield "asked"
       else if (header === null) throw new BodyFault("rows without a page")
-      else if (kind === "rows") lines.push(opened.ok)
-      else {
+      else if (kind === "rows") {
+        lines.push(opened.ok)
+        onLine(header, opened.ok)
+      } else {
         const page = { header, lines, trailer: opened.ok[1], bytes }
         header = null
         lines = []

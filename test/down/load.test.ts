@@ -92,9 +92,9 @@ const watched = (file: LibsqlFile, isAllowed: boolean) => {
   const times = { shown: 0, refused: 0 }
   const show =
     (tx: Tx): Tx["show"] =>
-    (from, to) =>
+    (...lines) =>
       isAllowed
-        ? Effect.tap(tx.show(from, to), (refusal) => Effect.sync(() => (refusal === null ? times.shown++ : times.refused++)))
+        ? Effect.tap(tx.show(...lines), (refusal) => Effect.sync(() => (refusal === null ? times.shown++ : times.refused++)))
         : Effect.succeed("not now")
   return { times, file: { ...file, write: (body) => file.write((tx) => body({ ...tx, show: show(tx) })) } satisfies LibsqlFile }
 }
