@@ -26,7 +26,7 @@ const FREE = ["runtime.ts", "config.ts", "version.ts"]
 /** Decide and nothing else: plain functions over values, no Effect module but Schema, no clock, no random. */
 const PURE = [
   /^model\//,
-  /^down\/(decode|pgoutput|audience|ack|behind|gather|resume|shape)\.ts$/,
+  /^down\/(decode|pgoutput|audience|ack|behind|commit-time|gather|pending|resume|shape|signals)\.ts$/,
   /^up\/(resolve|coalesce)\.ts$/,
   /^iclock\/(handshake|cdata|command|roster)\.ts$/,
   /^libsql\/capture\.ts$/,
