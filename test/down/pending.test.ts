@@ -2,7 +2,8 @@ import { expect, test } from "vitest"
 import type { FeedTable } from "../../src/down/entry.ts"
 import { type CurrentTxn, Pending, type PendingRow, type Roles } from "../../src/down/pending.ts"
 
-const tableOf = (id: number, name: string): FeedTable => ({ id, name, table: { strategy: "school_wins", columnStrategies: {} } }) as never
+const tableOf = (id: number, name: string): FeedTable =>
+  ({ id, name, table: { strategy: "school_wins", columnStrategies: {}, columns: [] } }) as never
 const pupils = tableOf(1, "public.pupils")
 const seats = tableOf(2, "public.seats")
 const ledger = tableOf(3, "schoolbus.ledger")
