@@ -171,18 +171,34 @@ it("a slot that was moved past rows that the feed has not", async () => {
   expect(await cameDown()).toBeLessThan(100)
 }, 60_000)
 
-it("a slot that Postgres gave up because too much WAL waited", async () => {
+it("a slot that Postgres gave up because too much WAL waited, after every look at it had warned", async () => {
   await hub.stop()
   await write(10)
-  await sql.unsafe("ALTER SYSTEM SET max_slot_wal_keep_size = '16MB'")
+  await sql.unsafe("ALTER SYSTEM SET max_slot_wal_keep_size = '160MB'")
   await sql`SELECT pg_reload_conf()`
-  await sql.unsafe("CREATE TABLE ballast AS SELECT i, repeat(md5(i::text), 30) AS t FROM generate_series(1, 60000) i")
-  for (let i = 0; i < 4; i++) await sql`SELECT pg_switch_wal()`
-  await sql.unsafe("CHECKPOINT")
-  const [lost] = await sql`SELECT wal_status FROM pg_replication_slots WHERE slot_name = ${slot}`
-  expect(lost?.["wal_status"]).toBe("lost")
-  const slots = await command("slots", "--database-url", cluster.url("office"), "--json")
-  expect(slots.out).toContain('"lost"')
+  const url = cluster.url("office")
+  const stages: Array<string> = []
+  for (let i = 0; i < 40 && stages.at(-1) !== "lost"; i++) {
+    await sql`SELECT pg_logical_emit_message(false, 'ballast', 'x')`
+    await sql`SELECT pg_switch_wal()`
+    if (i % 4 === 3) await sql.unsafe("CHECKPOINT")
+    const [seen] = await sql`SELECT stage, advice, wal_status, budget_bytes::int AS budget FROM schoolbus.slot_health WHERE slot_name = ${slot}`
+    expect(seen?.["budget"]).toBe(160 * 1024 ** 2)
+    expect(seen?.["advice"] === null).toBe(seen?.["stage"] === "ok")
+    if (stages.at(-1) === seen?.["stage"]) continue
+    stages.push(String(seen?.["stage"]))
+    if (seen?.["stage"] === "ok") continue
+    // Before it is lost, Postgres itself says nothing yet.
+    if (seen?.["stage"] === "warning") expect(["reserved", "extended"]).toContain(seen["wal_status"])
+    const slots = await command("slots", "--database-url", url)
+    expect(slots.err).toContain(`${slot}: ${seen?.["stage"]}, `)
+    if (seen?.["stage"] !== "lost") expect(slots.err).toContain("start its consumer (the hub)")
+    const doctor = await command("doctor", "--database-url", url, "--json")
+    const checks = (JSON.parse(doctor.out) as { checks: ReadonlyArray<{ id: string; status: string }> }).checks
+    expect(checks.find(({ id }) => id === "slot-wal-budget")?.status).toBe(seen?.["stage"] === "warning" ? "warn" : "fail")
+  }
+  expect(stages).toEqual(["ok", "warning", "critical", "lost"])
+  expect((await command("slots", "--database-url", url, "--json")).out).toContain('"lost"')
   hub.start()
   await equal()
   expect(await cameDown()).toBeLessThan(100)

@@ -29,24 +29,41 @@ CREATE INDEX ledger_newest ON schoolbus.ledger (at);
 --   safe_wal_bytes  what may still be written before the slot is lost; null = max_slot_wal_keep_size is -1: the disk is the limit
 --   lag_seconds     by the walsender's own measure; of a stopped slot: since the hub last wrote down where it stands
 -- Lag is never below 0: a consumer confirms up to the byte after the last commit. inactive_since exists from Postgres 17 on.
+--   budget_bytes    max_slot_wal_keep_size; without one the disk is the limit, and 4 GiB is what a slot should never hold
+--   budget_used     per cent of it · stage: ok, warning (from 50 on), critical (from 80 on, or an hour is left), lost
+--   advice          what to do about a stage that is not ok; null = nothing
 CREATE VIEW schoolbus.slot_health AS
 WITH now_at AS (
   SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS lsn
 ), growth AS (
   SELECT greatest(pg_wal_lsn_diff(n.lsn, s.lsn), 0) / greatest(extract(epoch FROM now() - s.at), 1)::numeric AS per_second
     FROM now_at n, (SELECT at, lsn FROM schoolbus.wal_samples WHERE at < now() - interval '50 seconds' ORDER BY at LIMIT 1) s
-), slot AS (
-  SELECT s.*, to_jsonb(s) ->> 'inactive_since' AS since, n.lsn AS now_lsn,
-         greatest(pg_wal_lsn_diff(n.lsn, s.confirmed_flush_lsn), 0) AS lag
-    FROM pg_replication_slots s, now_at n
+), keep AS (
+  SELECT CASE WHEN current_setting('max_slot_wal_keep_size') = '-1' THEN 4294967296 ELSE pg_size_bytes(current_setting('max_slot_wal_keep_size')) END AS bytes
+), held AS (
+  SELECT s.*, to_jsonb(s) ->> 'inactive_since' AS since, n.lsn AS now_lsn, k.bytes AS budget,
+         greatest(pg_wal_lsn_diff(n.lsn, s.confirmed_flush_lsn), 0) AS lag,
+         greatest(pg_wal_lsn_diff(n.lsn, s.restart_lsn), 0) AS retained
+    FROM pg_replication_slots s, now_at n, keep k
    WHERE s.slot_type = 'logical' AND s.database = current_database()
+), slot AS (
+  SELECT h.*, CASE WHEN h.wal_status = 'lost' THEN 100
+                   WHEN h.safe_wal_size IS NULL THEN round(100 * h.retained / h.budget)
+                   ELSE round(100 * (h.budget - least(greatest(h.safe_wal_size, 0), h.budget)) / greatest(h.budget, 1)) END AS used,
+         CASE WHEN h.safe_wal_size IS NOT NULL AND g.per_second > 0 THEN (greatest(h.safe_wal_size, 0) / g.per_second)::bigint END AS seconds_left
+    FROM held h LEFT JOIN growth g ON true
+), staged AS (
+  SELECT s.*, CASE WHEN s.wal_status = 'lost' THEN 'lost'
+                   WHEN s.wal_status = 'unreserved' OR s.used >= 80 OR (NOT s.active AND s.seconds_left < 3600) THEN 'critical'
+                   WHEN s.used >= 50 THEN 'warning' ELSE 'ok' END AS stage
+    FROM slot s
 )
 SELECT s.slot_name::text AS slot_name,
        s.database::text AS database,
        s.plugin::text AS plugin,
        s.active,
        s.wal_status,
-       greatest(pg_wal_lsn_diff(s.now_lsn, s.restart_lsn), 0)::bigint AS retained_bytes,
+       s.retained::bigint AS retained_bytes,
        s.lag::bigint AS lag_bytes,
        round(CASE
          WHEN s.lag = 0 THEN 0
@@ -55,10 +72,19 @@ SELECT s.slot_name::text AS slot_name,
        END, 1) AS lag_seconds,
        s.safe_wal_size AS safe_wal_bytes,
        round(g.per_second, 1) AS growth_bytes_per_second,
-       CASE WHEN s.safe_wal_size IS NOT NULL AND g.per_second > 0 THEN (greatest(s.safe_wal_size, 0) / g.per_second)::bigint END AS time_left_seconds,
+       s.seconds_left AS time_left_seconds,
        s.since::timestamptz AS inactive_since,
-       current_setting('max_slot_wal_keep_size') AS max_slot_wal_keep_size
-  FROM slot s
+       current_setting('max_slot_wal_keep_size') AS max_slot_wal_keep_size,
+       s.budget AS budget_bytes,
+       s.used::integer AS budget_used,
+       s.stage,
+       CASE
+         WHEN s.stage = 'ok' THEN NULL
+         WHEN s.stage = 'lost' THEN 'Postgres removed WAL that it needed: its consumer must begin anew (the hub does so by itself and compares all rows)'
+         WHEN s.active THEN 'it is read, but WAL grows faster: see what holds its consumer up, or raise max_slot_wal_keep_size'
+         ELSE format('nobody reads it: start its consumer (the hub), raise max_slot_wal_keep_size, or give it up with SELECT pg_drop_replication_slot(%L);', s.slot_name)
+       END AS advice
+  FROM staged s
   LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
   LEFT JOIN schoolbus.hub h ON h.id = 1
   LEFT JOIN growth g ON true;

@@ -11,6 +11,7 @@ import { EVENT_TRIGGER_SQL, hasEventTriggers } from "../postgres/watch.ts"
 import { probeWal2json, type Wal2json } from "../postgres/probe.ts"
 import { migrationFiles } from "../libsql/migrate.ts"
 import { runtimeName } from "../runtime.ts"
+import { ago } from "../status/check.ts"
 import { withPostgres } from "./database.ts"
 import type { Io } from "./io.ts"
 import { CommandFailed, EXIT, type Input } from "./options.ts"
@@ -66,6 +67,13 @@ const decoderFinding = (facts: ServerFacts, slot: SlotHealth | undefined, asked:
 }
 
 const OLDEST = 130_000
+
+/** How much of the WAL that a slot may hold it holds already. */
+const budgetFinding = (slot: SlotHealth): Finding => {
+  const message = `${slot.budgetUsed} % of ${sizeText(slot.budgetBytes)} used${slot.timeLeftSeconds === null ? "" : `, ${ago(slot.timeLeftSeconds)} left`}`
+  const status = slot.stage === "ok" ? "ok" : slot.stage === "warning" ? "warn" : "fail"
+  return { id: "slot-wal-budget", status, message, ...(slot.advice === null ? {} : { fix: slot.advice }) }
+}
 
 /** Pure: facts to findings, in the order in which they are to be mended. `plugin`: as the config says, if there is one. */
 export const findings = (facts: ServerFacts, slotName: string, plugin?: PluginName): ReadonlyArray<Finding> => {
@@ -143,6 +151,7 @@ export const findings = (facts: ServerFacts, slotName: string, plugin?: PluginNa
                 `${slot.walStatus ?? "unknown"}`,
                 "raise max_slot_wal_keep_size; a lost slot is replaced by the hub, which then compares all rows",
               ),
+          budgetFinding(slot),
         ]),
     ...facts.slots
       .filter((other) => other.slot !== slotName && !other.active)

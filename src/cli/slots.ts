@@ -24,6 +24,10 @@ export const run = async (input: Input, io: Io): Promise<number> => {
     return EXIT.ok
   }
   const status = (text: string | null) => (text === "reserved" ? text : text === "extended" ? yellow(io.look, text) : red(io.look, text ?? "-"))
+  const used = ({ budgetUsed, stage }: SlotHealth) => {
+    const text = `${budgetUsed} %`
+    return stage === "ok" ? text : stage === "warning" ? yellow(io.look, text) : red(io.look, text)
+  }
   io.out(
     table(
       io.look,
@@ -33,6 +37,7 @@ export const run = async (input: Input, io: Io): Promise<number> => {
         { title: "WAL" },
         { title: "Held back", right: true },
         { title: "Behind", right: true },
+        { title: "Used", right: true },
         { title: "Room left", right: true },
         { title: "Time left", right: true },
       ],
@@ -42,11 +47,14 @@ export const run = async (input: Input, io: Io): Promise<number> => {
         status(slot.walStatus),
         sizeText(slot.retainedBytes),
         sizeText(slot.lagBytes),
+        used(slot),
         slot.maxSlotWalKeepSize === "-1" ? "no limit" : sizeText(slot.safeWalBytes),
         slot.timeLeftSeconds === null ? "-" : ago(slot.timeLeftSeconds),
       ]),
     ),
   )
+  for (const slot of items.filter(({ stage }) => stage !== "ok"))
+    io.err(`${clean(slot.slot)}: ${slot.stage}, ${slot.budgetUsed} % of ${sizeText(slot.budgetBytes)} used: ${slot.advice}\n`)
   if (items.some((slot) => slot.maxSlotWalKeepSize === "-1")) {
     io.err(
       "max_slot_wal_keep_size is -1: a slot that nobody reads can fill the disk. ALTER SYSTEM SET max_slot_wal_keep_size = '4GB'; SELECT pg_reload_conf();\n",

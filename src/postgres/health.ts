@@ -18,7 +18,17 @@ export interface SlotHealth {
   readonly inactiveSince: string | null
   /** As `SHOW` prints it; `"-1"` = no limit. */
   readonly maxSlotWalKeepSize: string
+  /** `maxSlotWalKeepSize` in bytes; without a limit 4 GiB, which no slot should ever hold. */
+  readonly budgetBytes: number
+  /** Per cent. */
+  readonly budgetUsed: number
+  readonly stage: SlotStage
+  /** What to do about a stage that is not `ok`. */
+  readonly advice: string | null
 }
+
+/** How near a slot is to being lost. */
+export type SlotStage = "ok" | "warning" | "critical" | "lost"
 
 const numberOf = (text: string | null | undefined): number | null => (text == null ? null : Number(text))
 
@@ -27,7 +37,7 @@ export const readSlots = (session: Session): Effect.Effect<ReadonlyArray<SlotHea
   Effect.map(
     session.query<{ active: boolean } & Record<string, string | null>>(
       `SELECT slot_name, database, plugin, active, wal_status, retained_bytes::text, lag_bytes::text, lag_seconds::text, safe_wal_bytes::text,
-              growth_bytes_per_second::text, time_left_seconds::text, max_slot_wal_keep_size,
+              growth_bytes_per_second::text, time_left_seconds::text, max_slot_wal_keep_size, budget_bytes::text, budget_used::text, stage, advice,
               to_char(inactive_since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS inactive_since
          FROM schoolbus.slot_health ORDER BY slot_name`,
     ),
@@ -46,6 +56,10 @@ export const readSlots = (session: Session): Effect.Effect<ReadonlyArray<SlotHea
         timeLeftSeconds: numberOf(row["time_left_seconds"]),
         inactiveSince: row["inactive_since"] ?? null,
         maxSlotWalKeepSize: row["max_slot_wal_keep_size"] ?? "",
+        budgetBytes: Number(row["budget_bytes"]),
+        budgetUsed: Number(row["budget_used"]),
+        stage: row["stage"] as SlotStage,
+        advice: row["advice"] ?? null,
       })),
   )
 

@@ -50,6 +50,14 @@ export const DEFAULT_BOUNDS = {
   conflicts: { warning: 1, critical: Number.POSITIVE_INFINITY },
 } as const
 
+/** Before the slot is lost, whatever the bounds are. */
+const STAGES: Readonly<Record<NonNullable<HubSnapshot["slot"]>["stage"], Level>> = {
+  ok: "OK",
+  warning: "WARNING",
+  critical: "CRITICAL",
+  lost: "CRITICAL",
+}
+
 type Bounded = keyof typeof DEFAULT_BOUNDS
 
 const graded = (value: number, bounds: { readonly warning: number; readonly critical: number }): Level =>
@@ -107,8 +115,11 @@ const checkHub = (hub: HubSnapshot, boundsOf: BoundsOf, { items, perf }: Found):
     const bounds = boundsOf("slots")
     const held = slot.retainedBytes ?? 0
     const bad = slot.walStatus === "lost" || slot.walStatus === "unreserved"
-    const level = bad ? "CRITICAL" : graded(held, bounds)
-    push("slots", level, bad ? `slot ${slot.slot} is ${slot.walStatus}` : `slot ${slot.slot} holds ${bytes(held)}`)
+    const staged = STAGES[slot.stage]
+    const byBytes = graded(held, bounds)
+    const level = bad ? "CRITICAL" : RANK.indexOf(staged) > RANK.indexOf(byBytes) ? staged : byBytes
+    const used = slot.stage === "ok" ? "" : `, ${slot.budgetUsed} % of ${bytes(slot.budgetBytes)}: ${slot.advice}`
+    push("slots", level, `slot ${slot.slot} ${bad ? `is ${slot.walStatus}` : `holds ${bytes(held)}`}${used}`)
     perf.push({ label: "retained", value: held, unit: "B", ...bounds })
   }
 

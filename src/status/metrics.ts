@@ -36,6 +36,11 @@ const hubFamilies = (hub: HubSnapshot): ReadonlyArray<string> => {
     family("slot_lag_bytes", "WAL that the hub has not confirmed.", ofSlot(slot?.lagBytes ?? null)),
     family("slot_lag_seconds", "Age of the unconfirmed WAL.", ofSlot(slot?.lagSeconds ?? null)),
     family("slot_safe_wal_size_bytes", "WAL that may still be written before the slot is lost.", ofSlot(slot?.safeWalBytes ?? null)),
+    family(
+      "slot_wal_budget_used_ratio",
+      "Share of max_slot_wal_keep_size (without one: of 4 GiB) that the slot holds.",
+      ofSlot(slot === null ? null : slot.budgetUsed / 100),
+    ),
     family("slot_inactive_since_timestamp_seconds", "Since when nobody holds the slot.", ofSlot(seconds(slot?.inactiveSince ?? null))),
     family(
       "slot_wal_status",

@@ -140,6 +140,13 @@ export interface SlotView {
   /** Until the slot is lost at the present rate; null = no limit or no growth. */
   readonly timeLeftSeconds: number | null
   readonly inactiveSince: string | null
+  /** max_slot_wal_keep_size; without one 4 GiB, which no slot should ever hold. */
+  readonly budgetBytes: number
+  /** Per cent. */
+  readonly budgetUsed: number
+  readonly stage: "ok" | "warning" | "critical" | "lost"
+  /** What to do about a stage that is not ok. */
+  readonly advice: string | null
 }
 
 export interface HubSnapshot extends Base {

@@ -2,7 +2,7 @@ import { expect, test } from "vitest"
 import { findings, type ServerFacts } from "../../src/cli/doctor.ts"
 import type { SlotHealth } from "../../src/postgres/health.ts"
 
-const slot = (plugin: string): SlotHealth => ({
+const slot = (plugin: string, part: Partial<SlotHealth> = {}): SlotHealth => ({
   slot: "schoolbus_db",
   database: "db",
   plugin,
@@ -16,6 +16,11 @@ const slot = (plugin: string): SlotHealth => ({
   timeLeftSeconds: null,
   inactiveSince: null,
   maxSlotWalKeepSize: "4GB",
+  budgetBytes: 4 * 1024 ** 3,
+  budgetUsed: 0,
+  stage: "ok",
+  advice: null,
+  ...part,
 })
 
 const facts = (part: Partial<ServerFacts>): ServerFacts => ({
@@ -45,4 +50,17 @@ test("nothing is recommended to who has it, or a wal2json that is exact", () => 
   expect(decoder({ wal2json: "exact" })).toMatchObject({ status: "ok" })
   expect(findings(facts({ wal2json: "absent" }), "schoolbus_db", "pgoutput").find(({ id }) => id === "decoder")).toMatchObject({ status: "ok" })
   expect(decoder({ wal2json: "unknown" })).toMatchObject({ status: "ok" })
+})
+
+test("a slot's WAL budget warns and fails before the slot is lost, with the advice that the server gives", () => {
+  const budget = (part: Partial<SlotHealth>) =>
+    findings(facts({ slots: [slot("wal2json", part)] }), "schoolbus_db").find(({ id }) => id === "slot-wal-budget")
+  expect(budget({ budgetUsed: 3 })).toEqual({ id: "slot-wal-budget", status: "ok", message: "3 % of 4.0 GiB used" })
+  expect(budget({ budgetUsed: 55, stage: "warning", advice: "start the hub", timeLeftSeconds: 7200 })).toEqual({
+    id: "slot-wal-budget",
+    status: "warn",
+    message: "55 % of 4.0 GiB used, 2 h left",
+    fix: "start the hub",
+  })
+  expect(budget({ budgetUsed: 85, stage: "critical", advice: "start the hub" })).toMatchObject({ status: "fail" })
 })

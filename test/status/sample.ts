@@ -28,6 +28,10 @@ export const aSlot = (part: Partial<SlotView> = {}): SlotView => ({
   growthBytesPerSecond: 10,
   timeLeftSeconds: 400_000_000,
   inactiveSince: null,
+  budgetBytes: 4 * 1024 ** 3,
+  budgetUsed: 1,
+  stage: "ok",
+  advice: null,
   ...part,
 })
 
