@@ -9,7 +9,7 @@ import { classOf, isThrough, type Table } from "../model/table.ts"
 import type { Catalog, Found } from "../postgres/catalog.ts"
 import { audiencePosition, isHubOnly, streamedTables } from "./audience.ts"
 import { type FeedTable, isUntold, type Paused } from "./entry.ts"
-import { accept, fillToken, firstShape, judge, rulesOf, type Shape } from "./shape.ts"
+import { accept, fillToken, firstShape, judge, rememberNames, rulesOf, type Shape } from "./shape.ts"
 
 export interface Installation {
   readonly catalog: Pick<Catalog, "found" | "toastable">
@@ -156,6 +156,7 @@ export const installShapes = (
     const { found: all, toastable } = installation.catalog
     const reread = new Set<number>()
     const rerouted = new Set<number>()
+    const [hub] = yield* tx.all<{ manifest: number }>("SELECT manifest FROM hub")
     const present = yield* tx.all<TableRow>("SELECT id, name, class, audience, status, shape, recheck, paused, accept FROM tables")
     const shapeByName = new Map(present.map((row) => [row.name, JSON.parse(row.shape) as Shape]))
     // Rows that only travel up are not read, unless they place rows that come down.
@@ -187,7 +188,8 @@ export const installShapes = (
         continue
       }
       const { id } = row
-      const next = nextOf(row, shape, found, installation)
+      const judged = nextOf(row, shape, found, installation)
+      const next = { ...judged, shape: rememberNames(shape, judged.shape, (hub?.manifest ?? 0) + 1) }
       const { table } = next.shape
       let loading = isRead && (row.status === "loading" || row.status === "up")
       let { recheck } = next

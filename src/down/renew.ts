@@ -7,7 +7,7 @@ import { type FeedTable, isUntold, rowKey, untoldFrom } from "./entry.ts"
 import { keepWas } from "./held.ts"
 import type { OpenAppend } from "./open-append.ts"
 import type { Routing } from "./route.ts"
-import { fillToken, type Shape } from "./shape.ts"
+import { fillToken, rememberNames } from "./shape.ts"
 
 export interface Renewer {
   /** Moves a table's entries to new seqs at the head, in their order, under another class. */
@@ -64,7 +64,7 @@ export const makeRenewer = (open: OpenAppend, routing: Routing): Renewer => {
     const { generation } = table.shape.told
     const [hub] = yield* tx.all<{ manifest: number }>("SELECT manifest FROM hub")
     const told: Table = generation === table.table.generation ? table.table : { ...table.table, keyedSince: (hub?.manifest ?? 0) + 1 }
-    const shape: Shape = { ...table.shape, table: told, told }
+    const shape = rememberNames(table.shape, { ...table.shape, table: told, told }, (hub?.manifest ?? 0) + 1)
     yield* tx.run("UPDATE tables SET status = ?, after = NULL, recheck = 0, shape = ? WHERE id = ?", [
       table.table.direction === "up" ? "hidden" : "ready",
       JSON.stringify(shape),

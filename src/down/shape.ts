@@ -22,6 +22,8 @@ export interface Shape {
   readonly live: Readonly<Record<string, { readonly number: number; readonly spelling: Readonly<Record<string, string>> }>>
   /** Column numbers given so far. */
   readonly given: number
+  /** What schools that have not heard of the present names call the columns. */
+  readonly former?: Table["former"]
 }
 
 export interface Pause {
@@ -293,9 +295,28 @@ export const accept = (shape: Shape, found: Found, now: Table): Accepted => {
   return { kind: "accepted", shape: { table, told, ...standing(found), given }, from, send: sendAll ? "all" : "differences" }
 }
 
+/** Changes of names that are remembered; batches that are older are long gone. */
+const FORMER = 50
+
+const numbersOf = (table: Table): Readonly<Record<string, number>> =>
+  Object.fromEntries(table.columns.flatMap(({ name, number }) => (number === undefined ? [] : [[name, number]])))
+
+/** `after` with the names that schools were told before, when a name means another column from manifest `version` on. */
+export const rememberNames = (before: Shape, after: Shape, version: number): Shape => {
+  const [was, now] = [numbersOf(before.told), numbersOf(after.told)]
+  const former = before.former ?? []
+  // Rows that are named in another way are not written by what came before.
+  if ((before.told.generation ?? 1) !== (after.told.generation ?? 1)) return { ...after, former: [] }
+  const isOther = Object.entries(was).some(([name, number]) => now[name] !== number)
+  return { ...after, former: isOther ? [...former, { before: version, numbers: was }].slice(-FORMER) : former }
+}
+
 /** Pauses under which a school's changes may meet other rows than they mean, or none. */
 const UNNAMED = new Set(["key_changed", "table_replaced", "no_key", "column_replaced"])
 
 /** The table as a push is to see it. */
-export const pushedTable = ({ table, paused }: { readonly table: Table; readonly paused: Pause | null }): Table =>
-  paused !== null && UNNAMED.has(paused.code) ? { ...table, keyedSince: Number.MAX_SAFE_INTEGER } : table
+export const pushedTable = ({ table, paused, shape }: { readonly table: Table; readonly paused: Pause | null; readonly shape: Shape }): Table => ({
+  ...table,
+  ...((shape.former ?? []).length > 0 && { former: shape.former ?? [] }),
+  ...(paused !== null && UNNAMED.has(paused.code) && { keyedSince: Number.MAX_SAFE_INTEGER }),
+})

@@ -82,6 +82,12 @@ export interface Column {
   readonly generated: boolean
 }
 
+/** Under manifests before `before`: column number by name. */
+export interface FormerNames {
+  readonly before: number
+  readonly numbers: Readonly<Record<string, number>>
+}
+
 /** A foreign key: `columns` of this table point to `to` of `table`. */
 export interface Reference {
   readonly columns: ReadonlyArray<string>
@@ -99,6 +105,8 @@ export interface Table {
   /** Changes frozen under an older manifest name rows in another way than head office now does. */
   readonly keyedSince?: number
   readonly columns: ReadonlyArray<Column>
+  /** What columns were called in changes frozen before a manifest, oldest first; at the hub only. */
+  readonly former?: ReadonlyArray<FormerNames>
   /** Primary key columns, in index order. */
   readonly key: ReadonlyArray<string>
   /** Other unique constraints that hold for whole rows (no expression, no predicate). */

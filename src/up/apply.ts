@@ -136,7 +136,8 @@ const carryOutWhole = (
     const ground: Ground = { ...base, stored: open.stored, openBases: open.bases }
     const rows = yield* followDecided(session, ground.tables, input.school, coalesce(changes, open.waiting))
     const outcomes = yield* carryOut(session, ground, rows)
-    const recorded = yield* record(session, input, outcomes, open)
+    const origin = { ...input, ...(base.manifest === undefined ? {} : { manifest: base.manifest }) }
+    const recorded = yield* record(session, origin, outcomes, open)
     const exceptions = [...(yield* keepUnreadable(session, input, unreadable)), ...recorded.exceptions]
     yield* recordClashes(session, ground, input, recorded.quarantined)
     yield* repointMerged(session, ground, input.school, [...recorded.quarantined.keys()])

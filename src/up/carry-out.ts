@@ -54,10 +54,10 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
       if (change.op === "none") continue
       const table = ground.tables.get(change.table)
       const shape = shapes.get(change.table)
-      const parted = table === undefined || shape === undefined ? null : partLost(change, table, shape, ground.isOlder === true)
+      const manifest = change.manifest ?? ground.manifest
+      const parted = table === undefined || shape === undefined ? null : partLost(change, table, shape, ground.isOlder === true, manifest)
       const refusal =
-        (table === undefined ? null : rekeyed(table, ground.manifest)) ??
-        formRefusal(table, shape, change.table, parted?.change ?? change, ground.keys)
+        (table === undefined ? null : rekeyed(table, manifest)) ?? formRefusal(table, shape, change.table, parted?.change ?? change, ground.keys)
       if (refusal !== null || table === undefined || shape === undefined || parted === null) {
         refusals.set(change, refusal ?? notYours)
         continue

@@ -27,6 +27,8 @@ export interface RowChange {
   readonly columnAt: Readonly<Record<string, number>>
   /** The changes of this batch that it stands for, in order. */
   readonly changes: ReadonlyArray<Change>
+  /** Of a kept change: the manifest under which it was frozen. Else that of its batch. */
+  readonly manifest?: number
   /** Quarantine records whose kept change is part of this one. */
   readonly joined: ReadonlyArray<string>
 }

@@ -10,7 +10,7 @@ import { type Kind, type Wire, wireToText } from "../model/value.ts"
 import { formRefusal } from "./authorise.ts"
 import { isByValue } from "./by-value.ts"
 import { isSettled, textToWire } from "./canonical.ts"
-import { rekeyed } from "./lost.ts"
+import { namesSince, rekeyed } from "./lost.ts"
 import type { ColumnShape, Shape } from "./shape.ts"
 import type { Ground } from "./work.ts"
 
@@ -85,6 +85,7 @@ const isPlainTable = (ground: Pick<Ground, "tables" | "manifest">, table: Table,
   !shape.hasTriggers &&
   table.name !== "schoolbus.requests" &&
   rekeyed(table, ground.manifest) === null &&
+  namesSince(table, ground.manifest).size === 0 &&
   ![...ground.tables.values()].some(({ audience }) => isThrough(audience) && audience.through === table.name)
 
 interface Recognised extends Group {

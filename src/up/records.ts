@@ -23,6 +23,8 @@ export interface Origin {
   readonly school: string
   readonly incarnation: string
   readonly number: number
+  /** Under which it was frozen. */
+  readonly manifest?: number
 }
 
 interface OpenConflict {
@@ -39,17 +41,29 @@ export interface Open {
 }
 
 /** A change as a quarantine record keeps it: a captured change, its time already in server time. */
-export const keptChange = (row: RowChange): string => {
+export const keptChange = (row: RowChange, manifest = row.manifest): string => {
   const { table, op, key, newKey, at, columnAt, base, mine } = row
-  return JSON.stringify({ id: row.changes.at(-1)?.id ?? 0, table, op, key, ...(newKey === null ? {} : { newKey }), at, columnAt, base, mine })
+  return JSON.stringify({
+    id: row.changes.at(-1)?.id ?? 0,
+    table,
+    op,
+    key,
+    ...(newKey === null ? {} : { newKey }),
+    at,
+    columnAt,
+    base,
+    mine,
+    ...(manifest === undefined ? {} : { manifest }),
+  })
 }
 
 /** null: the record keeps bytes that are no change. */
 export const changeOfRecord = (id: string, json: string): RowChange | null => {
   const change: unknown = JSON.parse(json)
   if (typeof change !== "object" || change === null || !("op" in change)) return null
-  const { columnAt } = change as { columnAt?: Readonly<Record<string, number>> }
-  return { ...startRow(change as Change), columnAt: columnAt ?? {}, changes: [], joined: [id] }
+  const { columnAt, manifest } = change as { columnAt?: Readonly<Record<string, number>>; manifest?: number }
+  const row: RowChange = { ...startRow(change as Change), columnAt: columnAt ?? {}, changes: [], joined: [id] }
+  return manifest === undefined ? row : { ...row, manifest }
 }
 
 const rowOfConflict = (table: string, key: ReadonlyArray<Wire>, base: RowChange["base"] | null, mine: RowChange["mine"] | null): RowChange => ({
@@ -129,7 +143,16 @@ export const record = (session: Session, origin: Origin, outcomes: ReadonlyArray
         const id = row.joined[0] ?? randomUUID()
         idByOutcome.set(outcome, id)
         const { reason, detail } = refusal ?? { reason: "refused", detail: "" }
-        quarantined.push([id, ...originOf(origin, last), row.table, wireKey(currentKey(row)), row.op, keptChange(row), reason, detail])
+        quarantined.push([
+          id,
+          ...originOf(origin, last),
+          row.table,
+          wireKey(currentKey(row)),
+          row.op,
+          keptChange(row, row.manifest ?? origin.manifest),
+          reason,
+          detail,
+        ])
         for (const change of ids)
           exceptions.push({ id: change, verdict: "quarantined", reason, record: id, ...(change === last ? { hold: true } : {}) })
         continue

@@ -277,6 +277,43 @@ describe("edits that wait in a school while the schema changes", () => {
     expect(await world.sql`SELECT name, score::text FROM pupils WHERE id = 1`).toEqual([{ name: "Own name", score: "9.00" }])
   })
 
+  test("never write into another column that has taken the name, and follow their own to its new name", async () => {
+    const pausing = () => until("the pause", async () => (await pausedOf(world))["public.pupils"] !== undefined)
+    await world.sql`ALTER TABLE pupils ADD COLUMN extra text`
+    await until("the column", async () => {
+      await world.settle()
+      await a.pull()
+      return (await a.rows("SELECT 1 FROM pragma_table_info('pupils') WHERE name = 'extra'")).length > 0
+    })
+    await a.write("UPDATE pupils SET score = '8.00', extra = 'of the old column' WHERE id = 1")
+    await a.write("UPDATE pupils SET extra = 'only this' WHERE id = 2")
+    await a.freeze()
+    await world.sql`ALTER TABLE pupils DROP COLUMN extra`
+    await world.sql`ALTER TABLE pupils ADD COLUMN extra text`
+    await world.sql`ALTER TABLE pupils RENAME COLUMN score TO marks`
+    await pausing()
+    await goOn()
+    await world.settle()
+    // The names change once more while the batch is still under way.
+    await world.sql`ALTER TABLE pupils RENAME COLUMN marks TO grade`
+    await pausing()
+    await goOn()
+    await world.settle()
+    const before = (await records()).length
+    const [verdicts] = await a.push()
+    expect(verdicts?.exceptions.map(({ verdict, reason }) => [verdict, reason])).toEqual([
+      ["merged", "column_gone"],
+      ["superseded", "column_gone"],
+    ])
+    await same(world, a)
+    expect(await world.sql`SELECT grade::text, extra FROM pupils WHERE id = 1`).toEqual([{ grade: "8.00", extra: null }])
+    expect(await world.sql`SELECT extra FROM pupils WHERE extra IS NOT NULL`).toEqual([])
+    expect((await records()).slice(before).map(({ reason, change }) => [reason, JSON.parse(String(change)).mine])).toEqual([
+      ["column_gone", { extra: "of the old column" }],
+      ["column_gone", { extra: "only this" }],
+    ])
+  })
+
   test("are quarantined when their row can no longer be named", async () => {
     await a.write("UPDATE pupils SET name = 'By the old key' WHERE id = 2")
     await a.write("DELETE FROM pupils WHERE id = 50")
