@@ -119,3 +119,28 @@ it("a table that cannot go on as it is says why; a lost right pauses its table a
   await sql`COMMENT ON TABLE books IS NULL`
   await until("the table to go on", () => books().some((book) => book["title"] === "Uno!"))
 })
+
+it("a unique constraint that rows of the school do not keep is told with its rows, and holds there as soon as they differ", async () => {
+  await hub.stop()
+  for (const [n, title] of [
+    [4, "Twin"],
+    [5, "Twin"],
+    [6, "Alone"],
+  ] as const)
+    program(school.dir, `INSERT INTO books (id, school, title) VALUES ('00000000-0000-0000-0000-00000000000${n}', 'a', '${title}')`)
+  await sql`ALTER TABLE books ADD UNIQUE (title)`
+  hub.start()
+  const fault = await until("the fault", async () => (await school.status()).tables.find(({ table }) => table === "public.books")?.fault)
+  expect(fault).toMatch(/\(title\) once only, and 2 rows here share theirs, as \('Twin'\) in the rows .*'00000000-0000-0000-0000-000000000004'/)
+  expect(fault).toContain("schoolbus conflicts list")
+  const check = await command("check", "tables", "--url", school.url)
+  expect([check.code, check.out]).toEqual([1, expect.stringContaining("2 rows here share theirs")])
+  const conflict = await until(
+    "the clash",
+    async () => (await sql`SELECT id::text AS id FROM schoolbus.conflicts WHERE kind = 'unique' AND status = 'open'`)[0],
+  )
+  expect((await command("conflicts", "resolve", String(conflict["id"]), "--keep", "rename_local", "--url", hub.url)).code).toBe(0)
+  await until("the constraint", async () => (await school.status()).tables.every((one) => one.fault === undefined))
+  expect(() => program(school.dir, "UPDATE books SET title = 'Twin' WHERE title = 'Alone'")).toThrow(/UNIQUE/)
+  expect((await command("check", "tables", "--url", school.url)).code).toBe(0)
+})

@@ -69,6 +69,17 @@ CREATE TABLE schoolbus_unfit (
   at     INTEGER NOT NULL
 ) WITHOUT ROWID;
 
+-- Unique constraints of head office that rows here do not keep, until they do.
+CREATE TABLE schoolbus_unenforced (
+  tbl     INTEGER NOT NULL,
+  columns TEXT NOT NULL,                 -- JSON list
+  rows    INTEGER NOT NULL,              -- that share their values with another row
+  example TEXT NOT NULL,                 -- some of them, for people
+  keys    TEXT NOT NULL,                 -- JSON list of their local keys
+  at      INTEGER NOT NULL,              -- when it was last looked at, ms since 1970
+  PRIMARY KEY (tbl, columns)
+) WITHOUT ROWID;
+
 -- What triggers capture. op: I, U, D, or R (a row that a REPLACE was about to displace, seen just before).
 -- v0, v1 … are the old values in the table's column order (of I: only the key), stored natively; more are added as tables need.
 -- batch: the frozen batch that carries it; null = not frozen yet; 0 = it waits until its table fits again. Rows leave when their batch's ledger row has come down.

@@ -2,12 +2,14 @@
  * Keeps capture whole in a school: programs of the school may rebuild or alter its tables at any time. Triggers are put back
  * as soon as SQLite's schema_version moves; what they missed meanwhile is compared with head office before anything else goes on.
  */
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { reconcile } from "./reconcile.ts"
 import { Deliver } from "./deliver.ts"
 import { ident, Libsql, type Tx } from "../libsql/client.ts"
 import { isSchemaMoved, readGaps } from "../libsql/gap.ts"
 import { HAS_ROWS, type InstallOptions, installTables, missingTriggers } from "../libsql/schema.ts"
+import { isStillShared, noteUnenforced, readUnenforced, type Unenforced, unenforcedText } from "../libsql/unenforced.ts"
 import { readUnfit } from "../libsql/unfit.ts"
 import { type Identity, type Link, LinkDown } from "../link/client.ts"
 import type { Manifest } from "../model/table.ts"
@@ -26,21 +28,39 @@ const isEmptied = (tx: Tx, manifest: Manifest) =>
     return false
   })
 
+/** Counts anew where the rows that were named differ by now; true: one of the constraints is kept by every row. */
+const keptByNow = (shared: ReadonlyArray<Unenforced>, manifest: Manifest, now: number) =>
+  Effect.gen(function* () {
+    const db = yield* Libsql
+    for (const one of shared) {
+      const table = manifest.tables.find(({ name }) => name === one.name)
+      if (table === undefined || (yield* db.read((tx) => isStillShared(tx, one, table.key)))) continue
+      if ((yield* db.write((tx) => noteUnenforced(tx, one.tbl, table, one.columns, now))) === 0) return true
+    }
+    return false
+  })
+
 /** `isStart`: another version of this program, or other worker modules, may want other triggers; or a person adopts tables. */
 export const guardTriggers = ({ streams, adopt }: InstallOptions, isStart = false) =>
   Effect.gen(function* () {
     const db = yield* Libsql
     const isMoved = yield* isSchemaMoved(db)
     const unfit = new Map((yield* db.read(readUnfit)).map((one) => [one.name, one]))
-    if (!isMoved && !isStart && unfit.size === 0) return
+    const now = yield* Clock.currentTimeMillis
+    const shared = yield* db.read(readUnenforced)
+    if (!isMoved && !isStart && unfit.size === 0 && shared.length === 0) return
     const [state] = yield* db.read((tx) => tx.all<{ manifest: string | null }>("SELECT manifest FROM schoolbus_state"))
     if (state?.manifest == null) return
     const manifest = JSON.parse(state.manifest) as Manifest
     const isAdopted = isStart && adopt && unfit.size > 0
     const isWanted = isMoved || isAdopted || (isStart && (yield* db.read((tx) => missingTriggers(tx, manifest, streams))).length > 0)
-    if (!isWanted && !(yield* db.read((tx) => isEmptied(tx, manifest)))) return
+    const isKept = yield* keptByNow(shared, manifest, now)
+    if (!isWanted && !isKept && !(yield* db.read((tx) => isEmptied(tx, manifest)))) return
     const before = new Set((yield* db.read(readGaps)).map(({ tbl }) => tbl))
+    const known = new Set((yield* db.read(readUnenforced)).map(({ name, columns }) => `${name} ${columns.join()}`))
     yield* db.write((tx) => installTables(tx, manifest, { streams, adopt }))
+    for (const one of yield* db.read(readUnenforced))
+      if (!known.has(`${one.name} ${one.columns.join()}`)) yield* Effect.logWarning(`table ${one.name}: ${unenforcedText(one)}`)
     for (const { name, reason, remedy } of yield* db.read(readUnfit)) {
       if (unfit.get(name)?.reason === reason) continue
       yield* Effect.logError(`table ${name}: ${reason}; it is paused, the others go on. ${remedy}`)

@@ -1,6 +1,7 @@
 /** Hub -> school: asks for pages, from what is durably here, and delivers them. */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import { readUnenforced, unenforcedText } from "../libsql/unenforced.ts"
 import { Libsql, type LibsqlError, type LibsqlFile } from "../libsql/client.ts"
 import { refuseGap } from "../libsql/gap.ts"
 import { installTables, type InstallOptions, type TableRefused } from "../libsql/schema.ts"
@@ -28,6 +29,7 @@ export const refreshManifest = (
     const db = yield* Libsql
     const manifest = yield* link.manifest(identity)
     yield* db.write((tx) => Effect.andThen(installTables(tx, manifest, options), options.alsoInstall(tx, manifest)))
+    for (const one of yield* db.read(readUnenforced)) yield* Effect.logWarning(`table ${one.name}: ${unenforcedText(one)}`)
     yield* deliver.empty
     return manifest
   })

@@ -9,6 +9,7 @@ import { type Column, type Manifest, sameName, type Table } from "../model/table
 import type { Wire } from "../model/value.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
 import { canHold, type FileColumn, type FileTable } from "./shape.ts"
+import { forgetUnenforced, noteUnenforced } from "./unenforced.ts"
 import { columnSql, columnsSql, createTable, literal, parentsOf, tableSql } from "./table-sql.ts"
 
 /** For each column of the new shape, the old one that it continues. */
@@ -141,9 +142,10 @@ const rename = (tx: Tx, before: Table, after: Table, present: ReadonlyMap<string
   })
 
 /** Unique constraints that the table does not declare itself stand beside it, where the rows allow it. */
-export const ensureUniques = (tx: Tx, table: Table): Effect.Effect<void, LibsqlError> =>
+export const ensureUniques = (tx: Tx, tbl: number, table: Table, now: number): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     const { local } = table
+    yield* forgetUnenforced(tx, tbl)
     const rows = yield* tx.all<{ name: string; columns: string }>(
       `SELECT l.name, (SELECT json_group_array(i.name) FROM pragma_index_info(l.name) i) AS columns FROM pragma_index_list(?) l WHERE l."unique" = 1 AND l.partial = 0`,
       [local],
@@ -161,13 +163,7 @@ export const ensureUniques = (tx: Tx, table: Table): Effect.Effect<void, LibsqlE
       yield* tx
         .exec(`CREATE UNIQUE INDEX ${ident(name)} ON ${ident(local)} (${columns.map(ident).join(", ")})`)
         .pipe(
-          Effect.catch((error) =>
-            error.code.startsWith("SQLITE_CONSTRAINT")
-              ? Effect.logWarning(
-                  `table ${local}: rows here hold the same (${columns.join(", ")}), which head office forbids; not enforced here until they differ`,
-                )
-              : Effect.fail(error),
-          ),
+          Effect.catch((error) => (error.code.startsWith("SQLITE_CONSTRAINT") ? noteUnenforced(tx, tbl, table, columns, now) : Effect.fail(error))),
         )
     }
   })

@@ -255,7 +255,10 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
       const tbl = ours.get(after.name)
       if (before !== undefined && tbl !== undefined && !isReplaced(before, after)) yield* reorderChanges(tx, before, after, tbl)
     }
-    for (const table of manifest.tables) if (ours.has(table.name) && !isPaused.has(table.name)) yield* ensureUniques(tx, table)
+    for (const table of manifest.tables) {
+      const tbl = ours.get(table.name)
+      if (tbl !== undefined && !isPaused.has(table.name)) yield* ensureUniques(tx, tbl, table, now)
+    }
 
     const triggers = yield* readTriggers(tx, manifest, options.streams)
     for (const name of [...triggers.leftOver, ...triggers.missing.map((trigger) => trigger.name)])

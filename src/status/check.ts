@@ -13,7 +13,7 @@ export interface CheckItem {
   readonly level: Level
   readonly message: string
 }
-/** `tables`, `slots` and `nodes` exist at the hub, `link` and `verify` in a school. */
+/** `slots` and `nodes` exist at the hub, `link` and `verify` in a school. */
 export type CheckId = "postgres" | "stream" | "tables" | "slots" | "nodes" | "link" | "lag" | "conflicts" | "devices" | "verify"
 
 /** One value for graphs: `label=value[unit];warning;critical;min`. */
@@ -177,6 +177,13 @@ const checkSchool = (school: SchoolSnapshot, boundsOf: BoundsOf, { items, perf }
   else push("link", graded(silent, bounds), `in contact, ${ago(silent)} ago`)
   if (silent !== null) perf.push({ label: "last_contact", value: Math.round(silent), unit: "s", ...bounds })
 
+  const faulty = school.tables.filter(({ fault }) => fault !== undefined)
+  const paused = school.tables.filter((table) => table.state === "paused").length
+  push(
+    "tables",
+    paused > 0 ? "CRITICAL" : faulty.length > 0 ? "WARNING" : "OK",
+    faulty.length > 0 ? faulty.map(({ table, fault }) => `${table}: ${fault}`).join("; ") : `${school.tables.length} tables flow`,
+  )
   const waiting = secondsSince(school.asOf, school.sending.oldestPendingAt) ?? 0
   push(
     "lag",

@@ -6,6 +6,7 @@ import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { dayOf, trafficOf } from "../libsql/traffic.ts"
 import { printHours } from "../link/metered.ts"
 import { readGaps, readTriggerFaults } from "../libsql/gap.ts"
+import { readUnenforced, unenforcedText } from "../libsql/unenforced.ts"
 import { readUnfit } from "../libsql/unfit.ts"
 import type { Manifest, Table } from "../model/table.ts"
 import { runtimeName } from "../runtime.ts"
@@ -84,6 +85,7 @@ const readFacts = (tx: Tx) =>
       const remedy = "let it skip those: WHEN (SELECT active FROM schoolbus_deliver) = 0"
       faults.set(table, `trigger ${trigger} of a program writes to it, also while rows of head office arrive; ${remedy}`)
     }
+    for (const one of yield* readUnenforced(tx)) faults.set(one.name, unenforcedText(one))
     const gaps = yield* readGaps(tx)
     for (const { name, reason } of gaps) faults.set(name, `${reason}; being compared with head office`)
     const unfit = yield* readUnfit(tx)
