@@ -15,6 +15,8 @@ import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type { Cell, Kind, Wire } from "../model/value.ts"
 import type { LoadPlan, LoadSource } from "./load.ts"
+import type { Lines, LinesLimits } from "./gather.ts"
+import type { LinesQuery } from "./lines.ts"
 import type { Slab } from "./slab.ts"
 
 /** How long a statement waits for another program's write lock before it fails with SQLITE_BUSY. */
@@ -73,9 +75,13 @@ export interface Tx {
   readonly show: (place: number, from: number, to: number) => Effect.Effect<string | null, LibsqlError>
   /** DDL or a script. */
   readonly exec: (sql: string) => Effect.Effect<void, LibsqlError>
+  /** Reads open writes as the lines of a batch, see lines.ts. */
+  readonly lines: (scan: LinesScan) => Effect.Effect<Lines, LibsqlError>
   /** Reads rows and keeps only their prints (model/digest.ts), so that a table of any size may be compared. */
   readonly prints: (scan: PrintScan) => Effect.Effect<PrintsFound, LibsqlError>
 }
+
+export interface LinesScan extends LinesQuery, LinesLimits {}
 
 /** A query whose rows are: table number, key as BLOB, then the content in pieces: BLOB, REAL or NULL. */
 export interface PrintScan {
@@ -164,6 +170,7 @@ type Command =
   | { readonly op: "load"; readonly source: LoadSource; readonly plans: ReadonlyArray<LoadPlan>; readonly place: number | null }
   | { readonly op: "show"; readonly place: number; readonly from: number; readonly to: number }
   | { readonly op: "unload" }
+  | ({ readonly op: "lines" } & LinesScan)
   | ({ readonly op: "prints" } & PrintScan)
   | { readonly op: "reset" | "close" }
 export type Request = Command & { readonly id: number }
@@ -278,6 +285,7 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlErr
       ahead: (sql, args = []) => Effect.sync(() => sendAhead(sql, args, [])),
       show: (place, from, to) => send({ op: "show", place, from, to }) as Effect.Effect<string | null, LibsqlError>,
       exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),
+      lines: (scan) => send({ op: "lines", ...scan }) as Effect.Effect<Lines, LibsqlError>,
       prints: (scan) => send({ op: "prints", ...scan }) as Effect.Effect<PrintsFound, LibsqlError>,
     }
     yield* send({ op: "open", path, pragmas: [...PRAGMAS, `cache_size=-${cacheKiB}`], timeoutMs: BUSY_TIMEOUT_MS })

@@ -1,10 +1,13 @@
 /**
  * Open captured writes -> numbered frozen batches. Runs inside one write transaction of the caller, so the current rows
  * and the captured old values are of one moment. Every captured write becomes one change, in the order of its capture;
- * writes that changed nothing leave `changes`. `open-writes.ts` reads them, `history.ts` decides what each of them means.
+ * writes that changed nothing leave `changes`. `open-writes.ts` reads them, `history.ts` decides what each of them means; of
+ * runs in which that is plain SQLite makes the lines itself.
  *
  *     page of open writes ─> current rows and next old values ─> history ─> changes ─> bytes, hash ─> schoolbus_batch
+ *     run of plain ones (lines.ts, gather.ts) ─────────────────────────────────────────────┘
  */
+import { Buffer } from "node:buffer"
 import { createHash } from "node:crypto"
 import * as Effect from "effect/Effect"
 import { type BatchHeader, encodeBatch, encodeChange } from "../model/batch.ts"
@@ -15,7 +18,9 @@ import { bondedCuts, bondsOf } from "./bond.ts"
 import { readWire, sameRaw } from "./cells.ts"
 import { contactsOf } from "./contact.ts"
 import type { LibsqlError, Tx } from "./client.ts"
+import { isCleanText, type Lines } from "./gather.ts"
 import { type Captured, type Outcome, resolve, safeCuts, type Values } from "./history.ts"
+import { linesSql, MAX_PLAIN_COLUMNS } from "./lines.ts"
 import { type Page, readBeyond, readPage, readSources, type Source } from "./open-writes.ts"
 
 /** A batch ends at the first of both: the write lock is then held well under 200 ms. */
@@ -29,8 +34,14 @@ const PAGE_GROWTH = 8
 /** Captured writes looked at in one call, also when they turn out to have changed nothing. */
 const MAX_LOOKED_AT = 3_000
 
+/** A run of fewer plain writes is not worth its query; after this many such runs the rest of a batch is read page by page. */
+const LEAST_PLAIN = 16
+const MAX_SHORT_RUNS = 2
+
 export interface FreezeOptions {
   readonly maxChanges?: number
+  /** false: also plain writes are read page by page. */
+  readonly plain?: boolean
   /** Captured writes read at first. */
   readonly pageRows?: number
 }
@@ -42,6 +53,8 @@ export interface Frozen {
   /** More is open: call again. */
   readonly isMore: boolean
 }
+
+const utf8 = new TextEncoder()
 
 /** The values that travel: not what Postgres computes, nor columns that a program took out of the file. */
 const record = (source: Source, values: Values, isWanted: (i: number) => boolean): Record<string, Wire | Refused> => {
@@ -149,8 +162,30 @@ const take = (
   }
 }
 
+/** The run of plain writes that the open writes begin with after `after`; null: none. */
+const takePlain = (
+  tx: Tx,
+  tables: ReadonlyMap<string, Table>,
+  sources: Map<number, Source>,
+  isBonded: (tbl: number) => boolean,
+  after: number,
+  room: { readonly writes: number; readonly bytes: number; readonly isEmpty: boolean },
+): Effect.Effect<Lines | null, LibsqlError> =>
+  Effect.gen(function* () {
+    const [next] = yield* tx.all<{ tbl: number }>("SELECT tbl FROM changes WHERE batch IS NULL AND id > ? ORDER BY id LIMIT 1", [after])
+    if (next === undefined || isBonded(next.tbl)) return null
+    yield* readSources(tx, tables, [next.tbl], sources)
+    const { table, present } = sources.get(next.tbl) ?? { table: undefined, present: new Set<number>() }
+    if (table?.key.every((name) => present.has(table.columns.findIndex((column) => column.name === name))) !== true) return null
+    const columns = table.columns.flatMap((column, i) => (!column.generated && present.has(i) ? [i] : []))
+    if (columns.length > MAX_PLAIN_COLUMNS) return null
+    const query = linesSql(table, next.tbl, columns)
+    const found = yield* tx.lines({ ...query, after, writes: room.writes, maxBytes: room.bytes, isFirst: room.isEmpty })
+    return found.count > 0 && isCleanText(found.bytes) ? found : null
+  })
+
 /** `changes` says afterwards what really happened: REPLACE's updates and deletes as such, and nothing of what changed nothing. */
-const settleOps = (tx: Tx, width: number, taken: Taken): Effect.Effect<void, LibsqlError> =>
+const settleOps = (tx: Tx, width: number, taken: Pick<Taken, "deletes" | "updates" | "dropped">): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     if (taken.deletes.length > 0)
       yield* tx.run("UPDATE changes SET op = 'D' WHERE id IN (SELECT value FROM json_each(?))", [JSON.stringify(taken.deletes)])
@@ -170,7 +205,8 @@ const store = (
   tx: Tx,
   manifest: Manifest,
   now: number,
-  lines: ReadonlyArray<string>,
+  changes: number,
+  lines: ReadonlyArray<Uint8Array>,
   firstId: number,
   lastId: number,
 ): Effect.Effect<void, LibsqlError> =>
@@ -182,15 +218,15 @@ const store = (
       number: state.last_batch + 1,
       manifest: manifest.version,
       contacts: yield* contactsOf(tx, firstId, lastId),
-      changes: lines.length,
+      changes,
     }
-    const bytes = new TextEncoder().encode(encodeBatch(header, lines))
+    const bytes = Buffer.concat([utf8.encode(encodeBatch(header, [])), ...lines])
     const hash = createHash("sha256").update(bytes).digest("hex")
     yield* tx.run("INSERT INTO schoolbus_batch (number, hash, bytes, changes, frozen_at) VALUES (?, ?, ?, ?, ?)", [
       header.number,
       hash,
       bytes,
-      lines.length,
+      changes,
       now,
     ])
     yield* tx.run("UPDATE changes SET batch = ? WHERE batch IS NULL AND id <= ?", [header.number, lastId])
@@ -219,42 +255,67 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
     const [info] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM pragma_table_info('changes') WHERE name GLOB 'v[0-9]*'")
     const width = info?.n ?? 0
     const bonds = manifest.tables.some(({ audience }) => isThrough(audience)) ? bondsOf(yield* readNumbered(tx, tables)) : []
-    const lines: Array<string> = []
+    const bonded = new Set(bonds.flatMap(({ row, link }) => [row.tbl, link.tbl]))
+    const lines: Array<Uint8Array> = []
+    let changes = 0
     let bytes = 0
     let firstId = 0
     let lastId = 0
     let lookedAt = 0
+    let shortRuns = options.plain === false ? MAX_SHORT_RUNS : 0
     let isMore = true
+    const isFull = (): boolean => changes >= maxChanges || bytes >= BATCH_BYTES || lookedAt >= MAX_LOOKED_AT
     const firstPage = options.pageRows ?? FIRST_PAGE
     let limit = firstPage
     for (;;) {
+      if (shortRuns < MAX_SHORT_RUNS) {
+        const room = { writes: Math.min(maxChanges - changes, MAX_LOOKED_AT - lookedAt), bytes: BATCH_BYTES - bytes, isEmpty: changes === 0 }
+        const run = yield* takePlain(tx, tables, sources, (tbl) => bonded.has(tbl), lastId, room)
+        if (run === null || run.count < LEAST_PLAIN) shortRuns++
+        if (run !== null) {
+          yield* settleOps(tx, width, { deletes: [], updates: [], dropped: run.dropped })
+          lines.push(run.bytes)
+          changes += run.lines
+          bytes += run.bytes.length
+          firstId ||= run.firstId
+          lastId = run.lastId
+          lookedAt += run.count
+        }
+        if (isFull()) break
+      }
       const page = yield* readPage(tx, width, lastId, limit)
       isMore = page.rows.length > 0
       if (!isMore) break
-      yield* readSources(tx, tables, page, sources)
+      yield* readSources(
+        tx,
+        tables,
+        page.rows.map((row) => row.tbl),
+        sources,
+      )
       const outcomes = resolve(page.rows, yield* readBeyond(tx, width, page, sources))
-      const bonded = bonds.length === 0 ? [] : yield* bondedCuts(tx, bonds, page.rows, outcomes, page.isMore)
-      const taken = take(page, outcomes, sources, maxChanges - lines.length, BATCH_BYTES - bytes, lines.length === 0, bonded)
-      if (taken.count === 0 && lines.length > 0) break
+      const held = bonds.length === 0 ? [] : yield* bondedCuts(tx, bonds, page.rows, outcomes, page.isMore)
+      const taken = take(page, outcomes, sources, maxChanges - changes, BATCH_BYTES - bytes, changes === 0, held)
+      if (taken.count === 0 && changes > 0) break
       if (taken.count === 0) {
         // One statement's writes fill the page: they go together.
         limit *= PAGE_GROWTH
         continue
       }
       yield* settleOps(tx, width, taken)
-      for (const line of taken.lines) lines.push(line)
+      lines.push(utf8.encode(taken.lines.join("")))
+      changes += taken.lines.length
       bytes += taken.bytes
       firstId ||= page.rows[0]?.id ?? 0
       lastId = page.rows[taken.count - 1]?.id ?? lastId
       lookedAt += taken.count
       isMore = page.isMore || taken.count < page.rows.length
-      if (!isMore || lines.length >= maxChanges || bytes >= BATCH_BYTES || lookedAt >= MAX_LOOKED_AT) break
+      if (!isMore || isFull()) break
       const room = Math.ceil(((BATCH_BYTES - bytes) * taken.count) / Math.max(1, taken.bytes))
-      limit = Math.max(firstPage, Math.min(limit * PAGE_GROWTH, room, maxChanges - lines.length))
+      limit = Math.max(firstPage, Math.min(limit * PAGE_GROWTH, room, maxChanges - changes))
     }
-    if (lines.length === 0) return { batches: 0, changes: 0, isMore }
-    yield* store(tx, manifest, now, lines, firstId, lastId)
-    return { batches: 1, changes: lines.length, isMore }
+    if (changes === 0) return { batches: 0, changes: 0, isMore }
+    yield* store(tx, manifest, now, changes, lines, firstId, lastId)
+    return { batches: 1, changes, isMore }
   })
 
 /** Freezes all that is open, in as many batches as it takes. */

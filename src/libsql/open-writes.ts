@@ -28,10 +28,15 @@ export interface Page {
 
 const vColumns = (width: number): string => Array.from({ length: width }, (_, i) => `, ${safely(`c.v${i}`)}`).join("")
 
-/** Learns of the tables that a page names, where they are not known yet. */
-export const readSources = (tx: Tx, tables: ReadonlyMap<string, Table>, page: Page, into: Map<number, Source>): Effect.Effect<void, LibsqlError> =>
+/** Learns of the tables that writes name, where they are not known yet. */
+export const readSources = (
+  tx: Tx,
+  tables: ReadonlyMap<string, Table>,
+  named: Iterable<number>,
+  into: Map<number, Source>,
+): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    const unknown = [...new Set(page.rows.map((row) => row.tbl))].filter((tbl) => !into.has(tbl))
+    const unknown = [...new Set(named)].filter((tbl) => !into.has(tbl))
     if (unknown.length === 0) return
     const rows = yield* tx.all<{ id: number; name: string; columns: string }>(
       `SELECT t.id, t.name, (SELECT json_group_array(x.name) FROM pragma_table_xinfo(t.local) x) AS columns

@@ -6,6 +6,7 @@
 import Database from "libsql"
 import { Hasher, keyName, Prints } from "../model/digest.ts"
 import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
+import { gatherLines } from "./gather.ts"
 import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Response, RowFailure } from "./client.ts"
 import { Loads } from "./load.ts"
 
@@ -254,6 +255,10 @@ const answer = (request: Request): unknown => {
     case "unload":
       loads.clear()
       return null
+    case "lines": {
+      const statement = prepare(request.sql).raw(true)
+      return gatherLines((after, limit) => statement.all([BigInt(after), BigInt(limit)]) as ReadonlyArray<ReadonlyArray<Uint8Array>>, request)
+    }
     case "prints":
       return print(request)
     case "reset":

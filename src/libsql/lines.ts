@@ -1,0 +1,98 @@
+/**
+ * Open writes as the lines of a batch, made by SQLite itself where nothing is in doubt: new rows and edits of one table, the
+ * key unchanged, which no later open write touches, of values that their columns allow. The first write of another kind ends
+ * the run; it and what hangs on it are for `history.ts`. The lines are those that `freeze.ts` makes of the same writes.
+ */
+import { localKeySql } from "../model/key.ts"
+import type { Column, Table } from "../model/table.ts"
+import type { Kind } from "../model/value.ts"
+import { ident } from "./client.ts"
+
+const literal = (text: string): string => `'${text.replaceAll("'", "''")}'`
+
+/** JSON of a value; NULL when the kind does not allow it. */
+const jsonSql = (kind: Exclude<Kind, "float">, value: string): string => {
+  const typed = (type: string, text: string) => `CASE typeof(${value}) WHEN '${type}' THEN ${text} WHEN 'null' THEN 'null' END`
+  switch (kind) {
+    case "int":
+      return typed("integer", `iif(${value} BETWEEN -2147483648 AND 2147483647, ${value}, NULL)`)
+    case "bigint":
+      return typed("integer", `'"' || ${value} || '"'`)
+    case "bool":
+      return typed("integer", `CASE ${value} WHEN 0 THEN 'false' WHEN 1 THEN 'true' END`)
+    case "bytea":
+      return typed("blob", `'"' || lower(hex(${value})) || '"'`)
+    case "numeric":
+    case "text":
+      return typed("text", `json_quote(${value})`)
+  }
+}
+
+/** SQLite would round the number in a text; what is text stands for NaN and the infinities. */
+const floatSql = (value: string): string =>
+  `CASE typeof(${value}) WHEN 'real' THEN ${value} WHEN 'integer' THEN CAST(${value} AS REAL) WHEN 'null' THEN CAST('null' AS BLOB)
+     WHEN 'text' THEN CASE WHEN ${value} IN ('NaN', 'Infinity', '-Infinity') THEN CAST('"' || ${value} || '"' AS BLOB) END END`
+
+/** Expressions put together to pieces: a text as BLOB, or a number of its own. */
+const pieces = () => {
+  const done: Array<string> = []
+  let open: Array<string> = []
+  const close = (): void => {
+    if (open.length > 0) done.push(`CAST(${open.join(" || ")} AS BLOB)`)
+    open = []
+  }
+  return {
+    text: (sql: string) => void open.push(sql),
+    /** `when`: a condition; else nothing stands there. */
+    value: (kind: Kind, before: string, value: string, when: string) => {
+      if (kind !== "float") return void open.push(`CASE WHEN ${when} THEN ${literal(before)} || ${jsonSql(kind, value)} ELSE '' END`)
+      open.push(`CASE WHEN ${when} THEN ${literal(before)} ELSE '' END`)
+      close()
+      done.push(`CASE WHEN ${when} THEN ${floatSql(value)} ELSE X'' END`)
+    },
+    take: (): ReadonlyArray<string> => {
+      close()
+      return done
+    },
+  }
+}
+
+/** SQLite takes expressions of a thousand parts. */
+export const MAX_PLAIN_COLUMNS = 200
+
+export interface LinesQuery {
+  /** Of open writes after ?1, at most ?2: id, 1 when nothing is in doubt, and the pieces of a line. */
+  readonly sql: string
+  /** How many pieces come before those of the new values. */
+  readonly heads: number
+}
+
+/** `columns`: positions of those that travel. */
+export const linesSql = (table: Table, tbl: number, columns: ReadonlyArray<number>): LinesQuery => {
+  const all = columns.map((i) => ({ i, column: table.columns[i] as Column }))
+  const keys = table.key.map((name) => table.columns.findIndex((column) => column.name === name))
+  const key = keys.map((i) => jsonSql((table.columns[i]?.kind ?? "text") as Exclude<Kind, "float">, `c.v${i}`)).join(` || ',' || `)
+  const now = (column: Column) => `t.${ident(column.name)}`
+  const head = pieces()
+  head.text(`'{"id":' || c.id || ${literal(`,"table":${JSON.stringify(table.name)},"key":[`)} || ${key} || '],"at":' || c.at`)
+  head.text(`CASE c.op WHEN 'I' THEN ',"op":"insert","base":{' ELSE ',"op":"update","base":{' END`)
+  for (const [n, { i, column }] of all.entries())
+    head.value(column.kind, `${n > 0 ? "," : ""}${JSON.stringify(column.name)}:`, `c.v${i}`, "c.op = 'U'")
+  head.text(`'},"mine":{'`)
+  const mine = pieces()
+  for (const { i, column } of all) {
+    const isSame = `typeof(c.v${i}) = typeof(${now(column)}) AND c.v${i} IS (+${now(column)}) COLLATE BINARY`
+    mine.value(column.kind, `,${JSON.stringify(column.name)}:`, now(column), `c.op = 'I' OR NOT (${isSame})`)
+  }
+  const heads = head.take()
+  const found = table.key.map((name, n) => `t.${ident(name)} = c.v${keys[n]}`).join(" AND ")
+  // A collation may find the row under another spelling of its key.
+  const isPlain = `c.tbl = ${tbl} AND (c.op = 'I' OR (c.op = 'U' AND c.new_key IS NULL)) AND c.key = ${localKeySql(table, "t.")}
+     AND NOT EXISTS (SELECT 1 FROM changes n WHERE n.tbl = c.tbl AND n.key = c.key AND n.id > c.id AND n.batch IS NULL AND n.op <> 'I')`
+  return {
+    sql: `SELECT c.id, ${isPlain}, ${[...heads, ...mine.take()].join(",\n ")}
+            FROM changes c LEFT JOIN ${ident(table.local)} t ON c.tbl = ${tbl} AND ${found}
+           WHERE c.batch IS NULL AND c.id > ?1 ORDER BY c.id LIMIT ?2`,
+    heads: heads.length,
+  }
+}
