@@ -57,7 +57,8 @@ export interface Decoder<T extends DecodeTable> {
 }
 
 // {"action":"I",…
-const actionOf = (text: string): number => text.charCodeAt(11)
+const ACTION_AT = 11
+const actionOf = (text: string): number => text.charCodeAt(ACTION_AT)
 
 /** The options of START_REPLICATION; each costs speed, so only what the decoder reads. */
 export const wal2jsonOptions = (tables: ReadonlyArray<string>): PluginOptions => ({
@@ -71,8 +72,7 @@ export const wal2jsonOptions = (tables: ReadonlyArray<string>): PluginOptions =>
     ["add-tables", tables.map(escapeTable).join(",")],
   ],
   optional: [[EXACT_NUMBERS, "true"]],
-  encoding: "utf8",
-  isCommit: (text) => actionOf(text) === 67,
+  form: { encoding: "utf8", commit: { at: ACTION_AT, byte: 67 } },
 })
 
 // In add-tables a name's space, comma, period and asterisk are escaped with a backslash; the first period splits schema from table.
@@ -217,8 +217,10 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
       if (to <= 0) return { unknown: text.slice(at, at + 120) }
       const { kind } = table.columns[column] as T["columns"][number]
       let token = text.slice(from, to)
-      // Most tokens are the feed's as they stand.
-      if (!(first === QUOTE ? kind === "text" : (isDigit(first) || first === MINUS) && (kind === "int" || kind === "float"))) {
+      // Most tokens are the feed's as they stand, or but for their quotes.
+      const isNumber = isDigit(first) || first === MINUS
+      if (isNumber && (kind === "bigint" || kind === "numeric")) token = `"${token}"`
+      else if (first === QUOTE ? kind !== "text" : !(isNumber && (kind === "int" || kind === "float"))) {
         token = canonical(kind, token)
         if (!isToken(kind, token)) return { unknown: text.slice(at, at + 120) }
       }

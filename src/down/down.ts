@@ -38,6 +38,9 @@ const LARGE_TXN = 20_000
 /** Compacted rows handed to the writer at once; it is at work on them while the next are decoded. */
 const CHUNK = 2_000
 const CHUNK_CHARS = 4 * 1024 * 1024
+/** What one feed transaction takes of a backlog: the more, the fewer commits; the less, the sooner it shows. */
+const BACKLOG_MESSAGES = 50_000
+const BACKLOG_MS = 100
 /** How often it is looked for rows that must be read again. */
 const REREAD_MS = 500
 
@@ -278,12 +281,22 @@ export const runDown = (
                   carry = all.slice(end)
                   return all.slice(0, end)
                 }
+                const began = yield* Clock.currentTimeMillis
+                let size = end
                 let reached = yield* takeIn(appender, pending, closed, split(messages), last?.lsn ?? null)
-                while (reached === null) {
+                for (;;) {
+                  if (reached !== null) {
+                    if (size < CHUNK || size >= BACKLOG_MESSAGES || (yield* Clock.currentTimeMillis) - began >= BACKLOG_MS) break
+                    if (!(yield* wal.brings(CHUNK))) break
+                  }
                   const more = yield* wal.take
+                  const next = carry
+                  carry = []
                   last = more.commits.at(-1)
-                  end = last === undefined ? 0 : last.index + 1
-                  reached = yield* takeIn(appender, pending, closed, split(more.messages), last?.lsn ?? null)
+                  end = last === undefined ? 0 : next.length + last.index + 1
+                  for (const message of more.messages) next.push(message)
+                  size += next.length
+                  reached = yield* takeIn(appender, pending, closed, split(next), last?.lsn ?? null)
                 }
                 yield* flush.all(appender, pending)
                 yield* appender.position(reached)

@@ -18,8 +18,7 @@ export const pgoutputOptions = (publication: string): PluginOptions => ({
     ["publication_names", `"${publication.replaceAll('"', '""')}"`],
   ],
   optional: [],
-  encoding: "latin1",
-  isCommit: (message) => message.charCodeAt(0) === 67,
+  form: { encoding: "latin1", commit: { at: 0, byte: 67 } },
 })
 
 interface Relation<T> {

@@ -48,10 +48,13 @@ export const slabNumber = (value: number): string => {
 
 const encoder = new TextEncoder()
 
+const digits = (bytes: number): string => String(BASE + bytes).slice(1)
+const SHORT = Array.from({ length: 1024 }, (_, bytes) => digits(bytes))
+
 /** The place's digits after its offset. */
 const lengths = (base: number, first: number, second: number): string =>
   base === BASE
-    ? String(BASE + first).slice(1) + String(BASE + second).slice(1)
+    ? (SHORT[first] ?? digits(first)) + (SHORT[second] ?? digits(second))
     : String((BigInt(base) + BigInt(first)) * BigInt(base) + BigInt(second)).slice(1)
 
 export class Slab {

@@ -3,13 +3,14 @@
  * itself, the content. What a piece ends with and is not whole yet waits for the next one.
  */
 const HEADER_BYTES = 5
-const FIRST_BYTES = 64 * 1024
+const FIRST_BYTES = 4 * 1024
+const NONE = Buffer.alloc(0)
 
-/** A message stands in `bytes` from `start` to `end`, header included; the bytes are used again afterwards. */
+/** A message stands in `bytes` from `start` to `end`, header included; the bytes are the taker's. */
 export type TakeFrame = (bytes: Buffer, start: number, end: number) => void
 
 export class Frames {
-  #held = Buffer.alloc(0)
+  #held: Buffer = NONE
   #size = 0
   readonly #take: TakeFrame
 
@@ -28,7 +29,7 @@ export class Frames {
       if (this.#size < length) return
       this.#size = 0
       const whole = this.#held
-      if (length > FIRST_BYTES) this.#held = Buffer.alloc(0)
+      this.#held = NONE
       this.#take(whole, 0, length)
     }
     while (from + HEADER_BYTES <= piece.length) {

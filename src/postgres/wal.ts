@@ -13,16 +13,19 @@ import { LogicalReplicationService, Wal2JsonPlugin } from "pg-logical-replicatio
 import { type Lsn, printLsn } from "../model/lsn.ts"
 import { SESSION } from "./client.ts"
 import { Frames } from "./frames.ts"
+import { CONTENT_AT, type MessageForm, Messages, POSITION_AT } from "./messages.ts"
 
 /** Messages and bytes that may wait for the caller before the socket is paused. */
 export const MAX_BUFFERED = 16_384
 export const MAX_BUFFERED_BYTES = 16 * 1024 * 1024
 /**
- * A piece of the stream as large as this says that more stands in line: then the socket rests for a moment, so that the
+ * So much that nobody has taken says that more stands in line: then the socket rests for a moment, so that the
  * walsender need not wake this process for each message. Under less load nothing ever waits.
  */
 const BUSY_BYTES = 16 * 1024
 const REST_MS = 2
+/** What stands in line comes within this, a rest included. */
+const MOMENT_MS = 2 * REST_MS
 /** Well under wal_sender_timeout (60 s unless changed). */
 const STATUS_INTERVAL_MS = 5_000
 /** After no byte for this long, though the socket is read, it is asked whether the line is dead. */
@@ -50,6 +53,8 @@ export interface WalReader {
   readonly tookOptional: boolean
   /** At least one message, or a keepalive position. */
   readonly take: Effect.Effect<WalBatch, WalStopped>
+  /** Whether a moment brings at least so many messages, and a commit among them; they stay for `take`. */
+  readonly brings: (messages: number) => Effect.Effect<boolean>
   /** Declares everything before this position durable and tells Postgres at the next occasion. Never moves back. */
   readonly confirm: (durable: Lsn) => Effect.Effect<void>
 }
@@ -71,9 +76,7 @@ export interface PluginOptions {
   readonly required: Pairs
   /** Wanted, but unknown to older versions of the plugin: then the stream starts without them. */
   readonly optional: Pairs
-  /** `latin1`: one character per byte. */
-  readonly encoding: "utf8" | "latin1"
-  readonly isCommit: (message: string) => boolean
+  readonly form: MessageForm
 }
 
 /** What the library's client is to us once it is connected. */
@@ -114,18 +117,11 @@ class Start extends Wal2JsonPlugin {
 const COPY_DATA = 100
 const XLOG_DATA = 119
 const KEEPALIVE = 107
-/** Of a frame: where the CopyData's content begins, its position, and the plugin's message after two positions and a time. */
-const CONTENT_AT = 5
-const POSITION_AT = CONTENT_AT + 1
-const MESSAGE_AT = POSITION_AT + 24
 const RESPOND_AT = POSITION_AT + 16
 
 export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStopped, Scope.Scope> =>
   Effect.gen(function* () {
-    const { encoding, isCommit } = options.plugin
-    let messages: Array<string> = []
-    let commits: Array<{ readonly index: number; readonly lsn: Lsn }> = []
-    let bytes = 0
+    const messages = new Messages(options.plugin.form)
     let keepalive: Lsn | null = null
     let stopped: WalStopped | null = null
     let wake: (() => void) | null = null
@@ -134,6 +130,8 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
     let resting: ReturnType<typeof setTimeout> | null = null
     let durable = options.from
     let lastByteAt = Date.now()
+    /** Bytes of a piece: as many as are read at once when there are more. */
+    let largest = BUSY_BYTES
 
     const notify = (): void => {
       const waiting = wake
@@ -177,12 +175,6 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
       if (durable > 0n && !service.isStop()) void service.acknowledge(printLsn(durable - 1n)).catch(() => undefined)
     }
 
-    const takeMessage = (piece: Buffer, start: number, end: number): void => {
-      const text = piece.toString(encoding, start + MESSAGE_AT, end)
-      if (isCommit(text)) commits.push({ index: messages.length, lsn: piece.readBigUInt64BE(start + POSITION_AT) })
-      messages.push(text)
-      bytes += text.length
-    }
     const takeKeepalive = (piece: Buffer, start: number): void => {
       keepalive = piece.readBigUInt64BE(start + POSITION_AT)
       if (piece[start + RESPOND_AT] === 1) report()
@@ -199,24 +191,26 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
       from.removeAllListeners("data")
       const frames = new Frames((piece, start, end) => {
         const content = piece[start] === COPY_DATA ? piece[start + CONTENT_AT] : 0
-        if (content === XLOG_DATA) takeMessage(piece, start, end)
+        if (content === XLOG_DATA) messages.add(piece, start, end)
         else if (content === KEEPALIVE) takeKeepalive(piece, start)
         else for (const other of others) other(Buffer.from(piece.subarray(start, end)))
       })
       from.on("data", (piece: Buffer) => {
         lastByteAt = Date.now()
+        largest = Math.max(largest, piece.length)
         frames.push(piece)
-        if (messages.length >= MAX_BUFFERED || bytes >= MAX_BUFFERED_BYTES) {
+        messages.close()
+        if (messages.texts.length >= MAX_BUFFERED || messages.bytes >= MAX_BUFFERED_BYTES) {
           isFull = true
           from.pause()
-        } else if (resting === null && (bytes >= BUSY_BYTES || piece.length >= BUSY_BYTES)) {
+        } else if (resting === null && messages.bytes >= BUSY_BYTES && piece.length < largest) {
           from.pause()
           resting = setTimeout(() => {
             resting = null
             flow()
           }, REST_MS)
         }
-        if (messages.length > 0 || keepalive !== null) notify()
+        if (messages.texts.length > 0 || keepalive !== null) notify()
       })
     }
     service.on("error", (cause: unknown) => stop(toStopped(cause)))
@@ -260,14 +254,11 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
           give(Effect.fail(stopped))
           return
         }
-        if (messages.length === 0 && keepalive === null) {
+        if (messages.texts.length === 0 && keepalive === null) {
           wake = hand
           return
         }
-        const taken = { messages, commits, keepalive: messages.length === 0 ? keepalive : null }
-        messages = []
-        commits = []
-        bytes = 0
+        const taken = { keepalive: messages.texts.length === 0 ? keepalive : null, ...messages.take() }
         keepalive = null
         isFull = false
         flow()
@@ -279,9 +270,31 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
       })
     })
 
+    const brings: WalReader["brings"] = (least) =>
+      Effect.callback((answer) => {
+        const timer = setTimeout(() => {
+          wake = null
+          answer(Effect.succeed(false))
+        }, MOMENT_MS)
+        const look = (): void => {
+          if (stopped === null && (messages.texts.length < least || messages.commits.length === 0)) {
+            wake = look
+            return
+          }
+          clearTimeout(timer)
+          answer(Effect.succeed(stopped === null))
+        }
+        look()
+        return Effect.sync(() => {
+          clearTimeout(timer)
+          wake = null
+        })
+      })
+
     return {
       tookOptional: plugin.tookOptional,
       take,
+      brings,
       confirm: (position) =>
         Effect.sync(() => {
           if (position <= durable) return

@@ -150,7 +150,10 @@ describe.each([
     const decoder = make()
     expect(decoder.read(text)).toEqual(event)
     const { kind } = event as Event<DecodeTable>
-    expect([decoder.isBound(text), options.isCommit(text)]).toEqual([kind === "begin" || kind === "commit", kind === "commit"])
+    expect([decoder.isBound(text), text.charCodeAt(options.form.commit.at) === options.form.commit.byte]).toEqual([
+      kind === "begin" || kind === "commit",
+      kind === "commit",
+    ])
   })
 
   test("a damaged message breaks nothing, and the next one is read", () => {
