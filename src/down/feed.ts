@@ -23,7 +23,7 @@ import { heldBySchool } from "./held.ts"
 import { cutAt, readHub } from "./hub-row.ts"
 import { type Installation, installShapes } from "./install.ts"
 import { OpenAppend } from "./open-append.ts"
-import { type FeedPage, makePages, type PageRequest } from "./page.ts"
+import { type FeedPage, makePages, type PageListener, type PageRequest } from "./page.ts"
 import { horizonOf, prune } from "./prune.ts"
 import { makeReaders, type Readers } from "./readers.ts"
 import type { Shape } from "./shape.ts"
@@ -84,7 +84,7 @@ export class Feed extends Context.Service<
     readonly schools: Effect.Effect<ReadonlyArray<EnrolledSchool>>
     readonly manifest: (school: string) => Effect.Effect<Manifest>
     readonly cluster: Effect.Effect<string>
-    readonly page: (request: PageRequest) => Effect.Effect<FeedPage, LibsqlError>
+    readonly page: (request: PageRequest, listener?: PageListener) => Effect.Effect<FeedPage, LibsqlError>
     readonly changed: (school: string, seq: number) => Effect.Effect<void>
     /** The number under which the rows of this school alone stand; null before its first row. */
     readonly audienceNo: (school: string) => Effect.Effect<number | null>

@@ -27,6 +27,14 @@ export interface PageRequest {
   readonly manifest?: number | undefined
 }
 
+/** Hears of a page that takes a while before it is whole; of another one only its end tells. */
+export interface PageListener {
+  /** First of all; `line` hears of the header's own line, too. */
+  readonly start: (header: Header) => void
+  /** Sealed. */
+  readonly line: (text: string) => void
+}
+
 export interface FeedPage {
   readonly header: Header
   /** Sealed, header and trailer included. */
@@ -34,6 +42,8 @@ export interface FeedPage {
   readonly complete: boolean
   /** Nothing after the cursor. */
   readonly empty: boolean
+  /** By class, the seq up to which the lines reach. */
+  readonly reached: Readonly<Record<string, number>>
 }
 
 /** What a school has not received: rows, and bytes of their text. */
@@ -49,14 +59,13 @@ interface TableNames {
 }
 
 /** Rows -> sealed lines; rows of one table and class share a line, and rows of one seq always do. */
-const makeLines = () => {
-  const lines: Array<string> = []
+const makeLines = (onLine: (text: string) => void) => {
   const lastOf = new Map<number, number>()
   let line: { readonly cls: number; readonly table: TableNames; readonly rows: Array<string>; bytes: number; last: number } | null = null
   const flush = (): void => {
     if (line === null) return
     lastOf.set(line.cls, line.last)
-    lines.push(
+    onLine(
       sealLine(
         `["rows",${line.cls},${line.last},${JSON.stringify(line.table.name)},${line.table.columns},[${line.rows.join(",")}],${line.rows.length}]`,
       ),
@@ -75,10 +84,10 @@ const makeLines = () => {
   const addLine = (cls: number, table: TableNames, { rows, last, n }: Chunk): void => {
     flush()
     lastOf.set(cls, last)
-    lines.push(sealLine(`["rows",${cls},${last},${JSON.stringify(table.name)},${table.columns},[${rows}],${n}]`))
+    onLine(sealLine(`["rows",${cls},${last},${JSON.stringify(table.name)},${table.columns},[${rows}],${n}]`))
   }
   /** `lastOf`: by class, the seq up to which the lines reach. */
-  return { add, addLine, flush, lines, lastOf: lastOf as ReadonlyMap<number, number> }
+  return { add, addLine, flush, lastOf: lastOf as ReadonlyMap<number, number> }
 }
 
 /** Where a page begins, of one snapshot. Names too: a table may be taking another shape at this moment. */
@@ -148,7 +157,7 @@ const countLeft = (tx: Tx, own: number, from: number, staged: Staged | null): Ef
     const left = { rows: 0, bytes: 0 }
     for (const cls of CLASSES) {
       const [row] = yield* tx.all<Left>(
-        `SELECT count(*) AS rows, coalesce(sum(length(key) + coalesce(length(body), 4) + 3), 0) AS bytes FROM entry
+        `SELECT count(*) AS rows, coalesce(sum(octet_length(key) + coalesce(octet_length(body), 4) + 3), 0) AS bytes FROM entry
           WHERE audience IN (?, ?) AND class = ? AND seq > ?`,
         [EVERY_SCHOOL, own, cls, Math.max(from, staged?.after[String(cls)] ?? 0)],
       )
@@ -163,7 +172,7 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
   /** What a school that goes on exactly after its last page has left. */
   const remaining = new Map<string, { readonly at: string; readonly left: Left }>()
 
-  return (request: PageRequest): Effect.Effect<FeedPage, LibsqlError> => {
+  return (request: PageRequest, listener?: PageListener): Effect.Effect<FeedPage, LibsqlError> => {
     const own = audienceNo(request.school) ?? NOBODY - 1
     return db.read((tx) =>
       Effect.gen(function* () {
@@ -178,7 +187,38 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         const staged = request.staged !== null && request.staged.headCut === hub.stagedCut ? request.staged : null
         const headCut = hub.headCut ?? "0"
 
-        const { add, addLine, flush, lines, lastOf } = makeLines()
+        const lines: Array<string> = []
+        let header: Header | null = null
+        let isStarted = false
+        const push = (text: string): void => {
+          lines.push(text)
+          if (isStarted) listener?.line(text)
+        }
+        const { add, addLine, flush, lastOf } = makeLines(push)
+        /** From here on the page may go out: what is left of the cut, itself included, is known. */
+        const begin = (left: Left): Header => {
+          header = {
+            school: request.school,
+            epoch: hub.epoch,
+            from,
+            full,
+            resumed: staged !== null,
+            manifest: hub.manifest,
+            head: hub.seq,
+            headCut,
+            left: left.rows,
+            leftBytes: left.bytes,
+          }
+          lines.unshift(sealLine(JSON.stringify(["cut", header])))
+          return header
+        }
+        const asked = JSON.stringify([from, staged?.after ?? null])
+        const countAll = Effect.suspend(() => {
+          const last = remaining.get(request.school)
+          // After a line that broke the school is elsewhere than the last page would have taken it: counted anew.
+          return last?.at === asked ? Effect.succeed(last.left) : countLeft(tx, own, from, staged)
+        })
+        let all: Left | null = null
         let bytes = 0
         let count = 0
         let complete = true
@@ -202,6 +242,13 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
               count += chunk.n
               after = chunk.last
               if (chunk.next === null) break
+              if (all === null) {
+                all = yield* countAll
+                const started = begin(all)
+                listener?.start(started)
+                isStarted = true
+                for (const text of lines) listener?.line(text)
+              }
               continue
             }
             isMixed = chunk === undefined || chunk.tbl !== chunk.tblToo
@@ -228,36 +275,20 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
           }
         }
         flush()
-        let left: Left = { rows: count, bytes }
         if (!complete) {
-          const asked = JSON.stringify([from, staged?.after ?? null])
-          const last = remaining.get(request.school)
-          // After a line that broke the school is elsewhere than the last page would have taken it: counted anew.
-          const before = last?.at === asked ? last.left : yield* countLeft(tx, own, from, staged)
+          const before = all ?? (yield* countAll)
           const next = Object.fromEntries([...lastOf].map(([cls, seq]) => [String(cls), seq]))
           const rest = { rows: Math.max(0, before.rows - count), bytes: Math.max(0, before.bytes - bytes) }
           remaining.set(request.school, { at: JSON.stringify([from, { ...staged?.after, ...next }]), left: rest })
-          left = { rows: Math.max(before.rows, count), bytes: Math.max(before.bytes, bytes) }
-        } else remaining.delete(request.school)
-        const header: Header = {
-          school: request.school,
-          epoch: hub.epoch,
-          from,
-          full,
-          resumed: staged !== null,
-          manifest: hub.manifest,
-          head: hub.seq,
-          headCut,
-          left: left.rows,
-          leftBytes: left.bytes,
+          if (header === null) begin({ rows: Math.max(before.rows, count), bytes: Math.max(before.bytes, bytes) })
+        } else {
+          remaining.delete(request.school)
+          if (header === null) begin({ rows: count, bytes })
         }
+        push(sealLine(JSON.stringify(["page", { rows: count, complete }])))
         const empty = count === 0 && staged === null && !full && (request.manifest ?? hub.manifest) === hub.manifest
-        return {
-          header,
-          lines: [sealLine(JSON.stringify(["cut", header])), ...lines, sealLine(JSON.stringify(["page", { rows: count, complete }]))],
-          complete,
-          empty,
-        }
+        const reached = Object.fromEntries([...lastOf].map(([cls, seq]) => [String(cls), seq]))
+        return { header: header as unknown as Header, lines, complete, empty, reached }
       }),
     )
   }

@@ -13,19 +13,18 @@ import type * as Scope from "effect/Scope"
 import type { SchoolKey } from "../down/enrolled.ts"
 import { Feed } from "../down/feed.ts"
 import type { FeedPage } from "../down/page.ts"
-import { encodingFor, END_OF_FRAME, type Piece, pressLines } from "../link/body.ts"
+import { encodingFor, type Piece, pressLines } from "../link/body.ts"
 import { sealLine } from "../link/frame.ts"
 import { BEAT_MS, CODING_HEADER, IDLE_MS, PullQuery, Staged, SYNC_HEADER } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { Calls } from "./calls.ts"
+import { openPage, type Outgoing, piecesOf } from "./outgoing.ts"
 import { authenticate, identify, keyIdOf, loading, parsed, paused, queryOf, refuse } from "./link-caller.ts"
 
 /** A wake-up that brings nothing is not repeated faster than this. */
 const LOOK_AGAIN_MS = 1_000
 /** How often the open streams are looked through: a key that no longer holds ends its stream within 5 s. */
 const WATCH_MS = 2_000
-/** Text that is compressed and flushed together: what a broken download may lose. */
-const PIECE_BYTES = 64 * 1024
 
 const parsePull = (request: Request) =>
   Effect.gen(function* () {
@@ -55,26 +54,18 @@ const readPage = (key: SchoolKey, incarnation: string, cursor: Cursor, staged: S
     const feed = yield* Feed
     // A school that has a cut goes on with the tables that are there; the first cut holds them all.
     if (cursor.seq === 0 && !(yield* feed.ready)) return yield* loading
-    const page = yield* feed.page({ school: key.school, cursor, staged, manifest })
+    const page = yield* openPage((listener) =>
+      Effect.tap(feed.page({ school: key.school, cursor, staged, manifest }, listener), ({ complete, header }) =>
+        Effect.sync(() => {
+          if (complete) feed.reader.sent.set(incarnation, header.head)
+        }),
+      ),
+    )
     if (page.header.full) yield* feed.reader.seen(incarnation, { epoch: page.header.epoch, seq: 0, cut: "0" })
     else if (isApplied) yield* feed.reader.seen(incarnation, cursor)
     if (page.header.full && cursor.seq > 0) return yield* unknownCut
-    if (page.complete) feed.reader.sent.set(incarnation, page.header.head)
     return page
   })
-
-const piecesOf = function* (page: FeedPage): Generator<Piece> {
-  if (page.lines.reduce((n, line) => n + line.length + 1, 0) < PIECE_BYTES) return yield { frame: page.lines.map((line) => `${line}\n`).join("") }
-  let piece = ""
-  for (const line of page.lines) {
-    piece += `${line}\n`
-    if (piece.length < PIECE_BYTES) continue
-    yield piece
-    piece = ""
-  }
-  if (piece !== "") yield piece
-  yield END_OF_FRAME
-}
 
 const answerLines = (request: Request, pieces: AsyncIterator<Piece> | Iterator<Piece>, onEnd: () => void): Response => {
   const own = request.headers.get(CODING_HEADER)
@@ -118,18 +109,11 @@ export const pull = (request: Request) =>
     )
   })
 
-/** `["rows",8,812,…`: class and last seq of a line, without reading its rows. */
-const ROWS = /^\["rows",(\d+),(\d+),/
-
 /** Where a receiver stands that has taken every line of the page. */
 const after = (cursor: Cursor, staged: Staged | null, page: FeedPage): { readonly cursor: Cursor; readonly staged: Staged | null } => {
   const { header } = page
   if (page.complete) return { cursor: { epoch: header.epoch, seq: header.head, cut: header.headCut }, staged: null }
-  const positions: Record<string, number> = { ...(header.resumed ? staged?.after : {}) }
-  for (const line of page.lines) {
-    const [, cls, seq] = ROWS.exec(line) ?? []
-    if (cls !== undefined) positions[cls] = Number(seq)
-  }
+  const positions = { ...(header.resumed ? staged?.after : {}), ...page.reached }
   return { cursor, staged: { head: header.head, headCut: header.headCut, after: positions } }
 }
 
@@ -189,7 +173,7 @@ interface Place {
 }
 
 /** A page after a place; null: the stream ends, and the school hears why when it asks anew. */
-type Ask = (stream: OpenStream, place: Place) => Promise<FeedPage | null>
+type Ask = (stream: OpenStream, place: Place) => Promise<Outgoing | null>
 
 /** Waits for whatever comes first. */
 const sleep = (stream: OpenStream, seen: number, feed: Feeds, calls: AllCalls): Promise<Woken> =>
@@ -212,7 +196,7 @@ type AllCalls = Context.Service.Shape<typeof Calls>
 
 const endless = async function* (
   stream: OpenStream,
-  start: { place: Place; page: FeedPage | null },
+  start: { place: Place; page: Outgoing | null },
   ask: Ask,
   feed: Feeds,
   calls: AllCalls,
@@ -233,8 +217,8 @@ const endless = async function* (
   while (page !== null && !stream.isOver) {
     const { empty, header } = page
     if (!empty) {
-      for (const piece of piecesOf(page)) yield took(piece)
-      place = { ...after(place.cursor, place.staged, page), manifest: place.manifest === undefined ? undefined : header.manifest }
+      for await (const piece of piecesOf(page)) yield took(piece)
+      place = { ...after(place.cursor, place.staged, await page.whole), manifest: place.manifest === undefined ? undefined : header.manifest }
     }
     page = null
     for (let isWaiting = empty; isWaiting; ) {

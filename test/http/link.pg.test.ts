@@ -83,7 +83,7 @@ const readPage = async (response: Response): Promise<Page> => {
     text += line
     if (opened.ok[0] === "cut") header = opened.ok[1]
     else if (opened.ok[0] === "page") trailer = opened.ok[1]
-    else if (opened.ok[0] === "rows" && opened.ok[3] === "public.pupils") rows += opened.ok[5].length
+    else if (opened.ok[0] === "rows" && opened.ok[3] === "public.pupils") rows += opened.ok[4]
   }
   if (header === null) throw new Error("no header")
   return { header, trailer, rows, text }
