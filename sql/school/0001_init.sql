@@ -69,6 +69,15 @@ CREATE TABLE schoolbus_unfit (
   at     INTEGER NOT NULL
 ) WITHOUT ROWID;
 
+-- Large tables that are being built anew beside the old ones, a slice at a time.
+CREATE TABLE schoolbus_rebuild (
+  tbl   INTEGER PRIMARY KEY,
+  sql   TEXT NOT NULL,                   -- of the new table: another one is wanted no more
+  since INTEGER NOT NULL,                -- the last change that the copies hold
+  owed  TEXT NOT NULL,                   -- JSON list of local keys that stay to be copied
+  done  INTEGER NOT NULL
+);
+
 -- Unique constraints of head office that rows here do not keep, until they do.
 CREATE TABLE schoolbus_unenforced (
   tbl     INTEGER NOT NULL,

@@ -3,8 +3,10 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { readUnenforced, unenforcedText } from "../libsql/unenforced.ts"
 import { Libsql, type LibsqlError, type LibsqlFile } from "../libsql/client.ts"
-import { refuseGap } from "../libsql/gap.ts"
-import { installTables, type InstallOptions, type TableRefused } from "../libsql/schema.ts"
+import { freeze } from "../libsql/freeze.ts"
+import { isSchemaMoved, readGaps, refuseGap } from "../libsql/gap.ts"
+import { prepareRebuilds } from "../libsql/rebuild.ts"
+import { installTables, type InstallOptions, readChanged, type TableRefused } from "../libsql/schema.ts"
 import type { Identity, Link, LinkError } from "../link/client.ts"
 import type { PulledPage } from "../link/pages.ts"
 import type { Header } from "../link/protocol.ts"
@@ -18,6 +20,22 @@ export interface PullOptions extends InstallOptions {
   readonly alsoInstall: (tx: Parameters<Parameters<LibsqlFile["write"]>[0]>[0], manifest: Manifest) => Effect.Effect<void, LibsqlError>
 }
 
+/** Open writes are frozen in short transactions before the columns change; the installation freezes what comes between. */
+const freezeAhead = (db: LibsqlFile): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    for (;;) {
+      if ((yield* db.read(readGaps)).length > 0 || (yield* isSchemaMoved(db))) return
+      const now = yield* Clock.currentTimeMillis
+      const isMore = yield* db.write((tx) =>
+        Effect.gen(function* () {
+          const [state] = yield* tx.all<{ manifest: string | null }>("SELECT manifest FROM schoolbus_state")
+          return state?.manifest == null ? false : (yield* freeze(tx, JSON.parse(state.manifest) as Manifest, now)).isMore
+        }),
+      )
+      if (!isMore) return
+    }
+  })
+
 /** Fetches the manifest and makes the file fit it. */
 export const refreshManifest = (
   link: Link,
@@ -28,6 +46,8 @@ export const refreshManifest = (
     const deliver = yield* Deliver
     const db = yield* Libsql
     const manifest = yield* link.manifest(identity)
+    const changed = yield* db.read((tx) => readChanged(tx, manifest))
+    if (changed.length > 0) yield* Effect.andThen(freezeAhead(db), prepareRebuilds(db, changed))
     yield* db.write((tx) => Effect.andThen(installTables(tx, manifest, options), options.alsoInstall(tx, manifest)))
     for (const one of yield* db.read(readUnenforced)) yield* Effect.logWarning(`table ${one.name}: ${unenforcedText(one)}`)
     yield* deliver.empty

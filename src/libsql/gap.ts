@@ -41,7 +41,8 @@ export const noteInstalled = (tx: Tx, triggers: TriggerState): Effect.Effect<voi
     yield* noteSound(tx)
   })
 
-const noteSound = (tx: Tx) => tx.run("UPDATE schoolbus_state SET schema_version = (SELECT schema_version FROM pragma_schema_version)")
+/** The schema as it is now is one that we made or have looked at. */
+export const noteSound = (tx: Tx) => tx.run("UPDATE schoolbus_state SET schema_version = (SELECT schema_version FROM pragma_schema_version)")
 
 interface Found {
   readonly tbl: number

@@ -5,9 +5,11 @@
  * triggers on the table gone.
  */
 import * as Effect from "effect/Effect"
+import { localKeySql } from "../model/key.ts"
 import { type Column, type Manifest, sameName, type Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
+import { type Plan, takePrepared } from "./prepared.ts"
 import { canHold, type FileColumn, type FileTable } from "./shape.ts"
 import { forgetUnenforced, noteUnenforced } from "./unenforced.ts"
 import { columnSql, columnsSql, createTable, literal, parentsOf, tableSql } from "./table-sql.ts"
@@ -64,7 +66,7 @@ interface Build {
   readonly uniques: ReadonlyArray<ReadonlyArray<string>>
 }
 
-const buildAnew = (tx: Tx, { before, after, file, manifest, uniques }: Build): Effect.Effect<void, LibsqlError> =>
+const planBuild = (tx: Tx, { before, after, file, manifest, uniques }: Build): Effect.Effect<Plan, LibsqlError> =>
   Effect.gen(function* () {
     const { local } = after
     const present = columnsByName(file)
@@ -98,22 +100,31 @@ const buildAnew = (tx: Tx, { before, after, file, manifest, uniques }: Build): E
     // What the file enforced already goes on; what is new is tried afterwards.
     const enforced = new Set(uniques.map((unique) => setOf(unique.map((name) => nameNow.get(sameName(name)) ?? name))))
     const unique = after.unique.filter((columnsOf) => enforced.has(setOf(columnsOf)))
+    const fresh = `schoolbus_new_${local}`
+    const sql = tableSql(fresh, [
+      ...columnsSql({ ...after, columns }, manifest),
+      ...kept.map((column) => keptSql(column, !former.has(sameName(column.name)))),
+      `PRIMARY KEY (${after.key.map(ident).join(", ")})`,
+      ...unique.map((columnsOf) => `UNIQUE (${columnsOf.map(ident).join(", ")})`),
+      ...parentsOf(after, manifest),
+    ])
+    const keys = { key: before.key, keyNow: after.key, localKey: localKeySql(before, "t.") }
+    return { local, fresh, sql, targets: targets.join(", "), sources: sources.join(", "), ...keys }
+  })
+
+const buildAnew = (tx: Tx, build: Build, tbl: number): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const plan = yield* planBuild(tx, build)
+    const { local, fresh, sql, targets, sources } = plan
     const others = yield* tx.all<{ sql: string }>(
       "SELECT sql FROM sqlite_master WHERE tbl_name = ? COLLATE NOCASE AND type IN ('index', 'trigger') AND sql IS NOT NULL AND name NOT LIKE 'schoolbus\\_%' ESCAPE '\\'",
       [local],
     )
-    const fresh = `schoolbus_new_${local}`
-    yield* tx.exec(`DROP TABLE IF EXISTS ${ident(fresh)}`)
-    yield* tx.exec(
-      tableSql(fresh, [
-        ...columnsSql({ ...after, columns }, manifest),
-        ...kept.map((column) => keptSql(column, !former.has(sameName(column.name)))),
-        `PRIMARY KEY (${after.key.map(ident).join(", ")})`,
-        ...unique.map((columnsOf) => `UNIQUE (${columnsOf.map(ident).join(", ")})`),
-        ...parentsOf(after, manifest),
-      ]),
-    )
-    yield* tx.run(`INSERT INTO ${ident(fresh)} (${targets.join(", ")}) SELECT ${sources.join(", ")} FROM ${ident(local)}`)
+    if (!(yield* takePrepared(tx, tbl, plan))) {
+      yield* tx.exec(`DROP TABLE IF EXISTS ${ident(fresh)}`)
+      yield* tx.exec(sql)
+      yield* tx.run(`INSERT INTO ${ident(fresh)} (${targets}) SELECT ${sources} FROM ${ident(local)}`)
+    }
     yield* tx.exec(`DROP TABLE ${ident(local)}`)
     // Other tables' references, views and triggers name the table, which will be there again.
     yield* tx.exec("PRAGMA legacy_alter_table = ON")
@@ -121,10 +132,10 @@ const buildAnew = (tx: Tx, { before, after, file, manifest, uniques }: Build): E
       tx.exec(`ALTER TABLE ${ident(fresh)} RENAME TO ${ident(local)}`),
       Effect.ignore(tx.exec("PRAGMA legacy_alter_table = OFF")),
     )
-    for (const { sql } of others) {
+    for (const { sql: own } of others) {
       yield* tx
-        .exec(sql)
-        .pipe(Effect.catch((error) => Effect.logWarning(`table ${local} has another shape now; left out: ${sql} (${error.message})`)))
+        .exec(own)
+        .pipe(Effect.catch((error) => Effect.logWarning(`table ${local} has another shape now; left out: ${own} (${error.message})`)))
     }
   })
 
@@ -219,7 +230,8 @@ export const isOtherShape = (before: Table, after: Table): boolean =>
     return now === undefined || now.kind !== old.kind || now.name !== old.name
   })
 
-export const reshape = (tx: Tx, { before, after, file, manifest, former, tbl }: Reshaping): Effect.Effect<void, LibsqlError> =>
+/** What is to be built anew; null when SQLite can do it in place. */
+const buildOf = (tx: Tx, { before, after, file, manifest, former }: Reshaping): Effect.Effect<Build | null, LibsqlError> =>
   Effect.gen(function* () {
     const present = columnsByName(file)
     const uniques = yield* declaredUniques(tx, after.local)
@@ -240,9 +252,21 @@ export const reshape = (tx: Tx, { before, after, file, manifest, former, tbl }: 
       const isHere = present.has(sameName(old?.name ?? column.name))
       return defaultOf(column) !== (isHere ? defaultOf(old ?? column) : fillOf(column))
     })
-    if (isDropped || isUnfit || isUniqueGone || isParentGone || isOtherDefault) {
-      yield* buildAnew(tx, { before, after, file, manifest, uniques })
-    } else {
+    const isAnew = isDropped || isUnfit || isUniqueGone || isParentGone || isOtherDefault
+    return isAnew ? { before, after, file, manifest, uniques } : null
+  })
+
+/** How the table would be built anew, for `rebuild.ts`; null when that is not needed. */
+export const planRebuild = (tx: Tx, reshaping: Reshaping): Effect.Effect<Plan | null, LibsqlError> =>
+  Effect.flatMap(buildOf(tx, reshaping), (build) => (build === null ? Effect.succeed(null) : planBuild(tx, build)))
+
+export const reshape = (tx: Tx, reshaping: Reshaping): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const { before, after, file, tbl } = reshaping
+    const present = columnsByName(file)
+    const build = yield* buildOf(tx, reshaping)
+    if (build !== null) yield* buildAnew(tx, build, tbl)
+    else {
       yield* rename(tx, before, after, present)
       for (const column of after.columns) {
         if (present.has(sameName(oldOf(before, column)?.name ?? column.name))) continue

@@ -183,6 +183,17 @@ const planOf = (
     return { changed, fitting, adopted, missing, unfit }
   })
 
+/** Tables of ours that are about to take another shape under this manifest. */
+export const readChanged = (tx: Tx, manifest: Manifest): Effect.Effect<ReadonlyArray<Reshaping>, LibsqlError> =>
+  Effect.gen(function* () {
+    const [state] = yield* tx.all<{ manifest: string | null }>("SELECT manifest FROM schoolbus_state")
+    if (state?.manifest == null) return []
+    const known = yield* tx.all<{ id: number; name: string }>("SELECT id, name FROM schoolbus_tables")
+    const ours = new Map(known.map(({ id, name }) => [name, id]))
+    const { changed } = yield* planOf(tx, manifest, JSON.parse(state.manifest) as Manifest, ours, false)
+    return changed.filter(({ before, after }) => !isReplaced(before, after))
+  })
+
 /**
  * Makes the file fit the manifest; runs inside one write transaction of the caller. A table of ours that is gone was
  * dropped by a program: it is made again, and the next pull fetches everything anew. One that did not fit and fits now, or
@@ -225,6 +236,10 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
     const isOther = state?.manifest !== text || gaps.length > 0 || isAway || wasUnfit.size > 0
     if (stored !== null && isOther) yield* freezeUnder(tx, stored)
     for (const table of missing) yield* tx.exec(createTable(table, manifest))
+    // A copy that was made while writes went unseen lacks them.
+    yield* tx.run("DELETE FROM schoolbus_rebuild WHERE tbl IN (SELECT value FROM json_each(?)) OR tbl IN (SELECT tbl FROM schoolbus_gap)", [
+      JSON.stringify(gaps.map(({ tbl }) => tbl)),
+    ])
     const refused = yield* reshapeAll(tx, changed)
     const paused = [...unfit, ...refused.map(([{ name }, misfit]) => ({ name, ...misfit, taken: 0 }))]
     if (refused.length > 0) yield* noteUnfit(tx, paused, now)
