@@ -155,6 +155,9 @@ export interface PackedWires {
 /** Values that one statement of many rows binds: beyond that it is no quicker. */
 const WIDE_VALUES = 200
 
+/** Bytes on their way to the worker that do not wait for what is said in the same moment: it shall begin with them. */
+const PROMPT_BYTES = 64 * 1024
+
 /** Statements of `bulk` that may be on their way to the worker. */
 const BULK_AHEAD = 4
 
@@ -174,6 +177,9 @@ type Command =
   | ({ readonly op: "prints" } & PrintScan)
   | { readonly op: "reset" | "close" }
 export type Request = Command & { readonly id: number }
+/** What goes to the worker, and what comes back: lists, for a message wakes a thread, which costs more than most statements. */
+export type Requests = ReadonlyArray<Request>
+export type Responses = ReadonlyArray<Response>
 export type Response =
   | { readonly id: number; readonly ok: unknown }
   | { readonly id: number; readonly error: { readonly code: string; readonly message: string } }
@@ -204,20 +210,35 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlErr
           failAll(fault)
         }),
     )
-    worker.onmessage = (event: MessageEvent<Response>) => {
-      const response = event.data
-      const entry = waiting.get(response.id)
-      if (entry === undefined) return
-      waiting.delete(response.id)
-      entry.resume(
-        "error" in response
-          ? Effect.fail(new LibsqlError({ file: path, sql: entry.sql, code: response.error.code, message: `${response.error.message} (${path})` }))
-          : Effect.succeed(response.ok),
-      )
+    worker.onmessage = (event: MessageEvent<Responses>) => {
+      for (const response of event.data) {
+        const entry = waiting.get(response.id)
+        if (entry === undefined) continue
+        waiting.delete(response.id)
+        entry.resume(
+          "error" in response
+            ? Effect.fail(new LibsqlError({ file: path, sql: entry.sql, code: response.error.code, message: `${response.error.message} (${path})` }))
+            : Effect.succeed(response.ok),
+        )
+      }
     }
     worker.onerror = (event) => {
       fault = new LibsqlError({ file: path, sql: "", code: "WORKER", message: `database worker of ${path} failed: ${event.message}` })
       failAll(fault)
+    }
+    // What is said in one moment goes in one message.
+    let said: Array<Request> = []
+    let given: Array<ArrayBuffer> = []
+    const flush = (): void => {
+      if (said.length === 0) return
+      const [requests, buffers] = [said, given]
+      said = []
+      given = []
+      worker.postMessage(requests satisfies Requests, buffers)
+    }
+    const say = (request: Request): void => {
+      said.push(request)
+      if (said.length === 1) queueMicrotask(flush)
     }
     // Uninterruptible: an answer that nobody waits for would leave a transaction in an unknown state.
     const send = (command: Command): Effect.Effect<unknown, LibsqlError> =>
@@ -226,7 +247,7 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlErr
           if (fault !== null) return resume(Effect.fail(fault))
           const id = ++last
           waiting.set(id, { sql: "sql" in command ? command.sql : command.op, resume })
-          worker.postMessage({ ...command, id })
+          say({ ...command, id })
         }),
       )
     const post: Port["post"] = (command, onFailure) => {
@@ -236,12 +257,12 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlErr
         if (Exit.isExit(effect) && Exit.isFailure(effect)) onFailure()
       }
       waiting.set(id, { sql: command.op, resume })
-      worker.postMessage({ ...command, id })
+      say({ ...command, id })
     }
     // Statements under way that nobody waits for. When one fails, the worker refuses what follows it up to the rollback.
     let ahead = 0
     let room = (): void => undefined
-    const sendAhead = (sql: string, args: ReadonlyArray<Bind>, given: Array<ArrayBufferLike>): void => {
+    const sendAhead = (sql: string, args: ReadonlyArray<Bind>, bytes: ReadonlyArray<Uint8Array>): void => {
       const id = ++last
       ahead++
       waiting.set(id, {
@@ -251,8 +272,18 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlErr
           room()
         },
       })
-      if (fault === null) worker.postMessage({ op: "ahead", sql, args, id } satisfies Request, given as Array<ArrayBuffer>)
-      else failAll(fault)
+      if (fault !== null) {
+        failAll(fault)
+        return
+      }
+      say({ op: "ahead", sql, args, id })
+      // Bytes are handed over; texts would be copied twice.
+      let size = 0
+      for (const { buffer } of bytes) {
+        size += buffer.byteLength
+        given.push(buffer as ArrayBuffer)
+      }
+      if (size >= PROMPT_BYTES) flush()
     }
     const untilRoom: Effect.Effect<void> = Effect.callback((resume) => {
       room = () => {
@@ -278,8 +309,7 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlErr
         rows.close()
         for (const piece of rows.pieces.splice(0)) {
           if (ahead >= BULK_AHEAD) yield* untilRoom
-          // Bytes are handed over; texts would be copied twice.
-          sendAhead(sql, [piece.rows, piece.places, piece.base, ...args], [piece.rows.buffer, piece.places.buffer])
+          sendAhead(sql, [piece.rows, piece.places, piece.base, ...args], [piece.rows, piece.places])
         }
       }),
       ahead: (sql, args = []) => Effect.sync(() => sendAhead(sql, args, [])),

@@ -7,7 +7,7 @@ import Database from "libsql"
 import { Hasher, keyName, Prints } from "../model/digest.ts"
 import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
 import { gatherLines } from "./gather.ts"
-import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Response, RowFailure } from "./client.ts"
+import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Requests, Response, RowFailure } from "./client.ts"
 import { Loads } from "./load.ts"
 
 const STATEMENT_CACHE = 256
@@ -270,11 +270,9 @@ const answer = (request: Request): unknown => {
   }
 }
 
-self.onmessage = (event: MessageEvent<Request>) => {
-  const request = event.data
-  let response: Response
+const respond = (request: Request): Response => {
   try {
-    response = { id: request.id, ok: answer(request) }
+    return { id: request.id, ok: answer(request) }
   } catch (error) {
     const fault = failure(error)
     // One SQLITE_BUSY leaves this driver's connection unable to commit; a transaction that did not end cleanly is no better.
@@ -285,8 +283,11 @@ self.onmessage = (event: MessageEvent<Request>) => {
         db = undefined
       }
     }
-    response = { id: request.id, error: fault }
+    return { id: request.id, error: fault }
   }
-  self.postMessage(response)
-  if (request.op === "close") self.close()
+}
+
+self.onmessage = (event: MessageEvent<Requests>) => {
+  self.postMessage(event.data.map(respond))
+  if (event.data.some(({ op }) => op === "close")) self.close()
 }
