@@ -15,24 +15,29 @@ import { showRows } from "./show.ts"
 /** Up to so many shielded rows are read whole; of more, the part's own are looked up. */
 const SHIELD_READ = 1_000
 
-/** `open`: writes that no batch carries yet; `quiet`: nothing at all of the school waits, nor waits anything for it. */
-export const readWaiting = (tx: Tx): Effect.Effect<"open" | "some" | "quiet", LibsqlError> =>
-  Effect.map(
-    tx.all<{ open: number; some: number }>(
-      `SELECT EXISTS (SELECT 1 FROM changes WHERE batch IS NULL) AS open, EXISTS (SELECT 1 FROM changes)
-          OR EXISTS (SELECT 1 FROM schoolbus_hold) OR EXISTS (SELECT 1 FROM schoolbus_behind) AS some`,
-    ),
-    ([row]) => (row?.open !== 0 ? "open" : row.some !== 0 ? "some" : "quiet"),
-  )
+/** Open writes that a delivering transaction freezes itself; more are frozen before it. */
+const FREEZE_IN_PLACE = 100
+
+/** `backlog`: more writes that no batch carries yet than are frozen on the way; `open`: some; `quiet`: nothing at all of the school waits, nor waits anything for it. */
+export type Waiting = "backlog" | "open" | "some" | "quiet"
+
+/** An expression for what waits. */
+export const WAITING = `CASE (SELECT count(*) FROM (SELECT 1 FROM changes WHERE batch IS NULL LIMIT ${FREEZE_IN_PLACE + 1})) WHEN ${FREEZE_IN_PLACE + 1} THEN 'backlog'
+  WHEN 0 THEN CASE WHEN EXISTS (SELECT 1 FROM changes) OR EXISTS (SELECT 1 FROM schoolbus_hold) OR EXISTS (SELECT 1 FROM schoolbus_behind)
+    THEN 'some' ELSE 'quiet' END
+  ELSE 'open' END`
+
+export const readWaiting = (tx: Tx): Effect.Effect<Waiting, LibsqlError> =>
+  Effect.map(tx.all<{ waiting: Waiting }>(`SELECT ${WAITING} AS waiting`), ([row]) => row?.waiting ?? "open")
 
 /** Runs a body with capture off. The flag is never seen outside: it is taken back before the commit. */
 export const delivering = <A, E>(delivery: Delivery, hasOpen: boolean, body: Effect.Effect<A, E>): Effect.Effect<A, E | LibsqlError> =>
   Effect.gen(function* () {
     const { tx, manifest, now } = delivery
-    yield* tx.run("UPDATE schoolbus_deliver SET active = 1")
+    yield* tx.ahead("UPDATE schoolbus_deliver SET active = 1")
     if (hasOpen) yield* freezeOpen(tx, manifest, now)
     const value = yield* body
-    yield* tx.run("UPDATE schoolbus_deliver SET active = 0")
+    yield* tx.ahead("UPDATE schoolbus_deliver SET active = 0")
     return value
   })
 

@@ -17,7 +17,7 @@ import type { OnLine } from "../link/pages.ts"
 import type { Header, RowsLine, Staged, Trailer } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { classOf, type Manifest } from "../model/table.ts"
-import { applyPart, readWaiting } from "./cut.ts"
+import { applyPart, readWaiting, WAITING, type Waiting } from "./cut.ts"
 import { emptyGone } from "./empty.ts"
 import { type Delivery, type Item, partOf, readTargets, type Row, type Targets } from "./delivery.ts"
 import { makeLoads, type Ready } from "./load.ts"
@@ -28,7 +28,6 @@ import {
   classUnderWay,
   discardMet,
   discardStage,
-  hasLines,
   ledgerLines,
   nextLines,
   readLines,
@@ -96,6 +95,11 @@ interface StateRow {
   readonly applying: string | null
   /** Tables that do not fit, as one text. */
   readonly unfit: string | null
+  readonly waiting: Waiting
+  /** 1: lines are staged. */
+  readonly staged: number
+  /** 1: a table has left the manifest and is to be emptied. */
+  readonly gone: number
 }
 
 const nothing = { rows: 0, settled: [], behind: 0, received: { rows: 0, bytes: 0 }, applied: false, taken: true } satisfies Omit<Delivered, "cursor">
@@ -105,11 +109,14 @@ const NO_MANIFEST: Manifest = { version: 0, school: { id: "", name: "" }, tables
 const cursorOf = (row: Pick<StateRow, "epoch" | "seq" | "cut">): Cursor => ({ epoch: row.epoch, seq: row.seq, cut: row.cut })
 const cursorAt = (header: Header): Cursor => ({ epoch: header.epoch, seq: header.head, cut: header.headCut })
 
+/** All that decides how a page goes, in one statement. */
 const readState = (tx: Tx): Effect.Effect<StateRow, LibsqlError> =>
   Effect.map(
     tx.all<StateRow>(
       `SELECT incarnation, school, epoch, seq, cut, manifest, applying,
-              (SELECT group_concat(name || reason) FROM schoolbus_unfit) AS unfit FROM schoolbus_state`,
+              (SELECT group_concat(name || reason) FROM schoolbus_unfit) AS unfit, ${WAITING} AS waiting,
+              EXISTS (SELECT 1 FROM schoolbus_stage) AS staged, EXISTS (SELECT 1 FROM schoolbus_tables WHERE gone = 1) AS gone
+         FROM schoolbus_state`,
     ),
     ([row]) => {
       if (row === undefined) throw new Error("schoolbus_state has no row: the file has no incarnation yet")
@@ -122,7 +129,7 @@ const isReceiving = (state: StateRow): boolean => state.applying === null || (JS
 
 const setCursor = (tx: Tx, header: Header): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    yield* tx.run("UPDATE schoolbus_state SET epoch = ?, seq = ?, cut = ?, applying = NULL", [header.epoch, header.head, header.headCut])
+    yield* tx.ahead("UPDATE schoolbus_state SET epoch = ?, seq = ?, cut = ?, applying = NULL", [header.epoch, header.head, header.headCut])
     // What a full cut no longer names cannot be taken out of a table that does not fit.
     if (header.full) yield* tearUnfit(tx)
   })
@@ -173,9 +180,12 @@ export class Deliver extends Context.Service<
       const db = yield* Libsql
       const one = Semaphore.makeUnsafe(1)
 
+      /** As it was when the file was last looked at; what a page does makes no table leave the manifest. */
+      let isAnyGone = false
       let known: { readonly text: string | null; readonly unfit: string | null; readonly targets: Targets } | null = null
       const open = Effect.fnUntraced(function* (tx: Tx): Effect.fn.Return<{ readonly state: StateRow; readonly targets: Targets }, LibsqlError> {
         const state = yield* readState(tx)
+        isAnyGone = state.gone === 1
         if (known === null || known.text !== state.manifest || known.unfit !== state.unfit) {
           const manifest = state.manifest === null ? NO_MANIFEST : (JSON.parse(state.manifest) as Manifest)
           known = { text: state.manifest, unfit: state.unfit, targets: yield* readTargets(tx, manifest) }
@@ -361,20 +371,25 @@ export class Deliver extends Context.Service<
       })
 
       const page = Effect.fn("Deliver.page")(function* (header: Header, lines: ReadonlyArray<RowsLine>, trailer: Trailer | null) {
-        // Interrupted by a full disk or another program's long lock, not by a restart.
-        yield* applyStaged
-        const { state, targets, staging, isLeft, sweeps, waiting } = yield* db.read((tx) =>
+        const look = db.read((tx) =>
           Effect.gen(function* () {
             const opened = yield* open(tx)
+            const isLeft = opened.state.staged === 1
             return {
               ...opened,
-              staging: yield* stagedHeaders(tx),
-              isLeft: yield* hasLines(tx),
+              isLeft,
+              staging: isLeft ? yield* stagedHeaders(tx) : null,
               sweeps: header.full && (yield* hasRows(tx, opened.targets)),
-              waiting: yield* readWaiting(tx),
             }
           }),
         )
+        let found = yield* look
+        if (found.state.applying !== null) {
+          // Interrupted by a full disk or another program's long lock, not by a restart.
+          yield* applyStaged
+          found = yield* look
+        }
+        const { state, targets, staging, isLeft, sweeps } = found
         const refusal = refusalOf(state, targets.manifest.version, header)
         if (refusal !== null) return yield* refusal
         // Staging that the page does not go on from belongs to a cut that will never be complete; and a page that goes on
@@ -389,7 +404,7 @@ export class Deliver extends Context.Service<
         const isComplete = trailer?.complete === true
         const rows = rowsOf(lines)
         if (isComplete && !goesOn && !sweeps && pace.isShort(rows)) {
-          const straight = yield* applyStraight(header, targets, lines, waiting === "quiet")
+          const straight = yield* applyStraight(header, targets, lines, state.waiting === "quiet")
           if (straight.behind > 0) yield* retry
           return { ...nothing, ...straight, cursor: cursorAt(header), applied: true }
         }
@@ -415,7 +430,8 @@ export class Deliver extends Context.Service<
       return Deliver.of({
         cursor: Effect.map(db.read(readState), cursorOf),
         staged: db.read((tx) => Effect.flatMap(readState(tx), (state) => (isReceiving(state) ? stagedPosition(tx) : Effect.succeed(null)))),
-        page: (header, lines, trailer) => one.withPermit(loads.during(Effect.tap(page(header, lines, trailer), empty))),
+        page: (header, lines, trailer) =>
+          one.withPermit(loads.during(Effect.tap(page(header, lines, trailer), () => (isAnyGone ? empty : Effect.void)))),
         expect: loads.expect,
         resume: one.withPermit(loads.during(Effect.andThen(applyStaged, empty))),
         empty: one.withPermit(empty),

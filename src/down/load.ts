@@ -10,7 +10,7 @@ import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import type { LoadSource } from "../libsql/load.ts"
 import type { OnLine } from "../link/pages.ts"
 import { type Header, PAGE_BYTES, type RowsLine } from "../link/protocol.ts"
-import { readWaiting } from "./cut.ts"
+import type { Waiting } from "./cut.ts"
 import type { Delivery, Targets } from "./delivery.ts"
 import { LINE_TEXT, type StagedLine } from "./stage.ts"
 
@@ -50,7 +50,10 @@ export interface Loads {
 const tableOf = ([, , , table]: RowsLine): string => table
 const textOf = ([, , , , , text]: RowsLine): string => text
 
-export const makeLoads = (db: LibsqlFile, open: (tx: Tx) => Effect.Effect<{ readonly targets: Targets }, LibsqlError>): Loads => {
+export const makeLoads = (
+  db: LibsqlFile,
+  open: (tx: Tx) => Effect.Effect<{ readonly state: { readonly waiting: Waiting }; readonly targets: Targets }, LibsqlError>,
+): Loads => {
   let coming: Coming | null = null
   let isDelivering = false
 
@@ -64,9 +67,7 @@ export const makeLoads = (db: LibsqlFile, open: (tx: Tx) => Effect.Effect<{ read
 
   /** Loads what has come so far. */
   const catchUp = Effect.fnUntraced(function* (page: Coming) {
-    const { targets, waiting } = yield* db.read((tx) =>
-      Effect.map(Effect.all([open(tx), readWaiting(tx)]), ([{ targets }, waiting]) => ({ targets, waiting })),
-    )
+    const { targets, waiting } = yield* db.read((tx) => Effect.map(open(tx), ({ targets, state }) => ({ targets, waiting: state.waiting })))
     if (waiting !== "quiet" || targets.manifest.version !== page.header.manifest) page.isOff = true
     while (!page.isOff && page.loaded < page.lines.length) {
       const some = page.lines.slice(page.loaded)

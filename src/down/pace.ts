@@ -6,7 +6,7 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import { freeze } from "../libsql/freeze.ts"
-import { delivering, readWaiting } from "./cut.ts"
+import { delivering, readWaiting, type Waiting } from "./cut.ts"
 import type { Delivery, Targets } from "./delivery.ts"
 
 /** A page that is likely to need the write lock for longer is applied in chunks: half of what a program may have to wait. */
@@ -28,8 +28,6 @@ const BRIEF_MS = 35
 /** So much of a stretch is forgotten in a pause as long as the breath that would follow it. */
 const FORGOTTEN_PER_MS = 70 / 30
 const CHECKPOINT_AFTER_MS = 40
-/** Open writes that a delivering transaction freezes itself; more are frozen before it. */
-const FREEZE_IN_PLACE = 100
 
 export interface Pace {
   /** One write transaction with capture off, not too soon after the one before; answers how long it held the lock, too. */
@@ -48,7 +46,9 @@ export interface Pace {
 
 export const makePace = (
   db: LibsqlFile,
-  open: (tx: Tx) => Effect.Effect<{ readonly state: { readonly incarnation: string }; readonly targets: Targets }, LibsqlError>,
+  open: (
+    tx: Tx,
+  ) => Effect.Effect<{ readonly state: { readonly incarnation: string; readonly waiting: Waiting }; readonly targets: Targets }, LibsqlError>,
 ): Pace => {
   let endedAt = 0
   let stretchMs = 0
@@ -58,11 +58,7 @@ export const makePace = (
 
   /** A long list of open writes is frozen beforehand, a batch at a time. */
   const freezeBacklog = Effect.gen(function* () {
-    for (;;) {
-      const [row] = yield* db.read((tx) =>
-        tx.all<{ n: number }>(`SELECT count(*) AS n FROM (SELECT 1 FROM changes WHERE batch IS NULL LIMIT ${FREEZE_IN_PLACE + 1})`),
-      )
-      if ((row?.n ?? 0) <= FREEZE_IN_PLACE) return
+    while ((yield* db.read(readWaiting)) === "backlog") {
       const now = yield* Clock.currentTimeMillis
       const { changes, isMore } = yield* db.write((tx) => Effect.flatMap(open(tx), ({ targets }) => freeze(tx, targets.manifest, now)))
       if (changes === 0 && !isMore) return
@@ -80,23 +76,31 @@ export const makePace = (
     else msPerRow = Math.max(now, 0.7 * msPerRow + 0.3 * now)
   }
   const deliver = Effect.fnUntraced(function* <A>(body: (delivery: Delivery) => Effect.Effect<A, LibsqlError>) {
-    yield* freezeBacklog
-    const early = endedAt + breathMs(stretchMs) - (yield* Clock.currentTimeMillis)
-    if (early > 0) yield* Effect.sleep(early)
     let began = 0
     let written = 0
-    const value = yield* db.write((tx) =>
-      Effect.gen(function* () {
-        const { state, targets } = yield* open(tx)
-        // The lock is held from the first answer on.
-        began = yield* Clock.currentTimeMillis
-        const waiting = yield* readWaiting(tx)
-        const delivery: Delivery = { ...targets, tx, incarnation: state.incarnation, now: began, isQuiet: waiting === "quiet" }
-        const done = yield* delivering(delivery, waiting === "open", body(delivery))
-        written = yield* Clock.currentTimeMillis
-        return done
-      }),
-    )
+    /** null: programs have written so much meanwhile that it is frozen first. */
+    const attempt = (isFrozen: boolean) =>
+      db.write((tx) =>
+        Effect.gen(function* () {
+          const { state, targets } = yield* open(tx)
+          const { incarnation, waiting } = state
+          if (waiting === "backlog" && !isFrozen) return null
+          // The lock is held from the first answer on.
+          began = yield* Clock.currentTimeMillis
+          const delivery: Delivery = { ...targets, tx, incarnation, now: began, isQuiet: waiting === "quiet" }
+          const done = yield* delivering(delivery, waiting === "open" || waiting === "backlog", body(delivery))
+          written = yield* Clock.currentTimeMillis
+          return { done }
+        }),
+      )
+    let result: { readonly done: A } | null = null
+    for (let isFrozen = false; result === null; isFrozen = true) {
+      if (isFrozen) yield* freezeBacklog
+      const early = endedAt + breathMs(stretchMs) - (yield* Clock.currentTimeMillis)
+      if (early > 0) yield* Effect.sleep(early)
+      result = yield* attempt(isFrozen)
+    }
+    const value = result.done
     const ended = yield* Clock.currentTimeMillis
     commitMs = Math.max(ended - written, 0.5 * commitMs)
     const heldMs = ended - began

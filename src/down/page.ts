@@ -100,18 +100,24 @@ interface Start {
   readonly stagedCut: string | null
   /** JSON: id, name and columns of every table. */
   readonly tables: string
+  /** JSON: class and place of what waits, if the school is where it says. */
+  readonly waiting: string
 }
 
-const START = `SELECT h.epoch, h.seq, h.manifest, (SELECT id FROM cut WHERE seq = h.seq) AS headCut,
-    (SELECT id FROM cut WHERE seq = ?1) AS cursorCut, (SELECT id FROM cut WHERE seq = ?2) AS stagedCut,
-    (SELECT json_group_array(json_array(id, name, columns)) FROM tables) AS tables
-  FROM hub h`
-
 /** Classes, highest first, in which something lies after their place; ?3: a JSON list of class and place. */
-const WAITING = `SELECT c.value ->> 0 AS cls, c.value ->> 1 AS place FROM json_each(?3) c
+const WAITING = `SELECT c.value AS place FROM json_each(?3) c
   WHERE EXISTS (SELECT 1 FROM entry WHERE audience = ?1 AND class = c.value ->> 0 AND seq > c.value ->> 1)
      OR EXISTS (SELECT 1 FROM entry WHERE audience = ?2 AND class = c.value ->> 0 AND seq > c.value ->> 1)
   ORDER BY c.key`
+
+const START = `SELECT h.epoch, h.seq, h.manifest, (SELECT id FROM cut WHERE seq = h.seq) AS headCut,
+    (SELECT id FROM cut WHERE seq = ?4) AS cursorCut, (SELECT id FROM cut WHERE seq = ?5) AS stagedCut,
+    (SELECT json_group_array(json_array(id, name, columns)) FROM tables) AS tables,
+    (SELECT json_group_array(json(place)) FROM (${WAITING})) AS waiting
+  FROM hub h`
+
+const placesOf = (from: number, staged: Staged | null): string =>
+  JSON.stringify(CLASSES.map((cls) => [cls, Math.max(from, staged?.after[String(cls)] ?? 0)]))
 
 const ROW = "'[' || key || ',' || coalesce(body, 'null') || ']' AS row, body IS NOT NULL AS isRow"
 const entriesOf = (what: string, audience: string, and = ""): string =>
@@ -177,7 +183,8 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
     return db.read((tx) =>
       Effect.gen(function* () {
         const { cursor } = request
-        const [hub] = yield* tx.all<Start>(START, [cursor.seq, request.staged?.head ?? null])
+        const said = placesOf(cursor.seq, request.staged)
+        const [hub] = yield* tx.all<Start>(START, [EVERY_SCHOOL, own, said, cursor.seq, request.staged?.head ?? null])
         if (hub === undefined) throw new Error("the feed's table hub has no row")
         const tables = JSON.parse(hub.tables) as ReadonlyArray<readonly [id: number, name: string, columns: string]>
         const tableById = new Map(tables.map(([id, name, columns]): [number, TableNames] => [id, { name, columns }]))
@@ -222,10 +229,14 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         let bytes = 0
         let count = 0
         let complete = true
-        const places = CLASSES.map((cls) => [cls, Math.max(from, staged?.after[String(cls)] ?? 0)])
-        const waiting = yield* tx.all<{ cls: number; place: number }>(WAITING, [EVERY_SCHOOL, own, JSON.stringify(places)])
+        const places = placesOf(from, staged)
+        const found =
+          places === said
+            ? hub.waiting
+            : `[${(yield* tx.all<{ place: string }>(WAITING, [EVERY_SCHOOL, own, places])).map(({ place }) => place).join(",")}]`
+        const waiting = JSON.parse(found) as ReadonlyArray<readonly [cls: number, place: number]>
         let isMixed = false
-        outer: for (const { cls, place } of waiting) {
+        outer: for (const [cls, place] of waiting) {
           for (let after = place; ; ) {
             // A seq is never split: its tombstone and its row go together.
             if (bytes >= PAGE_BYTES) {

@@ -71,10 +71,6 @@ export const receivedOf = (tx: Tx): Effect.Effect<Received, LibsqlError> =>
 export const classUnderWay = (tx: Tx): Effect.Effect<number | null, LibsqlError> =>
   Effect.map(tx.all<{ cls: number | null }>("SELECT min(cls) AS cls FROM schoolbus_staged"), ([row]) => row?.cls ?? null)
 
-/** Lines that a discard left when it was interrupted: without a header they belong to nothing. */
-export const hasLines = (tx: Tx): Effect.Effect<boolean, LibsqlError> =>
-  Effect.map(tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_stage) AS n"), ([row]) => row?.n === 1)
-
 /** No hub knows a cut of this name. */
 const TORN = "torn"
 

@@ -141,23 +141,24 @@ export const readGaps = (tx: Tx): Effect.Effect<ReadonlyArray<Gap>, LibsqlError>
 export const closeGap = (tx: Tx, tbl: number): Effect.Effect<void, LibsqlError> =>
   Effect.asVoid(tx.run("DELETE FROM schoolbus_gap WHERE tbl = ?", [tbl]))
 
+const MOVED = "SELECT schema_version <> (SELECT schema_version FROM pragma_schema_version) AS moved FROM schoolbus_state WHERE manifest IS NOT NULL"
+
 /** True when the schema is not the one that was last found sound: to be looked at with `installTables`. */
 export const isSchemaMoved = (file: LibsqlFile): Effect.Effect<boolean, LibsqlError> =>
   Effect.map(
-    file.read((tx) =>
-      tx.all<{ moved: number }>(
-        "SELECT schema_version <> (SELECT schema_version FROM pragma_schema_version) AS moved FROM schoolbus_state WHERE manifest IS NOT NULL",
-      ),
-    ),
+    file.read((tx) => tx.all<{ moved: number }>(MOVED)),
     ([row]) => row?.moved === 1,
   )
 
 /** Fails while a table has a gap, or may have one that nobody has looked at: then nothing may be frozen or delivered. */
 export const refuseGap = (file: LibsqlFile): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    const gaps = yield* file.read(readGaps)
-    const [gap] = gaps
-    if (gap === undefined && !(yield* isSchemaMoved(file))) return
+    const [any] = yield* file.read((tx) =>
+      tx.all<{ moved: number | null; gap: number }>(`SELECT (${MOVED}) AS moved, EXISTS (SELECT 1 FROM schoolbus_gap) AS gap`),
+    )
+    if (any?.moved !== 1 && any?.gap !== 1) return
+    const [gap] = yield* file.read(readGaps)
+    if (gap === undefined && any.moved !== 1) return
     const message =
       gap === undefined
         ? "the file's tables were altered by a program; looking at them first"
