@@ -219,6 +219,14 @@ const tableFindings = (pg: PostgresPool, file: string) =>
         : { id, status: "fail", message: problems.join("; "), fix: "as said; the hub refuses to start until then" }
     return [
       finding("tables", problemsOf(catalog), `${config.tables.length} tables of ${file}`),
+      catalog.notes.length === 0
+        ? ({ id: "school-defaults", status: "ok", message: "a school's file fills in what Postgres would" } satisfies Finding)
+        : ({
+            id: "school-defaults",
+            status: "warn",
+            message: catalog.notes.join("; "),
+            fix: "as said; or give the column a constant, now(), CURRENT_DATE or gen_random_uuid() as its default",
+          } satisfies Finding),
       finding("key-types", keyProblems(catalog.tables), "no key that two schools could both give out"),
     ]
   }).pipe(

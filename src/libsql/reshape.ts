@@ -12,14 +12,13 @@ import { ident, type LibsqlError, type Tx } from "./client.ts"
 import { type Plan, takePrepared } from "./prepared.ts"
 import { canHold, type FileColumn, type FileTable } from "./shape.ts"
 import { forgetUnenforced, noteUnenforced } from "./unenforced.ts"
-import { columnSql, columnsSql, createTable, literal, parentsOf, tableSql } from "./table-sql.ts"
+import { columnSql, columnsSql, createTable, defaultSql, literal, parentsOf, tableSql } from "./table-sql.ts"
 
 /** For each column of the new shape, the old one that it continues. */
 const oldOf = (before: Table, column: Column): Column | undefined =>
   before.columns.find((old) => (old.number === undefined || column.number === undefined ? old.name === column.name : old.number === column.number))
 
 const fillOf = (column: Column): Wire => column.fill ?? null
-const defaultOf = (column: Column): Wire => (column.generated ? null : (column.default ?? null))
 
 export const isReplaced = (before: Table, after: Table): boolean => (before.generation ?? 1) !== (after.generation ?? 1)
 
@@ -56,7 +55,7 @@ const usedByPrograms = (tx: Tx, local: string, names: ReadonlyArray<string>): Ef
 
 /** A column of a program's own, or one that head office no longer has but a program's trigger or view needs. */
 const keptSql = (column: FileColumn, isTheirs: boolean): string =>
-  `${ident(column.name)} ${column.type}${isTheirs && column.notnull === 1 && column.dflt_value !== null ? " NOT NULL" : ""}${column.dflt_value === null ? "" : ` DEFAULT ${column.dflt_value}`}`
+  `${ident(column.name)} ${column.type}${isTheirs && column.notnull === 1 && column.dflt_value !== null ? " NOT NULL" : ""}${column.dflt_value === null ? "" : ` DEFAULT (${column.dflt_value})`}`
 
 interface Build {
   readonly before: Table
@@ -250,7 +249,9 @@ const buildOf = (tx: Tx, { before, after, file, manifest, former }: Reshaping): 
     const isOtherDefault = after.columns.some((column) => {
       const old = oldOf(before, column)
       const isHere = present.has(sameName(old?.name ?? column.name))
-      return defaultOf(column) !== (isHere ? defaultOf(old ?? column) : fillOf(column))
+      if (isHere) return defaultSql(column) !== defaultSql(old ?? column)
+      const fill = fillOf(column)
+      return defaultSql(column) !== (fill === null ? null : literal(column.kind, fill))
     })
     const isAnew = isDropped || isUnfit || isUniqueGone || isParentGone || isOtherDefault
     return isAnew ? { before, after, file, manifest, uniques } : null

@@ -63,6 +63,15 @@ export const isWithin = (
 /** The column that holds a school's id; null when the audience is another. */
 export const audienceColumn = (audience: Audience): string | null => (audience !== "all" && "column" in audience ? audience.column : null)
 
+/**
+ * `now`: the moment; a date or time without a zone is that of the machine, as Postgres takes the server's. `utc`: the same in
+ * UTC. `uuid4`, `uuid7`: a new uuid. `digits`: of a second's fraction.
+ */
+export type ComputedDefault =
+  | { readonly value: "now" | "utc"; readonly as: "timestamptz" | "timestamp" | "date" | "time" | "timetz"; readonly digits: number }
+  | { readonly value: "uuid4" }
+  | { readonly value: "uuid7" }
+
 export interface Column {
   readonly name: string
   /**
@@ -76,6 +85,8 @@ export interface Column {
   readonly notNull: boolean
   /** A constant default as a wire value; absent when there is none or it is an expression. */
   readonly default?: Wire
+  /** A default that is computed, where a school's file can compute the same. */
+  readonly computed?: ComputedDefault
   /** What rows hold that are older than the column and were not sent again; absent = NULL. */
   readonly fill?: Wire
   /** Computed by Postgres; never written by either side. */

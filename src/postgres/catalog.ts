@@ -4,6 +4,7 @@ import { type Audience, type Column, type ColumnRule, isReservedName, isThrough,
 import { kindOf, type Wire } from "../model/value.ts"
 import { hasKeyRange } from "./key-types.ts"
 import type { PostgresError, Session } from "./client.ts"
+import { computedDefault, mustGive } from "./defaults.ts"
 
 /**
  * Why a table cannot be synced as it stands: the code is for scripts, the text says the thing, the reason and the remedy.
@@ -65,6 +66,8 @@ export interface Catalog {
   readonly tables: ReadonlyArray<Table>
   /** Of the tables together; those of single tables stand with them. One sentence each: the thing, the reason, the remedy. */
   readonly problems: ReadonlyArray<string>
+  /** What programs of schools must know of a table; it is synced all the same. */
+  readonly notes: ReadonlyArray<string>
   /** Columns whose updates may leave them out of the stream when unchanged, by table. */
   readonly toastable: ReadonlyMap<string, ReadonlySet<string>>
 }
@@ -78,6 +81,7 @@ interface ColumnRow {
   readonly generated: boolean
   readonly toastable: boolean
   readonly def: string | null
+  readonly identity: boolean
   readonly number: number
   readonly missing: string | null
   readonly expression: string
@@ -89,7 +93,7 @@ export const localName = (table: string): string => (table.startsWith("public.")
 const ownAudienceColumns = (audience: Audience): ReadonlyArray<string> =>
   audience === "all" ? [] : isThrough(audience) ? Object.keys(audience.on) : [audience.column]
 
-const LITERAL = /^(?:'(?:[^']|'')*'|-?\d+(?:\.\d+)?|true|false|\(-\d+(?:\.\d+)?\))(?:::[a-z0-9_ ."()[\],]+)?$/i
+const LITERAL = /^(?:ARRAY\[\]|'(?:[^']|'')*'|-?\d+(?:\.\d+)?|true|false|\(-\d+(?:\.\d+)?\))(?:::[a-z0-9_ ."()[\],]+)?$/i
 
 export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Effect.Effect<Catalog, PostgresError> =>
   Effect.gen(function* () {
@@ -122,7 +126,8 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
     const columns = yield* session.query<ColumnRow>(
       `SELECT n.nspname || '.' || c.relname AS tbl, a.attname::text AS name, pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
               a.atttypid::text AS oid, a.attnotnull AS not_null, a.attgenerated <> '' AS generated, a.attstorage <> 'p' AS toastable,
-              CASE WHEN a.attgenerated = '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) END AS def, a.attnum::int AS number,
+              CASE WHEN a.attgenerated = '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) END AS def, a.attidentity <> '' AS identity,
+              a.attnum::int AS number,
               CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing,
               CASE WHEN a.attgenerated <> '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) ELSE '' END AS expression
          FROM pg_catalog.pg_attribute a
@@ -290,6 +295,7 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         columns: mine.map((column): Column => {
           const kind = kindOf(baseName(column.oid))
           const constant = constants.get(`${column.tbl}\0${column.name}`)
+          const computed = constant === undefined && column.def !== null ? computedDefault(column.def, baseName(column.oid), column.type) : null
           return {
             name: column.name,
             kind,
@@ -297,6 +303,7 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
             notNull: column.not_null,
             generated: column.generated,
             ...(constant === undefined ? {} : { default: constantToWire(kind, constant) }),
+            ...(computed === null ? {} : { computed }),
           }
         }),
         key,
@@ -317,7 +324,20 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         problems.push(`tables ${other} and ${table.name} would both be called ${table.local} in the school's file; rename one of them`)
       byLocal.set(sameName(table.local), table.name)
     }
-    return { found, tables, problems, toastable }
+    const filled = Map.groupBy(
+      columns.filter((column) => column.identity || column.def !== null),
+      (column) => column.tbl,
+    )
+    const notes = tables.flatMap((table) => {
+      const names = mustGive(table, new Set(filled.get(table.name)?.map(({ name }) => name)))
+      const one = names.length === 1
+      return names.length === 0
+        ? []
+        : [
+            `column${one ? "" : "s"} ${names.join(", ")} of table ${table.name} must not be null and ${one ? "has a default" : "have defaults"} that only Postgres can compute: a school's program gives ${one ? "a value" : "values"} in every INSERT`,
+          ]
+    })
+    return { found, tables, problems, notes, toastable }
   })
 
 const UNORDERED = /^(json|xml|point|line|lseg|box|path|polygon|circle)(\[\])*$/
