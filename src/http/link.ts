@@ -16,7 +16,7 @@ import { Calls } from "./calls.ts"
 import { hello } from "./hello.ts"
 import { answerJson, readJson } from "./link-body.ts"
 import { type Answer, authenticate, identify, parsed, paused, queryOf, refuse } from "./link-caller.ts"
-import { openStreams, pull, stream } from "./pull.ts"
+import { openStreams, pull, type StreamWatch, stream } from "./pull.ts"
 import { openGates, push } from "./push.ts"
 import { answering } from "./server.ts"
 import { openUploads } from "./uploads.ts"
@@ -79,9 +79,12 @@ const heartbeat = (request: Request) =>
     return answerJson(pulse)
   })
 
-export const linkRoutes = (options: { readonly dataDir: string }): Effect.Effect<AnyElysia, never, Services | Scope.Scope> =>
+export const linkRoutes = (options: {
+  readonly dataDir: string
+  readonly watch?: StreamWatch
+}): Effect.Effect<AnyElysia, never, Services | Scope.Scope> =>
   Effect.gen(function* () {
-    const streams = yield* openStreams
+    const streams = yield* openStreams(options.watch)
     const context = yield* Effect.context<Services>()
     const answer = answering(context)
     const hellos = yield* Semaphore.make(1)

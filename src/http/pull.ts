@@ -9,7 +9,6 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
-import type * as Scope from "effect/Scope"
 import type { SchoolKey } from "../down/enrolled.ts"
 import { Feed } from "../down/feed.ts"
 import type { FeedPage } from "../down/page.ts"
@@ -131,6 +130,8 @@ interface OpenStream {
   /** Set while the stream waits. */
   wake: ((why: Woken) => void) | null
   isOver: boolean
+  /** It no longer counts; a second call changes nothing. */
+  readonly leave: () => void
 }
 
 export type Streams = Set<OpenStream>
@@ -138,6 +139,8 @@ export type Streams = Set<OpenStream>
 const end = (stream: OpenStream): void => {
   stream.isOver = true
   stream.wake?.("over")
+  // Not only with the answer's end: one whose receiver takes nothing any more may hang in the middle of a page.
+  stream.leave()
 }
 
 /** Whether the key still opens its school's rows. */
@@ -147,8 +150,16 @@ const holds = (keyId: string) =>
     return key !== null && !key.revoked && !key.paused
   })
 
+/** How often streams are looked at, after how long a silent one has ended, and after how long a quiet one gets an empty line; ms. */
+export interface StreamWatch {
+  readonly everyMs: number
+  readonly idleMs: number
+  readonly beatMs: number
+}
+const WATCH: StreamWatch = { everyMs: WATCH_MS, idleMs: IDLE_MS, beatMs: BEAT_MS }
+
 /** The streams that are open. One loop looks after all of them. */
-export const openStreams: Effect.Effect<Streams, never, Feed | Scope.Scope> = Effect.gen(function* () {
+export const openStreams = Effect.fnUntraced(function* ({ everyMs, idleMs, beatMs }: StreamWatch = WATCH) {
   const feed = yield* Feed
   const streams: Streams = new Set()
   const look = Effect.gen(function* () {
@@ -156,12 +167,12 @@ export const openStreams: Effect.Effect<Streams, never, Feed | Scope.Scope> = Ef
     for (const stream of streams) {
       const reader = yield* feed.reader.get(stream.incarnation)
       // A receiver that takes its pages lives, and so does one that says so. An empty line proves nothing: a dead line swallows it.
-      const isAlive = now - Math.max(stream.takenAt, reader?.seen_at ?? 0) < IDLE_MS
+      const isAlive = now - Math.max(stream.takenAt, reader?.seen_at ?? 0) < idleMs
       if (!isAlive || !(yield* holds(stream.keyId))) end(stream)
-      else if (now - stream.sentAt > BEAT_MS - WATCH_MS) stream.wake?.("quiet")
+      else if (now - stream.sentAt > beatMs - everyMs) stream.wake?.("quiet")
     }
   })
-  yield* Effect.forkScoped(Effect.repeat(Effect.provideService(look, Feed, feed), Schedule.spaced(WATCH_MS)))
+  yield* Effect.forkScoped(Effect.repeat(Effect.provideService(look, Feed, feed), Schedule.spaced(everyMs)))
   yield* Effect.addFinalizer(() => Effect.sync(() => streams.forEach(end)))
   return streams
 })
@@ -254,6 +265,8 @@ export const stream = (request: Request, streams: Streams) =>
       if (!(Option.isSome(failed) && failed.value._tag === "Answer")) await Effect.runPromise(Effect.logWarning("a stream ended", exit.cause))
       return null
     }
+    const page = yield* readPage(key, query.incarnation, cursor, staged, query.manifest, true)
+    const leave = yield* calls.enter(key.school)
     const own: OpenStream = {
       keyId: keyIdOf(request),
       school: key.school,
@@ -262,14 +275,12 @@ export const stream = (request: Request, streams: Streams) =>
       sentAt: clock.currentTimeMillisUnsafe(),
       wake: null,
       isOver: false,
+      leave: () => {
+        streams.delete(own)
+        leave()
+      },
     }
-    const page = yield* readPage(key, query.incarnation, cursor, staged, query.manifest, true)
     const pieces = endless(own, { place: { cursor, staged, manifest: query.manifest }, page }, ask, feed, calls, clock)
-    const leave = yield* calls.enter(key.school)
     streams.add(own)
-    return answerLines(request, pieces, () => {
-      end(own)
-      streams.delete(own)
-      leave()
-    })
+    return answerLines(request, pieces, () => end(own))
   })

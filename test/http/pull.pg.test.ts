@@ -220,6 +220,52 @@ it("a line that falls silent is noticed, in a stream and in a long poll", async 
   }
 })
 
+it("a stream whose school died is ended, and one whose school says that it lives goes on", async () => {
+  const idleMs = 600
+  const quick = await openHubLink(world, { everyMs: 20, idleMs, beatMs: 100 })
+  ended.push(() => void quick.stop())
+  const { text } = await quick.key("s3")
+  const open = async () => {
+    const node = await openNode(quick.url, text, "s3")
+    const { incarnation, token } = await node.run(node.greet)
+    const response = await quick.call(text, `stream?incarnation=${incarnation}&token=${token}&epoch=&seq=0&cut=0`, {
+      headers: { "accept-encoding": "identity" },
+    })
+    expect(response.status).toBe(200)
+    return { incarnation, reader: (response.body as ReadableStream<Uint8Array>).getReader() }
+  }
+  const silent = await open()
+  const startedAt = Date.now()
+  // It takes every byte, and never says so: a line that swallows them looks the same from here.
+  while (!(await silent.reader.read()).done);
+  expect(Date.now() - startedAt).toBeGreaterThanOrEqual(idleMs - 100)
+
+  const live = await open()
+  let beats = 0
+  for (const until = Date.now() + 3 * idleMs; Date.now() < until; ) {
+    await world.run(world.feed.reader.seen(live.incarnation, {}))
+    const { done, value } = await live.reader.read()
+    expect(done).toBe(false)
+    if (value?.length === 1) beats++
+  }
+  expect(beats).toBeGreaterThan(3)
+  await live.reader.cancel()
+
+  const { text: whole } = await quick.key("a")
+  const node = await openNode(quick.url, whole, "a")
+  const { incarnation, token } = await node.run(node.greet)
+  const stuck = await quick.call(whole, `stream?incarnation=${incarnation}&token=${token}&epoch=&seq=0&cut=0`, {
+    headers: { "accept-encoding": "identity" },
+  })
+  const reader = (stuck.body as ReadableStream<Uint8Array>).getReader()
+  await reader.read()
+  // Takes nothing for longer than the limit, in the middle of 50,000 rows.
+  await new Promise((resolve) => setTimeout(resolve, 2 * idleMs))
+  let bytes = 0
+  for (let part = await reader.read(); !part.done; part = await reader.read()) bytes += part.value.length
+  expect(bytes).toBeLessThan(ROWS * 50)
+}, 30_000)
+
 it("200 schools that come at once are all served", async () => {
   const keys = Array.from({ length: 200 }, () => newKey())
   for (const [i, { id, hash }] of keys.entries())

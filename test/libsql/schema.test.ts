@@ -303,7 +303,7 @@ describe("a newer manifest", () => {
 
   it("drops, renames and retypes columns and keeps the rows, a program's own columns, indexes and triggers", async () => {
     const file = await openSchoolFile([one])
-    file.program(`ALTER TABLE books ADD COLUMN own TEXT DEFAULT 'o'; CREATE INDEX own_index ON books (own); CREATE TABLE log (t);
+    file.program(`ALTER TABLE books ADD COLUMN own TEXT DEFAULT 'o'; ALTER TABLE books ADD COLUMN made TEXT DEFAULT (upper('m')); CREATE INDEX own_index ON books (own); CREATE TABLE log (t);
       CREATE TRIGGER own_trigger AFTER INSERT ON books BEGIN INSERT INTO log VALUES (NEW.own); END;
       INSERT INTO books (id, title, pages) VALUES ('1', 'A', 12)`)
     await file.freeze()
@@ -311,6 +311,7 @@ describe("a newer manifest", () => {
     expect(file.read("SELECT id, name, pages, typeof(pages), own FROM books")).toEqual([["1", "A", "12", "text", "o"]])
     file.program("INSERT INTO books (id, name, own) VALUES ('2', NULL, 'x')")
     expect(file.read("SELECT t FROM log")).toEqual([["o"], ["x"]])
+    expect(file.read("SELECT made FROM books")).toEqual([["M"], ["M"]])
     expect(file.read("SELECT name FROM sqlite_master WHERE name IN ('own_index', 'own_trigger') ORDER BY name")).toEqual([
       ["own_index"],
       ["own_trigger"],

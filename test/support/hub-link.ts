@@ -11,6 +11,7 @@ import { Compare } from "../../src/down/compare.ts"
 import { Feed } from "../../src/down/feed.ts"
 import { Calls } from "../../src/http/calls.ts"
 import { linkRoutes } from "../../src/http/link.ts"
+import type { StreamWatch } from "../../src/http/pull.ts"
 import { Libsql } from "../../src/libsql/client.ts"
 import { makeApp } from "../../src/http/server.ts"
 import { newKey } from "../../src/link/keys.ts"
@@ -33,7 +34,7 @@ export interface HubLink {
   readonly stop: () => Promise<void>
 }
 
-export const openHubLink = async (world: World): Promise<HubLink> => {
+export const openHubLink = async (world: World, watch?: StreamWatch): Promise<HubLink> => {
   const dataDir = mkdtempSync(join(tmpdir(), "schoolbus-hub-"))
   const scope = Scope.makeUnsafe()
   const services = Layer.mergeAll(
@@ -43,7 +44,9 @@ export const openHubLink = async (world: World): Promise<HubLink> => {
     Calls.layer.pipe(Layer.provideMerge(HubFactStore.layer)),
   )
   const context = await Effect.runPromise(Scope.provide(Layer.build(services), scope))
-  const plugin = await Effect.runPromise(Scope.provide(Effect.provide(linkRoutes({ dataDir }), context), scope))
+  const plugin = await Effect.runPromise(
+    Scope.provide(Effect.provide(linkRoutes({ dataDir, ...(watch === undefined ? {} : { watch }) }), context), scope),
+  )
   const app = makeApp({ plugins: [plugin], auth: { mode: "closed" } })
   const server = await serve({
     port: 0,
