@@ -20,6 +20,7 @@ import { Devices } from "./iclock/devices.ts"
 import { Roster } from "./iclock/fill.ts"
 import { listenIclock } from "./iclock/front.ts"
 import { Commands } from "./iclock/queue.ts"
+import { Uploads } from "./iclock/uploads.ts"
 import { Libsql } from "./libsql/client.ts"
 import { newLife } from "./libsql/life.ts"
 import { lockFile } from "./libsql/lock.ts"
@@ -152,7 +153,7 @@ const layers = (options: SchoolOptions) => {
       return db
     }),
   ).pipe(Layer.provide(Libsql.layer(join(options.dataDir, "school.db"))))
-  const terminals = Roster.layer.pipe(Layer.provideMerge(Commands.layer), Layer.provideMerge(Devices.layer))
+  const terminals = Layer.merge(Roster.layer, Uploads.layer).pipe(Layer.provideMerge(Commands.layer), Layer.provideMerge(Devices.layer))
   const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer, Settings.layer(options.metered)).pipe(Layer.provideMerge(file))
   return Layer.mergeAll(Deliver.layer, terminals, schoolStatus, schoolConflicts, schoolQuarantine, schoolRuns, schoolVerify, syncNow).pipe(
     Layer.provideMerge(base),

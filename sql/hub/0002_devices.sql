@@ -94,6 +94,6 @@ CREATE TABLE schoolbus.punches (
   person_id     text,
   flags         text,                      -- e.g. future, past, skew
   received_at   timestamptz NOT NULL,
-  UNIQUE (school, device_serial, pin, at, status, verify)
+  UNIQUE (school, device_serial, at, pin, status, verify)
 );
 CREATE INDEX punches_person ON schoolbus.punches (school, person_id, at_utc);

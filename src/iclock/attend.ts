@@ -5,7 +5,7 @@ import type { Table } from "../model/table.ts"
 import type { Cell } from "../model/value.ts"
 import { type AttendanceRule, attendanceRow, concerns, dayColumnOf, isDayOff, isOurs, statusFor } from "./attendance.ts"
 import { timestamptz, utcToWall, wallToUtc } from "./clock.ts"
-import { type Owner, type PersonRow, readRows, uuidOf } from "./persons.ts"
+import { type Owner, type PersonRow, readRows, TIME_CHARS, timeOfUuid, uuidOf } from "./persons.ts"
 import type { PunchingDevice, School } from "./punches.ts"
 
 export interface AttendUpload extends School {
@@ -97,6 +97,9 @@ const spanOf = (tx: Tx, owner: Owner, day: string, zone: string) =>
   )
 const momentOf = (text: string | null | undefined): number | null => (text == null ? null : Date.parse(`${text.slice(0, 19).replace(" ", "T")}Z`))
 
+/** A punch makes its row once, whatever zone its terminal is given meanwhile. */
+const rowIdOf = (punchId: string): string => uuidOf(timeOfUuid(punchId), "attendance", punchId.slice(TIME_CHARS))
+
 /** A row for every punch. */
 const writeEach = (
   tx: Tx,
@@ -115,7 +118,7 @@ const writeEach = (
       const span = isJudged && punch.owner !== null ? yield* spanOf(tx, punch.owner, wall.slice(0, 10), device.zone) : null
       const isFirst = span?.first == null || punch.at <= span.first
       const result = attendanceRow(config, person, {
-        rowId: uuidOf("attendance", punch.id),
+        rowId: rowIdOf(punch.id),
         at: punch.at,
         status: isJudged ? statusFor(config.rule, wall, isFirst) : punch.status,
         serial: device.serial,
@@ -148,7 +151,7 @@ const writeDays = (
       const { first, last } = yield* spanOf(tx, owner, day, device.zone)
       const at = first ?? punch.at
       const result = attendanceRow(config, persons.get(owner.id) ?? new Map(), {
-        rowId: uuidOf("attendance-day", school, owner.table, owner.id, day),
+        rowId: uuidOf(Date.parse(`${day}T00:00:00Z`), "attendance-day", school, owner.table, owner.id, day),
         at,
         out: last !== null && last > at ? last : null,
         status: statusFor(config.rule, utcToWall(at, device.zone), true),

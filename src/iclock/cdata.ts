@@ -10,6 +10,8 @@ export interface Attendance {
   readonly pin: string
   /** Wall clock of the terminal: `"2026-03-03 07:41:09"`. */
   readonly at: string
+  /** ms since 1970, where the record names the moment itself; null: it names a wall clock. */
+  readonly moment: number | null
   readonly status: string
   readonly verify: string
   readonly workCode: string | null
@@ -71,7 +73,7 @@ const collect = (body: Uint8Array, read: (text: string) => Read): Upload => {
 
 const PIN = /^[A-Za-z0-9]{1,24}$/
 
-export const normalPin = (pin: string): string => (/^\d+$/.test(pin) ? pin.replace(/^0+(?=\d)/, "") : pin)
+export const normalPin = (pin: string): string => (pin.startsWith("0") && /^\d+$/.test(pin) ? pin.replace(/^0+(?=\d)/, "") : pin)
 
 /** Fields `key=value` by lower-case key, each split at its first `=`: templates and names may hold more. */
 const fieldsOf = (parts: ReadonlyArray<string>): ReadonlyMap<string, string> =>
@@ -83,33 +85,42 @@ const fieldsOf = (parts: ReadonlyArray<string>): ReadonlyMap<string, string> =>
   )
 
 // Some firmware writes seconds since 1970, which are UTC.
-const timeOf = (text: string, zone: string): string | null => (/^\d{9,10}$/.test(text) ? utcToWall(Number(text) * 1000, zone) : readWall(text))
+const momentOf = (text: string): number | null => (/^\d{9,10}$/.test(text) ? Number(text) * 1000 : null)
 
-const small = (text: string): string => text.replace(/[^A-Za-z0-9_.-]/g, "").slice(0, 16)
+const isSmall = /^[A-Za-z0-9_.-]{0,16}$/
+const small = (text: string): string => (isSmall.test(text) ? text : text.replace(/[^A-Za-z0-9_.-]/g, "").slice(0, 16))
 
 const attendance = (fields: ReadonlyArray<string>, zone: string, raw: string): Read => {
   const [pin = "", time = "", status = "", verify = "", workCode = ""] = fields
   if (!PIN.test(pin)) return reject("no PIN that could be one")
-  const at = timeOf(time, zone)
+  const moment = momentOf(time)
+  const at = moment === null ? readWall(time) : utcToWall(moment, zone)
   if (at === null) return reject("no time that could be one")
-  return { kind: "punch", punch: { pin: normalPin(pin), at, status: small(status), verify: small(verify), workCode: small(workCode) || null, raw } }
+  return {
+    kind: "punch",
+    punch: { pin: normalPin(pin), at, moment, status: small(status), verify: small(verify), workCode: small(workCode) || null, raw },
+  }
 }
 
 const SPACED =
   /^(?:CHECK LOG:\s*(?:stamp=\S+)?\s*)?(\S+)\s+(\d{4}-\d{1,2}-\d{1,2})\s+(\d{1,2}:\d{1,2}:\d{1,2})(?:\s+(\S+))?(?:\s+(\S+))?(?:\s+(\S+))?/i
 
+/** The usual line, whatever follows its work code: most bodies hold no other. */
+const USUAL =
+  /^([A-Za-z0-9]{1,24})\t(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\t([A-Za-z0-9_.-]{0,16})(?:\t([A-Za-z0-9_.-]{0,16})(?:\t([A-Za-z0-9_.-]{0,16}))?)?)?(?=\t|$)/
+
 /** By TAB `PIN, time, status, verify, work code …`, 2 to 10 and more fields; or `PIN=…⇥DateTime=…`; or separated by spaces. */
 const readAttendance = (text: string, zone: string): Read => {
-  const fields = text
-    .replace(/^ATTLOG[\t ]/i, "")
-    .split("\t")
-    .map((field) => field.trim())
-  if (fields.some((field) => /^(PIN|DateTime|Time)=/i.test(field))) {
+  const usual = USUAL.exec(text)
+  if (usual !== null) return attendance(usual.slice(1, 6), zone, text)
+  const line = text.replace(/^ATTLOG[\t ]/i, "")
+  const fields = line.split("\t").map((field) => field.trim())
+  if (line.includes("=") && fields.some((field) => /^(PIN|DateTime|Time)=/i.test(field))) {
     const named = fieldsOf(fields)
     const one = (...names: ReadonlyArray<string>) => names.map((name) => named.get(name)).find((value) => value !== undefined) ?? ""
     return attendance([one("pin"), one("datetime", "time"), one("status"), one("verified", "verify"), one("workcode")], zone, text)
   }
-  const spaced = fields.length === 1 || /^CHECK LOG:/i.test(text) ? SPACED.exec(text.replace(/^ATTLOG[\t ]/i, "").trim()) : null
+  const spaced = fields.length === 1 || /^CHECK LOG:/i.test(line) ? SPACED.exec(line.trim()) : null
   if (spaced === null) return attendance(fields, zone, text)
   const [, pin = "", day = "", time = "", status = "", verify = "", workCode = ""] = spaced
   return attendance([pin, `${day} ${time}`, status, verify, workCode], zone, text)

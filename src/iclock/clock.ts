@@ -65,24 +65,34 @@ const askOffset = (zone: string, at: number): number => {
 
 const two = (text: string): string => text.padStart(2, "0")
 
-/** A wall clock in its usual form, `"2026-03-03 07:41:09"`; null when it is no date from 1970 on. One-digit parts and a `T` are accepted. */
+const YEARS = { first: 1970, last: 9998 }
+const isDay = (year: number, month: number, day: number): boolean =>
+  year >= YEARS.first && year <= YEARS.last && month >= 1 && month <= 12 && day >= 1 && day <= new Date(Date.UTC(year, month, 0)).getUTCDate()
+
+/**
+ * A wall clock in its usual form, `"2026-03-03 07:41:09"`; null when it is none of 1970 to 9998, so that its moment has four
+ * digits of the year in any zone. One-digit parts and a `T` are accepted.
+ */
 export const readWall = (text: string): string | null => {
-  const match = /^(\d{4})[-/](\d{1,2})[-/](\d{1,2})[ T]+(\d{1,2}):(\d{1,2}):(\d{1,2})$/.exec(text.trim())
+  const match = /^\s*(\d{4})[-/](\d{1,2})[-/](\d{1,2})[ T]+(\d{1,2}):(\d{1,2}):(\d{1,2})\s*$/.exec(text)
   if (match === null) return null
   const [, year = "", month = "", day = "", hour = "", minute = "", second = ""] = match
-  const wall = `${year}-${two(month)}-${two(day)} ${two(hour)}:${two(minute)}:${two(second)}`
-  const at = Date.parse(`${wall.replace(" ", "T")}Z`)
-  return Number(year) >= 1970 && !Number.isNaN(at) && utcToWall(at, "UTC") === wall ? wall : null
+  if (!isDay(Number(year), Number(month), Number(day)) || Number(hour) > 23 || Number(minute) > 59 || Number(second) > 59) return null
+  return `${year}-${two(month)}-${two(day)} ${two(hour)}:${two(minute)}:${two(second)}`
 }
+
+/** The wall clock's number, as if it were UTC: the same wherever the terminal hangs. */
+export const naiveOf = (wall: string): number => Date.parse(`${wall.slice(0, 10)}T${wall.slice(11)}Z`)
 
 /**
  * A wall clock in a zone -> ms since 1970. An hour that the end of summer time repeats is the moment nearer to `near`; one
  * that its start skips counts from the offset before it.
  */
 export const wallToUtc = (wall: string, zone: string, near: number): number => {
-  const naive = Date.parse(`${wall.replace(" ", "T")}Z`)
+  const naive = naiveOf(wall)
   const before = naive - offsetMinutes(zone, naive - 86_400_000) * MINUTE_MS
   const after = naive - offsetMinutes(zone, naive + 86_400_000) * MINUTE_MS
+  if (before === after) return before
   const possible = [before, after].filter((at) => utcToWall(at, zone) === wall)
   return possible.sort((a, b) => Math.abs(a - near) - Math.abs(b - near))[0] ?? before
 }
@@ -90,7 +100,7 @@ export const wallToUtc = (wall: string, zone: string, near: number): number => {
 /** As Postgres prints timestamptz under UTC: `"2026-03-03 04:41:09+00"`. */
 export const timestamptz = (at: number): string => {
   const iso = new Date(at).toISOString()
-  const fraction = iso.slice(20, 23).replace(/0+$/, "")
+  const fraction = at % 1000 === 0 ? "" : iso.slice(20, 23).replace(/0+$/, "")
   return `${iso.slice(0, 10)} ${iso.slice(11, 19)}${fraction === "" ? "" : `.${fraction}`}+00`
 }
 

@@ -95,6 +95,12 @@ export type DeviceFacts = Partial<
   >
 >
 
+export interface DeviceNews {
+  readonly write: (tx: Tx) => Effect.Effect<void, LibsqlError>
+  /** To be done after the commit. */
+  readonly committed: Effect.Effect<void>
+}
+
 /** Empty text takes a setting back. */
 export interface Approval {
   readonly zone?: string
@@ -203,6 +209,8 @@ export class Devices extends Context.Service<
     /** Another terminal hangs where this one hung: it takes over name, zone and pins, and gets everyone. */
     readonly replace: (idOrSerial: string, serial: string) => Effect.Effect<Device, DeviceRefused | LibsqlError>
     readonly learn: (device: Device, facts: DeviceFacts) => Effect.Effect<void, LibsqlError>
+    /** `learn` as a part of the caller's transaction; null: nothing of it is new. */
+    readonly newsOf: (device: Device, facts: DeviceFacts) => DeviceNews | null
     /** The terminal has told how many users it holds. */
     readonly counted: (device: Device) => Effect.Effect<void>
     /** To be said after rows of `devices` were changed by others. */
@@ -422,25 +430,26 @@ export class Devices extends Context.Service<
         return yield* find(serial)
       })
 
-      const learn = (device: Device, facts: DeviceFacts) => {
+      const newsOf = (device: Device, facts: DeviceFacts): DeviceNews | null => {
         const news = Object.entries(facts).filter(([name, value]) => value !== undefined && device[name as keyof DeviceFacts] !== value)
-        if (news.length === 0) return Effect.void
+        if (news.length === 0) return null
         const set = news.map(([name]) => `${ident(name)} = ?`).join(", ")
-        // The others stay as they are known: many terminals tell something at the same time.
-        const patch = Effect.sync(() => {
-          const before = cached?.devices.get(device.serial)
-          if (before !== undefined) cached?.devices.set(device.serial, { ...before, ...Object.fromEntries(news) })
-        })
-        return Effect.andThen(
-          db.write((tx) =>
-            Effect.gen(function* () {
-              yield* tx.run(`UPDATE devices SET ${set} WHERE serial = ?`, [...news.map(([, value]) => value as string | number), device.serial])
-              // The other family is told about people in other words: everyone is queued anew.
-              if (facts.family !== undefined && facts.family !== device.family) yield* markWhole(tx, device.id)
-            }),
-          ),
-          patch,
-        )
+        return {
+          write: Effect.fnUntraced(function* (tx) {
+            yield* tx.run(`UPDATE devices SET ${set} WHERE serial = ?`, [...news.map(([, value]) => value as string | number), device.serial])
+            // The other family is told about people in other words: everyone is queued anew.
+            if (facts.family !== undefined && facts.family !== device.family) yield* markWhole(tx, device.id)
+          }),
+          // The others stay as they are known: many terminals tell something at the same time.
+          committed: Effect.sync(() => {
+            const before = cached?.devices.get(device.serial)
+            if (before !== undefined) cached?.devices.set(device.serial, { ...before, ...Object.fromEntries(news) })
+          }),
+        }
+      }
+      const learn = (device: Device, facts: DeviceFacts) => {
+        const news = newsOf(device, facts)
+        return news === null ? Effect.void : Effect.andThen(db.write(news.write), news.committed)
       }
       const counted = (device: Device) =>
         Effect.map(Clock.currentTimeMillis, (now) => {
@@ -448,7 +457,21 @@ export class Devices extends Context.Service<
           if (memory !== undefined) seen.set(device.serial, { ...memory, countedAt: now })
         })
 
-      return Devices.of({ list, find, school, present: () => cached?.state ?? null, meet, glance, approve, retire, replace, learn, counted, changed })
+      return Devices.of({
+        list,
+        find,
+        school,
+        present: () => cached?.state ?? null,
+        meet,
+        glance,
+        approve,
+        retire,
+        replace,
+        learn,
+        newsOf,
+        counted,
+        changed,
+      })
     }),
   )
 }

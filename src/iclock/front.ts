@@ -8,12 +8,11 @@ import type * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { Libsql } from "../libsql/client.ts"
 import { Devices } from "./devices.ts"
 import { CONTINUE, type Head, type IclockAnswer, MAX_BODY_BYTES, readChunks, readHead, writeAnswer } from "./http.ts"
 import { type IclockRequest, parseRequest } from "./request.ts"
 import { Commands } from "./queue.ts"
-import { type Admitted, admit, admitAtOnce, exchange, pollAtOnce } from "./routes.ts"
+import { type Admitted, admit, admitAtOnce, exchange, type IclockServices, pollAtOnce } from "./routes.ts"
 
 /** Without a byte from the sender for so long, the connection ends. */
 const IDLE_MS = 60_000
@@ -53,7 +52,7 @@ const makeInbox = () => {
   }
 }
 
-type Run = <A>(effect: Effect.Effect<A, never, Devices | Commands | Libsql>) => Promise<A>
+type Run = <A>(effect: Effect.Effect<A, never, IclockServices>) => Promise<A>
 
 interface Desk {
   readonly run: Run
@@ -74,9 +73,7 @@ interface Connection {
 }
 
 /** Not stored, so not acknowledged: the terminal keeps its records and sends them again. */
-const guarded = <A>(
-  effect: Effect.Effect<A | IclockAnswer, unknown, Devices | Commands | Libsql>,
-): Effect.Effect<A | IclockAnswer, never, Devices | Commands | Libsql> =>
+const guarded = <A>(effect: Effect.Effect<A | IclockAnswer, unknown, IclockServices>): Effect.Effect<A | IclockAnswer, never, IclockServices> =>
   Effect.catchCause(effect, (cause) => Effect.as(Effect.logError("iclock", cause), { status: 503, text: "not stored: try again" }))
 
 const converse = (socket: Socket, desk: Desk): void => {
@@ -115,7 +112,7 @@ const converse = (socket: Socket, desk: Desk): void => {
     return body === "bad" || (body === "more" && isEnded) ? "drop" : body
   }
 
-  const decide = (effect: Effect.Effect<Admitted | IclockAnswer, unknown, Devices | Commands | Libsql>): void => {
+  const decide = (effect: Effect.Effect<Admitted | IclockAnswer, unknown, IclockServices>): void => {
     me.state = "deciding"
     void desk.run(guarded(effect)).then((decided) => {
       if ("status" in decided) reply(decided)
@@ -207,9 +204,9 @@ const sweep = (connections: ReadonlySet<Connection>): void => {
 export const listenIclock = (options: {
   readonly port: number
   readonly host: string
-}): Effect.Effect<{ readonly port: number }, IclockPortTaken, Scope.Scope | Devices | Commands | Libsql> =>
+}): Effect.Effect<{ readonly port: number }, IclockPortTaken, Scope.Scope | IclockServices> =>
   Effect.gen(function* () {
-    const run = Effect.runPromiseWith(yield* Effect.context<Devices | Commands | Libsql>())
+    const run = Effect.runPromiseWith(yield* Effect.context<IclockServices>())
     const desk: Desk = { run, devices: yield* Devices, commands: yield* Commands, connections: new Set(), inboxBytes: 0 }
     const isCrowded = (address: string): boolean => {
       if (desk.connections.size < MAX_CONNECTIONS_PER_ADDRESS) return false

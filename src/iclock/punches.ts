@@ -4,11 +4,11 @@
  * was made anew, names the rows that exist.
  */
 import * as Effect from "effect/Effect"
-import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
+import type { Bind, LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import type { Manifest } from "../model/table.ts"
 import { makeAttendance } from "./attend.ts"
-import type { Attendance } from "./cdata.ts"
-import { timestamptz, wallToUtc } from "./clock.ts"
+import type { Attendance, Reject } from "./cdata.ts"
+import { naiveOf, timestamptz, wallToUtc } from "./clock.ts"
 import { type Owner, uuidOf } from "./persons.ts"
 
 const DAY_MS = 86_400_000
@@ -60,8 +60,13 @@ export interface Stamped {
 export const stamped = (school: string, device: PunchingDevice, records: ReadonlyArray<Attendance>, now: number): ReadonlyArray<Stamped> => {
   const byId = new Map<string, Stamped>()
   for (const record of records) {
-    const id = uuidOf(school, device.serial, record.pin, record.at, record.status, record.verify)
-    byId.set(id, { id, record, status: record.status, at: wallToUtc(record.at, device.zone, now) })
+    const { pin, at, moment, status, verify } = record
+    // A record that names its moment stays the same when the terminal's zone is corrected; its wall clock does not.
+    const id =
+      moment === null
+        ? uuidOf(naiveOf(at), school, device.serial, pin, status, verify)
+        : uuidOf(moment, "utc", school, device.serial, pin, status, verify)
+    byId.set(id, { id, record, status, at: moment ?? wallToUtc(at, device.zone, now) })
   }
   return [...byId.values()]
 }
@@ -78,72 +83,104 @@ export const unknownOf = (tx: Tx, punches: ReadonlyArray<Stamped>): Effect.Effec
         },
       )
 
-const OWNER = (column: string): string => `(SELECT ${column} FROM device_user_mappings WHERE school = ?2 AND device_id = ?15 AND pin = ?4)`
+/** Where the parts of a punch stand in its text, by their widths; the raw line is what follows. SQL cuts them out sooner than out of JSON. */
+const WIDTHS = { id: 36, at: 19, atUtc: 22, pin: 24, status: 16, verify: 16, workCode: 16, flag: 8 } as const
+type Part = keyof typeof WIDTHS
+const PARTS = Object.keys(WIDTHS) as ReadonlyArray<Part>
+const placeOf = (part: Part): number => PARTS.slice(0, PARTS.indexOf(part)).reduce((sum, name) => sum + WIDTHS[name], 1)
+const cut = (part: Part): string => `rtrim(substr(j.value, ${placeOf(part)}, ${WIDTHS[part]}))`
+const RAW = `substr(j.value, ${PARTS.reduce((sum, name) => sum + WIDTHS[name], 1)})`
 
-const readOwners = (
-  tx: Tx,
-  school: string,
-  deviceId: number,
-  punches: ReadonlyArray<Stamped>,
-): Effect.Effect<ReadonlyMap<string, Owner>, LibsqlError> =>
-  Effect.map(
-    tx.values(
-      "SELECT pin, person_table, person_id FROM device_user_mappings WHERE school = ? AND device_id = ? AND pin IN (SELECT value FROM json_each(?))",
-      [school, deviceId, JSON.stringify([...new Set(punches.map(({ record }) => record.pin))])],
-    ),
-    (rows) => new Map(rows.map(([pin, table, id]) => [String(pin), { table: String(table), id: String(id) }])),
-  )
+/** Stores punches that are not there, owners included: ?1 their texts as a JSON list, then what they have in common. */
+const INSERT = `INSERT INTO punches (id, school, device_serial, pin, at, status, verify, at_utc, zone, skew_seconds, work_code, raw, flags, received_at, person_table, person_id)
+  SELECT ${cut("id")}, ?2, ?3, ${cut("pin")}, ${cut("at")}, ${cut("status")}, ${cut("verify")}, ${cut("atUtc")}, ?4, ?5,
+         nullif(${cut("workCode")}, ''), ${RAW}, nullif(${cut("flag")}, ''), ?6, m.person_table, m.person_id
+    FROM json_each(?1) j LEFT JOIN device_user_mappings m ON m.school = ?2 AND m.device_id = ?7 AND m.pin = ${cut("pin")}
+   WHERE NOT EXISTS (SELECT 1 FROM punches p WHERE p.id = ${cut("id")}) ON CONFLICT DO NOTHING`
 
-/** The statement that stores punches, owners included, and its rows. */
-const insertOf = ({ school, device, now, skewMs }: PunchUpload, records: ReadonlyArray<Stamped>) => {
-  const received = timestamptz(now)
-  const skew = skewMs === null ? null : BigInt(Math.round(skewMs / 1000))
-  const id = BigInt(device.id)
-  const sql = `INSERT INTO punches (id, school, device_serial, pin, at, status, verify, at_utc, zone, skew_seconds, work_code, raw, flags, received_at, person_table, person_id)
-       VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,${OWNER("person_table")},${OWNER("person_id")})`
-  const rows = records.map(({ id: key, record, at }) => [
-    key,
-    school,
-    device.serial,
-    record.pin,
-    record.at,
-    record.status,
-    record.verify,
-    timestamptz(at),
-    device.zone,
-    skew,
-    record.workCode,
-    record.raw,
-    flagOf(at, now, skewMs),
-    received,
-    id,
-  ])
-  return { sql, rows }
-}
+const BLANK = " ".repeat(Math.max(...Object.values(WIDTHS)))
+const padded = (part: Part, text: string): string => text + BLANK.slice(0, WIDTHS[part] - text.length)
 
-/** Stores what is new, when nothing else is to be done with it; a punch that is there already is left as it is. */
-export const insertPunches = (db: LibsqlFile, upload: PunchUpload, records: ReadonlyArray<Stamped>): Effect.Effect<void, LibsqlError> => {
-  const { sql, rows } = insertOf(upload, records)
-  return Effect.asVoid(db.insert(sql, rows))
-}
+const textOf = ({ id, record, at }: Stamped, now: number, skewMs: number | null): string =>
+  id +
+  record.at +
+  timestamptz(at) +
+  padded("pin", record.pin) +
+  padded("status", record.status) +
+  padded("verify", record.verify) +
+  padded("workCode", record.workCode ?? "") +
+  padded("flag", flagOf(at, now, skewMs) ?? "") +
+  record.raw
+
+const argsOf = ({ school, device, now, skewMs }: PunchUpload, records: ReadonlyArray<Stamped>): ReadonlyArray<Bind> => [
+  JSON.stringify(records.map((record) => textOf(record, now, skewMs))),
+  school,
+  device.serial,
+  device.zone,
+  skewMs === null ? null : Math.round(skewMs / 1000),
+  timestamptz(now),
+  device.id,
+]
 
 /** Punches make attendance here, so they are not all that an upload writes. */
 export const makesAttendance = ({ manifest }: School): boolean => manifest.devices?.attendance !== undefined
 
-/** Stores what is new, with attendance; a punch that is there already, under whatever id, is left as it is. The number of new ones. */
-export const storePunches = (tx: Tx, upload: PunchUpload, records: ReadonlyArray<Stamped>): Effect.Effect<number, LibsqlError> =>
-  Effect.gen(function* () {
-    if (records.length === 0) return 0
-    const { sql, rows } = insertOf(upload, records)
-    const failures = yield* tx.many(sql, rows)
-    const refused = new Set(failures.map((failure) => failure.index))
-    const stored = records.filter((_, index) => !refused.has(index))
-    if (!makesAttendance(upload) || stored.length === 0) return stored.length
-    const owners = yield* readOwners(tx, upload.school, upload.device.id, stored)
-    yield* makeAttendance(
-      tx,
-      upload,
-      stored.map((one) => ({ ...one, owner: owners.get(one.record.pin) ?? null })),
+/** Stores what is new, when nothing else is to be done with it, in a transaction of its own; false: some of it is refused, so they go one by one. */
+export const insertPunches = (db: LibsqlFile, upload: PunchUpload, records: ReadonlyArray<Stamped>): Effect.Effect<boolean, LibsqlError> =>
+  records.length === 0
+    ? Effect.succeed(true)
+    : Effect.catch(Effect.as(db.alone(INSERT, argsOf(upload, records)), true), (error) =>
+        isRefusal(error) ? Effect.succeed(false) : Effect.fail(error),
+      )
+
+/** A program's trigger or constraint of this file refuses a row: the terminal's sending it again would not help. */
+const isRefusal = (error: LibsqlError): boolean => error.code.startsWith("SQLITE_CONSTRAINT")
+
+interface Inserted {
+  /** Owners by punch, null: nobody. */
+  readonly stored: ReadonlyMap<string, Owner | null>
+  readonly refused: ReadonlyArray<Reject>
+}
+
+const encoder = new TextEncoder()
+const refusal = ({ record }: Stamped, { message }: LibsqlError): Reject => ({
+  raw: encoder.encode(record.raw),
+  reason: `not stored: ${message.slice(0, 200)}`,
+})
+
+/** Stores what is new, all at once, or one by one when that is refused; what a program's trigger does not let in is kept as it came. */
+const insertIn = (tx: Tx, upload: PunchUpload, records: ReadonlyArray<Stamped>): Effect.Effect<Inserted, LibsqlError> => {
+  const inserted = Effect.map(
+    tx.values(`${INSERT} RETURNING id, person_table, person_id`, argsOf(upload, records)),
+    (rows): Inserted => ({
+      stored: new Map(rows.map(([id, table, person]) => [String(id), table === null ? null : { table: String(table), id: String(person) }])),
+      refused: [],
+    }),
+  )
+  const oneByOne = (error: LibsqlError): Effect.Effect<Inserted, LibsqlError> => {
+    const [only, ...others] = records
+    if (only !== undefined && others.length === 0) return Effect.succeed({ stored: new Map(), refused: [refusal(only, error)] })
+    return Effect.map(
+      Effect.forEach(records, (record) => insertIn(tx, upload, [record])),
+      (all) => ({
+        stored: new Map(all.flatMap(({ stored }) => [...stored])),
+        refused: all.flatMap(({ refused }) => refused),
+      }),
     )
-    return stored.length
+  }
+  return Effect.catch(inserted, (error) => (isRefusal(error) ? oneByOne(error) : Effect.fail(error)))
+}
+
+/** Stores what is new, with attendance; a punch that is there already, under whatever id, is left as it is. What could not be stored. */
+export const storePunches = (tx: Tx, upload: PunchUpload, records: ReadonlyArray<Stamped>): Effect.Effect<ReadonlyArray<Reject>, LibsqlError> =>
+  Effect.gen(function* () {
+    if (records.length === 0) return []
+    const { stored, refused } = yield* insertIn(tx, upload, records)
+    if (makesAttendance(upload) && stored.size > 0)
+      yield* makeAttendance(
+        tx,
+        upload,
+        records.flatMap((one) => (stored.has(one.id) ? [{ ...one, owner: stored.get(one.id) ?? null }] : [])),
+      )
+    return refused
   })

@@ -107,8 +107,31 @@ const decodeLine = (bytes: Uint8Array): string => {
   return fields.join("\t").replace(/[\0-\x08\x0a-\x1f\x7f]/g, "\ufffd")
 }
 
+/** Printable ASCII, TAB and line ends: what most bodies are. */
+const isPlain = (body: Uint8Array): boolean => {
+  for (let i = 0; i < body.length; i++) {
+    const byte = body[i] as number
+    if ((byte < 32 && byte !== TAB && byte !== LF && byte !== CR) || byte > 126) return false
+  }
+  return true
+}
+
+/** Such a body is decoded at once, and a byte is a character. */
+const plainLines = (body: Uint8Array): ReadonlyArray<Line> => {
+  const lines: Array<Line> = []
+  let from = 0
+  for (const text of Buffer.from(body.buffer, body.byteOffset, body.byteLength)
+    .toString("latin1")
+    .split(/[\r\n]/)) {
+    if (/[^\t ]/.test(text)) lines.push({ bytes: body.subarray(from, from + text.length), text })
+    from += text.length + 1
+  }
+  return lines
+}
+
 /** The non-empty lines of a body, ended by LF, CRLF, CR, NUL or nothing. What an answer counts. */
 export const linesOf = (body: Uint8Array): ReadonlyArray<Line> => {
+  if (isPlain(body)) return plainLines(body)
   const lines: Array<Line> = []
   for (let from = 0; from < body.length; ) {
     let to = from

@@ -6,7 +6,7 @@
 import * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
+import { Libsql, type LibsqlError } from "../libsql/client.ts"
 import {
   countLines,
   normalPin,
@@ -21,19 +21,15 @@ import {
 } from "./cdata.ts"
 import { offsetMinutes, offsetText, utcToWall, wallNumber } from "./clock.ts"
 import { inDialect, parseResults, updateUser } from "./command.ts"
-import { type Device, type DeviceFacts, Devices, type Met, readSchool } from "./devices.ts"
+import { type Device, type DeviceFacts, Devices, type Met } from "./devices.ts"
 import { accessOptions, handshakeReply, readsDigitsOnly, registryCode } from "./handshake.ts"
 import type { IclockAnswer } from "./http.ts"
-import { insertPunches, makesAttendance, skewOf, stamped, storePunches, unknownOf } from "./punches.ts"
 import { Commands, dialectOf } from "./queue.ts"
 import { type IclockRequest, isFrom, serialOf } from "./request.ts"
+import { type ReceivedUpload, Uploads } from "./uploads.ts"
 
-/** Events of one terminal that are kept; the oldest leave. */
-const MAX_EVENTS = 10_000
-/** A clock that moved by less is not written down anew. */
-const SKEW_STEP_SECONDS = 5
-/** Uploads of one serial number that are worked on at the same time: a terminal sends one after the other, a flood does not. */
-const MAX_UPLOADS_AT_ONCE = 8
+/** What an exchange needs. */
+export type IclockServices = Devices | Commands | Uploads | Libsql
 
 const accepted = (text: string): IclockAnswer => ({ status: 200, text })
 const refused = (text: string): IclockAnswer => ({ status: 403, text })
@@ -80,83 +76,9 @@ const NO_COMMANDS = accepted("OK")
 
 // --- uploads --------------------------------------------------------------------------------------------------------
 
+const store = (received: ReceivedUpload) => Uploads.use((uploads) => uploads.store(received))
+
 const isStamp = (stamp: string | undefined): stamp is string => stamp !== undefined && /^\d{1,15}$/.test(stamp) && !/^0+$/.test(stamp)
-
-const storeUsers = (tx: Tx, device: Device, upload: Upload, now: number) =>
-  tx.many(
-    `INSERT INTO schoolbus_iclock_user (device_id, pin, name, card, privilege, at) VALUES (?,?,?,?,?,?)
-     ON CONFLICT (device_id, pin) DO UPDATE SET name = excluded.name, card = excluded.card, privilege = excluded.privilege, at = excluded.at`,
-    upload.users.map((user) => [BigInt(device.id), user.pin, user.name, user.card, BigInt(user.privilege), BigInt(now)]),
-  )
-
-const storeEvents = (tx: Tx, device: Device, upload: Upload, now: number) =>
-  Effect.gen(function* () {
-    if (upload.events.length === 0) return
-    yield* tx.many(
-      "INSERT OR IGNORE INTO schoolbus_iclock_event (serial, raw, at) VALUES (?,?,?)",
-      upload.events.map((raw) => [device.serial, raw, BigInt(now)]),
-    )
-    yield* tx.run(
-      `DELETE FROM schoolbus_iclock_event WHERE serial = ?1 AND id <= (
-         SELECT id FROM schoolbus_iclock_event WHERE serial = ?1 ORDER BY id DESC LIMIT 1 OFFSET ${MAX_EVENTS})`,
-      [device.serial],
-    )
-  })
-
-/** The latest wall clock among stored punches of a terminal, since this node started. */
-const newestAt = new Map<string, string>()
-
-/** Everything of an upload in one transaction; what adds nothing takes no lock. */
-const store = (
-  { device, isLive }: Admitted,
-  of: { readonly table: string; readonly upload: Upload; readonly stamps?: Partial<Pick<Device, "att_stamp" | "op_stamp">> },
-): Effect.Effect<void, LibsqlError, Devices | Commands | Libsql> =>
-  Effect.gen(function* () {
-    const { upload, table, stamps } = of
-    const db = yield* Libsql
-    const now = yield* Clock.currentTimeMillis
-    const skewMs = skewOf(upload.punches, device.zone, now, isLive)
-    const devices = yield* Devices
-    const state = devices.present() ?? (yield* db.read(readSchool))
-    if (state === null) return yield* Effect.die(new Error("a terminal was admitted before the school was known"))
-    const punches = stamped(state.school, device, upload.punches, now)
-    // What is newer than all that came before is new; of anything else the file is asked first, without a lock.
-    const newest = newestAt.get(device.serial)
-    const isNews = newest !== undefined && punches.every(({ record }) => record.at > newest)
-    const fresh = isNews ? punches : yield* db.read((tx) => unknownOf(tx, punches))
-    const others = upload.users.length + upload.events.length + upload.rejects.length
-    if (others === 0 && !makesAttendance(state)) yield* insertPunches(db, { ...state, device, now, skewMs }, fresh)
-    else if (fresh.length + others > 0) {
-      yield* db.write((tx) =>
-        Effect.gen(function* () {
-          yield* storePunches(tx, { ...state, device, now, skewMs }, fresh)
-          if (upload.users.length > 0) yield* storeUsers(tx, device, upload, now)
-          if (upload.events.length > 0) yield* storeEvents(tx, device, upload, now)
-          yield* tx.many(
-            `INSERT OR IGNORE INTO schoolbus_iclock_reject (serial, "table", raw, reason, at) VALUES (?,?,?,?,?)`,
-            upload.rejects.map((reject) => [device.serial, table, reject.raw, reject.reason, BigInt(now)]),
-          )
-        }),
-      )
-    }
-    newestAt.set(
-      device.serial,
-      punches.reduce((max, { record }) => (record.at > max ? record.at : max), newest ?? ""),
-    )
-    const skew = skewMs === null ? null : Math.round(skewMs / 1000)
-    const isMoved = skew !== null && Math.abs(skew - (device.skew_seconds ?? 0)) >= SKEW_STEP_SECONDS
-    const form = upload.users.find((user) => user.cardForm !== null)?.cardForm
-    // A stamp is a hint: it may be lost, the records may not.
-    yield* devices.learn(device, {
-      ...stamps,
-      ...(isMoved ? { skew_seconds: skew } : {}),
-      ...(form == null ? {} : { card_form: form }),
-    })
-    if (upload.events.some(isLoss)) yield* (yield* Commands).suspect(device)
-  })
-
-/** Operations 9, 13 and 22: a user was deleted, the data cleared, the terminal set back, by hand. */
-const isLoss = (event: Uint8Array): boolean => /^OPLOG (9|13|22)[\t ]/.test(new TextDecoder("latin1").decode(event.subarray(0, 16)))
 
 const factsOf = (options: ReadonlyMap<string, string>): DeviceFacts => {
   const count = (name: string): number | undefined => (/^\d{1,9}$/.test(options.get(name) ?? "") ? Number(options.get(name)) : undefined)
@@ -176,7 +98,7 @@ const factsOf = (options: ReadonlyMap<string, string>): DeviceFacts => {
 }
 
 /** Facts that a terminal tells of itself. When it holds fewer users than it confirmed, it is asked whom. */
-const hear = (device: Device, options: ReadonlyMap<string, string>): Effect.Effect<void, LibsqlError, Devices | Commands | Libsql> =>
+const hear = (device: Device, options: ReadonlyMap<string, string>): Effect.Effect<void, LibsqlError, IclockServices> =>
   Effect.gen(function* () {
     const devices = yield* Devices
     const facts = factsOf(options)
@@ -237,7 +159,7 @@ const cdata = (admitted: Admitted, request: IclockRequest, body: Uint8Array) =>
     if (request.method === "GET" && query.has("pin")) return yield* roamingUser(admitted, query.get("pin") ?? "")
     if (body.length === 0) return accepted("OK")
     const counted = (upload: Upload, stamps?: Partial<Pick<Device, "att_stamp" | "op_stamp">>) =>
-      Effect.as(store(admitted, { table, upload, ...(stamps === undefined ? {} : { stamps }) }), accepted(`OK: ${upload.count}`))
+      Effect.as(store({ ...admitted, table, upload, ...(stamps === undefined ? {} : { stamps }) }), accepted(`OK: ${upload.count}`))
     switch (table) {
       case "ATTLOG":
         return yield* counted(parseAttlog(body, device.zone), isStamp(stamp) ? { att_stamp: stamp } : {})
@@ -248,17 +170,17 @@ const cdata = (admitted: Admitted, request: IclockRequest, body: Uint8Array) =>
       }
       case "RTLOG":
         yield* (yield* Devices).learn(device, { family: "acc" })
-        yield* store(admitted, { table, upload: parseRtlog(body, device.zone) })
+        yield* store({ ...admitted, table, upload: parseRtlog(body, device.zone) })
         return accepted("OK")
       case "ERRORLOG":
-        yield* store(admitted, { table, upload: parseEvents(body) })
+        yield* store({ ...admitted, table, upload: parseEvents(body) })
         return accepted("OK")
       case "OPTIONS":
         yield* hear(device, parseOptions(body))
         return accepted("OK")
       case "TABLEDATA": {
         const upload = parseTableData(body, device.zone)
-        yield* store(admitted, { table, upload })
+        yield* store({ ...admitted, table, upload })
         return accepted(`${(query.get("tablename") ?? "user").replace(/[^\w]/g, "")}=${upload.count}`)
       }
       // A sign of life, and pictures and templates, which are neither asked for nor kept.
@@ -309,40 +231,21 @@ const querydata = (admitted: Admitted, request: IclockRequest, body: Uint8Array)
       return accepted("OK")
     }
     const upload = parseTableData(body, admitted.device.zone)
-    yield* store(admitted, { table: `querydata ${name}`, upload })
+    yield* store({ ...admitted, table: `querydata ${name}`, upload })
     return accepted(`${name}=${upload.count}`)
   })
 
-/** Uploads under way, by serial number. */
-const underWay = new Map<string, number>()
-
-const limited = (serial: string, answer: Effect.Effect<IclockAnswer, LibsqlError, Devices | Commands | Libsql>) =>
-  Effect.suspend(() => {
-    const n = underWay.get(serial) ?? 0
-    if (n >= MAX_UPLOADS_AT_ONCE) return Effect.succeed<IclockAnswer>({ status: 503, text: "busy: try again" })
-    underWay.set(serial, n + 1)
-    return Effect.ensuring(
-      answer,
-      Effect.sync(() => {
-        const left = (underWay.get(serial) ?? 1) - 1
-        if (left > 0) underWay.set(serial, left)
-        else underWay.delete(serial)
-      }),
-    )
-  })
+const BUSY: IclockAnswer = { status: 503, text: "busy: try again" }
 
 /** What an admitted terminal asked for. */
-export const exchange = (
-  admitted: Admitted,
-  request: IclockRequest,
-  body: Uint8Array,
-): Effect.Effect<IclockAnswer, LibsqlError, Devices | Commands | Libsql> =>
+export const exchange = (admitted: Admitted, request: IclockRequest, body: Uint8Array): Effect.Effect<IclockAnswer, LibsqlError, IclockServices> =>
   Effect.gen(function* () {
     const { device } = admitted
     const { serial } = device
+    const uploads = yield* Uploads
     switch (request.name) {
       case "cdata":
-        return yield* body.length === 0 ? cdata(admitted, request, body) : limited(serial, cdata(admitted, request, body))
+        return yield* body.length === 0 ? cdata(admitted, request, body) : uploads.limited(serial, cdata(admitted, request, body), BUSY)
       case "getrequest":
         return yield* getrequest(admitted, request)
       case "devicecmd":
@@ -355,7 +258,7 @@ export const exchange = (
         yield* (yield* Devices).learn(device, { family: "acc" })
         return accepted(accessOptions(serial))
       case "querydata":
-        return yield* limited(serial, querydata(admitted, request, body))
+        return yield* uploads.limited(serial, querydata(admitted, request, body), BUSY)
       case "rtdata": {
         const now = yield* Clock.currentTimeMillis
         return accepted(`DateTime=${wallNumber(utcToWall(now, "UTC"))},ServerTZ=${offsetText(device.zone, now)}`)
@@ -364,7 +267,7 @@ export const exchange = (
       case "fdata":
         return accepted("OK")
       case "event":
-        yield* store(admitted, { table: "event", upload: parseEvents(body) })
+        yield* store({ ...admitted, table: "event", upload: parseEvents(body) })
         return accepted("OK")
       case "exchange":
         return { status: 404, text: "not offered" }

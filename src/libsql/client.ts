@@ -101,8 +101,8 @@ export interface PrintsFound {
 export interface LibsqlFile {
   readonly path: string
   readonly write: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
-  /** `many` in a transaction of its own, in one message: what is small and waited for is not sent to and fro four times. */
-  readonly insert: (sql: string, rows: ReadonlyArray<ReadonlyArray<Cell>>) => Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>
+  /** One statement that is a transaction of its own, in one message: what is small and waited for is not sent to and fro three times. */
+  readonly alone: (sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<number, LibsqlError>
   /**
    * Lays the rows of lines ready for `show`, outside of the file and of any lock, behind those of a place or at a new one (null), and
    * answers the place. There is room for one: what lay ready at another is thrown away.
@@ -168,7 +168,7 @@ type Command =
   | { readonly op: "exec"; readonly sql: string }
   | { readonly op: "ahead"; readonly sql: string; readonly args: ReadonlyArray<Bind> }
   | { readonly op: "run" | "all" | "values"; readonly sql: string; readonly args: ReadonlyArray<Bind> | undefined }
-  | ({ readonly op: "many" | "insert"; readonly sql: string } & Packed)
+  | ({ readonly op: "many"; readonly sql: string } & Packed)
   | ({ readonly op: "wires"; readonly sql: string } & PackedWires)
   | { readonly op: "load"; readonly source: LoadSource; readonly plans: ReadonlyArray<LoadPlan>; readonly place: number | null }
   | { readonly op: "show"; readonly place: number; readonly from: number; readonly to: number }
@@ -355,14 +355,11 @@ const makeWrite = (port: Port) => {
         (_, exit) => (Exit.isSuccess(exit) ? Effect.void : Effect.ignoreCause(port.send({ op: "end", commit: false }))),
       ),
     )
-  const insert: LibsqlFile["insert"] = (sql, rows) =>
-    rows.length === 0
-      ? Effect.succeed([])
-      : one.withPermit(Effect.suspend(() => port.send({ op: "insert", sql, ...pack(rows) }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>))
+  const alone: LibsqlFile["alone"] = (sql, args) => one.withPermit(port.send({ op: "run", sql, args }) as Effect.Effect<number, LibsqlError>)
   const load: LibsqlFile["load"] = (place, source, plans) =>
     one.withPermit(Effect.suspend(() => port.send({ op: "load", place, source, plans }) as Effect.Effect<number, LibsqlError>))
   const unload: LibsqlFile["unload"] = one.withPermit(Effect.sync(() => port.post({ op: "unload" }, () => undefined)))
-  return { write, insert, load, unload }
+  return { write, alone, load, unload }
 }
 
 /** Opens the file, creating it when it does not exist; closed with the scope. */

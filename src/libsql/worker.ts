@@ -231,21 +231,6 @@ const answer = (request: Request): unknown => {
     }
     case "many":
       return runRows(request)
-    case "insert":
-      open().exec("BEGIN IMMEDIATE")
-      try {
-        const failures = runRows(request)
-        open().exec("COMMIT")
-        return failures
-      } catch (error) {
-        // The connection is of no use when it cannot even do that; the next statement opens another.
-        try {
-          open().exec("ROLLBACK")
-        } catch {
-          close()
-        }
-        throw error
-      }
     case "wires":
       return writeWires(request)
     case "load":

@@ -10,6 +10,7 @@ import { type Device, Devices } from "../../src/iclock/devices.ts"
 import { installRoster, Roster } from "../../src/iclock/fill.ts"
 import { listenIclock } from "../../src/iclock/front.ts"
 import { Commands } from "../../src/iclock/queue.ts"
+import { Uploads } from "../../src/iclock/uploads.ts"
 import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
 import type { Column, DeviceRules, Manifest, Table } from "../../src/model/table.ts"
 import { kindOf } from "../../src/model/value.ts"
@@ -115,7 +116,7 @@ export const sendTo = (port: number, bytes: string | Uint8Array, end = false): P
 
 /** The device services and the terminals' port of one school file, in the caller's scope. */
 export const serveFile = async (file: LibsqlFile, scope: Scope.Scope) => {
-  const layer = Roster.layer.pipe(
+  const layer = Layer.merge(Roster.layer, Uploads.layer).pipe(
     Layer.provideMerge(Commands.layer),
     Layer.provideMerge(Devices.layer),
     Layer.provideMerge(Layer.succeed(Libsql, file)),
