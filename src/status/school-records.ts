@@ -35,6 +35,27 @@ const hasTable = (tx: Tx) =>
     ([row]) => row?.n === 1,
   )
 
+/** One page of records, newest first; none before the first copy has brought their tables. */
+const readRecords = <Row extends { readonly at: string; readonly id: string }>(
+  db: LibsqlFile,
+  columns: string,
+  table: string,
+  query: Pick<ConflictQuery, "cursor" | "resolved" | "table" | "limit">,
+) =>
+  db.read((tx) =>
+    Effect.gen(function* () {
+      if (!(yield* hasTable(tx))) return { items: [], nextCursor: null }
+      const [at, id] = decodeCursor(query.cursor, 2) ?? [null, null]
+      const rows = yield* tx.all<Row>(
+        `SELECT ${columns} FROM ${table}
+          WHERE (?1 IS NULL OR (status <> 'open') = ?1) AND (?2 IS NULL OR table_name = ?2) AND (?3 IS NULL OR (at, id) < (?3, ?4))
+          ORDER BY at DESC, id DESC LIMIT ?5`,
+        [query.resolved ?? null, query.table ?? null, at ?? null, id ?? null, query.limit + 1],
+      )
+      return pageOf(rows, query.limit, (row) => [row.at, row.id])
+    }),
+  )
+
 /** `"2026-01-01 08:00:00.123456+00"`, as Postgres prints it and the file keeps it -> RFC 3339, as the hub answers it. */
 const isoOf = (text: string): string =>
   text.replace(" ", "T").replace(/(\.\d+)?\+00(:?00)?$/, (_, fraction: string | undefined) => `${(fraction ?? ".").padEnd(7, "0")}Z`)
@@ -80,20 +101,8 @@ export const schoolConflicts: Layer.Layer<Conflicts, never, Libsql> = Layer.effe
     const list = (query: ConflictQuery) =>
       Effect.gen(function* () {
         const now = yield* Clock.currentTimeMillis
-        return yield* db.read((tx) =>
-          Effect.gen(function* () {
-            if (!(yield* hasTable(tx))) return { items: [], nextCursor: null }
-            const [at, id] = decodeCursor(query.cursor, 2) ?? [null, null]
-            const rows = yield* tx.all<Stored>(
-              `SELECT ${COLUMNS} FROM schoolbus_conflicts
-                WHERE (?1 IS NULL OR (status <> 'open') = ?1) AND (?2 IS NULL OR table_name = ?2) AND (?3 IS NULL OR (at, id) < (?3, ?4))
-                ORDER BY at DESC, id DESC LIMIT ?5`,
-              [query.resolved ?? null, query.table ?? null, at ?? null, id ?? null, query.limit + 1],
-            )
-            const page = pageOf(rows, query.limit, (row) => [row.at, row.id])
-            return { ...page, items: page.items.map((row) => recordOf(row, now)) }
-          }),
-        )
+        const page = yield* readRecords<Stored>(db, COLUMNS, "schoolbus_conflicts", query)
+        return { ...page, items: page.items.map((row) => recordOf(row, now)) }
       })
     const show = (id: string) =>
       Effect.gen(function* () {
@@ -173,20 +182,10 @@ export const schoolQuarantine: Layer.Layer<Quarantine, never, Libsql> = Layer.ef
       })
     return Quarantine.of({
       list: (query) =>
-        db.read((tx) =>
-          Effect.gen(function* () {
-            if (!(yield* hasTable(tx))) return { items: [], nextCursor: null }
-            const [at, id] = decodeCursor(query.cursor, 2) ?? [null, null]
-            const rows = yield* tx.all<StoredChange>(
-              `SELECT ${QUARANTINE} FROM schoolbus_quarantine
-                WHERE (?1 IS NULL OR (status <> 'open') = ?1) AND (?2 IS NULL OR table_name = ?2) AND (?3 IS NULL OR (at, id) < (?3, ?4))
-                ORDER BY at DESC, id DESC LIMIT ?5`,
-              [query.resolved ?? null, query.table ?? null, at ?? null, id ?? null, query.limit + 1],
-            )
-            const page = pageOf(rows, query.limit, (row) => [row.at, row.id])
-            return { ...page, items: page.items.map(changeOf) }
-          }),
-        ),
+        Effect.map(readRecords<StoredChange>(db, QUARANTINE, "schoolbus_quarantine", query), (page) => ({
+          ...page,
+          items: page.items.map(changeOf),
+        })),
       show,
       decide: (id, action, by) =>
         Effect.gen(function* () {

@@ -55,6 +55,14 @@ const lockConflict = (session: Session, id: string): Effect.Effect<Conflict, Dec
     return conflict ?? (yield* refuse("not_found", `no conflict ${id}; see: schoolbus conflicts list`))
   })
 
+/** The record, locked, with what Postgres checks checked at once. `school`: the one that asks; another school's record is none. */
+const openRecord = (session: Session, id: string, school: string | null): Effect.Effect<Conflict, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
+    yield* session.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    const conflict = yield* lockConflict(session, id)
+    return school === null || conflict.school === school ? conflict : yield* refuse("not_found", `no conflict ${id}; see: schoolbus conflicts list`)
+  })
+
 /** In the caller's transaction. `school`: the one that asks; it may decide only about its own records. */
 export const decideIn = (
   session: Session,
@@ -65,9 +73,7 @@ export const decideIn = (
   school: string | null = null,
 ): Effect.Effect<void, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
-    yield* session.execute("SET CONSTRAINTS ALL IMMEDIATE")
-    const conflict = yield* lockConflict(session, id)
-    if (school !== null && conflict.school !== school) return yield* refuse("not_found", `no conflict ${id}; see: schoolbus conflicts list`)
+    const conflict = yield* openRecord(session, id, school)
     const authority: Authority = school === null ? "office" : "school"
     if (conflict.kind === "unique") return yield* decideClash(session, decider, conflict, yield* uniqueChoice(conflict, choice), by, authority)
     if (choice.keep === "rename_local")
@@ -238,9 +244,7 @@ export const undoIn = (
   school: string | null = null,
 ): Effect.Effect<void, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
-    yield* session.execute("SET CONSTRAINTS ALL IMMEDIATE")
-    const conflict = yield* lockConflict(session, id)
-    if (school !== null && conflict.school !== school) return yield* refuse("not_found", `no conflict ${id}; see: schoolbus conflicts list`)
+    const conflict = yield* openRecord(session, id, school)
     if (conflict.status === "open") return yield* refuse("decided", "nothing is decided here yet")
     if (conflict.kind === "unique") return yield* undoClash(session, decider, conflict, by)
     if (conflict.undo === null) return yield* decideValue(session, decider, conflict, { keep: conflict.winner === "vps" ? "school" : "vps" }, by)
