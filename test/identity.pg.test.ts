@@ -5,7 +5,7 @@ import { join } from "node:path"
 import { afterAll, beforeAll, expect, it } from "vitest"
 import { newKey } from "../src/link/keys.ts"
 import { type Node, startNode, upToDate } from "./support/node.ts"
-import { program } from "./support/processes.ts"
+import { command, program } from "./support/processes.ts"
 import { until } from "./support/until.ts"
 import { createDatabase, type Database, run, testCluster } from "./support/postgres.ts"
 import { begin, killAll } from "./support/run.ts"
@@ -124,13 +124,31 @@ it("Postgres put back to six hours ago: schools send again what it lost, idle on
   await until("the later writes", async () => (await office.names("a")).includes("edited after") && (await office.names("a")).includes("after"))
   await upToDate(a)
   await run(office.database.url, "INSERT INTO pupils VALUES ('b-9', 'b', 'only head office had it')")
-  await until("it to arrive", () => local(two).includes("only head office had it"))
+  await run(office.database.url, "UPDATE pupils SET name = 'only head office edited it' WHERE id = 'b-1'; DELETE FROM pupils WHERE id = 'b-2'")
+  await until("it to arrive", () => local(two).includes("only head office had it") && !local(two).includes("first 2"))
+  expect((await command("verify", "--lost", "--url", office.hub.url)).out).toContain("has not been put back")
   await office.restart(putBack)
   expect(office.hub.output()).toMatch(/put back|does not exist/)
   await agree(office, "a", one, a)
   expect(await office.names("a")).toEqual(["edited after", "first 3", "first 4", "first 5", "before", "after"])
   await agree(office, "b", two, b)
   expect(await conflicts(office)).toBe(0)
+  // What schools had sent is there again; what only head office had is told, with what it was.
+  const lost = await command("verify", "--lost", "--json", "--url", office.hub.url)
+  expect([lost.code, (JSON.parse(lost.out) as { rows: ReadonlyArray<object> }).rows]).toEqual([
+    1,
+    [
+      ["b-1", "only head office edited it", "first 1"],
+      ["b-2", null, "first 2"],
+      ["b-9", "only head office had it", null],
+    ].map(([id, was, now]) => ({
+      table: "public.pupils",
+      key: JSON.stringify([id]),
+      was: was === null ? null : { id, school_id: "b", name: was },
+      now: now === null ? null : { id, school_id: "b", name: now },
+    })),
+  ])
+  expect(office.hub.output()).toMatch(/table public\.pupils: \d+ rows stood otherwise before Postgres was put back/)
   expect(b.output()).toMatch(/rows differ from head office/)
   expect(b.output()).not.toContain("everything comes anew")
   for (const node of [a, b]) expect((await node.status()).link.state).toBe("online")

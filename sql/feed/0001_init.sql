@@ -96,6 +96,21 @@ CREATE TABLE unmet (
   PRIMARY KEY (tbl, key)
 ) WITHOUT ROWID;
 
+-- After Postgres was put back: tables that are compared with it, and rows as the feed held them where it differs.
+-- names: JSON list of columns; was: as entry.body, null = head office had deleted the row.
+CREATE TABLE losing (
+  tbl  INTEGER PRIMARY KEY,
+  at   INTEGER NOT NULL,                 -- when it was noticed, ms since 1970
+  done INTEGER NOT NULL
+);
+CREATE TABLE lost (
+  tbl   INTEGER NOT NULL,
+  key   TEXT NOT NULL,
+  names TEXT NOT NULL,
+  was   TEXT,
+  PRIMARY KEY (tbl, key)
+) WITHOUT ROWID;
+
 -- Rows whose message left something out that the feed does not know: read again by key, outside the stream.
 -- why: toast (a column stored out of line), nan (a null that may stand for NaN or Infinity); table: the whole table is
 -- to be compared, under the empty key.

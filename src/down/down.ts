@@ -91,7 +91,8 @@ export const runDown = (
     const roles = rolesOf(options.tables)
     const compared = makeComparing()
     const flush = makeFlush({ ...options, onWritten: compared.written })
-    const reads = makeReads({ ...options, feed, brackets, flush, txn, compared })
+    const losing = yield* feed.losing
+    const reads = makeReads({ ...options, feed, brackets, flush, txn, compared, losing })
 
     /** Looks at the catalog as the txn at hand left it: a commit is streamed before others can see it. */
     const lookNow = Effect.gen(function* () {

@@ -25,6 +25,7 @@ import { type Installation, installShapes } from "./install.ts"
 import { OpenAppend } from "./open-append.ts"
 import { type FeedPage, makePages, type PageListener, type PageRequest } from "./page.ts"
 import { horizonOf, prune } from "./prune.ts"
+import { type Lost, readLosing, readLost } from "./lost.ts"
 import { makeReaders, type Readers } from "./readers.ts"
 import type { Shape } from "./shape.ts"
 import { makeWatch, NEWCOMERS } from "./watch.ts"
@@ -60,6 +61,9 @@ export class Feed extends Context.Service<
     readonly heldTables: Effect.Effect<ReadonlyArray<string>, LibsqlError>
     /** Tables that the feed holds from before, with the shape that was accepted last. */
     readonly shapes: Effect.Effect<ReadonlyArray<Shape>, LibsqlError>
+    /** Tables that are still compared with a Postgres that was put back; what that has lost. */
+    readonly losing: Effect.Effect<ReadonlySet<number>, LibsqlError>
+    readonly lost: (limit: number) => Effect.Effect<Lost, LibsqlError>
     /** The table's rows are compared with Postgres when the stream is next opened. */
     readonly recheck: (tableId: number) => Effect.Effect<void, LibsqlError>
     /** The table takes the shape that is found next; false: there is no such table here. */
@@ -238,6 +242,8 @@ export class Feed extends Context.Service<
           db.read((tx) => tx.all<{ shape: string }>("SELECT shape FROM tables")),
           (rows) => rows.map(({ shape }) => JSON.parse(shape) as Shape),
         ),
+        losing: db.read(readLosing),
+        lost: (limit) => db.read((tx) => readLost(tx, limit)),
         recheck: (tableId) => Effect.asVoid(db.write((tx) => tx.run("UPDATE tables SET recheck = 1 WHERE id = ?", [tableId]))),
         accept: (name) =>
           Effect.gen(function* () {

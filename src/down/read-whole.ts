@@ -11,6 +11,7 @@ import { type Bracket, type Brackets, isOvertaken, type ReadRow, settledRows, ta
 import { EXAMPLES, type TableCheck } from "./check.ts"
 import { type FeedTable, rowKey } from "./entry.ts"
 import type { Feed } from "./feed.ts"
+import { keepGoneRows, keepReplacedRows } from "./lost.ts"
 import type { Flush } from "./flush.ts"
 import type { CurrentTxn, Pending } from "./pending.ts"
 
@@ -45,11 +46,14 @@ export const makeReads = (options: {
   readonly txn: Readonly<CurrentTxn>
   readonly tables: ReadonlyArray<FeedTable>
   readonly reread: ReadonlySet<number>
+  /** Tables that are compared with a Postgres that was put back. */
+  readonly losing: ReadonlySet<number>
   readonly onLoading: (table: string, rows: number, done: boolean) => Effect.Effect<void>
   readonly compared: ReturnType<typeof makeComparing>
 }) => {
   const { pg, feed, brackets, flush, txn, tables, reread, onLoading } = options
   const { comparing, forgetMet } = options.compared
+  const losing = new Set(options.losing)
   const checking = new Map<number, { readonly repair: boolean; readonly result: TableCheck }>()
 
   /** Counts the rows that the feed does not hold as Postgres does; what the stream brought before them is in the feed. */
@@ -82,6 +86,11 @@ export const makeReads = (options: {
           settled.map(({ key }) => ({ table, key })),
         )
     }
+    const isLosing = comparing.has(table.id) && losing.has(table.id) && check === undefined
+    if (isLosing) {
+      yield* flush.all(appender, pending)
+      yield* keepReplacedRows(appender, table, settled)
+    }
     for (const row of check?.repair === false ? [] : settled) {
       pending.set(table, row.key, row.tokens, { ifDifferent: true })
     }
@@ -103,6 +112,18 @@ export const makeReads = (options: {
         check.result.keys.push(...unmet.slice(0, EXAMPLES - check.result.keys.length).map(({ key }) => key))
       }
       const gone = check?.repair === false ? [] : unmet
+      if (isLosing) {
+        losing.delete(table.id)
+        const lost = yield* keepGoneRows(
+          appender,
+          table,
+          gone.map(({ key }) => key),
+        )
+        if (lost > 0)
+          yield* Effect.logWarning(
+            `table ${table.name}: ${lost} rows stood otherwise before Postgres was put back; what schools had sent comes again by itself, schoolbus verify --lost names the rest`,
+          )
+      }
       for (let i = 0; i < gone.length; i += GONE_AT_ONCE) {
         yield* appender.rows(
           gone

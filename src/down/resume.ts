@@ -22,6 +22,8 @@ export interface Standing {
   readonly plugin: string
   /** Life number that stands in Postgres; null = none. */
   readonly life: string | null
+  /** It was written before the txn that the feed took last. */
+  readonly isLifeOlder: boolean
   /** Postgres does not know the txn that the feed took last. */
   readonly isOtherPast: boolean
   readonly cluster: { readonly systemId: string; readonly timeline: number }
@@ -35,9 +37,11 @@ export interface Resume {
   /** The slot that is there is of no use. */
   readonly isUseless: boolean
   readonly isNewEpoch: boolean
+  /** Postgres, not the feed, is the one that was put back: what only the feed holds is lost there. */
+  readonly isPutBack: boolean
 }
 
-export const judgeStanding = ({ feed, slot, plugin, life, isOtherPast, cluster, publication }: Standing): Resume => {
+export const judgeStanding = ({ feed, slot, plugin, life, isLifeOlder, isOtherPast, cluster, publication }: Standing): Resume => {
   const isFresh = feed.lsn === 0n
   const isLost = slot?.walStatus === "lost"
   const isOtherPlugin = slot !== null && slot.plugin !== plugin
@@ -65,5 +69,6 @@ export const judgeStanding = ({ feed, slot, plugin, life, isOtherPast, cluster, 
     compare: isFresh ? null : reason,
     isUseless: isLost || isOtherPlugin || isUnpublished,
     isNewEpoch: !isFresh && (isOtherLife || isOtherPast || isOtherCluster),
+    isPutBack: !isFresh && (isOtherPast || isOtherCluster || (isOtherLife && isLifeOlder)),
   }
 }

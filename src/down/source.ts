@@ -39,6 +39,7 @@ import { runDown, ShapeChanged } from "./down.ts"
 import { MARKS, SCHEMA_CHANGES } from "./signals.ts"
 import { Feed } from "./feed.ts"
 import { type CatalogRefused, prepare, wantedTables } from "./prepare.ts"
+import { beginLost } from "./lost.ts"
 import { judgeStanding } from "./resume.ts"
 
 const LIFE_MS = 60_000
@@ -176,12 +177,16 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
           ? []
           : [...missingFrom(publication, streamed), ...streamed.filter((table) => marks?.[table] !== publication.marks[table])]
       const unpublished = held.filter((table) => gaps.includes(table))
-      const [known] = yield* pg.query<{ life: string }>("SELECT life FROM schoolbus.hub WHERE id = 1")
-      const { compare, isUseless, isNewEpoch } = judgeStanding({
+      const [known] = yield* pg.query<{ life: string; older: boolean | null }>(
+        "SELECT life, at < nullif($1, '')::timestamptz AS older FROM schoolbus.hub WHERE id = 1",
+        [state.position.at],
+      )
+      const { compare, isUseless, isNewEpoch, isPutBack } = judgeStanding({
         feed: { ...state, lsn: state.position.lsn },
         slot,
         plugin: config.plugin,
         life: known?.life ?? null,
+        isLifeOlder: known?.older === true,
         isOtherPast: !isFresh && state.position.xid > 0 && !(yield* holdsTxn(pg, state.position)),
         cluster: identity,
         publication: publication === null ? null : { name, exists: publication.exists, gaps: unpublished },
@@ -233,6 +238,7 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
           Effect.gen(function* () {
             // A comparison that breaks off begins again with the next stream.
             if (compare !== null) yield* appender.tx.run("INSERT OR IGNORE INTO unmet (tbl, key) SELECT id, '' FROM tables WHERE status = 'ready'")
+            if (isPutBack) yield* beginLost(appender.tx, yield* Clock.currentTimeMillis)
             yield* appender.position({ lsn: from, xid: 0, at: "" })
           }),
         )

@@ -1,4 +1,4 @@
-/** The operator's API of comparisons: `POST /api/sync/verify {repair}` compares now, `GET` tells the last result. */
+/** The operator's API of comparisons: `POST /api/sync/verify {repair}` compares now, `GET` tells the last result, `GET …/lost` what a restore lost. */
 import * as Effect from "effect/Effect"
 import { type AnyElysia, Elysia } from "elysia"
 import { z } from "zod"
@@ -6,6 +6,8 @@ import { Verify } from "../status/verify.ts"
 import { answering, Refusal } from "./server.ts"
 
 const Body = z.strictObject({ repair: z.boolean().default(false) }).optional()
+
+const Query = z.object({ limit: z.coerce.number().int().min(1).max(1000).default(100) })
 
 export const verifyRoutes: Effect.Effect<AnyElysia, never, Verify> = Effect.map(Effect.context<Verify>(), (context) => {
   const answer = answering(context)
@@ -17,6 +19,15 @@ export const verifyRoutes: Effect.Effect<AnyElysia, never, Verify> = Effect.map(
     )
   return new Elysia({ name: "verify" })
     .post("/api/sync/verify", ({ request, body }) => answer(request, run(body?.repair ?? false)), { body: Body })
+    .get(
+      "/api/sync/verify/lost",
+      ({ request, query }) =>
+        answer(
+          request,
+          Verify.use((service) => service.lost(query.limit)),
+        ),
+      { query: Query },
+    )
     .get("/api/sync/verify", ({ request }) =>
       answer(
         request,

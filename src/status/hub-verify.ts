@@ -3,12 +3,14 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { FeedChecks } from "../down/check.ts"
+import { Feed } from "../down/feed.ts"
 import { type Verified, Verify, VerifyRefused } from "./verify.ts"
 
-export const hubVerify: Layer.Layer<Verify, never, FeedChecks> = Layer.effect(
+export const hubVerify: Layer.Layer<Verify, never, FeedChecks | Feed> = Layer.effect(
   Verify,
   Effect.gen(function* () {
     const checks = yield* FeedChecks
+    const feed = yield* Feed
     let last: Verified | null = null
     const run = (repair: boolean) =>
       Effect.gen(function* () {
@@ -31,6 +33,6 @@ export const hubVerify: Layer.Layer<Verify, never, FeedChecks> = Layer.effect(
           : Effect.logWarning(`verify: ${differences} rows of the feed differ from Postgres`)
         return result
       })
-    return Verify.of({ run, last: Effect.sync(() => last) })
+    return Verify.of({ run, last: Effect.sync(() => last), lost: (limit) => Effect.orDie(feed.lost(limit)) })
   }),
 )

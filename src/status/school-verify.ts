@@ -62,6 +62,7 @@ export const schoolVerify: Layer.Layer<Verify, never, Libsql | OpenLink> = Layer
     return Verify.of({
       run: (repair) => one.withPermit(Effect.provide(verifyNow(repair ? "all" : "none"), context)),
       last: Effect.orDie(lastVerified(db)),
+      lost: () => Effect.succeed({ at: null, count: 0, rows: [] }),
     })
   }),
 )

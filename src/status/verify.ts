@@ -33,6 +33,19 @@ export interface Verified {
   readonly repaired: { readonly up: number; readonly down: number }
 }
 
+export interface Lost {
+  /** When it was noticed, RFC 3339, UTC; null = never. */
+  readonly at: string | null
+  readonly count: number
+  /** The first of them. `was`, `now`: the row before and at present; null = there was, is none. `key`: JSON list. */
+  readonly rows: ReadonlyArray<{
+    readonly table: string
+    readonly key: string
+    readonly was: Readonly<Record<string, unknown>> | null
+    readonly now: Readonly<Record<string, unknown>> | null
+  }>
+}
+
 /** Not now: the message says why, and when. */
 export class VerifyRefused extends Data.TaggedError("VerifyRefused")<{ readonly message: string }> {}
 
@@ -43,5 +56,7 @@ export class Verify extends Context.Service<
     readonly run: (repair: boolean) => Effect.Effect<Verified, VerifyRefused>
     /** The last finished one; null = none yet. */
     readonly last: Effect.Effect<Verified | null>
+    /** At the hub, after its Postgres was put back: rows that stand otherwise than before. */
+    readonly lost: (limit: number) => Effect.Effect<Lost>
   }
 >()("schoolbus/status/Verify") {}

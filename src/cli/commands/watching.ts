@@ -45,10 +45,11 @@ export const watching: ReadonlyArray<Command> = [
     args: [],
     options: [
       { name: "repair", kind: "flag", help: "mend what differs: own writes go up and get a verdict, the rest is sent again" },
+      { name: "lost", kind: "flag", help: "at the hub, after Postgres was put back: the rows that stand otherwise than before" },
       ...API_OPTIONS.map((option) => (option.name === "timeout" ? { ...option, default: "900" } : option)),
       JSON_OPTION,
     ],
-    examples: ["schoolbus verify", "schoolbus verify --repair --json"],
+    examples: ["schoolbus verify", "schoolbus verify --repair --json", "schoolbus verify --lost"],
     load: () => import("../verify.ts").then((m) => m.run),
   },
   {
