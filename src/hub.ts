@@ -27,7 +27,7 @@ import { Libsql } from "./libsql/client.ts"
 import { lockFile } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
 import type { Catalog } from "./postgres/catalog.ts"
-import { type PostgresPool, Postgres } from "./postgres/client.ts"
+import { Postgres, PostgresError, type PostgresPool } from "./postgres/client.ts"
 import { keyProblems } from "./postgres/key-types.ts"
 import { hubScript } from "./postgres/migrate.ts"
 import { stopSignal } from "./runtime.ts"
@@ -90,12 +90,15 @@ const streamLoop = (options: { readonly url: string; readonly pg: PostgresPool; 
       ),
       onLoading,
     })
+    // On a line that is dead without an end, everything else would wait for answers that never come.
+    const isUnanswered = (error: unknown) => error instanceof PostgresError && error.sqlstate === ""
     const attempt = once.pipe(
+      Effect.tapError((error) => (isUnanswered(error) ? options.pg.reset : Effect.void)),
       Effect.tapError((error) =>
         error._tag === "SlotBusy" || (error._tag === "WalStopped" && error.busy)
           ? facts.set({ stream: "standby", streamDetail: sentence(error), postgres: true })
           : Effect.andThen(
-              facts.set({ stream: "down", streamDetail: sentence(error), postgres: !(error._tag === "PostgresError" && error.sqlstate === "") }),
+              facts.set({ stream: "down", streamDetail: sentence(error), postgres: !isUnanswered(error) }),
               Effect.logWarning(`stream: ${sentence(error)}`),
             ),
       ),

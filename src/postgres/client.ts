@@ -8,11 +8,16 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import postgres from "postgres"
 
 /** Connections of one pool: pushes, brackets and status queries share them. */
 const POOL_SIZE = 8
 const CONNECT_TIMEOUT_SECONDS = 10
+/** A connection that nobody needs is closed. */
+const IDLE_MS = 60_000
+/** What still runs on a connection that is given up. */
+const END_SECONDS = 2
 
 /** Under these settings Postgres prints a value in one way only. */
 export const SESSION = {
@@ -86,55 +91,128 @@ const toError =
 /** A text may begin with a byte order mark, which belongs to it. */
 const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 
-const sessionOf = (sql: () => Pick<postgres.Sql, "unsafe">): Session => {
-  const unsafe = (text: string, params: ReadonlyArray<Param> = []) => sql().unsafe(text, params as never, { prepare: false })
+/**
+ * One connection, of one user at a time. The driver would go on after a loss with another session under the same name, in
+ * which the rest of a transaction would stand alone, and may leave a statement that is sent meanwhile without an answer; so
+ * a lane that lost its connection is never used again, and who waits on it is told.
+ */
+interface Lane {
+  readonly sql: postgres.Sql
+  readonly waiting: Set<(cause: Error) => void>
+  isLost: boolean
+  idle?: ReturnType<typeof setTimeout>
+}
+
+const lost = (): Error => new Error("the connection to Postgres was lost")
+
+const loseLane = (lane: Lane): void => {
+  lane.isLost = true
+  clearTimeout(lane.idle)
+  const waiting = [...lane.waiting]
+  lane.waiting.clear()
+  for (const refuse of waiting) refuse(lost())
+  void lane.sql.end({ timeout: 0 }).catch(() => undefined)
+}
+
+/** What a lane answers, or its loss, whichever comes first. */
+const ask = <A>(lane: Lane, send: (sql: postgres.Sql) => Promise<A>): Promise<A> =>
+  new Promise((done, refuse) => {
+    if (lane.isLost) return refuse(lost())
+    lane.waiting.add(refuse)
+    void send(lane.sql)
+      .then(done, refuse)
+      .finally(() => lane.waiting.delete(refuse))
+  })
+
+/** `{"a","b \\" c",NULL}` */
+const arrayText = (values: ReadonlyArray<string | null>): string =>
+  `{${values.map((value) => (value === null ? "NULL" : `"${value.replace(/[\\"]/g, "\\$&")}"`)).join(",")}}`
+
+const sessionOf = (lane: Lane): Session => {
+  const unsafe = (sql: postgres.Sql, text: string, params: ReadonlyArray<Param>) =>
+    sql.unsafe(text, params.map((param) => (Array.isArray(param) ? arrayText(param) : param)) as never, { prepare: false })
+  const asked = <A>(text: string, send: (sql: postgres.Sql) => Promise<A>) => Effect.tryPromise({ try: () => ask(lane, send), catch: toError(text) })
   return {
-    query: (text, params) => Effect.tryPromise({ try: async () => [...(await unsafe(text, params))] as never, catch: toError(text) }),
-    values: (text, params) => Effect.tryPromise({ try: async () => [...(await unsafe(text, params).values())] as never, catch: toError(text) }),
-    texts: (text, params) =>
-      Effect.tryPromise({
-        try: async () => (await unsafe(text, params).raw()).map((row) => row.map((cell) => (cell === null ? null : utf8.decode(cell)))),
-        catch: toError(text),
-      }),
-    execute: (text, params) => Effect.tryPromise({ try: async () => (await unsafe(text, params)).count ?? 0, catch: toError(text) }),
+    query: (text, params = []) => asked(text, async (sql) => [...(await unsafe(sql, text, params))] as never),
+    values: (text, params = []) => asked(text, async (sql) => [...(await unsafe(sql, text, params).values())] as never),
+    texts: (text, params = []) =>
+      asked(text, async (sql) => (await unsafe(sql, text, params).raw()).map((row) => row.map((cell) => (cell === null ? null : utf8.decode(cell))))),
+    execute: (text, params = []) => asked(text, async (sql) => (await unsafe(sql, text, params)).count ?? 0),
   }
 }
 
 /** Opens a pool; closed with the scope. Connects on first use, so an absent server is an error of the query, not of this. */
 export const openPool = (url: string, options: { readonly name: string; readonly max?: number }): Effect.Effect<PostgresPool, never, Scope.Scope> =>
   Effect.gen(function* () {
-    const connect = () =>
-      postgres(url, {
-        max: options.max ?? POOL_SIZE,
+    const gate = yield* Semaphore.make(options.max ?? POOL_SIZE)
+    const lanes = new Set<Lane>()
+    const idle: Array<Lane> = []
+    const drop = (lane: Lane): void => {
+      lanes.delete(lane)
+      const at = idle.indexOf(lane)
+      if (at >= 0) idle.splice(at, 1)
+      if (!lane.isLost) loseLane(lane)
+    }
+    const open = (): Lane => {
+      const sql = postgres(url, {
+        max: 1,
         connect_timeout: CONNECT_TIMEOUT_SECONDS,
-        idle_timeout: 60,
-        // Without it, reserving the first connection of a pool never returns (postgres 3.4.9).
-        fetch_types: true,
+        // Closed here, never by the driver between two statements of a transaction.
+        max_lifetime: null,
+        // A connection that is lost while the driver asks for types on its own would end the process.
+        fetch_types: false,
         onnotice: () => undefined,
+        onclose: () => {
+          // What ended one may have ended the others, without a word to those that only wait.
+          if (!lane.isLost) for (const other of [...idle]) drop(other)
+          drop(lane)
+        },
         connection: { ...SESSION, application_name: `schoolbus ${options.name}` },
       })
-    let sql = connect()
-    yield* Effect.addFinalizer(() => Effect.promise(() => sql.end({ timeout: 2 })))
-    const reset = Effect.sync(() => {
-      const dead = sql
-      sql = connect()
-      void dead.end({ timeout: 0 }).catch(() => undefined)
+      const lane: Lane = { sql, waiting: new Set(), isLost: false }
+      lanes.add(lane)
+      return lane
+    }
+    const take = Effect.sync(() => {
+      const lane = idle.pop() ?? open()
+      clearTimeout(lane.idle)
+      return lane
     })
+    const give = (lane: Lane) =>
+      Effect.sync(() => {
+        // A statement that nobody waits for any more would keep the next one waiting.
+        if (lane.isLost || lane.waiting.size > 0) return drop(lane)
+        lane.idle = setTimeout(() => drop(lane), IDLE_MS)
+        idle.push(lane)
+      })
+    const onLane = <A, E, R>(use: (session: Session) => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+      gate.withPermit(Effect.acquireUseRelease(take, (lane) => use(sessionOf(lane)), give))
+    yield* Effect.addFinalizer(() =>
+      Effect.promise(async () => {
+        for (const lane of idle) clearTimeout(lane.idle)
+        await Promise.all([...lanes].map((lane) => lane.sql.end({ timeout: END_SECONDS })))
+      }),
+    )
     const once: PostgresPool["tx"] = (body, isolation = "read committed") =>
-      Effect.acquireUseRelease(
-        Effect.tryPromise({ try: () => sql.reserve(), catch: toError("connect") }),
-        (reserved) => {
-          const session = sessionOf(() => reserved)
-          return Effect.acquireUseRelease(
-            session.execute(`BEGIN ISOLATION LEVEL ${isolation}`),
-            () => Effect.flatMap(body(session), (value) => Effect.as(session.execute("COMMIT"), value)),
-            (_, exit) => (Exit.isSuccess(exit) ? Effect.void : Effect.ignoreCause(session.execute("ROLLBACK"))),
-          )
-        },
-        (reserved) => Effect.sync(() => reserved.release()),
+      onLane((session) =>
+        Effect.acquireUseRelease(
+          session.execute(`BEGIN ISOLATION LEVEL ${isolation}`),
+          () => Effect.flatMap(body(session), (value) => Effect.as(session.execute("COMMIT"), value)),
+          (_, exit) => (Exit.isSuccess(exit) ? Effect.void : Effect.ignoreCause(session.execute("ROLLBACK"))),
+        ),
       )
     const tx: PostgresPool["tx"] = (body, isolation) => Effect.retry(once(body, isolation), { times: 1, while: isStalePlan })
-    return { url, tx, reset, ...sessionOf(() => sql) }
+    return {
+      url,
+      tx,
+      reset: Effect.sync(() => {
+        for (const lane of [...lanes]) drop(lane)
+      }),
+      query: (sql, params) => onLane((session) => session.query(sql, params)),
+      values: (sql, params) => onLane((session) => session.values(sql, params)),
+      texts: (sql, params) => onLane((session) => session.texts(sql, params)),
+      execute: (sql, params) => onLane((session) => session.execute(sql, params)),
+    }
   })
 
 export class Postgres extends Context.Service<Postgres, PostgresPool>()("schoolbus/postgres/Postgres") {

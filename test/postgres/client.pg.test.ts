@@ -35,6 +35,74 @@ test("texts come as they stand in Postgres, from their first character on", asyn
   const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 1 }), scope))
   const [row] = await Effect.runPromise(pg.texts("SELECT chr(65279) || 'a', 'b' || chr(65279), '', NULL::text"))
   expect(row).toEqual(["\uFEFFa", "b\uFEFF", "", null])
+  const list = ["a", "", null, "NULL", '"', "\\", '\\"', "{x,y}", " b ", "ü☃\n\t'"]
+  const back = await Effect.runPromise(pg.texts("SELECT u FROM unnest($1::text[]) WITH ORDINALITY AS l (u, n) ORDER BY n", [list]))
+  expect(back.flat()).toEqual(list)
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  await db.drop()
+})
+
+/** Ends connections of the pool from the server's side, as a restart does. */
+const end = (url: string, which = "true") =>
+  query(
+    url,
+    `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'schoolbus test' AND datname = current_database() AND ${which}`,
+  )
+
+test("a transaction whose connection is lost between two statements fails whole, and nothing of it lands in another", async () => {
+  const db = await createDatabase()
+  await query(db.url, "CREATE TABLE t (a int)")
+  const scope = Scope.makeUnsafe()
+  const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 2 }), scope))
+  let seen = 0
+  const ran = await Effect.runPromiseExit(
+    pg.tx((session) =>
+      Effect.gen(function* () {
+        yield* session.execute("INSERT INTO t VALUES (1)")
+        yield* Effect.promise(() => end(db.url))
+        for (const _ of Array.from({ length: 20 })) {
+          seen++
+          yield* Effect.ignore(session.execute("INSERT INTO t VALUES (2)"))
+          yield* Effect.sleep(5)
+        }
+      }),
+    ),
+  )
+  expect([seen, Exit.isFailure(ran)]).toEqual([20, true])
+  expect(await Effect.runPromise(pg.query("SELECT a FROM t"))).toEqual([])
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  await db.drop()
+})
+
+test("however often connections are lost, every statement is answered, and transactions stand whole or not at all", async () => {
+  const db = await createDatabase()
+  await query(db.url, "CREATE TABLE t (a int, b int)")
+  const scope = Scope.makeUnsafe()
+  const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 4 }), scope))
+  let done = 0
+  const written: Array<number> = []
+  const work = Array.from({ length: 8 }, (_, worker) =>
+    Array.from({ length: 40 }, (__, i) => worker * 100 + i).reduce(
+      (before, a) =>
+        before.then(async () => {
+          const ran = await Effect.runPromiseExit(
+            pg.tx((session) =>
+              Effect.gen(function* () {
+                for (const b of [1, 2, 3]) yield* session.execute("INSERT INTO t VALUES ($1::int, $2::int)", [a, b])
+              }),
+            ),
+          )
+          if (Exit.isSuccess(ran)) written.push(a)
+          await Effect.runPromiseExit(pg.query("SELECT 1"))
+        }),
+      Promise.resolve(),
+    ),
+  ).map((one) => one.finally(() => done++))
+  while (done < work.length) await end(db.url, "random() < 0.4")
+  await Promise.all(work)
+  const rows = await Effect.runPromise(pg.query<{ a: number; n: number }>("SELECT a, count(*)::int AS n FROM t GROUP BY a"))
+  expect(rows.filter(({ n }) => n !== 3)).toEqual([])
+  expect(written.filter((a) => !rows.some((row) => row.a === a))).toEqual([])
   await Effect.runPromise(Scope.close(scope, Exit.void))
   await db.drop()
 })
