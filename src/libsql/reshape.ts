@@ -25,6 +25,14 @@ export const isReplaced = (before: Table, after: Table): boolean => (before.gene
 /** The file's columns by their name in the old shape. */
 const columnsByName = (file: FileTable): ReadonlyMap<string, FileColumn> => new Map(file.columns.map((column) => [sameName(column.name), column]))
 
+/** Where a column of the new shape stands in the file. A new one's name may be that of an old one, which goes by another name now. */
+const standingOf = (before: Table, present: ReadonlyMap<string, FileColumn>, column: Column): FileColumn | undefined => {
+  const old = oldOf(before, column)
+  if (old !== undefined) return present.get(sameName(old.name))
+  const isAnother = before.columns.some((other) => sameName(other.name) === sameName(column.name))
+  return isAnother ? undefined : present.get(sameName(column.name))
+}
+
 const setOf = (columns: ReadonlyArray<string>): string => columns.map(sameName).toSorted().join("\0")
 
 /** Unique constraints that the file's table itself declares. */
@@ -240,16 +248,14 @@ const buildOf = (tx: Tx, { before, after, file, manifest, former }: Reshaping): 
     const isParentGone = parentsOf(before, former).some((parent) => !parents.includes(parent))
     const isDropped = before.columns.some((old) => present.has(sameName(old.name)) && !after.columns.some((column) => oldOf(before, column) === old))
     const isUnfit = after.columns.some((column) => {
-      const here = present.get(sameName(oldOf(before, column)?.name ?? column.name))
+      const here = standingOf(before, present, column)
       if (here === undefined) return false
       const isTooStrict = here.notnull === 1 && here.pk === 0 && (!column.notNull || column.generated)
       return isTooStrict || !canHold(here.type, column)
     })
     // A default stands in the file for good, and rows that are older than the column show it.
     const isOtherDefault = after.columns.some((column) => {
-      const old = oldOf(before, column)
-      const isHere = present.has(sameName(old?.name ?? column.name))
-      if (isHere) return defaultSql(column) !== defaultSql(old ?? column)
+      if (standingOf(before, present, column) !== undefined) return defaultSql(column) !== defaultSql(oldOf(before, column) ?? column)
       const fill = fillOf(column)
       return defaultSql(column) !== (fill === null ? null : literal(column.kind, fill))
     })
@@ -270,7 +276,7 @@ export const reshape = (tx: Tx, reshaping: Reshaping): Effect.Effect<void, Libsq
     else {
       yield* rename(tx, before, after, present)
       for (const column of after.columns) {
-        if (present.has(sameName(oldOf(before, column)?.name ?? column.name))) continue
+        if (standingOf(before, present, column) !== undefined) continue
         yield* tx.exec(`ALTER TABLE ${ident(after.local)} ADD COLUMN ${columnSql(column, true)}`)
       }
     }

@@ -320,6 +320,18 @@ describe("a newer manifest", () => {
     await file.close()
   })
 
+  it("gives a renamed column's old name to a new one", async () => {
+    const file = await openSchoolFile([{ ...one, unique: [] }])
+    file.program("INSERT INTO books (id, title, pages) VALUES ('1', 'A', 12)")
+    await file.install(next([id, title, { ...pages, name: "leaves" }, column("pages", "int", { number: 4, fill: 7, default: 7 })]))
+    file.program("INSERT INTO books (id, title, leaves) VALUES ('2', 'B', 13)")
+    expect(file.read("SELECT id, leaves, pages FROM books")).toEqual([
+      ["1", 12n, 7n],
+      ["2", 13n, 7n],
+    ])
+    await file.close()
+  })
+
   it("leaves a dropped column to the program whose trigger speaks of it", async () => {
     const file = await openSchoolFile([one])
     file.program("CREATE TABLE log (t); CREATE TRIGGER own AFTER INSERT ON books BEGIN INSERT INTO log VALUES (NEW.pages); END")
