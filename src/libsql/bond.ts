@@ -142,10 +142,12 @@ export const bondedCuts = (
     for (const bond of bonds) {
       const row = placesOf(bond.row, rows, outcomes)
       const link = placesOf(bond.link, rows, outcomes)
-      for (const [value, { first }] of row.made) {
+      for (const [value, { first, last }] of row.made) {
         const partner = link.made.get(value)
         if (partner === undefined) continue
-        if (first < partner.first) hold(first, partner.first)
+        // What leaves again meets nothing: of each side the last may be the one that stays.
+        if (row.left.has(value) || link.left.has(value)) hold(Math.min(first, partner.first), Math.max(last, partner.last))
+        else if (first < partner.first) hold(first, partner.first)
         else if (bond.linkNamesRow) hold(partner.first, first)
       }
       for (const [value, { first, last }] of row.left) {
@@ -153,9 +155,9 @@ export const bondedCuts = (
         if (partner !== undefined) hold(Math.min(first, partner.first), Math.max(last, partner.last))
       }
       if (!isMore) continue
-      const lone = (own: Places, other: Places) => [...own.keys()].filter((value) => !other.has(value))
-      holdLater(row.made, yield* madeLater(tx, bond.link, lone(row.made, link.made), after))
-      if (bond.linkNamesRow) holdLater(link.made, yield* madeLater(tx, bond.row, lone(link.made, row.made), after))
+      const lone = (own: Places, other: typeof row) => [...own.keys()].filter((value) => !other.made.has(value) || other.left.has(value))
+      holdLater(row.made, yield* madeLater(tx, bond.link, lone(row.made, link), after))
+      if (bond.linkNamesRow) holdLater(link.made, yield* madeLater(tx, bond.row, lone(link.made, row), after))
       holdLater(row.left, yield* leftLater(tx, bond.link, [...row.left.keys()], after))
       holdLater(link.left, yield* leftLater(tx, bond.row, [...link.left.keys()], after))
     }
