@@ -71,7 +71,6 @@ const planOf = ({ table, keyKinds }: Target): LoadPlan => {
     columns,
     kinds: table.columns.map(({ kind }) => kind),
     keyKinds,
-    keyAt: key[0] ?? 0,
     put: put(""),
     putInOrder: put(`ORDER BY ${[...key.map(loadColumn), "rowid"].join(", ")}`),
     remove: `DELETE FROM ${ident(table.local)} WHERE ${table.key.map((name) => `${ident(name)} = ?`).join(" AND ")}`,

@@ -16,8 +16,6 @@ export interface LoadPlan {
   readonly kinds: ReadonlyArray<Kind>
   /** Of the key's columns. */
   readonly keyKinds: ReadonlyArray<Kind>
-  /** Where the first of them stands among the columns. */
-  readonly keyAt: number
   /** Writes the loaded rows ?1 to ?2 of `loadTable`; `inOrder`: in the order of their keys. */
   readonly put: string
   readonly putInOrder: string
@@ -47,8 +45,8 @@ interface LoadedLine {
   /** Its rows in the temporary table. */
   readonly from: number
   readonly to: number
-  readonly first: Cell
-  readonly last: Cell
+  readonly first: Place
+  readonly last: Place
   readonly isSorted: boolean
   readonly keys: ReadonlyArray<ReadonlyArray<Wire>>
   readonly gone: ReadonlyArray<ReadonlyArray<Wire>>
@@ -56,8 +54,28 @@ interface LoadedLine {
 
 /** Values that one statement of many rows binds: beyond that it is no quicker. */
 const WIDE_VALUES = 200
+const MOST_WIDE = 64
+/** Statements that are remembered. */
+const INSERTS = 128
 
-const isLess = (a: Cell, b: Cell): boolean => a !== null && b !== null && typeof a === typeof b && !(a instanceof Uint8Array) && a < b
+/** Where a key goes, for the order in which rows are written: nothing depends on it but the time that takes. */
+type Place = number | string | null
+const placeOf = (kind: Kind | undefined, wire: Wire): Place =>
+  wire === null ? null : kind === "int" || kind === "bigint" ? Number(wire) : typeof wire === "string" ? wire : null
+const isLess = (a: Place, b: Place): boolean => a !== null && b !== null && a < b
+
+/** Columns of which not every row has the same value. */
+const varyingColumns = (width: number, rows: ReadonlyArray<ReadonlyArray<Wire>>): ReadonlyArray<number> => {
+  const [first] = rows
+  let same = Array.from({ length: width }, (_, i) => i)
+  const varying: Array<number> = []
+  for (const row of rows) {
+    if (same.every((i) => row[i] === first?.[i])) continue
+    varying.push(...same.filter((i) => row[i] !== first?.[i]))
+    same = same.filter((i) => row[i] === first?.[i])
+  }
+  return varying.toSorted((a, b) => a - b)
+}
 
 interface Connection {
   readonly prepare: (sql: string) => { readonly run: (args: Array<unknown>) => unknown }
@@ -75,8 +93,9 @@ export class Loads {
   #lines: Array<LoadedLine> = []
   /** Whose lines these are. */
   #place = 0
-  /** Of each temporary table, by width: its rows, and the statement that adds as many as go together. */
-  #tables = new Map<number, { rows: number; readonly wide: number; readonly insert: (rows: number) => string }>()
+  /** Rows of each temporary table, by width. */
+  #tables = new Map<number, { rows: number }>()
+  #inserts = new Map<string, string>()
 
   constructor(connection: Connection) {
     this.#connection = connection
@@ -117,16 +136,11 @@ export class Loads {
     }
   }
 
-  #table(width: number) {
+  #table(width: number): { rows: number } {
     const known = this.#tables.get(width)
     if (known !== undefined) return known
-    const columns = Array.from({ length: width }, (_, i) => loadColumn(i))
-    this.#connection.exec(`CREATE TABLE ${loadTable(width)} (${columns.join(", ")})`)
-    const wide = Math.max(1, Math.floor(WIDE_VALUES / width))
-    const values = `(${columns.map(() => "?").join(", ")})`
-    const insert = (rows: number): string => `INSERT INTO ${loadTable(width)} VALUES ${Array(rows).fill(values).join(", ")}`
-    const wideInsert = insert(wide)
-    const table = { rows: 0, wide, insert: (rows: number) => (rows === wide ? wideInsert : insert(rows)) }
+    this.#connection.exec(`CREATE TABLE ${loadTable(width)} (${Array.from({ length: width }, (_, i) => loadColumn(i)).join(", ")})`)
+    const table = { rows: 0 }
     this.#tables.set(width, table)
     return table
   }
@@ -137,36 +151,52 @@ export class Loads {
       this.#lines.push({ plan: null, from: 1, to: 0, first: null, last: null, isSorted: true, keys: [], gone: [] })
       return
     }
-    const { kinds, keyAt } = plan
-    const width = kinds.length
-    const table = this.#table(width)
-    const from = table.rows + 1
+    const { kinds } = plan
+    const put: Array<ReadonlyArray<Wire>> = []
     const keys: Array<ReadonlyArray<Wire>> = []
     const gone: Array<ReadonlyArray<Wire>> = []
-    let cells: Array<Cell> = []
-    let first: Cell = null
-    let last: Cell = null
-    let isSorted = true
-    const flush = (): void => {
-      if (cells.length > 0) this.#connection.prepare(table.insert(cells.length / width)).run(cells)
-      table.rows += cells.length / width
-      cells = []
-    }
     for (const [key, values] of rows) {
-      if (values === null) {
-        gone.push(key)
-        continue
+      if (values === null) gone.push(key)
+      else {
+        put.push(values)
+        keys.push(key)
       }
-      for (let i = 0; i < width; i++) cells.push(wireToCell(kinds[i] as Kind, values[i] ?? null))
-      const at = cells[cells.length - width + keyAt] as Cell
-      if (keys.length === 0) first = at
-      else if (isSorted && isLess(at, last)) isSorted = false
-      last = at
-      keys.push(key)
-      if (cells.length === table.wide * width) flush()
     }
-    flush()
-    this.#lines.push({ plan, from, to: table.rows, first, last, isSorted, keys, gone })
+    const table = this.#table(kinds.length)
+    const from = table.rows + 1
+    const varying = varyingColumns(kinds.length, put)
+    const fixed = kinds.flatMap((_, i) => (varying.includes(i) ? [] : [i]))
+    const cellsOf = (values: ReadonlyArray<Wire> | undefined, some: ReadonlyArray<number>, cells: Array<Cell>): Array<Cell> => {
+      for (const i of some) cells.push(wireToCell(kinds[i] as Kind, values?.[i] ?? null))
+      return cells
+    }
+    const shared = cellsOf(put[0], fixed, [])
+    const wide = Math.max(1, Math.min(MOST_WIDE, Math.floor(WIDE_VALUES / Math.max(1, varying.length))))
+    for (let at = 0; at < put.length; ) {
+      const left = put.length - at
+      // Few statements of few sizes, each prepared once.
+      const n = left >= wide ? wide : 2 ** Math.floor(Math.log2(left))
+      const cells = [...shared]
+      for (const end = at + n; at < end; at++) cellsOf(put[at], varying, cells)
+      this.#connection.prepare(this.#insert(kinds.length, fixed, n)).run(cells)
+      table.rows += n
+    }
+    const places = keys.map((key) => placeOf(plan.keyKinds[0], key[0] ?? null))
+    const isSorted = places.every((place, i) => i === 0 || !isLess(place, places[i - 1] ?? null))
+    this.#lines.push({ plan, from, to: table.rows, first: places[0] ?? null, last: places.at(-1) ?? null, isSorted, keys, gone })
+  }
+
+  /** A statement for so many rows; what is the same in all of them is bound once, before the rest. */
+  #insert(width: number, fixed: ReadonlyArray<number>, rows: number): string {
+    const name = `${width} ${fixed.join()} ${rows}`
+    const known = this.#inserts.get(name)
+    if (known !== undefined) return known
+    let last = fixed.length
+    const one = (): string => Array.from({ length: width }, (_, i) => `?${fixed.includes(i) ? fixed.indexOf(i) + 1 : ++last}`).join(", ")
+    const sql = `INSERT INTO ${loadTable(width)} VALUES ${Array.from({ length: rows }, () => `(${one()})`).join(", ")}`
+    if (this.#inserts.size >= INSERTS) this.#inserts.clear()
+    this.#inserts.set(name, sql)
+    return sql
   }
 
   /** Writes the lines of a place, `from` up to but not including `to`, all of them or none; why they cannot be written so, or null. */
