@@ -403,7 +403,7 @@ export class Deliver extends Context.Service<
         }
         const isComplete = trailer?.complete === true
         const rows = rowsOf(lines)
-        if (isComplete && !goesOn && !sweeps && pace.isShort(rows)) {
+        if (isComplete && !goesOn && !sweeps && pace.isShort(state.waiting === "quiet", rows)) {
           const straight = yield* applyStraight(header, targets, lines, state.waiting === "quiet")
           if (straight.behind > 0) yield* retry
           return { ...nothing, ...straight, cursor: cursorAt(header), applied: true }

@@ -37,7 +37,7 @@ export interface Pace {
   /** `isLoaded`: the rows lay ready, which is another speed. */
   readonly measure: (isLoaded: boolean, rows: number, ms: number) => void
   /** So many rows may be written in one transaction. */
-  readonly isShort: (rows: number) => boolean
+  readonly isShort: (isLoaded: boolean, rows: number) => boolean
   /** Rows of the next slice. */
   readonly sliceRows: (isLoaded: boolean) => number
   /** Whether a slice as long as the last one still fits into this transaction. */
@@ -55,6 +55,7 @@ export const makePace = (
   let msPerRow = FIRST_MS_PER_ROW
   let msPerLoadedRow = FIRST_MS_PER_ROW
   let commitMs = 0
+  const speed = (isLoaded: boolean): number => (isLoaded ? msPerLoadedRow : msPerRow)
 
   /** A long list of open writes is frozen beforehand, a batch at a time. */
   const freezeBacklog = Effect.gen(function* () {
@@ -113,8 +114,8 @@ export const makePace = (
   return {
     deliver,
     measure,
-    isShort: (rows) => rows * msPerRow + commitMs <= STRAIGHT_MS,
-    sliceRows: (isLoaded) => Math.max(SLICE_ROWS.least, Math.min(SLICE_ROWS.most, Math.floor(SLICE_MS / (isLoaded ? msPerLoadedRow : msPerRow)))),
+    isShort: (isLoaded, rows) => rows * speed(isLoaded) + commitMs <= STRAIGHT_MS,
+    sliceRows: (isLoaded) => Math.max(SLICE_ROWS.least, Math.min(SLICE_ROWS.most, Math.floor(SLICE_MS / speed(isLoaded)))),
     hasRoom: (delivery, now, sliceMs) => now - delivery.now + sliceMs + commitMs <= CHUNK_MS,
   }
 }

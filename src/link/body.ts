@@ -55,6 +55,8 @@ const sniff = (first: Uint8Array): Encoding =>
 const ZSTD = { params: { [constants.ZSTD_c_compressionLevel]: 3, [constants.ZSTD_c_checksumFlag]: 1 } }
 
 const GZIP = { level: 5 }
+/** What a compressor hands on at once: smaller pieces cost more than the compression. */
+const chunkSize = 64 * 1024
 
 /** One body of a push. */
 export const compress = (bytes: Uint8Array): Promise<Uint8Array> =>
@@ -118,7 +120,7 @@ interface Press {
 
 /** One frame; a compressor takes almost 1 MiB, so none stands by for a stream that is silent. */
 const openPress = (encoding: Encoding, out: Array<Uint8Array>): Press => {
-  const press = encoding === "zstd" ? createZstdCompress(ZSTD) : encoding === "gzip" ? createGzip(GZIP) : null
+  const press = encoding === "zstd" ? createZstdCompress({ ...ZSTD, chunkSize }) : encoding === "gzip" ? createGzip({ ...GZIP, chunkSize }) : null
   if (press === null) {
     return {
       write: async (text) => void out.push(new TextEncoder().encode(text)),
@@ -318,7 +320,7 @@ export const unpress = async function* (chunks: AsyncIterable<Uint8Array>): Asyn
         piece = head
         const encoding = sniff(head)
         if (encoding === "zstd" && !READS_ZSTD_STREAMS) throw new BodyFault("a zstd stream that nobody asked for")
-        unpresser = encoding === "zstd" ? createZstdDecompress() : encoding === "gzip" ? createGunzip() : null
+        unpresser = encoding === "zstd" ? createZstdDecompress({ chunkSize }) : encoding === "gzip" ? createGunzip({ chunkSize }) : null
         unpresser?.on("data", (bytes: Uint8Array) => out.push(bytes))
         unpresser?.on("error", (error: Error) => {
           fault = error
