@@ -139,6 +139,13 @@ const countBehind = (tx: Tx): Effect.Effect<number, LibsqlError> =>
 
 const rowsOf = (lines: ReadonlyArray<RowsLine>): number => lines.reduce((n, [, , , , rows]) => n + rows, 0)
 
+/** Lines from one on, up to about so many rows; at least that one. */
+const someLines = (lines: ReadonlyArray<StagedLine>, from: number, rows: number): ReadonlyArray<StagedLine> => {
+  let to = from
+  for (let n = 0; to < lines.length && n < rows; to++) n += lines[to]?.rows ?? 0
+  return lines.slice(from, to)
+}
+
 /** Why this page is not for this file; null = it is. */
 const refusalOf = (state: StateRow, version: number, header: Header): DeliverRefused | null => {
   const refuse = (reason: DeliverRefused["reason"], message: string) => new DeliverRefused({ reason, message })
@@ -204,6 +211,8 @@ export class Deliver extends Context.Service<
         const { value, heldMs } = yield* deliver((delivery) =>
           Effect.gen(function* () {
             const isShown = ready !== null && (yield* loads.show(delivery, ready, 0, lines.length))
+            // The long way might hold the lock for too long.
+            if (!isShown && !pace.isShort(false, rows)) return null
             const settled = isShown ? [] : yield* applyPart(delivery, part ?? partOf(delivery, lines), false)
             if (delivery.isQuiet) {
               yield* setCursor(delivery.tx, header)
@@ -215,6 +224,7 @@ export class Deliver extends Context.Service<
           }),
         )
         if (ready !== null) yield* db.unload
+        if (value === null) return null
         pace.measure(value.isShown, rows, heldMs)
         return { settled: value.settled, behind: value.behind, rows }
       })
@@ -233,11 +243,11 @@ export class Deliver extends Context.Service<
         for (let sliceMs = 0; done < lines.length; ) {
           const began = yield* Clock.currentTimeMillis
           if (done > from && !pace.hasRoom(delivery, began, sliceMs)) break
-          const slice: Array<StagedLine> = []
-          let n = 0
-          for (; done + slice.length < lines.length && n < pace.sliceRows(isShown); n += slice.at(-1)?.rows ?? 0)
-            slice.push(lines[done + slice.length] as StagedLine)
+          let slice = someLines(lines, done, pace.sliceRows(isShown))
           isShown = ready !== null && (yield* loads.show(delivery, ready, done, done + slice.length))
+          // The long way takes its time: fewer of them.
+          if (!isShown) slice = someLines(lines, done, pace.sliceRows(false))
+          const n = slice.reduce((sum, line) => sum + line.rows, 0)
           if (!isShown) yield* applyPart(delivery, partOf(delivery, yield* readLines(delivery.tx, slice)), applying.sweep)
           yield* removeLines(delivery.tx, slice)
           done += slice.length
@@ -405,8 +415,10 @@ export class Deliver extends Context.Service<
         const rows = rowsOf(lines)
         if (isComplete && !goesOn && !sweeps && pace.isShort(state.waiting === "quiet", rows)) {
           const straight = yield* applyStraight(header, targets, lines, state.waiting === "quiet")
-          if (straight.behind > 0) yield* retry
-          return { ...nothing, ...straight, cursor: cursorAt(header), applied: true }
+          if (straight !== null) {
+            if (straight.behind > 0) yield* retry
+            return { ...nothing, ...straight, cursor: cursorAt(header), applied: true }
+          }
         }
         if (lines.length > 0 || (isComplete && !goesOn)) yield* db.write((tx) => stageLines(tx, header, lines))
         if (!isComplete) {

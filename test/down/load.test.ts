@@ -171,3 +171,15 @@ test("what was written in bulk before another row was refused is written once in
     await s.close()
   }
 })
+
+test("a long page of which a row is refused is staged, so that no program waits for the lock meanwhile", async () => {
+  const s = await openPulledSchool(tables)
+  try {
+    s.program("CREATE TRIGGER refuse BEFORE INSERT ON tags WHEN NEW.id = 5000 BEGIN SELECT RAISE(ABORT, 'not this one'); END")
+    for (let id = 1; id <= 6_000; id++) s.hub.put("tags", { id })
+    expect(await s.pull()).toMatchObject({ applied: true, behind: 1, received: { rows: 6_000 } })
+    expect(s.read("SELECT count(*), max(id) FROM tags")).toEqual([[5_999n, 6_000n]])
+  } finally {
+    await s.close()
+  }
+})
