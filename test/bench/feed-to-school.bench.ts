@@ -121,7 +121,7 @@ export default bench({
         const puller = await openPuller(ground, hub.url)
         await ground.sql`DELETE FROM attendance`
         await arrived(0)
-        await puller.pull()
+        await puller.follow()
         let ms = 0
         const lists: Array<ReadonlyArray<ReadonlyArray<unknown>>> = []
         for (let cut = 0; cut < cuts; cut++) {
