@@ -158,19 +158,22 @@ const readEntries = (tx: Tx, own: number, cls: number, after: number, limit: num
     return { rows, seqs, tbls: JSON.parse(found?.tbls ?? "[]") as ReadonlyArray<number> }
   })
 
-const countLeft = (tx: Tx, own: number, from: number, staged: Staged | null): Effect.Effect<Left, LibsqlError> =>
+const leftOf = (what: string): string => {
+  const of = (audience: string): string =>
+    `(SELECT ${what} FROM entry WHERE audience = ${audience} AND class = c.value ->> 0 AND seq > c.value ->> 1)`
+  return `SELECT sum(${of("?1")} + ${of("?2")}) AS n FROM json_each(?3) c`
+}
+const ROWS_LEFT = leftOf("count(*)")
+const BYTES_LEFT = leftOf("coalesce(sum(octet_length(key) + coalesce(octet_length(body), 4) + 3), 0)")
+/** The bytes of fewer rows are told from those that were read. */
+const MEASURED_ROWS = 20_000
+
+/** What lies after the places, a JSON list; `read`: some of it. */
+const countLeft = (tx: Tx, own: number, places: string, read: Left): Effect.Effect<Left, LibsqlError> =>
   Effect.gen(function* () {
-    const left = { rows: 0, bytes: 0 }
-    for (const cls of CLASSES) {
-      const [row] = yield* tx.all<Left>(
-        `SELECT count(*) AS rows, coalesce(sum(octet_length(key) + coalesce(octet_length(body), 4) + 3), 0) AS bytes FROM entry
-          WHERE audience IN (?, ?) AND class = ? AND seq > ?`,
-        [EVERY_SCHOOL, own, cls, Math.max(from, staged?.after[String(cls)] ?? 0)],
-      )
-      left.rows += row?.rows ?? 0
-      left.bytes += row?.bytes ?? 0
-    }
-    return left
+    const count = (sql: string) => Effect.map(tx.all<{ n: number }>(sql, [EVERY_SCHOOL, own, places]), ([row]) => row?.n ?? 0)
+    const rows = yield* count(ROWS_LEFT)
+    return { rows, bytes: rows < MEASURED_ROWS ? Math.ceil((rows * read.bytes) / Math.max(1, read.rows)) : yield* count(BYTES_LEFT) }
   })
 
 /** `audienceNo`: the number under which the rows of one school alone stand; null before its first row. */
@@ -219,17 +222,17 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
           lines.unshift(sealLine(JSON.stringify(["cut", header])))
           return header
         }
+        const places = placesOf(from, staged)
         const asked = JSON.stringify([from, staged?.after ?? null])
         const countAll = Effect.suspend(() => {
           const last = remaining.get(request.school)
           // After a line that broke the school is elsewhere than the last page would have taken it: counted anew.
-          return last?.at === asked ? Effect.succeed(last.left) : countLeft(tx, own, from, staged)
+          return last?.at === asked ? Effect.succeed(last.left) : countLeft(tx, own, places, { rows: count, bytes })
         })
         let all: Left | null = null
         let bytes = 0
         let count = 0
         let complete = true
-        const places = placesOf(from, staged)
         const found =
           places === said
             ? hub.waiting
