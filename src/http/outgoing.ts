@@ -4,7 +4,7 @@ import * as Exit from "effect/Exit"
 import type { FeedPage, PageListener } from "../down/page.ts"
 import type { LibsqlError } from "../libsql/client.ts"
 import { END_OF_FRAME, type Piece } from "../link/body.ts"
-import type { Header } from "../link/protocol.ts"
+import { type Header, PAGE_BYTES } from "../link/protocol.ts"
 
 /** Text that is compressed and flushed together: what a broken download may lose. */
 const PIECE_BYTES = 64 * 1024
@@ -69,18 +69,19 @@ export const openPage = (read: (listener: PageListener) => Effect.Effect<FeedPag
     whole.catch(() => undefined)
   })
 
-/** A small page is one frame of its own. */
+/**
+ * What is likely to end its cut goes in frames of one piece each, which are made at once; a page of a long copy in one frame
+ * for all its pieces, which is smaller.
+ */
 export const piecesOf = async function* (page: Outgoing): AsyncGenerator<Piece> {
+  const isShort = (page.header.leftBytes ?? PAGE_BYTES) < PAGE_BYTES
   let piece = ""
-  let isFirst = true
   for (let line = await page.next(); line !== null; line = await page.next()) {
     piece += `${line}\n`
     if (piece.length < PIECE_BYTES) continue
-    yield piece
+    yield isShort ? { frame: piece } : piece
     piece = ""
-    isFirst = false
   }
-  if (isFirst) return yield { frame: piece }
-  if (piece !== "") yield piece
-  yield END_OF_FRAME
+  if (piece !== "") yield isShort ? { frame: piece } : piece
+  if (!isShort) yield END_OF_FRAME
 }
