@@ -56,8 +56,7 @@ export const makeRenewer = (open: OpenAppend, routing: Routing): Renewer => {
   })
   const loaded = Effect.fnUntraced(function* (table: FeedTable) {
     if (open.loading.delete(table.id)) {
-      // Nobody has had its rows yet.
-      if (!table.recheck) yield* tx.run("DELETE FROM entry WHERE tbl = ? AND body IS NULL", [table.id])
+      // Tombstones too: nobody has been sent its rows, but schools show those that they pushed.
       yield* renumber(table.id, open.classOf(table))
     } else if (isUntold(table)) yield* resend(table)
     else if (!table.recheck) return
