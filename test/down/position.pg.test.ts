@@ -1,0 +1,62 @@
+/**
+ * The feed's rows and the position that the slot may be told are one: whoever looks, at any moment, finds every row that
+ * Postgres committed up to the position, and none from beyond it. So a hub that is killed at any moment loses nothing.
+ */
+import { afterAll, beforeAll, expect, test } from "vitest"
+import { parseLsn } from "../../src/model/lsn.ts"
+import { makeWorld, type World } from "../support/world.ts"
+
+const TXNS = 250
+
+let world: World
+beforeAll(async () => {
+  world = await makeWorld(
+    "CREATE TABLE steps (n int PRIMARY KEY, school text, note text)",
+    { tables: { steps: { audience: { column: "school" } } } },
+    ["a", "b"],
+  )
+})
+afterAll(() => world?.stop())
+
+test("at every moment the feed holds the rows up to its position, and no others", async () => {
+  /** WAL positions just before the commit of each txn, and at some moment after it. */
+  const before: Array<bigint> = []
+  const after: Array<bigint> = []
+  const seen: Array<{ readonly lsn: bigint; readonly rows: ReadonlySet<number> }> = []
+  let isWriting = true
+  const look = async (): Promise<void> => {
+    while (isWriting) {
+      const [row] = await world.run(
+        world.feedFile.read((tx) =>
+          tx.all<{ lsn: string; rows: string }>(
+            `SELECT commit_lsn AS lsn, (SELECT json_group_array(key ->> 0) FROM entry e JOIN tables t ON t.id = e.tbl WHERE t.name = 'public.steps' AND e.body IS NOT NULL) AS rows FROM hub`,
+          ),
+        ),
+      )
+      seen.push({ lsn: parseLsn(row?.lsn ?? "0/0"), rows: new Set(JSON.parse(row?.rows ?? "[]") as ReadonlyArray<number>) })
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+  }
+  const looking = look()
+  const here = async (sql: typeof world.sql): Promise<bigint> => parseLsn(String((await sql`SELECT pg_current_wal_insert_lsn() AS lsn`)[0]?.["lsn"]))
+  const session = await world.sql.reserve()
+  for (let n = 0; n < TXNS; n++) {
+    await session`BEGIN`
+    await session`INSERT INTO steps VALUES (${n}, ${n % 2 === 0 ? "a" : "b"}, 'x')`
+    if (n > 0) await session`UPDATE steps SET note = note || 'y' WHERE n = ${n - 1}`
+    before.push(await here(session as never))
+    await session`COMMIT`
+    after.push(await here(session as never))
+  }
+  session.release()
+  await world.settle()
+  isWriting = false
+  await looking
+  // Half-way states were there to be seen.
+  expect(seen.filter(({ rows }) => rows.size > 0 && rows.size < TXNS).length).toBeGreaterThan(10)
+  for (const { lsn, rows } of seen) {
+    const lost = after.flatMap((end, n) => (end <= lsn && !rows.has(n) ? [n] : []))
+    const early = before.flatMap((start, n) => (start >= lsn && rows.has(n) ? [n] : []))
+    expect({ lsn, lost, early }).toEqual({ lsn, lost: [], early: [] })
+  }
+})
