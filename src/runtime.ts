@@ -42,8 +42,12 @@ const { Bun: bun, Deno: deno } = globalThis as { readonly Bun?: BunLike; readonl
 /** `"bun 1.4.4"` or `"deno 2.9.6"`. */
 export const runtimeName = bun !== undefined ? `bun ${bun.version}` : `deno ${deno?.version.deno ?? "?"}`
 
+/** A host of four characters or more, then names alone: nothing that one reader of a URL takes otherwise than another. */
+const PLAIN_URL = /^http:\/\/[\w.:[\]-]{4,}(?:\/[\w-]+)+(?:\?|$)/
+
 // Elysia looks for the path from the 11th character on, and Bun hands out a relative URL when HTTP/1.0 comes without a Host.
 const normalised = (request: Request): Request => {
+  if (PLAIN_URL.test(request.url)) return request
   const url = new URL(request.url, "http://node.local")
   const path = url.pathname.replace(/^\/{2,}/, "/")
   return new Request(`http://node.local${path}${url.search}`, request)

@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
+import type { Cell } from "../model/value.ts"
 
 const FLUSH_MS = 1000
 
@@ -38,29 +39,35 @@ export interface Readers {
   readonly seen: (incarnation: string, part: Partial<Reader>) => Effect.Effect<void>
 }
 
-const save = (tx: Tx, reader: Reader): Effect.Effect<number, LibsqlError> =>
-  tx.run(
-    `INSERT INTO reader (incarnation, school, token, secret, secret_last, shown, epoch, seq, cut, batch, pending, seen_at, status, closed)
-     VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)
-     ON CONFLICT (incarnation) DO UPDATE SET school = excluded.school, token = excluded.token, secret = excluded.secret,
-       secret_last = excluded.secret_last, shown = excluded.shown, epoch = excluded.epoch, seq = excluded.seq, cut = excluded.cut,
-       batch = excluded.batch, pending = excluded.pending, seen_at = excluded.seen_at, status = excluded.status, closed = excluded.closed`,
-    [
-      reader.incarnation,
-      reader.school,
-      reader.token,
-      reader.secret,
-      reader.secret_last,
-      reader.shown,
-      reader.epoch,
-      reader.seq,
-      reader.cut,
-      reader.batch,
-      reader.pending,
-      reader.seen_at,
-      reader.status,
-      reader.closed,
-    ],
+/** The columns of table `reader`, in the order in which they are bound. */
+const COLUMNS = [
+  "incarnation",
+  "school",
+  "token",
+  "secret",
+  "secret_last",
+  "shown",
+  "epoch",
+  "seq",
+  "cut",
+  "batch",
+  "pending",
+  "seen_at",
+  "status",
+  "closed",
+] as const satisfies ReadonlyArray<keyof Reader>
+const SAVE = `INSERT INTO reader (${COLUMNS.join(", ")}) VALUES (${COLUMNS.map(() => "?").join(", ")})
+  ON CONFLICT (incarnation) DO UPDATE SET ${COLUMNS.slice(1)
+    .map((name) => `${name} = excluded.${name}`)
+    .join(", ")}`
+
+const cellOf = (value: Reader[keyof Reader]): Cell => (typeof value === "number" ? BigInt(Math.trunc(value)) : value)
+const save = (tx: Tx, readers: ReadonlyArray<Reader>): Effect.Effect<void, LibsqlError> =>
+  Effect.asVoid(
+    tx.many(
+      SAVE,
+      readers.map((reader) => COLUMNS.map((name) => cellOf(reader[name]))),
+    ),
   )
 
 export const makeReaders = (db: LibsqlFile): Effect.Effect<Readers, LibsqlError, Scope.Scope> =>
@@ -72,7 +79,7 @@ export const makeReaders = (db: LibsqlFile): Effect.Effect<Readers, LibsqlError,
       if (unsaved.size === 0) return Effect.void
       const batch = [...unsaved].flatMap((id) => readers.get(id) ?? [])
       unsaved.clear()
-      return db.write((tx) => Effect.forEach(batch, (reader) => save(tx, reader), { discard: true }))
+      return db.write((tx) => save(tx, batch))
     })
     yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(flush, { log: "Warn" }), Schedule.spaced(FLUSH_MS)))
     yield* Effect.addFinalizer(() => Effect.ignoreCause(flush))
@@ -84,7 +91,7 @@ export const makeReaders = (db: LibsqlFile): Effect.Effect<Readers, LibsqlError,
       sent: new Map(),
       put: (reader) =>
         Effect.gen(function* () {
-          yield* db.write((tx) => save(tx, reader))
+          yield* db.write((tx) => save(tx, [reader]))
           readers.set(reader.incarnation, reader)
         }),
       seen: (incarnation, part) =>

@@ -10,8 +10,31 @@ const MAX_JSON_BYTES = 64 * 1024
 export const bodyFault = (status: 400 | 422, code: "invalid" | "not_a_batch") => (cause: unknown) =>
   refuse(status, code, "The body could not be read", cause instanceof BodyFault ? cause.message : "the connection broke")
 
+/** A body whose length is told beforehand, and so short that the runtime has it at once or not at all. */
+const SMALL_BYTES = 16 * 1024
+
+const readSmall = async (request: Request): Promise<Uint8Array> => {
+  let timer: ReturnType<typeof setTimeout> | undefined
+  const silence = new Promise<never>((_, fail) => {
+    timer = setTimeout(() => fail(new BodyFault(`no body for ${IDLE_MS / 1000} s`)), IDLE_MS)
+  })
+  try {
+    return new Uint8Array(await Promise.race([request.arrayBuffer(), silence]))
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+const isSmall = (request: Request, maxBytes: number): boolean => {
+  const length = request.headers.get("content-length")
+  return length !== null && /^\d+$/.test(length) && Number(length) <= Math.min(SMALL_BYTES, maxBytes)
+}
+
 export const readBody = (request: Request, maxBytes: number) =>
-  Effect.tryPromise({ try: () => readAll(request.body, { maxBytes, idleMs: IDLE_MS, totalMs: MAX_BODY_MS }), catch: bodyFault(400, "invalid") })
+  Effect.tryPromise({
+    try: () => (isSmall(request, maxBytes) ? readSmall(request) : readAll(request.body, { maxBytes, idleMs: IDLE_MS, totalMs: MAX_BODY_MS })),
+    catch: bodyFault(400, "invalid"),
+  })
 
 export const readJson = <S extends z.ZodType>(request: Request, schema: S, maxBytes = MAX_JSON_BYTES) =>
   Effect.gen(function* () {
