@@ -133,6 +133,7 @@ it("over a good link rows come in a stream, changes go at once, and the hub hear
 it("over a metered link a critical change goes at once, others wait for their cycle, and whoever asks is served", async () => {
   const node = await startNode("b", { cycleMinutes: 60, budgetBytes: null, hours: [] })
   await hasFirstCut(node)
+  await until("the end of its first cycle", async () => (await node.status()).metered?.nextAt !== null)
   await put("alarms", "b", "later")
   await node.write("INSERT INTO marks VALUES ('low', 'b', 'low'); INSERT INTO photos VALUES ('background', 'b', 'x')")
   // Two rounds of looking for what is critical.
