@@ -19,7 +19,7 @@ import { followDecided } from "./by-value.ts"
 import { repointMerged } from "./clash.ts"
 import { recordClashes } from "./clash-records.ts"
 import { coalesce } from "./coalesce.ts"
-import { alone, retryDependants } from "./quarantine.ts"
+import { alone, retryDependants, retryMoved } from "./quarantine.ts"
 import { carryOutPlainly } from "./plainly.ts"
 import { putQuarantined, readOpen, record } from "./records.ts"
 import { carryOutRequests } from "./requests.ts"
@@ -142,6 +142,7 @@ const carryOutWhole = (
     yield* recordClashes(session, ground, input, recorded.quarantined)
     yield* repointMerged(session, ground, input.school, [...recorded.quarantined.keys()])
     yield* retryDependants(session, ground, new Set([...insertedTables(outcomes), ...partedTables(outcomes, ground.tables)]))
+    yield* retryMoved(session, ground, [...recorded.quarantined.keys()])
     yield* carryOutRequests(session, ground, input, outcomes)
     return exceptions
   })

@@ -52,7 +52,9 @@ const write = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<void
       const { decision, table, shape, key } = work
       if (decision === null || decision.write === "nothing") continue
       const set = textsOfSet(table, decision.set)
-      writes.set(work, { table, shape, kind: decision.write, key, set, steps: stepsOf(work, decision, set), needs: [] })
+      const keyElse = followedKey(work)
+      const where = { key, ...(keyElse !== null && { keyElse }) }
+      writes.set(work, { table, shape, kind: decision.write, ...where, set, steps: stepsOf(work, decision, set), needs: [] })
     }
     for (const [work, own] of writes) {
       for (const needed of work.needs) {
@@ -63,6 +65,17 @@ const write = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<void
     const refused = yield* writeAll(session, [...writes.values()])
     for (const [work, own] of writes) work.refusal = refused.get(own) ?? null
   })
+
+/** The row's key after rows of this batch that it refers to have theirs, if Postgres takes it along (ON UPDATE CASCADE); null: the same. */
+const followedKey = ({ table, key, row, written, needs }: Work): ReadonlyArray<string | null> | null => {
+  const moved = new Set(
+    [...needs].flatMap((needed) =>
+      needed.isInsert ? [] : table.references.flatMap((reference) => (reference.table === needed.table.name ? reference.columns : [])),
+    ),
+  )
+  const names = table.key.filter((name) => moved.has(name) && written.has(name))
+  return names.length === 0 ? null : table.key.map((name, i) => (names.includes(name) ? textOf(table, name, row[name] ?? null) : (key[i] ?? null)))
+}
 
 /** The school's single writes, limited to the columns that the decision lets through. */
 const stepsOf = (work: Work, decision: Decision, set: Readonly<Record<string, string | null>>): ReadonlyArray<Step> => {

@@ -207,6 +207,22 @@ export const retryDependants = (session: Session, ground: Ground, arrived: Reado
     yield* retryKept(session, ground, waiting)
   })
 
+/** A key change that waits since an earlier batch, and what refers to its new key and was refused for want of it: tried together. */
+export const retryMoved = (session: Session, ground: Ground, refused: ReadonlyArray<Outcome>): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const wanting = new Set(refused.flatMap(({ row, refusal }) => (refusal?.reason === "foreign_key" ? [row.table] : [])))
+    const parents = [...wanting].flatMap((name) => ground.tables.get(name)?.references.map(({ table }) => table) ?? [])
+    if (parents.length === 0) return
+    const moving =
+      "EXISTS (SELECT 1 FROM schoolbus.quarantine m WHERE m.school = $1 AND m.status = 'open' AND m.op = 'update' AND m.reason = 'foreign_key' AND m.table_name = ANY ($2::text[]) AND m.change LIKE '%\"newKey\":%')"
+    const waiting = yield* session.query<Kept>(
+      `SELECT id::text AS id, school, incarnation::text AS incarnation, batch::text AS batch, change, status FROM schoolbus.quarantine
+        WHERE school = $1 AND status = 'open' AND reason IN ('dependant', 'foreign_key') AND table_name = ANY ($3::text[]) AND ${moving} ORDER BY at, id LIMIT ${DEPENDANTS_AT_ONCE} FOR UPDATE`,
+      [ground.school, parents, [...new Set([...wanting, ...parents])]],
+    )
+    yield* retryKept(session, ground, waiting)
+  })
+
 /** Tries kept changes of the school together; what can be written is, and what waited for that follows. Answers the others. */
 export const retryKept = (
   session: Session,

@@ -13,6 +13,8 @@ import type { Shape } from "./shape.ts"
 
 /** Refused rows up to this number are tried again in change order. */
 const REPLAY_ROWS = 1_000
+/** Rows that one statement moves together with the row that they refer to. */
+const MOVED_ROWS = 500
 /** Rows that a replay in change order may lose before it is given up. */
 const REPLAY_LOSSES = 50
 
@@ -33,6 +35,8 @@ export interface Write {
   readonly kind: Kind
   /** Key in Postgres now. */
   readonly key: ReadonlyArray<string | null>
+  /** Key once a row that it refers to has its new one, when Postgres takes it along. */
+  readonly keyElse?: ReadonlyArray<string | null>
   readonly set: Texts
   /** The single writes that it sums up; one when they cannot be told apart. */
   readonly steps: ReadonlyArray<Step>
@@ -105,6 +109,7 @@ export const writeAll = (session: Session, writes: ReadonlyArray<Write>): Effect
       }
     }
     yield* replay(session, refused)
+    yield* moveWithChildren(session, refused)
     for (const [write, refusal] of refused)
       if (MOVABLE.has(refusal.reason) && write.needs.some((needed) => refused.has(needed))) refused.set(write, dependant)
     return refused
@@ -199,6 +204,15 @@ const run = (session: Session, group: ReadonlyArray<Write>): Effect.Effect<void,
       const sql = `INSERT INTO ${on} (${names.map(ident).join(", ")}) OVERRIDING SYSTEM VALUE SELECT ${names.map((_, i) => `u.u${i}::${types[i]}`).join(", ")} FROM ${from}`
       return yield* expecting(session.execute(sql, params), group.length, table)
     }
+    if (kind === "update" && group.some(({ keyElse }) => keyElse !== undefined)) {
+      for (const { keyElse, ...write } of group) {
+        const failure = yield* run(session, [write]).pipe(Effect.as(null), Effect.catch(Effect.succeed))
+        if (failure === null) continue
+        if (keyElse === undefined || failure.sqlstate !== LEFT_OUT) return yield* failure
+        yield* run(session, [{ ...write, key: keyElse }])
+      }
+      return
+    }
     if (kind === "update") {
       const sql = `UPDATE ${on} AS t SET ${names.map((name, i) => `${ident(name)} = u.u${i}::${types[i]}`).join(", ")} FROM ${set.from} WHERE ${matching(table.key, keyTypes, names.length)}`
       return yield* expecting(session.execute(sql, set.params), group.length, table)
@@ -214,9 +228,12 @@ const run = (session: Session, group: ReadonlyArray<Write>): Effect.Effect<void,
     if (left.length > 0) return yield* skipped(table)
   })
 
+/** SQLSTATE under which a row that Postgres did not write is told, as if a trigger had refused it. */
+const LEFT_OUT = "P0001"
+
 const skipped = (table: Table): PostgresError =>
   new PostgresError({
-    sqlstate: "P0001",
+    sqlstate: LEFT_OUT,
     message: "a trigger in Postgres left the row out",
     detail: "",
     constraint: "",
@@ -227,6 +244,46 @@ const skipped = (table: Table): PostgresError =>
 
 const expecting = (count: Effect.Effect<number, PostgresError>, wanted: number, table: Table): Effect.Effect<void, PostgresError> =>
   Effect.flatMap(count, (done) => (done === wanted ? Effect.void : Effect.fail(skipped(table))))
+
+/**
+ * A key that changes while rows refer to it, where Postgres neither takes them along nor waits for the end of the transaction:
+ * the row and those of the batch that follow it are written by one statement.
+ */
+const moveWithChildren = (session: Session, refused: Map<Write, Refusal>): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    for (const [write, { reason }] of [...refused]) {
+      if (write.kind !== "update" || reason !== "foreign_key" || !refused.has(write)) continue
+      const together = new Set([write])
+      // What follows one that follows it, too.
+      for (const one of together)
+        for (const [other, refusal] of refused)
+          if (other.kind === "update" && MOVABLE.has(refusal.reason) && other.needs.includes(one)) together.add(other)
+      if (together.size === 1 || together.size > MOVED_ROWS) continue
+      const body = atOnce(session, [...together]).pipe(
+        Effect.as(null),
+        permanent,
+        Effect.map((error) => (error === null ? null : { error, group: [] })),
+      )
+      if ((yield* within(session, body)) === null) forget(refused, [...together])
+    }
+  })
+
+/** Updates of single rows as one statement: what refers to what is looked at when all are written. */
+const atOnce = (session: Session, writes: ReadonlyArray<Write>): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const params: Array<string | null> = []
+    const cell = (text: string | null, type: string): string => `$${params.push(text)}::text::${type}`
+    const updates = writes.map(({ table, shape, set, key }, i) => {
+      const type = (name: string) => shape.columns.get(name)?.type ?? "text"
+      const values = Object.keys(set).map((name) => `${ident(name)} = ${cell(set[name] ?? null, type(name))}`)
+      const where = table.key.map((name, n) => `${ident(name)} = ${cell(key[n] ?? null, shape.columns.get(name)?.base ?? "text")}`)
+      return `w${i} AS (UPDATE ${qualified(table.name)} SET ${values.join(", ")} WHERE ${where.join(" AND ")} RETURNING 1)`
+    })
+    const counts = writes.map((_, i) => `(SELECT count(*) FROM w${i})`)
+    const [row] = yield* session.texts(`WITH ${updates.join(", ")} SELECT ${counts.join(" + ")}`, params)
+    const [first] = writes
+    if (first !== undefined && Number(row?.[0]) !== writes.length) return yield* skipped(first.table)
+  })
 
 const forget = (refused: Map<Write, Refusal>, written: ReadonlyArray<Write>): void => {
   for (const write of written) refused.delete(write)
