@@ -8,6 +8,7 @@ import type { Choice } from "../model/choice.ts"
 import { type ColumnRule, ruleOf, type Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
 import { isTransient, type PostgresError, type PostgresPool, type Session } from "../postgres/client.ts"
+import { writeAsSchool } from "./allowed.ts"
 import { setTimeouts } from "./carry-out.ts"
 import { type Authority, CLASH_COLUMNS, decideClash, type UniqueChoice, type UniqueConflict } from "./clash.ts"
 import { undoClash } from "./clash-undo.ts"
@@ -78,7 +79,7 @@ export const decideIn = (
     if (conflict.kind === "unique") return yield* decideClash(session, decider, conflict, yield* uniqueChoice(conflict, choice), by, authority)
     if (choice.keep === "rename_local")
       return yield* refuse("not_possible", "only a unique value that another row has is renamed; give a value instead")
-    return yield* decideValue(session, decider, conflict, sided(choice), by)
+    return yield* decideValue(session, decider, conflict, sided(choice), by, authority)
   })
 
 const uniqueChoice = (conflict: Conflict, choice: Choice): Effect.Effect<UniqueChoice, DecideRefused> => {
@@ -105,6 +106,7 @@ const decideValue = (
   conflict: Conflict,
   choice: Choice,
   by: string,
+  authority: Authority,
 ): Effect.Effect<void, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
     const { column_name: column } = conflict
@@ -125,7 +127,8 @@ const decideValue = (
     const spelled = wanted.row === null ? null : yield* spellRow(session, place, wanted.row)
     if (spelled !== null && "refused" in spelled) return yield* refuse("not_possible", spelled.refused)
     const row = spelled === null ? null : spelled.ok
-    yield* writeRow(session, place, row, current !== null)
+    const write = writeRow(session, place, row, current !== null)
+    yield* authority === "office" ? write : writeAsSchool(session, decider.tables, conflict.school, place, current, row, write)
     const after = row === null ? null : column === null ? { ...current, ...row } : row
     yield* close(session, conflict, winner, after, present, by)
   })
@@ -245,15 +248,18 @@ export const undoIn = (
 ): Effect.Effect<void, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
     const conflict = yield* openRecord(session, id, school)
+    const authority: Authority = school === null ? "office" : "school"
     if (conflict.status === "open") return yield* refuse("decided", "nothing is decided here yet")
     if (conflict.kind === "unique") return yield* undoClash(session, decider, conflict, by)
-    if (conflict.undo === null) return yield* decideValue(session, decider, conflict, { keep: conflict.winner === "vps" ? "school" : "vps" }, by)
+    if (conflict.undo === null)
+      return yield* decideValue(session, decider, conflict, { keep: conflict.winner === "vps" ? "school" : "vps" }, by, authority)
     const undo = parse(conflict.undo) as Undo
     const { column_name: column } = conflict
     const place = yield* placeOf(session, decider, conflict)
     const current = yield* readRow(session, place)
     yield* requireAsLeft(place, conflict, column === null || current === null ? current : { [column]: current[column] ?? null })
-    yield* writeRow(session, place, undo.before, current !== null)
+    const write = writeRow(session, place, undo.before, current !== null)
+    yield* authority === "office" ? write : writeAsSchool(session, decider.tables, conflict.school, place, current, undo.before, write)
     yield* session.execute(
       `UPDATE schoolbus.conflicts SET status = $2, winner = $3, kept = $4, undo = NULL, decided_by = $5, decided_at = now() WHERE id::text = $1`,
       [conflict.id, undo.status, undo.winner, undo.kept, by],

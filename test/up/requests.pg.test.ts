@@ -22,8 +22,18 @@ let k = 0
 beforeAll(async () => {
   w = await makeWorld(
     `CREATE TABLE ask (id int PRIMARY KEY, school_id text, v text CHECK (v <> ''));
-     CREATE TABLE users (id uuid PRIMARY KEY, school_id text, username text NOT NULL UNIQUE);`,
-    { tables: { ask: { audience: { column: "school_id" }, strategy: "manual" }, users: { audience: { column: "school_id" } } } },
+     CREATE TABLE users (id uuid PRIMARY KEY, school_id text, username text NOT NULL UNIQUE);
+     CREATE TABLE pupils (id int PRIMARY KEY, name text);
+     CREATE TABLE enrolments (id int PRIMARY KEY, school_id text, pupil int NOT NULL REFERENCES pupils (id));
+     INSERT INTO pupils VALUES (1, 'of a'), (2, 'of a, too'), (3, 'of b'); INSERT INTO enrolments VALUES (1, 'a', 1), (2, 'a', 2), (3, 'b', 3), (4, 'a', 1);`,
+    {
+      tables: {
+        pupils: { audience: { through: "enrolments", on: { id: "pupil" } } },
+        enrolments: { audience: { column: "school_id" }, strategy: "vps_wins" },
+        ask: { audience: { column: "school_id" }, strategy: "manual" },
+        users: { audience: { column: "school_id" } },
+      },
+    },
     ["a", "b"],
   )
   a = await w.school("a")
@@ -61,6 +71,30 @@ const disagree = async (): Promise<string> => {
 }
 const shown = async () => (await a.rows(`SELECT v FROM ask WHERE id = ${k}`))[0]
 const office = async () => (await w.sql`SELECT v FROM ask WHERE id = ${k}`)[0]
+
+test("what lost against head office may not bring another school's rows when a school decides for it", async () => {
+  await w.settle()
+  await a.pull()
+  await a.write("UPDATE enrolments SET pupil = 3 WHERE id = 4")
+  await w.sql`UPDATE enrolments SET pupil = 2 WHERE id = 4`
+  await a.sync()
+  const [record] = await w.sql`SELECT id::text AS id FROM schoolbus.conflicts WHERE table_name = 'public.enrolments' AND status = 'decided'`
+  for (const [action, choice] of [
+    ["resolve", { keep: "school" }],
+    ["resolve", { keep: "value", value: 3 }],
+    ["undo", null],
+  ] as const) {
+    const id = await request(a, action, String(record?.["id"]), choice)
+    await a.sync()
+    expect(await answer(a, id)).toMatchObject({ status: "refused", message: expect.stringContaining("does not belong to this school") })
+  }
+  expect([...(await w.sql`SELECT pupil FROM enrolments WHERE id = 4`)]).toEqual([{ pupil: 2 }])
+  expect(await a.rows("SELECT id FROM pupils ORDER BY id")).toEqual([{ id: 1 }, { id: 2 }])
+  // What is the school's own it may decide.
+  const own = await request(a, "resolve", String(record?.["id"]), { keep: "value", value: 1 })
+  await a.sync()
+  expect(await answer(a, own)).toEqual({ status: "done", message: null })
+})
 
 describe("a conflict decided in the school", () => {
   test("offline: the request waits, goes up after the school's own edits, and its answer comes down with the row", async () => {

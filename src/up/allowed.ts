@@ -1,0 +1,56 @@
+/**
+ * Whether a school may have head office's row be what it decides: its decision about a record is a write like a pushed one,
+ * and may say what no push has been asked about, as a value that lost.
+ */
+import * as Effect from "effect/Effect"
+import { isThrough, type Table } from "../model/table.ts"
+import type { PostgresError, Session } from "../postgres/client.ts"
+import { checkReach, checkReferences, homeless, notYours, placement, type Pointing, type Refusal, textsOf } from "./authorise.ts"
+import { type Places, whichBelong } from "./place.ts"
+import { DecideRefused } from "./refused.ts"
+import type { Row } from "./resolve.ts"
+import type { Place } from "./rows.ts"
+import { readReferencing, readShapes } from "./shape.ts"
+
+const answer = (refusal: Refusal | null): Effect.Effect<void, DecideRefused> =>
+  refusal === null ? Effect.void : Effect.fail(new DecideRefused({ code: "not_possible", message: `${refusal.reason}: ${refusal.detail}` }))
+
+const belongs = (session: Session, places: Places, table: Table, row: Row, school: string): Effect.Effect<boolean, PostgresError> =>
+  isThrough(table.audience)
+    ? Effect.map(whichBelong(session, places, table, [textsOf(table, table.key, row)], school), (inside) => inside.has(0))
+    : Effect.succeed(placement(table, row, school) === null)
+
+/** Writes with `write` what the school wants; `row`: the columns to be written, null = no row. In a savepoint of the caller. */
+export const writeAsSchool = <A>(
+  session: Session,
+  tables: ReadonlyMap<string, Table>,
+  school: string,
+  { table, key }: Place,
+  current: Row | null,
+  row: Row | null,
+  write: Effect.Effect<A, PostgresError>,
+): Effect.Effect<void, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
+    const shapes = yield* readShapes(session, [...tables.keys()])
+    const places: Places = { tables, shapes }
+    if (current !== null && !(yield* belongs(session, places, table, current, school))) return yield* answer(notYours)
+    if (row === null) {
+      const texts = textsOf(table, table.key, Object.fromEntries(table.key.map((name, i) => [name, key[i] ?? null])))
+      const leaving = { table, key: texts, isDelete: true, written: new Set<string>(), refusal: null as Refusal | null }
+      if (table.audience === "all") return yield* answer(notYours)
+      yield* checkReach(session, [leaving], yield* readReferencing(session, [...tables.keys()]), places, school)
+      yield* answer(leaving.refusal)
+      return yield* Effect.asVoid(write)
+    }
+    const whole = { ...current, ...row }
+    yield* answer(placement(table, whole, school))
+    const pointing: Pointing = {
+      ...{ table, row: whole, written: new Set(Object.keys(row)), isInsert: current === null },
+      ...{ at: Number.POSITIVE_INFINITY, refusal: null, needs: new Set() },
+    }
+    yield* checkReferences(session, [pointing], places, school)
+    yield* answer(pointing.refusal)
+    yield* write
+    // Other rows say so, once all are written.
+    if (isThrough(table.audience) && !(yield* belongs(session, places, table, whole, school))) return yield* answer(homeless(table.audience.through))
+  })
