@@ -1,10 +1,11 @@
 /**
  * The port that terminals call, on `node:net`: a runtime's own HTTP server refuses requests that firmware really makes (a
  * space in the query, bare LF, no Host) and writes header names that firmware does not find. One request per connection.
- * A sender that is not admitted is answered before its body is read; a body over the limit ends the connection unanswered.
+ * A sender that is not admitted, and one that announces a body over the limit, is answered before the body is read.
  */
 import { createServer, type Socket } from "node:net"
 import type * as Context from "effect/Context"
+import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -30,6 +31,9 @@ const MAX_CONNECTIONS_PER_ADDRESS = 1_000
 const MAX_INBOX_BYTES = 128 * 1024 * 1024
 
 export class IclockPortTaken extends Data.TaggedError("IclockPortTaken")<{ readonly port: number; readonly message: string }> {}
+
+const TOO_LARGE: IclockAnswer = { status: 413, text: "refused: a body of more than 10 MB" }
+const NOT_UNDERSTOOD: IclockAnswer = { status: 400, text: "not understood" }
 
 /** Bytes of one connection, joined only when somebody looks. */
 const makeInbox = () => {
@@ -59,6 +63,7 @@ interface Desk {
   readonly devices: Context.Service.Shape<typeof Devices>
   readonly commands: Context.Service.Shape<typeof Commands>
   readonly connections: Set<Connection>
+  readonly now: () => number
   /** Of all connections. */
   inboxBytes: number
 }
@@ -78,7 +83,7 @@ const guarded = <A>(effect: Effect.Effect<A | IclockAnswer, unknown, IclockServi
 
 const converse = (socket: Socket, desk: Desk): void => {
   const address = (socket.remoteAddress ?? "").replace(/^::ffff:/, "")
-  const now = Date.now()
+  const now = desk.now()
   const inbox = makeInbox()
   const me: Connection = { socket, address, startedAt: now, lastAt: now, state: "head", close: () => socket.destroy() }
   desk.connections.add(me)
@@ -93,15 +98,15 @@ const converse = (socket: Socket, desk: Desk): void => {
   }
   const reply = (answer: IclockAnswer): void => {
     me.state = "done"
-    me.lastAt = Date.now()
+    me.lastAt = desk.now()
     forget()
     if (!socket.destroyed) socket.end(writeAnswer(answer, me.lastAt))
   }
 
-  /** The whole body, when it is here; `"drop"`: it never will be. */
-  const bodyOf = (of: Head): Uint8Array | "more" | "drop" => {
+  /** The whole body, when it is here; `"drop"`: it never will be; an answer: it is not taken. */
+  const bodyOf = (of: Head): Uint8Array | "more" | "drop" | IclockAnswer => {
     const received = inbox.size() - of.bodyAt
-    if (received > MAX_BODY_BYTES || (typeof of.length === "number" && of.length > MAX_BODY_BYTES)) return "drop"
+    if (received > MAX_BODY_BYTES) return TOO_LARGE
     if (typeof of.length === "number") {
       return received >= of.length ? inbox.bytes().subarray(of.bodyAt, of.bodyAt + of.length) : isEnded ? "drop" : "more"
     }
@@ -109,7 +114,8 @@ const converse = (socket: Socket, desk: Desk): void => {
     // Chunks end with an empty one; only then is it worth looking.
     const isMaybeWhole = Buffer.from(inbox.bytes().subarray(-8)).includes("0\r\n")
     const body = isMaybeWhole || isEnded ? readChunks(inbox.bytes().subarray(of.bodyAt)) : "more"
-    return body === "bad" || (body === "more" && isEnded) ? "drop" : body
+    if (body === "bad") return NOT_UNDERSTOOD
+    return body === "more" && isEnded ? "drop" : body
   }
 
   const decide = (effect: Effect.Effect<Admitted | IclockAnswer, unknown, IclockServices>): void => {
@@ -137,7 +143,12 @@ const converse = (socket: Socket, desk: Desk): void => {
         return
       }
       if (read === "bad") {
-        reply({ status: 400, text: "not understood" })
+        reply(NOT_UNDERSTOOD)
+        return
+      }
+      // Said before a byte of it is read.
+      if (typeof read.length === "number" && read.length > MAX_BODY_BYTES) {
+        reply(TOO_LARGE)
         return
       }
       head = read
@@ -162,6 +173,10 @@ const converse = (socket: Socket, desk: Desk): void => {
       socket.destroy()
       return
     }
+    if ("status" in body) {
+      reply(body)
+      return
+    }
     const atOnce = body.length === 0 ? pollAtOnce(desk.commands, admitted, request, me.lastAt) : null
     if (atOnce === null) decide(exchange(admitted, request, body))
     else reply(atOnce)
@@ -176,7 +191,7 @@ const converse = (socket: Socket, desk: Desk): void => {
   socket.on("data", (chunk) => {
     // What comes after a refusal is read and forgotten.
     if (me.state === "done") return
-    me.lastAt = Date.now()
+    me.lastAt = desk.now()
     inbox.add(chunk as Uint8Array)
     desk.inboxBytes += chunk.length
     if (inbox.size() > MAX_BODY_BYTES * 2 || desk.inboxBytes > MAX_INBOX_BYTES) socket.destroy()
@@ -195,8 +210,7 @@ export const isLate = (one: Pick<Connection, "state" | "lastAt" | "startedAt">, 
   now - one.startedAt > EXCHANGE_MS
 
 /** Ends what takes too long. One timer for all: two of each connection would cost more than a poll itself. */
-const sweep = (connections: ReadonlySet<Connection>): void => {
-  const now = Date.now()
+const sweep = (connections: ReadonlySet<Connection>, now: number): void => {
   for (const one of connections) if (isLate(one, now)) one.close()
 }
 
@@ -207,7 +221,9 @@ export const listenIclock = (options: {
 }): Effect.Effect<{ readonly port: number }, IclockPortTaken, Scope.Scope | IclockServices> =>
   Effect.gen(function* () {
     const run = Effect.runPromiseWith(yield* Effect.context<IclockServices>())
-    const desk: Desk = { run, devices: yield* Devices, commands: yield* Commands, connections: new Set(), inboxBytes: 0 }
+    const clock = yield* Clock.Clock
+    const now = () => clock.currentTimeMillisUnsafe()
+    const desk: Desk = { run, now, devices: yield* Devices, commands: yield* Commands, connections: new Set(), inboxBytes: 0 }
     const isCrowded = (address: string): boolean => {
       if (desk.connections.size < MAX_CONNECTIONS_PER_ADDRESS) return false
       let n = 0
@@ -220,7 +236,7 @@ export const listenIclock = (options: {
     })
     server.maxConnections = MAX_CONNECTIONS
     yield* Effect.acquireRelease(
-      Effect.sync(() => setInterval(() => sweep(desk.connections), SWEEP_MS)),
+      Effect.sync(() => setInterval(() => sweep(desk.connections, desk.now()), SWEEP_MS)),
       (timer) => Effect.sync(() => clearInterval(timer)),
     )
     yield* Effect.acquireRelease(

@@ -97,7 +97,14 @@ export const readChunks = (bytes: Uint8Array): Uint8Array | "more" | "bad" => {
   return whole
 }
 
-const REASONS: Readonly<Record<number, string>> = { 200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 503: "Service Unavailable" }
+const REASONS: Readonly<Record<number, string>> = {
+  200: "OK",
+  400: "Bad Request",
+  403: "Forbidden",
+  404: "Not Found",
+  413: "Content Too Large",
+  503: "Service Unavailable",
+}
 
 export interface IclockAnswer {
   readonly status: number
