@@ -153,11 +153,12 @@ const layers = (options: SchoolOptions) => {
       return db
     }),
   ).pipe(Layer.provide(Libsql.layer(join(options.dataDir, "school.db"))))
-  const terminals = Layer.merge(Roster.layer, Uploads.layer).pipe(Layer.provideMerge(Commands.layer), Layer.provideMerge(Devices.layer))
-  const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer, Settings.layer(options.metered)).pipe(Layer.provideMerge(file))
-  return Layer.mergeAll(Deliver.layer, terminals, schoolStatus, schoolConflicts, schoolQuarantine, schoolRuns, schoolVerify, syncNow).pipe(
-    Layer.provideMerge(base),
+  const terminals = Layer.mergeAll(Roster.layer, Uploads.layer, schoolStatus).pipe(
+    Layer.provideMerge(Commands.layer),
+    Layer.provideMerge(Devices.layer),
   )
+  const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer, Settings.layer(options.metered)).pipe(Layer.provideMerge(file))
+  return Layer.mergeAll(Deliver.layer, terminals, schoolConflicts, schoolQuarantine, schoolRuns, schoolVerify, syncNow).pipe(Layer.provideMerge(base))
 }
 
 /** How often a file that cannot be written is tried again at the start. */

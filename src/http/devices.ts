@@ -3,7 +3,7 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { type AnyElysia, Elysia } from "elysia"
 import { z } from "zod"
-import { alertsOf } from "../iclock/alerts.ts"
+import { alertsOf, readTroubles, type Trouble } from "../iclock/alerts.ts"
 import { type Device, type DeviceRefused, Devices } from "../iclock/devices.ts"
 import { csvStart, type PunchFilter, punchPage } from "../iclock/export.ts"
 import { Roster } from "../iclock/fill.ts"
@@ -53,7 +53,7 @@ const toRefusal = (error: DeviceRefused | LibsqlError): Refusal | LibsqlError =>
     ? new Refusal({ status: STATUS[error.code], code: `device_${error.code}`, title: TITLE[error.code], detail: error.message })
     : error
 
-const view = (device: Device, now: number) => ({
+const view = (device: Device, now: number, trouble?: Trouble) => ({
   id: device.id,
   serial: device.serial,
   name: device.name,
@@ -73,7 +73,7 @@ const view = (device: Device, now: number) => ({
   family: device.family,
   unsupported: device.unsupported === "" ? [] : device.unsupported.split(","),
   replacedBy: device.replaced_by,
-  alerts: alertsOf(device, now),
+  alerts: alertsOf(device, now, trouble),
 })
 
 const commandView = (row: CommandRecord) => ({
@@ -136,7 +136,13 @@ export const deviceRoutes: Effect.Effect<AnyElysia, never, Needs> = Effect.map(E
       Devices.use((devices) => devices.approve(id, body)),
       () => Roster.use((roster) => roster.tellZones),
     )
-  const shown = <E, R>(device: Effect.Effect<Device, E, R>) => Effect.zipWith(device, Clock.currentTimeMillis, view)
+  const viewAll = Effect.fnUntraced(function* (devices: ReadonlyArray<Device>) {
+    const now = yield* Clock.currentTimeMillis
+    const troubles = yield* Libsql.use((db) => db.read((tx) => readTroubles(tx, devices, now)))
+    return devices.map((device) => view(device, now, troubles.get(device.id)))
+  })
+  const viewOne = (device: Device) => Effect.map(viewAll([device]), ([only]) => only ?? view(device, 0))
+  const shown = <E, R>(device: Effect.Effect<Device, E, R>) => Effect.flatMap(device, viewOne)
   const status = (id: string) => Roster.use((roster) => roster.status(id))
   const sync = (id: string) =>
     Effect.map(
@@ -157,9 +163,7 @@ export const deviceRoutes: Effect.Effect<AnyElysia, never, Needs> = Effect.map(E
     .get("/api/devices", ({ request }) =>
       run(
         request,
-        Devices.use((devices) =>
-          Effect.zipWith(devices.list, Clock.currentTimeMillis, (items, now) => ({ items: items.map((device) => view(device, now)) })),
-        ),
+        Devices.use((devices) => Effect.map(Effect.flatMap(devices.list, viewAll), (items) => ({ items }))),
       ),
     )
     .post("/api/devices/:id/approve", ({ request, params, body }) => run(request, shown(approve(params.id, body))), {
@@ -186,14 +190,16 @@ export const deviceRoutes: Effect.Effect<AnyElysia, never, Needs> = Effect.map(E
     .get("/api/devices/:id/sync-status", ({ request, params }) =>
       run(
         request,
-        Effect.zipWith(status(params.id), Clock.currentTimeMillis, (found, now) => ({
-          device: view(found.device, now),
-          summary: found.summary,
-          students: studentsOf(found),
-          unknownPins: found.unknown,
-          terminalUsers: found.foreign,
-          comparedAt: found.comparedAt,
-        })),
+        Effect.flatMap(status(params.id), (found) =>
+          Effect.map(viewOne(found.device), (device) => ({
+            device,
+            summary: found.summary,
+            students: studentsOf(found),
+            unknownPins: found.unknown,
+            terminalUsers: found.foreign,
+            comparedAt: found.comparedAt,
+          })),
+        ),
       ),
     )
     .post("/api/devices/:id/sync-students", ({ request, params }) =>

@@ -59,6 +59,8 @@ export interface Device {
   readonly first_seen_at: string
   readonly last_seen_at: string | null
   readonly approved_at: string | null
+  /** Since when this process could hear it, ms since 1970; before that nobody knows whether it called. */
+  readonly listeningSince: number
   /** What only the memory of this process knows. */
   readonly memory: DeviceMemory | null
 }
@@ -153,7 +155,7 @@ const insertPending = (tx: Tx, school: string, serial: string, address: string |
     [school, serial, address, timestamptz(now)],
   )
 
-const readAll = (tx: Tx) => tx.all<Omit<Device, "memory">>(`SELECT ${COLUMNS} FROM devices ORDER BY id`)
+const readAll = (tx: Tx) => tx.all<Omit<Device, "memory" | "listeningSince">>(`SELECT ${COLUMNS} FROM devices ORDER BY id`)
 
 const pick = <D extends { readonly serial: string; readonly id: number }>(devices: ReadonlyArray<D>, wanted: string): D | undefined =>
   devices.find((device) => device.serial === wanted) ?? devices.find((device) => String(device.id) === wanted)
@@ -221,6 +223,7 @@ export class Devices extends Context.Service<
     Devices,
     Effect.gen(function* () {
       const db = yield* Libsql
+      const listeningSince = yield* Clock.currentTimeMillis
       const seen = new Map<
         string,
         { at: number; address: string; savedAt: number; countedAt: number | null; turns: ReadonlyArray<readonly [number, string]> }
@@ -266,7 +269,7 @@ export class Devices extends Context.Service<
           yield* remember
           return yield* again
         }
-        const devices = new Map(found.devices.map((row): [string, Device] => [row.serial, { ...row, memory: null }]))
+        const devices = new Map(found.devices.map((row): [string, Device] => [row.serial, { ...row, listeningSince, memory: null }]))
         const now = { state: found.state, school: found.state.school, devices }
         if (before === generation) cached = now
         return now

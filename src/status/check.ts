@@ -199,8 +199,13 @@ const checkSchool = (school: SchoolSnapshot, boundsOf: BoundsOf, { items, perf }
   if (left > 0) push("verify", "WARNING", `${left} rows differ from head office: schoolbus verify --repair`)
   else push("verify", "OK", school.verified === null ? "not compared with head office yet" : "equal with head office")
   if (school.devices.waiting > 0) push("devices", "WARNING", `${school.devices.waiting} terminal(s) wait for approval`)
+  else if (school.devices.alerts.length > 0) push("devices", "WARNING", alertSentence(school.devices.alerts))
   else push("devices", "OK", `${school.devices.approved} terminal(s)`)
+  perf.push({ label: "device_alerts", value: school.devices.alerts.length })
 }
+
+const alertSentence = ([first, ...others]: SchoolSnapshot["devices"]["alerts"]): string =>
+  `terminal ${first?.name ?? ""}: ${first?.alerts.join("; ") ?? ""}${others.length === 0 ? "" : `; ${others.length} more: schoolbus devices list`}`
 
 const RANK: ReadonlyArray<Level> = ["OK", "UNKNOWN", "WARNING", "CRITICAL"]
 const worst = (items: ReadonlyArray<CheckItem>): Level =>

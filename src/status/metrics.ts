@@ -119,6 +119,11 @@ const schoolFamilies = (school: SchoolSnapshot): ReadonlyArray<string> => {
       [{ state: "waiting" }, school.devices.waiting],
     ]),
     family(
+      "device_alerts",
+      "Troubles of each terminal that a person should look at; a terminal without any is left out.",
+      school.devices.alerts.map(({ serial, alerts }) => [{ serial }, alerts.length] as const),
+    ),
+    family(
       "worker_failed_events",
       "Events that a worker module could not handle.",
       school.workers.map((worker) => [{ module: worker.module }, worker.failed] as const),

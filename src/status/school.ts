@@ -2,6 +2,8 @@
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import { readAlerts } from "../iclock/alerts.ts"
+import { Devices } from "../iclock/devices.ts"
 import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { dayOf, trafficOf } from "../libsql/traffic.ts"
 import { printHours } from "../link/metered.ts"
@@ -113,6 +115,7 @@ const make = Effect.gen(function* () {
   const settings = yield* Settings
   const db = yield* Libsql
   const facts = yield* SchoolFactStore
+  const terminals = yield* Devices
 
   let link = (yield* facts.get).link
   let onlineSince = yield* Clock.currentTimeMillis
@@ -146,6 +149,7 @@ const make = Effect.gen(function* () {
     const own = yield* facts.get
     const how = yield* settings.get
     const metered = meteredOf(how)
+    const alerts = yield* readAlerts(db, terminals.list)
     const { read, traffic } = yield* db.read((tx) => Effect.all({ read: readFacts(tx), traffic: trafficOf(tx, dayOf(now)) }))
     const manifest = manifestOf(read.state?.manifest ?? null)
     const all = (manifest?.tables ?? []).filter((table) => !table.system)
@@ -231,6 +235,7 @@ const make = Effect.gen(function* () {
         total: read.devices.reduce((n, row) => n + row.n, 0),
         approved: read.devices.find((row) => row.status === "approved")?.n ?? 0,
         waiting: read.devices.find((row) => row.status === "pending")?.n ?? 0,
+        alerts,
       },
       workers: read.workers,
       verified:
@@ -260,4 +265,4 @@ const make = Effect.gen(function* () {
 })
 
 /** Needs the school's file as `Libsql`. */
-export const schoolStatus: Layer.Layer<Status, never, Libsql | SchoolFactStore | Settings> = Layer.effect(Status, make)
+export const schoolStatus: Layer.Layer<Status, never, Devices | Libsql | SchoolFactStore | Settings> = Layer.effect(Status, make)

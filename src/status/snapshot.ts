@@ -98,7 +98,13 @@ export interface SchoolSnapshot extends Base {
   readonly traffic?: { readonly sent: number; readonly received: number }
   /** null: the link may be used as it comes. */
   readonly metered?: MeteredView | null
-  readonly devices: { readonly total: number; readonly approved: number; readonly waiting: number }
+  readonly devices: {
+    readonly total: number
+    readonly approved: number
+    readonly waiting: number
+    /** Terminals with something that a person should look at, in words. */
+    readonly alerts: ReadonlyArray<{ readonly serial: string; readonly name: string; readonly alerts: ReadonlyArray<string> }>
+  }
   readonly workers: ReadonlyArray<{ readonly module: string; readonly failed: number; readonly error: string | null }>
   /** The last comparison with head office; `left`: rows that differed and were not mended. null = none yet. */
   readonly verified: { readonly at: string; readonly differences: number; readonly left: number } | null

@@ -17,6 +17,7 @@ import { sessions } from "../../src/session/session.ts"
 import { SchoolFactStore } from "../../src/status/facts.ts"
 import { Session } from "../../src/status/run.ts"
 import { Settings } from "../../src/status/settings.ts"
+import { Devices } from "../../src/iclock/devices.ts"
 import { schoolStatus } from "../../src/status/school.ts"
 import { type SchoolSnapshot, Status } from "../../src/status/snapshot.ts"
 import { openBadLine } from "../support/bad-line.ts"
@@ -75,7 +76,9 @@ const startNode = async (school: string, metered: Metered | null, url = hub.url)
   const base = Layer.mergeAll(Session.layer, SchoolFactStore.layer, OpenLink.layer, Settings.layer(metered)).pipe(
     Layer.provideMerge(Layer.succeed(Libsql, file)),
   )
-  const context = await inScope(Layer.build(Layer.mergeAll(Deliver.layer, schoolStatus).pipe(Layer.provideMerge(base))))
+  const context = await inScope(
+    Layer.build(Layer.mergeAll(Deliver.layer, schoolStatus.pipe(Layer.provide(Devices.layer))).pipe(Layer.provideMerge(base))),
+  )
   await inScope(Effect.forkScoped(Effect.provide(sessions({ hub: url, key, adopt: false, streams: [] }), context)))
   ended.push(() => Effect.runPromise(Scope.close(scope, Exit.void)))
   return {

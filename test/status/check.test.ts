@@ -57,7 +57,12 @@ describe("check", () => {
       },
       "CRITICAL",
     ],
-    ["a terminal waits for a person", { devices: { total: 2, approved: 1, waiting: 1 } }, "WARNING"],
+    ["a terminal waits for a person", { devices: { total: 2, approved: 1, waiting: 1, alerts: [] } }, "WARNING"],
+    [
+      "a terminal is silent",
+      { devices: { total: 1, approved: 1, waiting: 0, alerts: [{ serial: "A1", name: "Gate", alerts: ["it has not called for 12 minutes"] }] } },
+      "WARNING",
+    ],
   ])("in a school: %s", (_, part, level) => {
     expect(checkOf(aSchool(part)).level).toBe(level)
   })

@@ -71,7 +71,7 @@ export const aSchool = (part: Partial<SchoolSnapshot> = {}): SchoolSnapshot => (
   link: { state: "online", detail: "", lastContactAt: "2026-11-24T09:59:50.000Z", lastSyncAt: "2026-11-24T09:59:40.000Z" },
   sending: { pending: 0, oldestPendingAt: null, batches: 0, lastBatch: 3 },
   receiving: { epoch: "e", seq: "42", behind: 0, applying: false },
-  devices: { total: 1, approved: 1, waiting: 0 },
+  devices: { total: 1, approved: 1, waiting: 0, alerts: [] },
   workers: [],
   verified: null,
   ...part,

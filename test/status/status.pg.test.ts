@@ -14,6 +14,7 @@ import { hubStatus } from "../../src/status/hub.ts"
 import { hubConflicts, hubRuns } from "../../src/status/hub-records.ts"
 import { Conflicts, Runs } from "../../src/status/records.ts"
 import { Settings } from "../../src/status/settings.ts"
+import { Devices } from "../../src/iclock/devices.ts"
 import { schoolStatus } from "../../src/status/school.ts"
 import { schoolConflicts, schoolRuns } from "../../src/status/school-records.ts"
 import { type HubSnapshot, type SchoolSnapshot, Status } from "../../src/status/snapshot.ts"
@@ -95,7 +96,7 @@ beforeAll(async () => {
   await hubFacts({ stream: "streaming" })
   a = await world.school("a")
   const file = Layer.mergeAll(SchoolFactStore.layer, Settings.layer(null)).pipe(Layer.provideMerge(Layer.succeed(Libsql, a.file)))
-  node = await build(Layer.mergeAll(schoolStatus, schoolConflicts, schoolRuns).pipe(Layer.provideMerge(file)))
+  node = await build(Layer.mergeAll(schoolStatus.pipe(Layer.provide(Devices.layer)), schoolConflicts, schoolRuns).pipe(Layer.provideMerge(file)))
 })
 afterAll(async () => {
   await Effect.runPromise(Scope.close(scope, Exit.void))
