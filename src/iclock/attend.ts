@@ -3,7 +3,17 @@ import * as Effect from "effect/Effect"
 import { ident, type LibsqlError, type Tx } from "../libsql/client.ts"
 import type { Table } from "../model/table.ts"
 import type { Cell } from "../model/value.ts"
-import { type AttendanceRule, attendanceRow, concerns, dayColumnOf, isDayOff, isOurs, statusFor } from "./attendance.ts"
+import {
+  type AttendancePunch,
+  type AttendanceRow,
+  type AttendanceRule,
+  attendanceRow,
+  concerns,
+  dayColumnOf,
+  isDayOff,
+  isOurs,
+  statusFor,
+} from "./attendance.ts"
 import { timestamptz, utcToWall, wallToUtc } from "./clock.ts"
 import { type Owner, type PersonRow, readRows, TIME_CHARS, timeOfUuid, uuidOf } from "./persons.ts"
 import type { PunchingDevice, School } from "./punches.ts"
@@ -100,31 +110,35 @@ const momentOf = (text: string | null | undefined): number | null => (text == nu
 /** A punch makes its row once, whatever zone its terminal is given meanwhile. */
 const rowIdOf = (punchId: string): string => uuidOf(timeOfUuid(punchId), "attendance", punchId.slice(TIME_CHARS))
 
+/** What is the same for every row of an upload. */
+const rowOf = (
+  { device, school }: AttendUpload,
+  config: AttendanceRule,
+  person: PersonRow | undefined,
+  of: Pick<AttendancePunch, "rowId" | "at" | "out" | "status">,
+): AttendanceRow => attendanceRow(config, person ?? new Map(), { ...of, serial: device.serial, deviceId: device.id, zone: device.zone, school })
+
 /** A row for every punch. */
 const writeEach = (
   tx: Tx,
-  { device, school }: AttendUpload,
+  upload: AttendUpload,
   config: AttendanceRule,
   persons: ReadonlyMap<string, PersonRow>,
   punches: ReadonlyArray<Attended>,
 ): Effect.Effect<ReadonlyArray<Fault>, LibsqlError> =>
   Effect.gen(function* () {
+    const { device } = upload
     const faults: Array<Fault> = []
     const made: Array<{ row: ReadonlyMap<string, Cell>; punchId: string }> = []
     const isJudged = config.rule.values !== undefined || config.rule.hours !== undefined
     for (const punch of punches) {
-      const person = persons.get(punch.owner?.id ?? "") ?? new Map()
       const wall = utcToWall(punch.at, device.zone)
       const span = isJudged && punch.owner !== null ? yield* spanOf(tx, punch.owner, wall.slice(0, 10), device.zone) : null
       const isFirst = span?.first == null || punch.at <= span.first
-      const result = attendanceRow(config, person, {
+      const result = rowOf(upload, config, persons.get(punch.owner?.id ?? ""), {
         rowId: rowIdOf(punch.id),
         at: punch.at,
         status: isJudged ? statusFor(config.rule, wall, isFirst) : punch.status,
-        serial: device.serial,
-        deviceId: device.id,
-        zone: device.zone,
-        school,
       })
       if ("fault" in result) faults.push([punch.id, result.fault])
       else made.push({ row: result.row, punchId: punch.id })
@@ -135,12 +149,13 @@ const writeEach = (
 /** One row per person and day, whatever order the punches come in: the first in, the last out. */
 const writeDays = (
   tx: Tx,
-  { device, school }: AttendUpload,
+  upload: AttendUpload,
   config: AttendanceRule,
   persons: ReadonlyMap<string, PersonRow>,
   punches: ReadonlyArray<Attended>,
 ): Effect.Effect<ReadonlyArray<Fault>, LibsqlError> =>
   Effect.gen(function* () {
+    const { device, school } = upload
     const faults: Array<Fault> = []
     const days = new Map<string, { readonly owner: Owner; readonly day: string; readonly punch: Attended }>()
     for (const punch of punches) {
@@ -150,15 +165,11 @@ const writeDays = (
     for (const { owner, day, punch } of days.values()) {
       const { first, last } = yield* spanOf(tx, owner, day, device.zone)
       const at = first ?? punch.at
-      const result = attendanceRow(config, persons.get(owner.id) ?? new Map(), {
+      const result = rowOf(upload, config, persons.get(owner.id), {
         rowId: uuidOf(Date.parse(`${day}T00:00:00Z`), "attendance-day", school, owner.table, owner.id, day),
         at,
         out: last !== null && last > at ? last : null,
         status: statusFor(config.rule, utcToWall(at, device.zone), true),
-        serial: device.serial,
-        deviceId: device.id,
-        zone: device.zone,
-        school,
       })
       if ("fault" in result) faults.push([punch.id, result.fault])
       else faults.push(...(yield* writeDay(tx, config, result.row, day, punch.id)))

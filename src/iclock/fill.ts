@@ -337,15 +337,24 @@ export const installRoster = (tx: Tx, manifest: Manifest): Effect.Effect<void, L
     }
     const names = new Set(manifest.tables.map((table) => table.local))
     if (names.has("device_commands") && names.has("device_user_sync_status") && names.has("punches")) {
-      for (const index of INDEXES) yield* tx.exec(`CREATE INDEX IF NOT EXISTS ${index}`)
+      const indexes = isJudged(manifest) ? [...INDEXES, BY_PERSON] : INDEXES
+      for (const index of indexes) yield* tx.exec(`CREATE INDEX IF NOT EXISTS ${index}`)
     }
     yield* markAll(tx)
   })
+
+/** A rule that asks for the first and the last punch of a person's day; the others do without its index. */
+const isJudged = ({ devices }: Manifest): boolean => {
+  const rule = devices?.attendance
+  return rule !== undefined && (rule.rows === "day" || rule.values !== undefined || rule.hours !== undefined)
+}
+const BY_PERSON = "schoolbus_punches_person ON punches (person_id, at_utc)"
 
 const INDEXES: ReadonlyArray<string> = [
   "schoolbus_commands_open ON device_commands (device_id, id) WHERE status IN ('pending', 'sent')",
   "schoolbus_commands_id ON device_commands (device_id, id)",
   "schoolbus_commands_pin ON device_commands (device_id, pin)",
+  "schoolbus_sync_failed ON device_user_sync_status (device_id, error) WHERE status = 'failed'",
   "schoolbus_sync_command ON device_user_sync_status (device_id, command_id)",
   "schoolbus_punches_unknown ON punches (device_serial, pin) WHERE person_id IS NULL",
 ]

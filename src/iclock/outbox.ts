@@ -2,6 +2,7 @@
 import * as Effect from "effect/Effect"
 import type { LibsqlError, Tx } from "../libsql/client.ts"
 import { timestamptz } from "./clock.ts"
+import { CLEAR_LOG } from "./command.ts"
 import type { Device } from "./devices.ts"
 
 /** Ids that the terminal may still know from a lost file are not given out again. */
@@ -53,14 +54,18 @@ export const notOpen = (tx: Tx, deviceId: number, commands: ReadonlyArray<string
     (open) => commands.filter((command) => !open.some((row) => row.command === command)),
   )
 
+/** When the terminal was last cleared: what was stored before is not in its memory any more, and says nothing of what is. */
+const CLEARED = `coalesce((SELECT max(done_at) FROM device_commands WHERE device_id = ?2 AND command = '${CLEAR_LOG}' AND status = 'done'), '')`
+
 /** Why the punches on a terminal may not be cleared now; null: all of them are safe at head office. */
 export const unsafeToClear = (tx: Tx, device: Device): Effect.Effect<string | null, LibsqlError> =>
   Effect.gen(function* () {
     const [row] = yield* tx.all<{ waiting: number; stored: number; refused: number }>(
       `SELECT (SELECT count(*) FROM changes c JOIN schoolbus_tables t ON t.id = c.tbl WHERE t.local = 'punches' AND c.op <> 'R') AS waiting,
-              (SELECT count(*) FROM punches WHERE device_serial = ?1) + (SELECT count(*) FROM schoolbus_iclock_reject WHERE serial = ?1) AS stored,
+              (SELECT count(*) FROM punches WHERE device_serial = ?1 AND received_at > ${CLEARED}) +
+                (SELECT count(*) FROM schoolbus_iclock_reject WHERE serial = ?1 AND at > 1000 * coalesce(unixepoch(substr(${CLEARED}, 1, 19)), 0)) AS stored,
               (SELECT count(*) FROM schoolbus_hold h JOIN schoolbus_tables t ON t.id = h.tbl WHERE t.local = 'punches') AS refused`,
-      [device.serial],
+      [device.serial, device.id],
     )
     const { waiting = 0, stored = 0, refused = 0 } = row ?? {}
     if (waiting > 0) return `${waiting} punches are not at head office yet`
@@ -95,7 +100,7 @@ export const readHistory = (tx: Tx, deviceId: number, limit: number): Effect.Eff
 
 export const dropHistory = (tx: Tx, now: number): Effect.Effect<number, LibsqlError> =>
   tx.run(
-    `DELETE FROM device_commands WHERE NOT ${OPEN} AND done_at < ?
+    `DELETE FROM device_commands WHERE NOT ${OPEN} AND done_at < ? AND command <> '${CLEAR_LOG}'
         AND id < (SELECT max(id) FROM device_commands newer WHERE newer.device_id = device_commands.device_id)
         AND NOT EXISTS (SELECT 1 FROM device_user_sync_status s WHERE s.device_id = device_commands.device_id AND s.command_id = device_commands.id)`,
     [timestamptz(now - HISTORY_MS)],

@@ -152,8 +152,9 @@ const cdata = (admitted: Admitted, request: IclockRequest, body: Uint8Array) =>
     const { device } = admitted
     const { query } = request
     // The oldest firmware names no table; its stamp tells which it is.
-    const table = (query.get("table") ?? (query.has("opstamp") ? "OPERLOG" : query.has("stamp") ? "ATTLOG" : "")).toUpperCase()
-    const stamp = query.get("stamp")
+    const attStamp = query.get("attlogstamp") ?? query.get("stamp")
+    const opStamp = query.get("operlogstamp") ?? query.get("opstamp")
+    const table = (query.get("table") ?? (opStamp !== undefined ? "OPERLOG" : attStamp !== undefined ? "ATTLOG" : "")).toUpperCase()
     if (query.has("options") && table === "") return yield* handshake(admitted, query)
     if (query.has("authtype")) return refused("refused: verification happens on the terminal")
     if (request.method === "GET" && query.has("pin")) return yield* roamingUser(admitted, query.get("pin") ?? "")
@@ -162,11 +163,11 @@ const cdata = (admitted: Admitted, request: IclockRequest, body: Uint8Array) =>
       Effect.as(store({ ...admitted, table, upload, ...(stamps === undefined ? {} : { stamps }) }), accepted(`OK: ${upload.count}`))
     switch (table) {
       case "ATTLOG":
-        return yield* counted(parseAttlog(body, device.zone), isStamp(stamp) ? { att_stamp: stamp } : {})
+        return yield* counted(parseAttlog(body, device.zone), isStamp(attStamp) ? { att_stamp: attStamp } : {})
       case "OPERLOG":
       case "USERINFO": {
-        const opStamp = query.get("opstamp") ?? stamp
-        return yield* counted(parseOperlog(body), table === "OPERLOG" && isStamp(opStamp) ? { op_stamp: opStamp } : {})
+        const stamp = opStamp ?? query.get("stamp")
+        return yield* counted(parseOperlog(body), table === "OPERLOG" && isStamp(stamp) ? { op_stamp: stamp } : {})
       }
       case "RTLOG":
         yield* (yield* Devices).learn(device, { family: "acc" })
@@ -264,8 +265,12 @@ export const exchange = (admitted: Admitted, request: IclockRequest, body: Uint8
         return accepted(`DateTime=${wallNumber(utcToWall(now, "UTC"))},ServerTZ=${offsetText(device.zone, now)}`)
       }
       case "ping":
-      case "fdata":
         return accepted("OK")
+      // Pictures, as a rule; what else comes this way is an upload like any other.
+      case "fdata":
+        return /^(|\w*PHOTO|USERPIC)$/i.test(request.query.get("table") ?? "")
+          ? accepted("OK")
+          : yield* uploads.limited(serial, cdata(admitted, request, body), BUSY)
       case "event":
         yield* store({ ...admitted, table: "event", upload: parseEvents(body) })
         return accepted("OK")

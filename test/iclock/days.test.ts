@@ -89,3 +89,32 @@ describe("a row for every punch", () => {
     ])
   })
 })
+
+it("a rule that changes counts from the next punch on: what was judged stays, but for a day that goes on", async () => {
+  for (const kind of ["punch", "day"] as const) {
+    const tables = [students, { ...daily, unique: [] }]
+    const attendance = { ...rule, rows: kind }
+    node = await openNode({ tables, devices: { ...rules, attendance } })
+    await node.student("Amina")
+    await node.approve(SN, "Africa/Nairobi")
+    await punch("2026-03-03 07:50:00", "2026-03-04 07:50:00")
+    const [manifest] = node.rows("SELECT manifest FROM schoolbus_state")[0] ?? []
+    const changed = { ...JSON.parse(String(manifest)), devices: { ...rules, attendance: { ...attendance, hours: { from: "09:00" } } } }
+    await node.program("UPDATE schoolbus_state SET manifest = ?", [JSON.stringify(changed)])
+    await node.run(node.devices.changed)
+    await punch("2026-03-04 13:00:00")
+    expect(rows().map(([day, , , status]) => [day, status])).toEqual(
+      kind === "punch"
+        ? [
+            ["2026-03-03", "late"],
+            ["2026-03-04", "late"],
+            ["2026-03-04", "present"],
+          ]
+        : [
+            ["2026-03-03", "late"],
+            ["2026-03-04", "present"],
+          ],
+    )
+    if (kind === "punch") await node.close()
+  }
+})

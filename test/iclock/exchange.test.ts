@@ -187,11 +187,31 @@ describe("spellings", () => {
     expect(node.rows("SELECT count(*) FROM punches")).toEqual([[0n]])
   })
 
-  it("an upload over 10 MB ends the connection without an answer", async () => {
+  it.each([
+    ["10485761", 413],
+    ["99999999999", 413],
+    ["1".repeat(20), 400],
+  ])("an upload that announces %s bytes is refused at once, in words without OK", async (length, status) => {
     await open()
     await node.approve(SN)
-    const bytes = await node.send(`POST ${attlog} HTTP/1.1\r\nContent-Length: 10485761\r\n\r\n7\t2026`)
-    expect(bytes.length).toBe(0)
+    const reply = parseReply(await node.send(`POST ${attlog} HTTP/1.1\r\nContent-Length: ${length}\r\n\r\n7\t2026`))
+    expect(reply.status).toBe(status)
+    expect(reply.body).not.toContain("OK")
+  })
+
+  it.each([
+    ["without a length", ""],
+    ["in chunks", "Transfer-Encoding: chunked\r\n"],
+  ])("an upload that grows over 10 MB %s is refused", async (_, header) => {
+    await open()
+    await node.approve(SN)
+    const bytes = Buffer.concat([
+      Buffer.from(`POST ${attlog} HTTP/1.1\r\n${header}\r\n`),
+      Buffer.from("b00000\r\n"),
+      Buffer.alloc(11 * 1024 * 1024, 55),
+    ])
+    expect(parseReply(await node.send(bytes)).status).toBe(413)
+    expect(node.rows("SELECT count(*) FROM punches")).toEqual([[0n]])
   })
 })
 

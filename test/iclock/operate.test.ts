@@ -1,4 +1,5 @@
 /** What a person does with terminals: replace, retire, claim, command, export. */
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { afterEach, beforeEach, describe, expect, it } from "vitest"
 import { startTerminal, type Terminal } from "../../device/simulator.ts"
@@ -241,7 +242,33 @@ describe("commands", () => {
       () => poll(),
       (answer) => answer === "C:2:CLEAR LOG\n",
     )
+    // What was stored before the clearing says nothing of what the terminal makes after it.
+    await result(2)
+    await attlog(SN, "7\t2026-03-03 07:41:18\t0\t1")
+    await node.get(`/iclock/getrequest?SN=${SN}&INFO=Ver 6.60,0,0,2,10.0.0.1`)
+    await node.program("DELETE FROM changes")
+    expect(await why()).toMatch(/holds 2 punches, 1 are stored/)
   })
+})
+
+it("daylight saving begins at its moment: not a minute before it, once after it", async () => {
+  await node.approve(SN, "Europe/Berlin")
+  await node.program("UPDATE devices SET offset_told = 60")
+  await node.run(node.devices.changed)
+  const tellAt = async (moment: string) => {
+    const at = Date.parse(moment)
+    const real = await node.run(Effect.clockWith((clock) => Effect.succeed(clock)))
+    const clock: Clock.Clock = Object.assign(Object.create(real), { currentTimeMillis: Effect.succeed(at), currentTimeMillisUnsafe: () => at })
+    await node.run(Effect.provideService(node.roster.tellZones, Clock.Clock, clock))
+    return node.rows("SELECT count(*) FROM device_commands WHERE command = 'CHECK'")
+  }
+  expect(await tellAt("2026-03-29T00:59:59Z")).toEqual([[0n]])
+  expect(await tellAt("2026-03-29T01:00:00Z")).toEqual([[1n]])
+  expect(await tellAt("2026-03-29T01:00:30Z")).toEqual([[1n]])
+  await node.program("UPDATE devices SET offset_told = 120")
+  await node.run(node.devices.changed)
+  expect(await tellAt("2026-10-25T00:59:59Z")).toEqual([[1n]])
+  expect(await tellAt("2026-10-25T01:00:00Z")).toEqual([[2n]])
 })
 
 it("daylight saving: a terminal whose hour has changed is told to shake hands, once", async () => {

@@ -85,6 +85,24 @@ test("a punch is in Postgres once, with its attendance row and the terminal's ow
   expect(await world.sql`SELECT reason, detail FROM schoolbus.quarantine`).toEqual([])
 })
 
+test("the terminal is cleared only when head office has confirmed all that it holds", async () => {
+  const clear = () => Effect.runPromise(Effect.result(node.commands.send(SN, { command: "CLEAR_LOG", confirm: SN })))
+  await Effect.runPromise(node.commands.send(SN, { command: "INFO" }))
+  await becomes(
+    async () => (await Effect.runPromise(node.devices.find(SN))).punches_reported,
+    (n) => n === 2,
+  )
+  // Postgres has them, but the school has not heard so: they may still be refused there.
+  expect(await clear()).toMatchObject({ _tag: "Failure", failure: { message: expect.stringMatching(/not at head office yet/) } })
+  await school.sync()
+  expect(await clear()).toMatchObject({ _tag: "Success" })
+  await becomes(
+    async () => (await Effect.runPromise(node.commands.history(SN, 1)))[0],
+    (command) => command?.command === "CLEAR LOG" && command.status === "done",
+  )
+  expect(await world.sql`SELECT count(*)::int AS n FROM schoolbus.punches`).toEqual([{ n: 2 }])
+})
+
 test("the terminal's whole memory again adds nothing anywhere", async () => {
   await school.sync()
   terminal.punch("1", "2026-03-03 07:41:09")
