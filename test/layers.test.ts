@@ -28,7 +28,7 @@ const PURE = [
   /^model\//,
   /^down\/(decode|pgoutput|audience|ack|behind|commit-time|gather|pending|resume|shape|signals)\.ts$/,
   /^up\/(resolve|coalesce)\.ts$/,
-  /^iclock\/(handshake|cdata|command|roster)\.ts$/,
+  /^iclock\/(handshake|cdata|command|dialect|roster)\.ts$/,
   /^libsql\/capture\.ts$/,
   /^link\/(protocol|frame|backoff|metered)\.ts$/,
 ]

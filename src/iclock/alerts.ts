@@ -2,7 +2,7 @@
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
-import type { Device } from "./devices.ts"
+import type { Device } from "./device.ts"
 import { SKEW_MS } from "./punches.ts"
 
 /** A terminal polls every ten seconds. */

@@ -16,7 +16,8 @@ import {
 } from "./attendance.ts"
 import { timestamptz, utcToWall, wallToUtc } from "./clock.ts"
 import { type Owner, type PersonRow, readRows, TIME_CHARS, timeOfUuid, uuidOf } from "./persons.ts"
-import type { PunchingDevice, School } from "./punches.ts"
+import type { PunchingDevice } from "./punches.ts"
+import type { School } from "./school.ts"
 
 export interface AttendUpload extends School {
   readonly device: PunchingDevice

@@ -5,7 +5,8 @@ import { makeAttendance } from "./attend.ts"
 import { normalPin } from "./cdata.ts"
 import { timestamptz } from "./clock.ts"
 import { readRows } from "./persons.ts"
-import type { PunchingDevice, School } from "./punches.ts"
+import type { PunchingDevice } from "./punches.ts"
+import type { School } from "./school.ts"
 
 /** Punches that one transaction gives to people: no school program waits long for it. */
 export const CHUNK_PUNCHES = 500

@@ -4,15 +4,26 @@
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
-import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Semaphore from "effect/Semaphore"
 import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
-import type { Manifest } from "../model/table.ts"
 import { isZone, timestamptz } from "./clock.ts"
-import type { School } from "./punches.ts"
+import {
+  cancelOpen,
+  copyPins,
+  type Device,
+  type DeviceFacts,
+  type DeviceMemory,
+  DeviceRefused,
+  insertPending,
+  invalid,
+  pick,
+  readDevices,
+  SERIAL,
+} from "./device.ts"
 import { isAddressRule } from "./request.ts"
+import { markAll, markWhole, readSchool, type School } from "./school.ts"
 
 /** Unknown terminals that are listed; more are refused without a trace. One that has not called for a day gives way. */
 export const MAX_PENDING = 50
@@ -27,75 +38,11 @@ const TURNS = 3
 /** No zone has it: the terminal is told to shake hands. */
 const UNTOLD = 9999
 
-export class DeviceRefused extends Data.TaggedError("DeviceRefused")<{
-  readonly code: "not_found" | "not_ready" | "invalid"
-  readonly message: string
-}> {}
-
-export interface Device {
-  /** Small and stable: 1, 2, 3 … */
-  readonly id: number
-  readonly serial: string
-  readonly name: string
-  readonly status: "pending" | "approved" | "retired"
-  readonly zone: string
-  readonly address: string | null
-  readonly pinned_address: string | null
-  /** `att`: attendance; `acc`: access control (3.x). */
-  readonly family: "att" | "acc"
-  readonly model: string | null
-  readonly firmware: string | null
-  readonly push_version: string | null
-  readonly users_reported: number | null
-  readonly punches_reported: number | null
-  readonly skew_seconds: number | null
-  readonly card_form: "decimal" | "bracket" | null
-  /** Commands that it does not know, by comma. */
-  readonly unsupported: string
-  readonly offset_told: number | null
-  readonly replaced_by: number | null
-  readonly att_stamp: string
-  readonly op_stamp: string
-  readonly first_seen_at: string
-  readonly last_seen_at: string | null
-  readonly approved_at: string | null
-  /** Since when this process could hear it, ms since 1970; before that nobody knows whether it called. */
-  readonly listeningSince: number
-  /** What only the memory of this process knows. */
-  readonly memory: DeviceMemory | null
-}
-
-export interface DeviceMemory {
-  readonly seenAt: number
-  /** When the terminal last told how many users it holds; null: not since this node started. */
-  readonly countedAt: number | null
-  /** Another address that takes turns with the present one: two terminals with one serial number. */
-  readonly rival: { readonly address: string; readonly at: number } | null
-}
-
 /** Who calls. `unknown`: not listed, or listed just now. `not_ready`: this node does not know its school yet. */
 export type Met =
   | { readonly kind: "known"; readonly device: Device; readonly isLive: boolean }
   | { readonly kind: "unknown" }
   | { readonly kind: "not_ready" }
-
-export type DeviceFacts = Partial<
-  Pick<
-    Device,
-    | "family"
-    | "model"
-    | "firmware"
-    | "push_version"
-    | "users_reported"
-    | "punches_reported"
-    | "skew_seconds"
-    | "card_form"
-    | "unsupported"
-    | "offset_told"
-    | "att_stamp"
-    | "op_stamp"
-  >
->
 
 export interface DeviceNews {
   readonly write: (tx: Tx) => Effect.Effect<void, LibsqlError>
@@ -109,80 +56,6 @@ export interface Approval {
   readonly name?: string
   readonly address?: string
 }
-
-const COLUMNS = `id, serial, name, status, zone, address, pinned_address, family, model, firmware, push_version, users_reported, punches_reported,
-  skew_seconds, card_form, unsupported, offset_told, replaced_by, att_stamp, op_stamp, first_seen_at, last_seen_at, approved_at`
-
-const parsed = { text: "", manifest: null as Manifest | null }
-
-/**
- * Terminals and pins that head office has of the school are here: a cut is applied, or their class and those above it are
- * (`high`, 8), while lower ones are still on their way. A file made anew would else give numbers to people that others have.
- */
-const HAS_TERMINALS = `(cut <> '0' OR terminals > 0 OR (
-  EXISTS (SELECT 1 FROM schoolbus_stage WHERE cls < 8) AND NOT EXISTS (SELECT 1 FROM schoolbus_stage WHERE cls >= 8)))`
-
-/** The school and its tables; null before they, and its terminals, stand in the file. */
-export const readSchool = (tx: Tx): Effect.Effect<School | null, LibsqlError> =>
-  Effect.gen(function* () {
-    const [row] = yield* tx.all<{ school: string | null; manifest: string | null; ready: number }>(
-      `SELECT school, manifest, ${HAS_TERMINALS} AND EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'devices') AS ready
-         FROM schoolbus_state`,
-    )
-    if (row?.school == null || row.manifest === null || row.ready !== 1) return null
-    if (parsed.text !== row.manifest) Object.assign(parsed, { text: row.manifest, manifest: JSON.parse(row.manifest) as Manifest })
-    return { school: row.school, manifest: parsed.manifest as Manifest }
-  })
-
-/** Makes the roster look at every terminal, also at what failed before. */
-export const markAll = (tx: Tx): Effect.Effect<number, LibsqlError> => mark(tx, "*")
-/** Makes the roster send this terminal everyone. */
-export const markWhole = (tx: Tx, deviceId: number): Effect.Effect<number, LibsqlError> => mark(tx, `=${deviceId}`)
-const mark = (tx: Tx, what: string) => tx.run("INSERT OR IGNORE INTO schoolbus_roster_dirty (tbl, taken) VALUES (?, 0)", [what])
-
-export const notApproved = (device: Device): DeviceRefused =>
-  new DeviceRefused({ code: "invalid", message: `terminal ${device.serial} is not approved; run: schoolbus devices approve ${device.serial}` })
-
-const invalid = (message: string) => new DeviceRefused({ code: "invalid", message })
-const SERIAL = /^(?!\d{1,4}$)[A-Za-z0-9_-]{3,64}$/
-
-const insertPending = (tx: Tx, school: string, serial: string, address: string | null, now: number) =>
-  tx.run(
-    `INSERT INTO devices (school, id, serial, name, status, zone, address, family, unsupported, att_stamp, op_stamp, first_seen_at, last_seen_at)
-     SELECT ?1, (SELECT coalesce(max(id), 0) + 1 FROM (SELECT id FROM devices UNION ALL SELECT device_id FROM device_user_mappings)), ?2, ?2, 'pending', 'UTC', ?3, 'att', '', '0', '0', ?4,
-            CASE WHEN ?3 IS NULL THEN NULL ELSE ?4 END
-      WHERE NOT EXISTS (SELECT 1 FROM devices WHERE serial = ?2)`,
-    [school, serial, address, timestamptz(now)],
-  )
-
-const readAll = (tx: Tx) => tx.all<Omit<Device, "memory" | "listeningSince">>(`SELECT ${COLUMNS} FROM devices ORDER BY id`)
-
-const pick = <D extends { readonly serial: string; readonly id: number }>(devices: ReadonlyArray<D>, wanted: string): D | undefined =>
-  devices.find((device) => device.serial === wanted) ?? devices.find((device) => String(device.id) === wanted)
-
-/** Open commands of a terminal that is not served any more. */
-const cancelOpen = (tx: Tx, deviceId: number, now: number) =>
-  tx.run("UPDATE device_commands SET status = 'cancelled', done_at = ? WHERE device_id = ? AND status IN ('pending', 'sent')", [
-    timestamptz(now),
-    deviceId,
-  ])
-
-/** The new terminal gets the pins of the old one; who had left stays off it. */
-const copyPins = (tx: Tx, from: number, to: number, now: number) =>
-  Effect.gen(function* () {
-    yield* tx.run(
-      `INSERT INTO device_user_mappings (school, device_id, pin, person_table, person_id, from_at, to_at)
-       SELECT school, ?2, pin, person_table, person_id, CASE WHEN to_at IS NULL THEN ?3 ELSE from_at END, to_at FROM device_user_mappings
-        WHERE device_id = ?1 ON CONFLICT DO NOTHING`,
-      [from, to, timestamptz(now)],
-    )
-    yield* tx.run(
-      `INSERT INTO device_user_sync_status (school, device_id, pin, person_table, person_id, name, status, attempts, updated_at)
-       SELECT school, device_id, pin, person_table, person_id, '', 'deleted', 0, ?2 FROM device_user_mappings
-        WHERE device_id = ?1 AND to_at IS NOT NULL ON CONFLICT DO NOTHING`,
-      [to, timestamptz(now)],
-    )
-  })
 
 interface Known {
   readonly state: School
@@ -261,7 +134,7 @@ export class Devices extends Context.Service<
           Effect.gen(function* () {
             const state = yield* readSchool(tx)
             const [flag] = yield* tx.all<{ terminals: number }>("SELECT terminals FROM schoolbus_state")
-            return state === null ? null : { state, isNew: flag?.terminals !== 1, devices: yield* readAll(tx) }
+            return state === null ? null : { state, isNew: flag?.terminals !== 1, devices: yield* readDevices(tx) }
           }),
         )
         if (found === null) return null
@@ -358,11 +231,11 @@ export class Devices extends Context.Service<
       /** The row of a terminal, made when it has not called yet. */
       const rowOf = (tx: Tx, ofSchool: string, wanted: string, now: number) =>
         Effect.gen(function* () {
-          const found = pick(yield* readAll(tx), wanted)
+          const found = pick(yield* readDevices(tx), wanted)
           if (found !== undefined) return found
           if (!SERIAL.test(wanted)) return yield* notFound(wanted)
           yield* insertPending(tx, ofSchool, wanted, null, now)
-          const made = pick(yield* readAll(tx), wanted)
+          const made = pick(yield* readDevices(tx), wanted)
           return made === undefined ? yield* notFound(wanted) : made
         })
 

@@ -2,7 +2,7 @@
 import * as Effect from "effect/Effect"
 import { readText, safely } from "../libsql/cells.ts"
 import { ident, type LibsqlError, type Tx } from "../libsql/client.ts"
-import { readSchool } from "./devices.ts"
+import { readSchool } from "./school.ts"
 
 /** Punches per page. */
 export const PAGE = 5000

@@ -7,8 +7,8 @@ import type { Cell } from "../model/value.ts"
 import { normalCard } from "./cdata.ts"
 import { timestamptz } from "./clock.ts"
 import { cardFault, isDelete, QUERY_USERS } from "./command.ts"
-import type { Device } from "./devices.ts"
-import type { School } from "./punches.ts"
+import type { Device } from "./device.ts"
+import type { School } from "./school.ts"
 import type { ForeignUser, Held, Person, Roster } from "./roster.ts"
 
 /** A list that is shorter than the terminal's own count is taken for whole after this: more of it does not come. */

@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import type { LibsqlError, Tx } from "../libsql/client.ts"
 import { timestamptz } from "./clock.ts"
 import { CLEAR_LOG } from "./command.ts"
-import type { Device } from "./devices.ts"
+import type { Device } from "./device.ts"
 
 /** Ids that the terminal may still know from a lost file are not given out again. */
 const KNOWN_SINCE_MS = 86_400_000

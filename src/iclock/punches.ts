@@ -5,23 +5,17 @@
  */
 import * as Effect from "effect/Effect"
 import type { Bind, LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
-import type { Manifest } from "../model/table.ts"
 import { makeAttendance } from "./attend.ts"
 import type { Attendance, Reject } from "./cdata.ts"
 import { naiveOf, timestamptz, wallToUtc } from "./clock.ts"
 import { type Owner, uuidOf } from "./persons.ts"
+import type { School } from "./school.ts"
 
 const DAY_MS = 86_400_000
 /** A clock that is further off than this is worth a word. */
 export const SKEW_MS = 120_000
 /** About 68 years, the most that head office's column holds: a clock that is wrong by more is not more wrong. */
 const MAX_SKEW_MS = 2_147_483_647_000
-
-/** The school and its tables, as the last manifest left them. */
-export interface School {
-  readonly school: string
-  readonly manifest: Manifest
-}
 
 export interface PunchingDevice {
   readonly id: number

@@ -1,5 +1,5 @@
 /** What a terminal holds of whom it should hold, per person and in sums, judged from what the file says (pure). */
-import type { Device } from "./devices.ts"
+import type { Device } from "./device.ts"
 import { type HeldRow, isRemoved, type UnknownPin, wrongCard } from "./held.ts"
 import type { ForeignUser, Person } from "./roster.ts"
 

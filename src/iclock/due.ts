@@ -1,0 +1,85 @@
+/** Which commands a terminal is to be sent now, and which wait: people until it has said whom it holds, a clearing until all is safe. */
+import * as Effect from "effect/Effect"
+import type { LibsqlError, Tx } from "../libsql/client.ts"
+import { timestamptz } from "./clock.ts"
+import { CLEAR_LOG, QUERY_USERS, type QueuedCommand } from "./command.ts"
+import type { Device } from "./device.ts"
+import { knows } from "./dialect.ts"
+import { OPEN, unsafeToClear } from "./outbox.ts"
+
+/** A command whose result has not come is sent again after this. */
+export const RESEND_MS = 60_000
+
+interface Due extends QueuedCommand {
+  readonly attempts: number
+  readonly pin: string | null
+}
+
+/** `met`: terminals that have had people sent before, or have told whom they hold: nobody on them is overwritten unasked. */
+const mayFill = (tx: Tx, met: Set<number>, device: Device) =>
+  Effect.gen(function* () {
+    if (met.has(device.id) || (device.users_reported ?? 0) === 0) return true
+    const [row] = yield* tx.all<{ sent: number; told: number; marks: number }>(
+      `SELECT EXISTS (SELECT 1 FROM device_commands WHERE device_id = ?1 AND pin IS NOT NULL AND attempts > 0) AS sent,
+              EXISTS (SELECT 1 FROM device_commands WHERE device_id = ?1 AND command = '${QUERY_USERS}' AND NOT ${OPEN}) AS told,
+              EXISTS (SELECT 1 FROM schoolbus_roster_dirty) AS marks`,
+      [device.id],
+    )
+    if (row?.sent !== 1 && (row?.told !== 1 || row.marks === 1) && knows(device, QUERY_USERS)) return false
+    met.add(device.id)
+    return true
+  })
+
+export interface DueCommands {
+  readonly due: ReadonlyArray<Due>
+  readonly expired: ReadonlyArray<{ readonly id: number }>
+  readonly cleared: Due | undefined
+  readonly unsafe: string | null
+  readonly askWho: boolean
+  readonly isOpen: boolean
+}
+const NOTHING: DueCommands = { due: [], expired: [], cleared: undefined, unsafe: null, askWho: false, isOpen: false }
+
+/** Commands that are due; how long there is nothing to do when there are none. */
+export const readDue = (tx: Tx, met: Set<number>, device: Device, now: number): Effect.Effect<DueCommands, LibsqlError> =>
+  Effect.gen(function* () {
+    const [open] = yield* tx.all<{ n: number; people: number }>(
+      `SELECT count(*) AS n, count(pin) AS people FROM device_commands WHERE device_id = ? AND ${OPEN}`,
+      [device.id],
+    )
+    if ((open?.n ?? 0) === 0) return NOTHING
+    // People who are about to be queued in other words wait for that.
+    const [whole] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_roster_dirty WHERE tbl = ?) AS n", [`=${device.id}`])
+    const fill = whole?.n !== 1 && (yield* mayFill(tx, met, device))
+    const due = yield* tx.all<Due>(
+      `SELECT id, command, attempts, pin FROM device_commands WHERE device_id = ?1 AND ${OPEN} AND (status = 'pending' OR sent_at < ?2)
+          AND (expires_at IS NULL OR expires_at > ?3) AND (?4 OR pin IS NULL) ORDER BY id LIMIT 50`,
+      [device.id, timestamptz(now - RESEND_MS), timestamptz(now), fill],
+    )
+    const expired = yield* tx.all<{ id: number }>(`SELECT id FROM device_commands WHERE device_id = ? AND ${OPEN} AND expires_at <= ?`, [
+      device.id,
+      timestamptz(now),
+    ])
+    const cleared = due.find(({ command }) => command === CLEAR_LOG)
+    const unsafe =
+      cleared === undefined
+        ? null
+        : due.some(({ id, command }) => id < cleared.id && command === "INFO") || (yield* isAsked(tx, device, cleared.id))
+          ? "waiting for the terminal to tell how many punches it holds"
+          : yield* unsafeToClear(tx, device)
+    const askWho = !fill && whole?.n !== 1 && (open?.people ?? 0) > 0 && !(yield* wasAsked(tx, device))
+    return { due: unsafe === null ? due : due.filter((one) => one !== cleared), expired, cleared, unsafe, askWho, isOpen: true }
+  })
+const wasAsked = (tx: Tx, device: Device) =>
+  Effect.map(
+    tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM device_commands WHERE device_id = ? AND command = ?) AS n", [device.id, QUERY_USERS]),
+    ([row]) => row?.n === 1,
+  )
+const isAsked = (tx: Tx, device: Device, before: number) =>
+  Effect.map(
+    tx.all<{ n: number }>(`SELECT EXISTS (SELECT 1 FROM device_commands WHERE device_id = ? AND id < ? AND command = 'INFO' AND ${OPEN}) AS n`, [
+      device.id,
+      before,
+    ]),
+    ([row]) => row?.n === 1,
+  )
