@@ -232,7 +232,8 @@ export const runHub = async (options: HubOptions): Promise<number> => {
     const config = yield* loadConfig(options.config)
     yield* Effect.promise(() => mkdir(options.dataDir, { recursive: true }))
     yield* lockFile(join(options.dataDir, "feed.db"))
-    return yield* hub(options, config).pipe(Effect.provide(layers(options)))
+    // What runs ends before what it runs on.
+    return yield* Effect.scoped(hub(options, config)).pipe(Effect.provide(layers(options)))
   }).pipe(
     Effect.scoped,
     Effect.as(0),

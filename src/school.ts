@@ -174,7 +174,8 @@ export const runSchool = async (options: SchoolOptions): Promise<number> => {
   const program = Effect.gen(function* () {
     yield* Effect.promise(() => mkdir(options.dataDir, { recursive: true }))
     yield* lockFile(join(options.dataDir, "school.db"))
-    return yield* school(options).pipe(
+    // What runs ends before what it runs on, also before another attempt.
+    return yield* Effect.scoped(school(options)).pipe(
       Effect.provide(layers(options)),
       Effect.tapErrorTag("LibsqlError", (error) => Effect.logWarning(`the school's file: ${error.message}`)),
       // A program that holds the file's lock, or a full disk, is waited for.
