@@ -32,12 +32,13 @@ CREATE TABLE tables (
   after    TEXT                          -- loading: wire key of the last row whose bracket has closed
 );
 
--- no 0: every school; no -1: nobody. Others: one value of an audience column, whether or not a school has that id.
+-- no 0: every school; no -1: nobody; neither has a value, as a column may hold any. Others: one value of an audience column,
+-- whether or not a school has that id.
 CREATE TABLE audience (
   no    INTEGER PRIMARY KEY,
-  value TEXT NOT NULL UNIQUE
+  value TEXT UNIQUE
 );
-INSERT INTO audience (no, value) VALUES (0, 'all schools'), (-1, 'nobody');
+INSERT INTO audience (no, value) VALUES (0, NULL), (-1, NULL);
 
 -- One entry per (audience, key). body: the row as a JSON array in the order of tables.columns; null = tombstone.
 -- A row of a through table has an entry for every audience of its links.

@@ -1,5 +1,5 @@
 /** Numbers of audiences, given out as their values first appear. A number that a rolled back append gave out is forgotten again. */
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import type { LibsqlError, Tx } from "../libsql/client.ts"
 import { NOBODY } from "./audience.ts"
 import type { Append } from "./entry.ts"
@@ -10,6 +10,7 @@ export class AudienceNumbers {
   /** Given out by the open append. */
   #fresh: Array<readonly [value: string, no: number]> = []
   #named = 0
+  #last = 0
 
   constructor(known: ReadonlyArray<{ readonly no: number; readonly value: string }>) {
     for (const { no, value } of known) this.#know(value, no)
@@ -18,6 +19,7 @@ export class AudienceNumbers {
   #know(value: string, no: number): void {
     this.#numberOf.set(value, no)
     this.#valueOf.set(no, value)
+    this.#last = Math.max(this.#last, no)
   }
 
   find(value: string): number | null {
@@ -33,19 +35,23 @@ export class AudienceNumbers {
     if ("no" in audience) return audience.no
     const known = this.#numberOf.get(audience.value)
     if (known !== undefined) return known
-    const no = this.#numberOf.size + 1
+    const no = this.#last + 1
     this.#know(audience.value, no)
     this.#fresh.push([audience.value, no])
     return no
   }
 
   /** Writes down those that were given out since the last time. */
-  store(tx: Tx): Effect.Effect<unknown, LibsqlError> {
+  store(tx: Tx): Effect.Effect<void, LibsqlError> {
     const unnamed = this.#fresh.slice(this.#named)
     this.#named = this.#fresh.length
-    return tx.many(
+    const written = tx.many(
       "INSERT INTO audience (no, value) VALUES (?, ?)",
       unnamed.map(([value, no]) => [BigInt(no), value]),
+    )
+    // A number that is not written down would be given to another school after a restart.
+    return Effect.flatMap(written, ([refused]) =>
+      refused === undefined ? Effect.void : Effect.die(new Error(`audience ${JSON.stringify(unnamed[refused.index])}: ${refused.message}`)),
     )
   }
 
