@@ -16,6 +16,8 @@ import { Deliver, type Delivered, type DeliverRefused } from "./deliver.ts"
 export interface PullOptions extends InstallOptions {
   /** Deliver although a table has a gap: head office is too far ahead to compare with, and only pulling brings it nearer. */
   readonly mayHaveGaps?: boolean
+  /** Waited for before a page is taken. */
+  readonly turn?: Effect.Effect<void>
   /** Runs in the same transaction as the tables' own installation. */
   readonly alsoInstall: (tx: Parameters<Parameters<LibsqlFile["write"]>[0]>[0], manifest: Manifest) => Effect.Effect<void, LibsqlError>
 }
@@ -66,6 +68,7 @@ type PullError = LinkError | LibsqlError | TableRefused | DeliverRefused
 const takePage = (link: Link, identity: Identity, options: PullOptions, page: PulledPage): Effect.Effect<Pulled, PullError, Libsql | Deliver> =>
   Effect.gen(function* () {
     const deliver = yield* Deliver
+    if (options.turn !== undefined) yield* options.turn
     if (options.mayHaveGaps !== true) yield* refuseGap(yield* Libsql)
     const attempt = deliver.page(page.header, page.lines, page.trailer)
     const delivered = yield* attempt.pipe(

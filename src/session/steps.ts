@@ -17,6 +17,9 @@ import { Settings } from "../status/settings.ts"
 import { Status } from "../status/snapshot.ts"
 import { pushAll } from "../up/up.ts"
 
+/** While batches wait to go up, a page that came waits so long: both need the file, and most of what comes then is what went up. */
+const UP_FIRST_MS = 1_000
+
 /** What outlives a session. */
 export interface Memory {
   readonly link: Link
@@ -48,6 +51,8 @@ export const makeSteps = (memory: Memory, identity: Identity) =>
     const why = (other: string): string => (memory.isFirst ? "start" : other)
     const applied = yield* Latch.make()
     const one = yield* Semaphore.make(1)
+    const free = yield* Latch.make(true)
+    const turn = Effect.race(free.await, Effect.sleep(UP_FIRST_MS))
     let pushFault = ""
     const touch = Effect.flatMap(Clock.currentTimeMillis, (now) =>
       facts.set({ link: "online", linkDetail: pushFault, lastContactAt: now, paused: false }),
@@ -93,7 +98,9 @@ export const makeSteps = (memory: Memory, identity: Identity) =>
       Effect.gen(function* () {
         if (!memory.isFarAhead) yield* refuseGap(db)
         if (!(yield* db.read(hasUnanswered))) return
-        const { changes, conflicts, tables } = yield* pushAll(db, link, identity, (yield* settings.get).batch)
+        const { changes, conflicts, tables } = yield* pushAll(db, link, identity, (yield* settings.get).batch, free.close).pipe(
+          Effect.ensuring(free.open),
+        )
         pushFault = ""
         note(why("change"), {
           up: changes,
@@ -161,7 +168,7 @@ export const makeSteps = (memory: Memory, identity: Identity) =>
         (error): error is E & LinkRefused => error instanceof LinkRefused && isUnknownCut(error),
         () => Effect.asVoid(goOn),
       )
-    return { touch, took, push, comparing, beat, noteFault, countTraffic, applied }
+    return { touch, took, push, comparing, beat, noteFault, countTraffic, applied, turn }
   })
 
 export type Steps = Effect.Success<ReturnType<typeof makeSteps>>

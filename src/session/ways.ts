@@ -66,7 +66,7 @@ export const freely = (memory: Memory, identity: Identity, install: PullOptions,
   )
   return Effect.all(
     [
-      Effect.forever(steps.comparing(follow(memory.link, identity, install, memory.way, steps.took))),
+      Effect.forever(steps.comparing(follow(memory.link, identity, { ...install, turn: steps.turn }, memory.way, steps.took))),
       pushes(steps.push, Effect.sleep(OPEN_POLL_MS), steps.noteFault, true),
       Effect.andThen(steps.beat(0), Effect.forever(tell)),
     ],

@@ -4,6 +4,7 @@
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import * as Semaphore from "effect/Semaphore"
 import type { LibsqlError, LibsqlFile } from "../libsql/client.ts"
 import { BATCH_CHANGES, freeze } from "../libsql/freeze.ts"
 import { type Identity, type Link, type LinkError, LinkRefused } from "../link/client.ts"
@@ -45,8 +46,17 @@ export interface Pushed {
   readonly tables: Readonly<Record<string, number>>
 }
 
-/** The table of a batch's line: `{"id":7,"table":"public.pupils",…`. */
-const TABLE = /^\{"id":\d+,"table":"([^"\\]+)"/gm
+const TABLE = /\{"id":\d+,"table":"([^"\\]+)"/y
+
+/** Counts a batch's changes by table: `{"id":7,"table":"public.pupils",…`, a line each. */
+const countTables = (bytes: Uint8Array, into: Record<string, number>): void => {
+  const text = new TextDecoder().decode(bytes)
+  for (let at = text.indexOf("\n"); at >= 0; at = text.indexOf("\n", at + 1)) {
+    TABLE.lastIndex = at + 1
+    const table = TABLE.exec(text)?.[1]
+    if (table !== undefined) into[table] = (into[table] ?? 0) + 1
+  }
+}
 
 /** What is known of the freezing under way. */
 interface Freezing {
@@ -55,12 +65,16 @@ interface Freezing {
   wake: () => void
 }
 
-/** Sends every batch that has no answer yet, while further ones are frozen; the number of changes sent and of conflicts decided. */
+/**
+ * Sends every batch that has no answer yet, while further ones are frozen; the number of changes sent and of conflicts decided.
+ * `onMore` runs when there turns out to be more than one.
+ */
 export const pushAll = (
   file: LibsqlFile,
   link: Link,
   identity: Identity,
   maxChanges = BATCH_CHANGES,
+  onMore: Effect.Effect<unknown> = Effect.void,
 ): Effect.Effect<Pushed, LibsqlError | LinkError> =>
   Effect.gen(function* () {
     const freezing: Freezing = { batches: 0, isOver: false, wake: () => undefined }
@@ -74,23 +88,85 @@ export const pushAll = (
         freezing.wake()
       }),
     )
+    const answers = yield* makeAnswers(file)
     // Also when the line breaks everything is frozen: what is captured later never joins it.
-    const [sent] = yield* Effect.all([Effect.exit(sendAll(file, link, identity, freezing)), freezeRest], { concurrency: 2 })
+    const [sent] = yield* Effect.all([Effect.exit(sendAll(file, link, identity, freezing, answers, onMore)), freezeRest], { concurrency: 2 })
+    yield* answers.write
     return yield* sent
   })
 
-const sendAll = (file: LibsqlFile, link: Link, identity: Identity, freezing: Freezing): Effect.Effect<Pushed, LibsqlError | LinkError> =>
+interface Answer {
+  readonly number: number
+  readonly at: number
+  readonly exceptions: string
+}
+
+/** Answers on their way into the file: the next batch does not wait for them. One that is lost there comes again with its batch. */
+const makeAnswers = (file: LibsqlFile) =>
+  Effect.gen(function* () {
+    const one = yield* Semaphore.make(1)
+    const waiting: Array<Answer> = []
+    const write: Effect.Effect<void, LibsqlError> = one.withPermit(
+      Effect.suspend(() => {
+        const some = [...waiting]
+        if (some.length === 0) return Effect.void
+        const written = file.write((tx) =>
+          Effect.forEach(some, ({ number, at, exceptions }) =>
+            tx.run("UPDATE schoolbus_batch SET answered_at = ?, exceptions = coalesce(exceptions, ?) WHERE number = ?", [at, exceptions, number]),
+          ),
+        )
+        return Effect.andThen(
+          written,
+          Effect.sync(() => void waiting.splice(0, some.length)),
+        )
+      }),
+    )
+    return {
+      add: (answer: Answer) =>
+        Effect.andThen(
+          Effect.sync(() => waiting.push(answer)),
+          Effect.forkChild(Effect.ignore(write)),
+        ),
+      write,
+    }
+  })
+
+interface Unanswered {
+  readonly number: number
+  readonly hash: string
+  readonly bytes: Uint8Array
+  readonly changes: number
+}
+
+const readUnanswered = (file: LibsqlFile, after: number): Effect.Effect<Unanswered | undefined, LibsqlError> =>
+  Effect.map(
+    file.read((tx) =>
+      tx.all<Unanswered>(
+        "SELECT number, hash, bytes, changes FROM schoolbus_batch WHERE answered_at IS NULL AND settled_at IS NULL AND number > ? ORDER BY number LIMIT 1",
+        [after],
+      ),
+    ),
+    ([batch]) => batch,
+  )
+
+const sendAll = (
+  file: LibsqlFile,
+  link: Link,
+  identity: Identity,
+  freezing: Freezing,
+  answers: Effect.Success<ReturnType<typeof makeAnswers>>,
+  onMore: Effect.Effect<unknown>,
+): Effect.Effect<Pushed, LibsqlError | LinkError> =>
   Effect.gen(function* () {
     let changes = 0
     let conflicts = 0
     const tables: Record<string, number> = {}
+    let last = 0
+    let ahead: Unanswered | undefined
     for (;;) {
       const { batches, isOver } = freezing
-      const [batch] = yield* file.read((tx) =>
-        tx.all<{ number: number; hash: string; bytes: Uint8Array; changes: number }>(
-          "SELECT number, hash, bytes, changes FROM schoolbus_batch WHERE answered_at IS NULL AND settled_at IS NULL ORDER BY number LIMIT 1",
-        ),
-      )
+      const batch: Unanswered | undefined = ahead ?? (yield* readUnanswered(file, last))
+      ahead = undefined
       if (batch === undefined && isOver) return { changes, conflicts, tables }
       if (batch === undefined) {
         yield* Effect.callback<void>((resume) => {
@@ -101,13 +177,21 @@ const sendAll = (file: LibsqlFile, link: Link, identity: Identity, freezing: Fre
         })
         continue
       }
-      const verdicts = yield* link.push(identity, batch).pipe(
-        Effect.map((answer) => ({ answer, expected: null as number | null })),
-        Effect.catchTag("LinkRefused", (error) =>
-          error.code === "batch_gap" && error.expected !== null && error.expected < batch.number
-            ? Effect.succeed({ answer: null, expected: error.expected })
-            : Effect.fail(error),
-        ),
+      if (changes > 0) yield* onMore
+      // The next one lies ready when this one is answered.
+      const [verdicts, next] = yield* Effect.all(
+        [
+          link.push(identity, batch).pipe(
+            Effect.map((answer) => ({ answer, expected: null as number | null })),
+            Effect.catchTag("LinkRefused", (error) =>
+              error.code === "batch_gap" && error.expected !== null && error.expected < batch.number
+                ? Effect.succeed({ answer: null, expected: error.expected })
+                : Effect.fail(error),
+            ),
+          ),
+          readUnanswered(file, batch.number),
+        ],
+        { concurrency: 2 },
       )
       if (verdicts.answer === null) {
         // The hub's ledger ends earlier than ours: what it has lost is sent again from the kept bytes.
@@ -116,20 +200,17 @@ const sendAll = (file: LibsqlFile, link: Link, identity: Identity, freezing: Fre
           tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_batch WHERE number = ?) AS n", [expected]),
         )
         if (kept?.n !== 1) return yield* lost(expected)
+        yield* answers.write
         yield* sendAgainFrom(file, expected)
+        last = expected - 1
         continue
       }
+      last = batch.number
+      ahead = next
       changes += batch.changes
-      for (const [, table] of new TextDecoder().decode(batch.bytes).matchAll(TABLE)) if (table !== undefined) tables[table] = (tables[table] ?? 0) + 1
-      conflicts += verdicts.answer.exceptions.filter((exception) => exception.verdict === "conflict").length
-      const now = yield* Clock.currentTimeMillis
+      countTables(batch.bytes, tables)
       const { exceptions } = verdicts.answer
-      yield* file.write((tx) =>
-        tx.run("UPDATE schoolbus_batch SET answered_at = ?, exceptions = coalesce(exceptions, ?) WHERE number = ?", [
-          now,
-          JSON.stringify(exceptions),
-          batch.number,
-        ]),
-      )
+      conflicts += exceptions.filter((exception) => exception.verdict === "conflict").length
+      yield* answers.add({ number: batch.number, at: yield* Clock.currentTimeMillis, exceptions: JSON.stringify(exceptions) })
     }
   })

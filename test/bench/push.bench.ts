@@ -207,12 +207,14 @@ export default bench({
         const file = reader(school.dir)
         await until("the school's table", () => file.one("SELECT count(*) FROM attendance") === 0)
         const plain = await writePlainly(ground, rows)
-        const arrived = (condition: string) =>
-          until("the rows in Postgres", async () => {
-            const [row] = await ground.sql.unsafe(`SELECT count(*)::int AS n FROM attendance WHERE ${condition}`)
-            return row?.["n"] === rows
-          })
         const first = await firstKey(ground.sql, SCHOOL)
+        /** Looked for by the last row, as batches go in order: to count them all each time would be work of its own. */
+        const arrived = async (condition: string) => {
+          const last = `SELECT 1 FROM attendance WHERE id = ${first + BigInt(rows - 1)} AND ${condition}`
+          await until("the rows in Postgres", async () => (await ground.sql.unsafe(last)).length === 1)
+          const [row] = await ground.sql.unsafe(`SELECT count(*)::int AS n FROM attendance WHERE ${condition}`)
+          if (row?.["n"] !== rows) throw new Error(`${row?.["n"]} rows of ${rows} arrived before the last one`)
+        }
         let cpu = { hub: cpuOf(hub), school: cpuOf(school) }
         /** Until the verdicts are down: of the hub and of the school, per row. */
         const settled = async () => {

@@ -1,10 +1,12 @@
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import { afterEach, expect, it } from "vitest"
 import { type Link, LinkDown, LinkRefused, type OutgoingBatch } from "../../src/link/client.ts"
 import type { Exception, Verdicts } from "../../src/model/change.ts"
 import { sendAgainFrom } from "../../src/up/again.ts"
 import { KEEP_BYTES, KEEP_DAYS, trim } from "../../src/up/trim.ts"
 import { pushAll } from "../../src/up/up.ts"
+import { until } from "../support/until.ts"
 import { column, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
 
 const pupils = table("pupils", [column("id", "text", { notNull: true }), column("school_id"), column("name")])
@@ -104,6 +106,29 @@ it("batches go while further ones are frozen, and all is frozen although the lin
     [1, 1, 2, 3, 4, 5, 6, 7, 8],
     [1, 2, 3, 4, 5, 6, 7, 8],
   ])
+})
+
+it("a batch does not wait until the answer before it is written; that there is more is said once it goes", async () => {
+  const school = await newSchool()
+  const hub = hubOf()
+  for (const id of ["a", "b", "c"]) {
+    insert(school, id)
+    await school.freeze()
+  }
+  let more = 0
+  const onMore = Effect.sync(() => more++)
+  const pushed = await school.write(() =>
+    Effect.gen(function* () {
+      const going = yield* Effect.forkDetach(pushAll(school.file, hub.link, who, 1, onMore))
+      yield* Effect.promise(() => until("all batches at the hub", () => hub.sent.length === 3))
+      return going
+    }),
+  )
+  expect(await Effect.runPromise(Fiber.join(pushed))).toMatchObject({ changes: 3, tables: { "public.pupils": 3 } })
+  expect([hub.sent, answered(school), more]).toEqual([[1, 2, 3], [1, 2, 3], 2])
+  insert(school, "d")
+  await Effect.runPromise(pushAll(school.file, hub.link, who, 1, onMore))
+  expect(more).toBe(2)
 })
 
 it("a hub that was put back gets what it has lost from the kept bytes", async () => {
