@@ -11,6 +11,7 @@ CREATE TABLE schoolbus_state (
   cut         TEXT NOT NULL DEFAULT '0',
   manifest    TEXT,                      -- JSON, as applied to this file
   last_batch  INTEGER NOT NULL DEFAULT 0,-- number of the newest frozen batch
+  frozen_to   INTEGER NOT NULL DEFAULT 0,-- every open change has an id beyond this one
   applying    TEXT,                      -- JSON of the cut that is being applied in chunks, while rows of it may show; null = none
   schema_version INTEGER NOT NULL DEFAULT -1,-- SQLite's, when our triggers were last found sound
   clock_offset INTEGER NOT NULL DEFAULT 0,-- server time minus own time, ms, at the last contact
@@ -103,11 +104,10 @@ CREATE TABLE changes (
   v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15
 );
 -- By key only what is asked by key: frozen changes by deliver, open ones by freeze, which looks for a row's next old values.
--- A program's insert pays for neither.
+-- A program's insert pays for none of them; open changes are found by their ids, from frozen_to on.
 CREATE INDEX changes_key ON changes (tbl, key) WHERE batch IS NOT NULL;
 CREATE INDEX changes_new_key ON changes (tbl, new_key) WHERE new_key IS NOT NULL;
 CREATE INDEX changes_open_key ON changes (tbl, key) WHERE batch IS NULL AND op <> 'I';
-CREATE INDEX changes_open ON changes (id) WHERE batch IS NULL;
 CREATE INDEX changes_batch ON changes (batch) WHERE batch IS NOT NULL;
 
 -- Frozen batches: bytes that are sent again unchanged until the ledger row has come down, then kept 35 days.

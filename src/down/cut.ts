@@ -5,6 +5,7 @@
  *     freeze ─> settle ledger rows ─> records ─> end holds ─> shield ─> rows ─> release
  */
 import * as Effect from "effect/Effect"
+import { OPEN } from "../libsql/changes.ts"
 import type { LibsqlError, Tx } from "../libsql/client.ts"
 import { freezeOpen } from "../libsql/freeze.ts"
 import { type Delivery, idOf, type Item, type Part } from "./delivery.ts"
@@ -22,7 +23,7 @@ const FREEZE_IN_PLACE = 100
 export type Waiting = "backlog" | "open" | "some" | "quiet"
 
 /** An expression for what waits. */
-export const WAITING = `CASE (SELECT count(*) FROM (SELECT 1 FROM changes WHERE batch IS NULL LIMIT ${FREEZE_IN_PLACE + 1})) WHEN ${FREEZE_IN_PLACE + 1} THEN 'backlog'
+export const WAITING = `CASE (SELECT count(*) FROM (SELECT 1 FROM changes WHERE ${OPEN} LIMIT ${FREEZE_IN_PLACE + 1})) WHEN ${FREEZE_IN_PLACE + 1} THEN 'backlog'
   WHEN 0 THEN CASE WHEN EXISTS (SELECT 1 FROM changes) OR EXISTS (SELECT 1 FROM schoolbus_hold) OR EXISTS (SELECT 1 FROM schoolbus_behind)
     THEN 'some' ELSE 'quiet' END
   ELSE 'open' END`

@@ -4,6 +4,7 @@
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import { lookAnew } from "../libsql/changes.ts"
 import { readWire, safely } from "../libsql/cells.ts"
 import { ident, type LibsqlFile, type Tx } from "../libsql/client.ts"
 import { type Gap, RESERVED_IDS } from "../libsql/gap.ts"
@@ -85,6 +86,7 @@ export const captureGap = (file: LibsqlFile, gap: Gap, target: Target, known: Re
           if (rows.length > 0) {
             const columns = table.columns.map((_, n) => `v${n}`).join(", ")
             yield* tx.many(`INSERT INTO changes (id, tbl, op, key, at, ${columns}) VALUES (?, ?, ?, ?, ?${", ?".repeat(table.columns.length)})`, rows)
+            yield* lookAnew(tx)
           }
           return rows.length
         }),

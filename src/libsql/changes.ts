@@ -2,6 +2,12 @@
 import * as Effect from "effect/Effect"
 import type { LibsqlError, Tx } from "./client.ts"
 
+/** Of writes that no batch carries yet. They are the newest, so nothing before `frozen_to` is looked at. */
+export const OPEN = "batch IS NULL AND id > coalesce((SELECT frozen_to FROM schoolbus_state), 0)"
+
+/** After writes were opened again, or put in before others: open ones may stand anywhere. */
+export const lookAnew = (tx: Tx): Effect.Effect<void, LibsqlError> => Effect.asVoid(tx.run("UPDATE schoolbus_state SET frozen_to = 0"))
+
 export interface PendingTable {
   /** `"public.students"` */
   readonly table: string
@@ -18,7 +24,7 @@ export const pendingByTable = (tx: Tx): Effect.Effect<ReadonlyArray<PendingTable
 
 /** True when a program has written something that no batch carries yet. */
 export const hasOpen = (tx: Tx): Effect.Effect<boolean, LibsqlError> =>
-  Effect.map(tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM changes WHERE batch IS NULL) AS n"), ([row]) => row?.n === 1)
+  Effect.map(tx.all<{ n: number }>(`SELECT EXISTS (SELECT 1 FROM changes WHERE ${OPEN}) AS n`), ([row]) => row?.n === 1)
 
 /** Names of the tables with writes that the hub has not answered. */
 export const unansweredTables = (tx: Tx): Effect.Effect<ReadonlyArray<string>, LibsqlError> =>
@@ -35,7 +41,7 @@ export const unansweredTables = (tx: Tx): Effect.Effect<ReadonlyArray<string>, L
 export const hasUnanswered = (tx: Tx): Effect.Effect<boolean, LibsqlError> =>
   Effect.map(
     tx.all<{ n: number }>(
-      `SELECT EXISTS (SELECT 1 FROM changes WHERE batch IS NULL) OR EXISTS (SELECT 1 FROM schoolbus_batch WHERE answered_at IS NULL AND settled_at IS NULL) AS n`,
+      `SELECT EXISTS (SELECT 1 FROM changes WHERE ${OPEN}) OR EXISTS (SELECT 1 FROM schoolbus_batch WHERE answered_at IS NULL AND settled_at IS NULL) AS n`,
     ),
     ([row]) => row?.n === 1,
   )

@@ -4,6 +4,7 @@
  */
 import * as Effect from "effect/Effect"
 import type { Contact } from "../model/batch.ts"
+import { OPEN } from "./changes.ts"
 import type { LibsqlError, Tx } from "./client.ts"
 
 /** Contacts that one batch carries; of more, some in between are left out, which only widens what is certain. */
@@ -20,7 +21,7 @@ export const noteContact = (tx: Tx, own: number, server: number): Effect.Effect<
     // Of those before the oldest open write only the last says something.
     yield* tx.run(
       `DELETE FROM schoolbus_contact WHERE change < (SELECT max(change) FROM schoolbus_contact
-         WHERE change < coalesce((SELECT min(id) FROM changes WHERE batch IS NULL), 9223372036854775807))`,
+         WHERE change < coalesce((SELECT min(id) FROM changes WHERE ${OPEN}), 9223372036854775807))`,
     )
   })
 

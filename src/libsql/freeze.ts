@@ -16,6 +16,7 @@ import { isThrough, type Manifest, type Table } from "../model/table.ts"
 import { type Cell, isRefused, type Refused, type Wire } from "../model/value.ts"
 import { bondedCuts, bondsOf } from "./bond.ts"
 import { readWire, sameRaw } from "./cells.ts"
+import { OPEN } from "./changes.ts"
 import { contactsOf } from "./contact.ts"
 import type { LibsqlError, Tx } from "./client.ts"
 import { isCleanText, type Lines } from "./gather.ts"
@@ -229,8 +230,18 @@ const store = (
       changes,
       now,
     ])
-    yield* tx.run("UPDATE changes SET batch = ? WHERE batch IS NULL AND id <= ?", [header.number, lastId])
-    yield* tx.run("UPDATE schoolbus_state SET last_batch = ?", [header.number])
+    yield* tx.run(`UPDATE changes SET batch = ? WHERE ${OPEN} AND id <= ?`, [header.number, lastId])
+    yield* tx.run("UPDATE schoolbus_state SET last_batch = ?, frozen_to = ?", [header.number, lastId])
+  })
+
+/** A statement that ends with OR FAIL leaves its rows but not their numbers behind in SQLite's sequence: no number is given out twice. */
+const useUp = (tx: Tx, lastId: number): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    yield* tx.run("UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'changes' AND seq < ?1", [lastId])
+    yield* tx.run(
+      "INSERT INTO sqlite_sequence (name, seq) SELECT 'changes', ?1 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'changes')",
+      [lastId],
+    )
   })
 
 /** The manifest's tables that stand in the file. */
@@ -252,15 +263,17 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
     const maxChanges = options.maxChanges ?? BATCH_CHANGES
     const tables = new Map(manifest.tables.map((table) => [table.name, table]))
     const sources = new Map<number, Source>()
-    const [info] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM pragma_table_info('changes') WHERE name GLOB 'v[0-9]*'")
-    const width = info?.n ?? 0
+    const [info] = yield* tx.all<{ width: number; frozenTo: number | null }>(
+      `SELECT count(*) AS width, (SELECT frozen_to FROM schoolbus_state) AS frozenTo FROM pragma_table_info('changes') WHERE name GLOB 'v[0-9]*'`,
+    )
+    const width = info?.width ?? 0
     const bonds = manifest.tables.some(({ audience }) => isThrough(audience)) ? bondsOf(yield* readNumbered(tx, tables)) : []
     const bonded = new Set(bonds.flatMap(({ row, link }) => [row.tbl, link.tbl]))
     const lines: Array<Uint8Array> = []
     let changes = 0
     let bytes = 0
     let firstId = 0
-    let lastId = 0
+    let lastId = info?.frozenTo ?? 0
     let lookedAt = 0
     let shortRuns = options.plain === false ? MAX_SHORT_RUNS : 0
     let isMore = true
@@ -313,6 +326,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
       const room = Math.ceil(((BATCH_BYTES - bytes) * taken.count) / Math.max(1, taken.bytes))
       limit = Math.max(firstPage, Math.min(limit * PAGE_GROWTH, room, maxChanges - changes))
     }
+    if (lookedAt > 0) yield* useUp(tx, lastId)
     if (changes === 0) return { batches: 0, changes: 0, isMore }
     yield* store(tx, manifest, now, changes, lines, firstId, lastId)
     return { batches: 1, changes, isMore }

@@ -12,7 +12,7 @@ export const newLife = (tx: Tx, incarnation: string): Effect.Effect<void, Libsql
     yield* tx.run("DELETE FROM schoolbus_stage")
     yield* tx.run("DELETE FROM schoolbus_staged")
     yield* tx.run(
-      `UPDATE schoolbus_state SET incarnation = ?, token = '', epoch = '', seq = 0, cut = '0', last_batch = 0, applying = NULL, cluster = NULL, stop = NULL,
+      `UPDATE schoolbus_state SET incarnation = ?, token = '', epoch = '', seq = 0, cut = '0', last_batch = 0, frozen_to = 0, applying = NULL, cluster = NULL, stop = NULL,
         terminals = 2 * min(terminals, 1)`,
       [incarnation],
     )

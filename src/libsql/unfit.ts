@@ -5,6 +5,7 @@
  * gap is compared with head office.
  */
 import * as Effect from "effect/Effect"
+import { lookAnew, OPEN } from "./changes.ts"
 import type { LibsqlError, Tx } from "./client.ts"
 import type { Misfit } from "./shape.ts"
 
@@ -36,8 +37,10 @@ export const noteUnfit = (tx: Tx, unfit: ReadonlyArray<Omit<Unfit, "torn">>, now
       )
     }
     const waiting = "(SELECT t.id FROM schoolbus_tables t JOIN schoolbus_unfit u ON u.name = t.name)"
+    // Also what was opened again elsewhere is looked for then.
     yield* tx.run(`UPDATE changes SET batch = NULL WHERE batch = ${WAITS} AND tbl NOT IN ${waiting}`)
-    yield* tx.run(`UPDATE changes SET batch = ${WAITS} WHERE batch IS NULL AND tbl IN ${waiting}`)
+    yield* lookAnew(tx)
+    yield* tx.run(`UPDATE changes SET batch = ${WAITS} WHERE ${OPEN} AND tbl IN ${waiting}`)
   })
 
 /** The cursor moved in a way that left rows of paused tables out. */

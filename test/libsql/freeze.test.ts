@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto"
 import fc from "fast-check"
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest"
+import { newLife } from "../../src/libsql/life.ts"
 import type { Change } from "../../src/model/change.ts"
 import { column, FROZEN_AT, foreign, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
 
@@ -473,4 +474,30 @@ describe("any sequence of writes", () => {
       { numRuns: 150 },
     )
   })
+})
+
+it("a number is never used twice, also after a statement that failed half way", async () => {
+  const own = await openSchoolFile([table("a", [column("id"), column("v")])])
+  own.program("INSERT INTO a (id, v) VALUES ('1', 'x'), ('2', 'x')")
+  await own.freeze()
+  expect(() => own.program("INSERT OR FAIL INTO a (id, v) VALUES ('3', 'x'), ('4', 'x'), ('1', 'x'), ('5', 'x')")).toThrow()
+  const failed = await own.freeze()
+  expect(failed.map(({ key }) => key)).toEqual([["3"], ["4"]])
+  await own.write((tx) => tx.run("DELETE FROM changes"))
+  own.program("INSERT INTO a (id, v) VALUES ('6', 'x')")
+  const [next] = await own.freeze()
+  expect(next).toMatchObject({ key: ["6"] })
+  expect(next?.id).toBeGreaterThan(failed.at(-1)?.id ?? 0)
+  await own.close()
+})
+
+it("what is opened again is found, also before what was frozen last", async () => {
+  const own = await openSchoolFile([table("a", [column("id"), column("v")])])
+  for (const id of [1, 2]) {
+    own.program("INSERT INTO a (id, v) VALUES (?, 'x')", [String(id)])
+    await own.freeze()
+  }
+  await own.write((tx) => newLife(tx, crypto.randomUUID()))
+  expect((await own.freeze()).map(({ key }) => key)).toEqual([["1"], ["2"]])
+  await own.close()
 })
