@@ -164,6 +164,8 @@ export class Deliver extends Context.Service<
   Deliver,
   {
     readonly cursor: Effect.Effect<Cursor, LibsqlError>
+    /** All that a pull tells of the school. */
+    readonly position: Effect.Effect<{ readonly cursor: Cursor; readonly staged: Staged | null; readonly manifest: number }, LibsqlError>
     /** What is durably staged, to be named in the next pull; null = nothing. */
     readonly staged: Effect.Effect<Staged | null, LibsqlError>
     /** One page, or the part of it that arrived before the line broke (trailer null). Returns after it is durable. */
@@ -441,6 +443,13 @@ export class Deliver extends Context.Service<
 
       return Deliver.of({
         cursor: Effect.map(db.read(readState), cursorOf),
+        position: db.read((tx) =>
+          Effect.gen(function* () {
+            const { state, targets } = yield* open(tx)
+            const staged = state.staged === 1 && isReceiving(state) ? yield* stagedPosition(tx) : null
+            return { cursor: cursorOf(state), staged, manifest: targets.manifest.version }
+          }),
+        ),
         staged: db.read((tx) => Effect.flatMap(readState(tx), (state) => (isReceiving(state) ? stagedPosition(tx) : Effect.succeed(null)))),
         page: (header, lines, trailer) =>
           one.withPermit(loads.during(Effect.tap(page(header, lines, trailer), () => (isAnyGone ? empty : Effect.void)))),

@@ -3,6 +3,7 @@
  * page is complete when that snapshot has nothing left for the school in any class; only then does it end a cut.
  */
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import { sealLine } from "../link/frame.ts"
 import { type Header, LINE_BYTES, LINE_ROWS, PAGE_BYTES, type Staged } from "../link/protocol.ts"
@@ -238,6 +239,10 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
             ? hub.waiting
             : `[${(yield* tx.all<{ place: string }>(WAITING, [EVERY_SCHOOL, own, places])).map(({ place }) => place).join(",")}]`
         const waiting = JSON.parse(found) as ReadonlyArray<readonly [cls: number, place: number]>
+        const limit = (): number => (count === 0 ? FIRST_ROWS : Math.max(1, Math.min(LINE_ROWS, Math.ceil(LINE_BYTES / (bytes / count)))))
+        const readChunk = (cls: number, after: number) => tx.all<Chunk>(CHUNK, [EVERY_SCHOOL, own, cls, after, limit()])
+        /** The next chunk is read while this one goes out. */
+        let coming: Fiber.Fiber<ReadonlyArray<Chunk>, LibsqlError> | null = null
         let isMixed = false
         outer: for (const [cls, place] of waiting) {
           for (let after = place; ; ) {
@@ -246,27 +251,28 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
               complete = false
               break outer
             }
-            const limit = count === 0 ? FIRST_ROWS : Math.max(1, Math.min(LINE_ROWS, Math.ceil(LINE_BYTES / (bytes / count))))
-            const chunks: ReadonlyArray<Chunk> = isMixed ? [] : yield* tx.all<Chunk>(CHUNK, [EVERY_SCHOOL, own, cls, after, limit])
+            const chunks: ReadonlyArray<Chunk> = coming !== null ? yield* Fiber.join(coming) : isMixed ? [] : yield* readChunk(cls, after)
+            coming = null
             const [chunk] = chunks
             const table = chunk === undefined || chunk.tbl !== chunk.tblToo ? undefined : tableById.get(chunk.tbl)
             if (chunk !== undefined && table !== undefined && chunk.rows !== null && (chunk.n === 1 || chunk.rows.length <= WHOLE_LINE_BYTES)) {
-              addLine(cls, table, chunk)
               bytes += chunk.rows.length
               count += chunk.n
               after = chunk.last
-              if (chunk.next === null) break
-              if (all === null) {
+              if (chunk.next !== null && all === null) {
                 all = yield* countAll
                 const started = begin(all)
                 listener?.start(started)
                 isStarted = true
                 for (const text of lines) listener?.line(text)
               }
+              if (chunk.next !== null && bytes < PAGE_BYTES) coming = yield* Effect.forkChild(readChunk(cls, after), { startImmediately: true })
+              addLine(cls, table, chunk)
+              if (chunk.next === null) break
               continue
             }
             isMixed = chunk === undefined || chunk.tbl !== chunk.tblToo
-            const entries = Math.max(LEAST_ENTRIES, limit)
+            const entries = Math.max(LEAST_ENTRIES, limit())
             const { rows, seqs, tbls } = yield* readEntries(tx, own, cls, after, entries)
             const isEnd = rows.length < entries
             for (let i = 0; i < rows.length; i++) {

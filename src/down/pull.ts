@@ -81,18 +81,12 @@ const takePage = (link: Link, identity: Identity, options: PullOptions, page: Pu
     return { kind: page.trailer === null ? "part" : "page", delivered, header: page.header, tables }
   })
 
-/** The version of the manifest that stands in the file. */
-const manifestVersion = Effect.gen(function* () {
-  const db = yield* Libsql
-  const [state] = yield* db.read((tx) => tx.all<{ version: number | null }>("SELECT manifest ->> 'version' AS version FROM schoolbus_state"))
-  return state?.version ?? 0
-})
-
 /** One page, waiting up to `wait` seconds for something new. */
 export const pullOnce = (link: Link, identity: Identity, options: PullOptions, wait: number): Effect.Effect<Pulled, PullError, Libsql | Deliver> =>
   Effect.gen(function* () {
     const deliver = yield* Deliver
-    const page = yield* link.pull(identity, yield* deliver.cursor, yield* deliver.staged, wait, yield* manifestVersion, deliver.expect)
+    const { cursor, staged, manifest } = yield* deliver.position
+    const page = yield* link.pull(identity, cursor, staged, wait, manifest, deliver.expect)
     return typeof page === "string" ? { kind: "nothing", asked: page === "asked" } : yield* takePage(link, identity, options, page)
   })
 
@@ -109,8 +103,9 @@ const streamPages = (
   Effect.scoped(
     Effect.gen(function* () {
       const deliver = yield* Deliver
+      const { cursor, staged, manifest } = yield* deliver.position
       const stream = yield* link
-        .stream(identity, yield* deliver.cursor, yield* deliver.staged, yield* manifestVersion, deliver.expect)
+        .stream(identity, cursor, staged, manifest, deliver.expect)
         .pipe(Effect.catchTag("LinkRefused", (error) => (error.status === 404 ? Effect.succeed("unsuited" as const) : Effect.fail(error))))
       if (stream === "unsuited") return stream
       for (;;) {

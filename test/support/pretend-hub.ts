@@ -173,6 +173,7 @@ export class PretendHub {
       head: this.seq,
       headCut: this.cutId(this.seq),
       left: rows,
+      leftBytes: lines.reduce((n, [, , , , , text]) => n + text.length, 0),
     }
     // As on the wire: nothing is shared with the hub.
     return JSON.parse(JSON.stringify({ header, lines, trailer: { rows, complete } })) as Page
