@@ -204,6 +204,8 @@ const answer = (request: Request): unknown => {
     case "ahead":
       try {
         prepare(request.sql).run(toArray(request.args))
+        // A large transaction would pile its bytes up until this thread collects them.
+        for (const arg of request.args) if (arg instanceof Uint8Array) (arg.buffer as ArrayBuffer).transfer(0)
       } catch (error) {
         spoiled = error
         throw error
