@@ -32,6 +32,7 @@ export default bench({
         const figure = rows / ((performance.now() - began) / 1000)
         say(`${Math.round(figure)} rows/s, native ${Math.round(peer)}`)
         yield { bar: "rows", figure, peer }
+        say(`${hub.late()}; ${school.late()}`)
         yield { bar: "hub", figure: hub.peakMiB() }
         yield { bar: "school", figure: school.peakMiB() }
         file.close()

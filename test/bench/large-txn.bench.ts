@@ -10,7 +10,7 @@ export default bench({
     hub: { what: "hub, one transaction of 1,000,000 rows", unit: "MiB", want: under(300) },
     school: { what: "school, the same rows", unit: "MiB" },
   },
-  run: async function* ({ rounds, size }) {
+  run: async function* ({ rounds, size, say }) {
     const ground = await openGround()
     const nodes = openNodes(ground)
     try {
@@ -21,6 +21,7 @@ export default bench({
         const school = await nodes.school(hub)
         const file = reader(school.dir)
         await until("all rows in the school", () => file.one("SELECT count(*) FROM attendance") === rows, 600_000, 100)
+        say(`${hub.late()}; ${school.late()}`)
         yield { bar: "hub", figure: hub.peakMiB() }
         yield { bar: "school", figure: school.peakMiB() }
         file.close()

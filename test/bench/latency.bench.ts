@@ -79,6 +79,7 @@ export default bench({
           yield { bar: `p99at${rate}`, figure: at(waits, 0.99), peer: at(peers, 0.99) }
         }
       }
+      say(`${hub.late()}; ${school.late()}`)
       await native.drop()
       file.close()
       await school.stop()

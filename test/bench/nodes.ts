@@ -13,6 +13,8 @@ export interface Node {
   readonly pid: number
   /** Most memory that the process has had so far, MiB (without /proc: has now). */
   readonly peakMiB: () => number
+  /** How late its event loop was since it was ready. */
+  readonly late: () => string
   readonly stop: () => Promise<void>
 }
 
@@ -43,7 +45,7 @@ export const openNodes = (ground: Ground): Nodes => {
   const start = async (kind: "hub" | "school", dir: string, args: ReadonlyArray<string>): Promise<Node> => {
     const name = `${kind}${++count}`
     const port = await freePort()
-    const process = service(folder, name, "src/main.ts", [kind, ...args, "--data-dir", dir, "--port", String(port)])
+    const process = service(folder, name, "test/bench/watched.ts", [kind, ...args, "--data-dir", dir, "--port", String(port)])
     process.start()
     const url = `http://127.0.0.1:${port}`
     for (const deadline = Date.now() + START_MS; ; await new Promise((resolve) => setTimeout(resolve, 10))) {
@@ -55,11 +57,17 @@ export const openNodes = (ground: Ground): Nodes => {
       if (!process.isRunning() || Date.now() > deadline) throw new Error(`${name} did not start:\n${process.log()}`)
     }
     const pid = readFileSync(join(folder, `${name}.pid`), "utf8")
+    // What starting takes is nobody's wait.
+    globalThis.process.kill(Number(pid), "SIGUSR2")
     return {
       dir,
       url,
       pid: Number(pid),
       peakMiB: () => peakMiB(pid),
+      late: () => {
+        const { p999, most } = JSON.parse(readFileSync(join(folder, `${pid}.loop.json`), "utf8")) as { p999: number; most: number }
+        return `event loop of ${name} late by ${p999.toFixed(0)} ms (p99.9), ${most.toFixed(0)} ms at most`
+      },
       stop: async () => void (await process.stop()),
     }
   }
