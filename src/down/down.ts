@@ -34,7 +34,7 @@ import { makeComparing, makeReads } from "./read-whole.ts"
 import { changesTable, type Decoded, isSignal, marksTable } from "./signals.ts"
 
 /** Messages of an unfinished txn that are held before it is written chunk by chunk. */
-const LARGE_TXN = 20_000
+const LARGE_TXN = 5_000
 /** Compacted rows handed to the writer at once; it is at work on them while the next are decoded. */
 const CHUNK = 2_000
 const CHUNK_CHARS = 4 * 1024 * 1024

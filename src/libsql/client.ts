@@ -25,7 +25,7 @@ const BUSY_TIMEOUT_MS = 5_000
 const PRAGMAS = ["journal_mode=WAL", "synchronous=FULL", "foreign_keys=OFF", "recursive_triggers=OFF", "wal_autocheckpoint=4000", "temp_store=MEMORY"]
 
 /** KiB of pages that a connection keeps: rows are written all over the file, and read one after another. */
-const WRITER_CACHE_KIB = 65_536
+const WRITER_CACHE_KIB = 32_768
 const READER_CACHE_KIB = 16_384
 
 /** `code` is SQLite's extended name, e.g. `SQLITE_BUSY`, `SQLITE_FULL`, `SQLITE_CONSTRAINT_UNIQUE`. */

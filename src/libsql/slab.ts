@@ -6,7 +6,7 @@
 
 /** Rows and characters of one statement. */
 const SLAB_ROWS = 1_000
-const SLAB_CHARS = 1024 * 1024
+const SLAB_CHARS = 256 * 1024
 /** A place is (offset * base + bytes of the first text) * base + bytes of the second, in 63 bits. */
 const BASE = 1_000_000
 /** Three bytes a character at most: a text below this stays below the base. */
