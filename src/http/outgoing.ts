@@ -66,6 +66,7 @@ export const openPage = (read: (listener: PageListener) => Effect.Effect<FeedPag
       wake()
       return exit.value
     })
+    // Whoever takes the lines hears of the failure from `next`; a receiver that has left does not want to know.
     whole.catch(() => undefined)
   })
 

@@ -4,7 +4,7 @@ import type { Tx } from "../libsql/client.ts"
 import { timestamptz } from "./clock.ts"
 import { capabilityOf, cardFault, type CommandResult, isDelete, judgeResult, QUERY_USERS } from "./command.ts"
 import type { Device } from "./device.ts"
-import { OPEN } from "./outbox.ts"
+import { type CommandRecord, OPEN } from "./outbox.ts"
 import { markAll } from "./school.ts"
 
 /** A command that was sent so many times without a result has failed. */
@@ -30,14 +30,8 @@ export const setStatus = (tx: Tx, device: Device, ids: ReadonlyArray<number>, se
     )
   })
 
-interface Row {
-  readonly command: string
-  readonly pin: string | null
-  readonly status: string
-  readonly attempts: number
-  readonly result: number | null
-  readonly error: string | null
-}
+type Row = Pick<CommandRecord, "command" | "pin" | "status" | "attempts" | "result" | "error">
+
 export const settle = (tx: Tx, device: Device, { id, result }: CommandResult, now: string) =>
   Effect.gen(function* () {
     const [row] = yield* tx.all<Row>("SELECT command, pin, status, attempts, result, error FROM device_commands WHERE device_id = ? AND id = ?", [

@@ -6,7 +6,7 @@
  *       async handle(events, ctx) { for (const { row } of events) await ctx.append("punches.txt", `${row?.pin} ${row?.at}`) },
  *     })
  *
- * It runs in a Web Worker of its own, on Bun and on Deno. Every event comes at least once: after a failure or a restart some
+ * It runs in a Web Worker of its own, on either runtime. Every event comes at least once: after a failure or a restart some
  * come again. `worker` only adds types; a plain object does as well.
  */
 
