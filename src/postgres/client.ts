@@ -9,11 +9,11 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
-import postgres from "postgres"
+import type postgres from "postgres"
+import { ask, type Lane, loseLane, openLane, watchLanes } from "./lane.ts"
 
 /** Connections of one pool: pushes, brackets and status queries share them. */
 const POOL_SIZE = 8
-const CONNECT_TIMEOUT_SECONDS = 10
 /** A connection that nobody needs is closed. */
 const IDLE_MS = 60_000
 /** What still runs on a connection that is given up. */
@@ -91,39 +91,6 @@ const toError =
 /** A text may begin with a byte order mark, which belongs to it. */
 const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 
-/**
- * One connection, of one user at a time. The driver would go on after a loss with another session under the same name, in
- * which the rest of a transaction would stand alone, and may leave a statement that is sent meanwhile without an answer; so
- * a lane that lost its connection is never used again, and who waits on it is told.
- */
-interface Lane {
-  readonly sql: postgres.Sql
-  readonly waiting: Set<(cause: Error) => void>
-  isLost: boolean
-  idle?: ReturnType<typeof setTimeout>
-}
-
-const lost = (): Error => new Error("the connection to Postgres was lost")
-
-const loseLane = (lane: Lane): void => {
-  lane.isLost = true
-  clearTimeout(lane.idle)
-  const waiting = [...lane.waiting]
-  lane.waiting.clear()
-  for (const refuse of waiting) refuse(lost())
-  void lane.sql.end({ timeout: 0 }).catch(() => undefined)
-}
-
-/** What a lane answers, or its loss, whichever comes first. */
-const ask = <A>(lane: Lane, send: (sql: postgres.Sql) => Promise<A>): Promise<A> =>
-  new Promise((done, refuse) => {
-    if (lane.isLost) return refuse(lost())
-    lane.waiting.add(refuse)
-    void send(lane.sql)
-      .then(done, refuse)
-      .finally(() => lane.waiting.delete(refuse))
-  })
-
 /** `{"a","b \\" c",NULL}` */
 const arrayText = (values: ReadonlyArray<string | null>): string =>
   `{${values.map((value) => (value === null ? "NULL" : `"${value.replace(/[\\"]/g, "\\$&")}"`)).join(",")}}`
@@ -141,8 +108,15 @@ const sessionOf = (lane: Lane): Session => {
   }
 }
 
+export interface PoolOptions {
+  readonly name: string
+  readonly max?: number
+  /** How long a statement may wait before Postgres is asked whether it is at work on it. */
+  readonly lookMs?: number
+}
+
 /** Opens a pool; closed with the scope. Connects on first use, so an absent server is an error of the query, not of this. */
-export const openPool = (url: string, options: { readonly name: string; readonly max?: number }): Effect.Effect<PostgresPool, never, Scope.Scope> =>
+export const openPool = (url: string, options: PoolOptions): Effect.Effect<PostgresPool, never, Scope.Scope> =>
   Effect.gen(function* () {
     const gate = yield* Semaphore.make(options.max ?? POOL_SIZE)
     const lanes = new Set<Lane>()
@@ -154,22 +128,11 @@ export const openPool = (url: string, options: { readonly name: string; readonly
       if (!lane.isLost) loseLane(lane)
     }
     const open = (): Lane => {
-      const sql = postgres(url, {
-        max: 1,
-        connect_timeout: CONNECT_TIMEOUT_SECONDS,
-        // Closed here, never by the driver between two statements of a transaction.
-        max_lifetime: null,
-        // A connection that is lost while the driver asks for types on its own would end the process.
-        fetch_types: false,
-        onnotice: () => undefined,
-        onclose: () => {
-          // What ended one may have ended the others, without a word to those that only wait.
-          if (!lane.isLost) for (const other of [...idle]) drop(other)
-          drop(lane)
-        },
-        connection: { ...SESSION, application_name: `schoolbus ${options.name}` },
+      const lane = openLane(url, { ...SESSION, application_name: `schoolbus ${options.name}` }, (closed) => {
+        // What ended one may have ended the others, without a word to those that only wait.
+        if (!closed.isLost) for (const other of [...idle]) drop(other)
+        drop(closed)
       })
-      const lane: Lane = { sql, waiting: new Set(), isLost: false }
       lanes.add(lane)
       return lane
     }
@@ -187,8 +150,10 @@ export const openPool = (url: string, options: { readonly name: string; readonly
       })
     const onLane = <A, E, R>(use: (session: Session) => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
       gate.withPermit(Effect.acquireUseRelease(take, (lane) => use(sessionOf(lane)), give))
+    const endWatch = watchLanes(url, lanes, drop, options.lookMs)
     yield* Effect.addFinalizer(() =>
       Effect.promise(async () => {
+        endWatch()
         for (const lane of idle) clearTimeout(lane.idle)
         await Promise.all([...lanes].map((lane) => lane.sql.end({ timeout: END_SECONDS })))
       }),

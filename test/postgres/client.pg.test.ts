@@ -4,6 +4,7 @@ import * as Scope from "effect/Scope"
 import { expect, test } from "vitest"
 import { openPool } from "../../src/postgres/client.ts"
 import { createDatabase, run as query } from "../support/postgres.ts"
+import { startRelay } from "../support/relay.ts"
 
 test("a transaction that meets a plan from before a DDL is done once more", async () => {
   const db = await createDatabase()
@@ -105,4 +106,53 @@ test("however often connections are lost, every statement is answered, and trans
   expect(written.filter((a) => !rows.some((row) => row.a === a))).toEqual([])
   await Effect.runPromise(Scope.close(scope, Exit.void))
   await db.drop()
+})
+
+test("a connection that died without a word answers its statement with an error, and what it had locked is free", async () => {
+  const db = await createDatabase()
+  await query(db.url, "CREATE TABLE t (a int); INSERT INTO t VALUES (1)")
+  const relay = await startRelay(Number(new URL(db.url).port))
+  const url = new URL(db.url)
+  url.port = String(relay.port)
+  const scope = Scope.makeUnsafe()
+  const pg = await Effect.runPromise(Scope.provide(openPool(url.href, { name: "test", max: 2, lookMs: 300 }), scope))
+  const ran = await Effect.runPromiseExit(
+    pg.tx((session) =>
+      Effect.gen(function* () {
+        yield* session.execute("UPDATE t SET a = 2")
+        relay.freeze()
+        relay.thaw()
+        yield* session.execute("UPDATE t SET a = 3")
+      }),
+    ),
+  )
+  expect(String(ran)).toContain("the connection to Postgres was lost")
+  await query(db.url, "SET lock_timeout = '10s'; UPDATE t SET a = a + 10")
+  expect(await Effect.runPromise(pg.query("SELECT a FROM t"))).toEqual([{ a: 11 }])
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  await relay.close()
+  await db.drop()
+})
+
+test("a statement that Postgres is long at work on, or waits for a lock with, keeps its connection", async () => {
+  const db = await createDatabase()
+  await query(db.url, "CREATE TABLE t (a int)")
+  const scope = Scope.makeUnsafe()
+  const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 2, lookMs: 50 }), scope))
+  const held = query(db.url, "BEGIN; LOCK TABLE t; SELECT pg_sleep(1); COMMIT")
+  const [slept, counted] = await Promise.all([
+    Effect.runPromise(pg.query("SELECT 1 AS one FROM pg_sleep(1)")),
+    Effect.runPromise(pg.query("SELECT count(*)::int AS n FROM t")),
+  ])
+  expect([slept, counted]).toEqual([[{ one: 1 }], [{ n: 0 }]])
+  await held
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  await db.drop()
+})
+
+test("an absent server is named by what was tried", async () => {
+  const scope = Scope.makeUnsafe()
+  const pg = await Effect.runPromise(Scope.provide(openPool("postgres://nobody@127.0.0.1:1/none", { name: "test", max: 1 }), scope))
+  expect(String(await Effect.runPromiseExit(pg.query("SELECT 1")))).toContain("ECONNREFUSED")
+  await Effect.runPromise(Scope.close(scope, Exit.void))
 })
