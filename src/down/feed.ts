@@ -28,7 +28,7 @@ import { horizonOf, prune } from "./prune.ts"
 import { type Lost, readLosing, readLost } from "./lost.ts"
 import { makeReaders, type Readers } from "./readers.ts"
 import type { Shape } from "./shape.ts"
-import { makeWatch, NEWCOMERS } from "./watch.ts"
+import { makeWatch, NEWCOMERS, type Waiter } from "./watch.ts"
 
 const PRUNE_MS = 60_000
 
@@ -85,6 +85,8 @@ export class Feed extends Context.Service<
     readonly setCluster: (cluster: string) => Effect.Effect<void, LibsqlError>
     readonly ready: Effect.Effect<boolean>
     readonly key: (id: string) => Effect.Effect<SchoolKey | null>
+    /** The same as a plain call. */
+    readonly keyNow: (id: string) => SchoolKey | null
     readonly schools: Effect.Effect<ReadonlyArray<EnrolledSchool>>
     readonly manifest: (school: string) => Effect.Effect<Manifest>
     readonly cluster: Effect.Effect<string>
@@ -92,8 +94,9 @@ export class Feed extends Context.Service<
     readonly changed: (school: string, seq: number) => Effect.Effect<void>
     /** The number under which the rows of this school alone stand; null before its first row. */
     readonly audienceNo: (school: string) => Effect.Effect<number | null>
-    /** Calls once when something after `seq` is there for the school, `seq` being the head of a page or later; the result ends the waiting. */
-    readonly watch: (school: string, seq: number, onChange: () => void) => () => void
+    /** Tells once when something after `seq` is there for the waiter's school, `seq` being the head of a page or later. */
+    readonly watch: (waiter: Waiter, seq: number) => void
+    readonly unwatch: (waiter: Waiter) => void
     /** A cut of this feed's present epoch, by number and name. */
     readonly knows: (cursor: Cursor) => Effect.Effect<boolean, LibsqlError>
     readonly reader: Readers
@@ -138,7 +141,7 @@ export class Feed extends Context.Service<
       const enrolled = makeEnrolled(db)
       yield* enrolled.load
       const readers = yield* makeReaders(db)
-      const { touched: tell, wake, watch, changed } = makeWatch(db, audienceNo)
+      const { touched: tell, wake, watch, unwatch, changed } = makeWatch(db, audienceNo)
 
       // One append at a time, from the head it starts at to the head it leaves. Only its body can be interrupted: what the
       // file holds and what is remembered of it never part.
@@ -296,6 +299,7 @@ export class Feed extends Context.Service<
           }),
         ready: Effect.sync(() => feedTables.length > 0 && feedTables.every((table) => !table.loading || table.paused !== null)),
         key: (id) => Effect.sync(() => enrolled.keyOf(id)),
+        keyNow: enrolled.keyOf,
         schools: Effect.sync(enrolled.all),
         manifest: (school) =>
           Effect.sync(() => ({
@@ -309,6 +313,7 @@ export class Feed extends Context.Service<
         page: makePages(db, audienceNo),
         changed,
         watch,
+        unwatch,
         audienceNo: (school) => Effect.sync(() => audienceNo(school)),
         knows: (cursor) =>
           cursor.epoch !== head.epoch

@@ -31,6 +31,9 @@ export interface Reader {
 
 export interface Readers {
   readonly get: (incarnation: string) => Effect.Effect<Reader | null>
+  /** The same as plain calls; what is told needs no answer, and of a file that is not known it is forgotten. */
+  readonly find: (incarnation: string) => Reader | null
+  readonly tell: (incarnation: string, now: number, part: Partial<Reader>) => void
   readonly all: Effect.Effect<ReadonlyArray<Reader>>
   readonly now: () => Iterable<Reader>
   /** By incarnation, the head of the last complete page that went out to it: it may have it, and has not said so yet. */
@@ -84,8 +87,18 @@ export const makeReaders = (db: LibsqlFile): Effect.Effect<Readers, LibsqlError,
     yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(flush, { log: "Warn" }), Schedule.spaced(FLUSH_MS)))
     yield* Effect.addFinalizer(() => Effect.ignoreCause(flush))
 
+    const find = (incarnation: string): Reader | null => readers.get(incarnation) ?? null
+    const tell = (incarnation: string, now: number, part: Partial<Reader>): void => {
+      const before = readers.get(incarnation)
+      if (before === undefined) return
+      readers.set(incarnation, { ...before, seen_at: now, ...part })
+      unsaved.add(incarnation)
+    }
+
     return {
-      get: (incarnation) => Effect.sync(() => readers.get(incarnation) ?? null),
+      find,
+      tell,
+      get: (incarnation) => Effect.sync(() => find(incarnation)),
       all: Effect.sync(() => [...readers.values()]),
       now: () => readers.values(),
       sent: new Map(),
@@ -94,12 +107,6 @@ export const makeReaders = (db: LibsqlFile): Effect.Effect<Readers, LibsqlError,
           yield* db.write((tx) => save(tx, [reader]))
           readers.set(reader.incarnation, reader)
         }),
-      seen: (incarnation, part) =>
-        Effect.gen(function* () {
-          const before = readers.get(incarnation)
-          if (before === undefined) return
-          readers.set(incarnation, { ...before, seen_at: yield* Clock.currentTimeMillis, ...part })
-          unsaved.add(incarnation)
-        }),
+      seen: (incarnation, part) => Effect.map(Clock.currentTimeMillis, (now) => tell(incarnation, now, part)),
     }
   })

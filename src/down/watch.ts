@@ -9,17 +9,26 @@ import { EVERY_SCHOOL } from "./audience.ts"
 /** No audience: whoever waits for the first row of its own. */
 export const NEWCOMERS = -2
 
+/** Told once when something is there for its school; while it waits, this is all that is kept of it here. */
+export interface Waiter {
+  readonly school: string
+  readonly changed: () => void
+}
+
 /** `audienceNo`: the number under which the rows of one school alone stand; null before its first row. */
 export const makeWatch = (db: LibsqlFile, audienceNo: (school: string) => number | null) => {
   /** The newest seq of an audience, filled on first question. */
   const newest = new Map<number, number>()
-  const waiters = new Map<number, Set<() => void>>()
+  const waiters = new Map<number, Set<Waiter>>()
 
   const wake = (audience: number): void => {
     const waiting = waiters.get(audience)
     if (waiting === undefined) return
     waiters.delete(audience)
-    for (const onChange of waiting) onChange()
+    for (const waiter of waiting) {
+      unwatch(waiter)
+      waiter.changed()
+    }
   }
 
   /** An append up to `seq` was committed, with rows of these audiences. */
@@ -44,25 +53,22 @@ export const makeWatch = (db: LibsqlFile, audienceNo: (school: string) => number
       return seq
     })
 
-  const watch = (school: string, seq: number, onChange: () => void): (() => void) => {
-    const audiences = [EVERY_SCHOOL, audienceNo(school) ?? NEWCOMERS]
+  const watch = (waiter: Waiter, seq: number): void => {
+    const audiences = [EVERY_SCHOOL, audienceNo(waiter.school) ?? NEWCOMERS]
     if (audiences.some((audience) => (newest.get(audience) ?? 0) > seq)) {
-      queueMicrotask(onChange)
-      return () => undefined
-    }
-    const leave = (): void => {
-      for (const audience of audiences) waiters.get(audience)?.delete(once)
-    }
-    const once = (): void => {
-      leave()
-      onChange()
+      queueMicrotask(() => waiter.changed())
+      return
     }
     for (const audience of audiences) {
       const waiting = waiters.get(audience) ?? new Set()
-      waiting.add(once)
+      waiting.add(waiter)
       waiters.set(audience, waiting)
     }
-    return leave
+  }
+
+  /** Its school may have got an audience of its own since it began to wait. */
+  const unwatch = (waiter: Waiter): void => {
+    for (const audience of [EVERY_SCHOOL, NEWCOMERS, audienceNo(waiter.school) ?? NEWCOMERS]) waiters.get(audience)?.delete(waiter)
   }
 
   /** Completes when something after `seq` is there for the school. */
@@ -70,8 +76,12 @@ export const makeWatch = (db: LibsqlFile, audienceNo: (school: string) => number
     Effect.gen(function* () {
       const own = audienceNo(school)
       for (const audience of own === null ? [EVERY_SCHOOL] : [EVERY_SCHOOL, own]) if ((yield* newestOf(audience)) > seq) return
-      yield* Effect.callback<void>((resume) => Effect.sync(watch(school, seq, () => resume(Effect.void))))
+      yield* Effect.callback<void>((resume) => {
+        const waiter: Waiter = { school, changed: () => resume(Effect.void) }
+        watch(waiter, seq)
+        return Effect.sync(() => unwatch(waiter))
+      })
     }).pipe(Effect.orDie)
 
-  return { touched, wake, watch, changed }
+  return { touched, wake, watch, unwatch, changed }
 }

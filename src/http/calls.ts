@@ -18,7 +18,13 @@ interface Line {
   open: number
   lastAt: number
   asked: boolean
-  readonly waiting: Set<() => void>
+  /** Whoever opened its request last stands first: an older one may hang on a dead line. */
+  waiting: ReadonlyArray<Listener>
+}
+
+/** Told each time that its school is asked to sync. */
+export interface Listener {
+  readonly asked: () => void
 }
 
 export class Calls extends Context.Service<
@@ -27,15 +33,18 @@ export class Calls extends Context.Service<
     /** Counts a request of the school as open while the effect runs. */
     readonly during: (school: string) => <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
     /** The same for a body that outlives its handler; call the result when it ends. */
-    readonly enter: (school: string) => Effect.Effect<() => void>
+    readonly enter: (school: string) => () => void
+    /** The same for a request that is answered at once. */
+    readonly touch: (school: string) => void
     /** Asks the school to sync now; true: it hears so at once. */
     readonly ask: (school: string) => Effect.Effect<boolean>
     /** True once after each `ask`. */
-    readonly take: (school: string) => Effect.Effect<boolean>
+    readonly take: (school: string) => boolean
     /** Completes when the school is asked, or was and does not know yet. */
     readonly asked: (school: string) => Effect.Effect<void>
-    /** The same as a plain call, once; the result ends the waiting. */
-    readonly listen: (school: string, onAsked: () => void) => () => void
+    /** From now on; `take` tells whether it was asked before. */
+    readonly listen: (school: string, listener: Listener) => void
+    readonly unlisten: (school: string, listener: Listener) => void
   }
 >()("schoolbus/http/Calls") {
   static readonly layer: Layer.Layer<Calls, never, HubFactStore> = Layer.effect(
@@ -45,7 +54,7 @@ export class Calls extends Context.Service<
       const clock = yield* Clock.Clock
       const lines = new Map<string, Line>()
       const lineOf = (school: string): Line => {
-        const line = lines.get(school) ?? { open: 0, lastAt: 0, asked: false, waiting: new Set() }
+        const line = lines.get(school) ?? { open: 0, lastAt: 0, asked: false, waiting: [] }
         lines.set(school, line)
         return line
       }
@@ -59,40 +68,41 @@ export class Calls extends Context.Service<
       })
       yield* Effect.forkScoped(Effect.repeat(publish, Schedule.spaced(LOOK_MS)))
 
-      const enter = (school: string) =>
-        Effect.gen(function* () {
-          const line = lineOf(school)
-          const isNews = line.open === 0 && clock.currentTimeMillisUnsafe() - line.lastAt >= CONNECTED_MS
-          line.open++
-          if (isNews) yield* publish
-          let isOpen = true
-          return () => {
-            if (!isOpen) return
-            isOpen = false
-            line.open--
-            line.lastAt = clock.currentTimeMillisUnsafe()
-          }
-        })
-
-      const listen = (school: string, onAsked: () => void): (() => void) => {
+      const touch = (school: string): void => {
         const line = lineOf(school)
-        if (line.asked) {
-          queueMicrotask(onAsked)
-          return () => undefined
+        const now = clock.currentTimeMillisUnsafe()
+        const isNews = line.open === 0 && now - line.lastAt >= CONNECTED_MS
+        line.lastAt = now
+        if (isNews) Effect.runSync(publish)
+      }
+      const enter = (school: string): (() => void) => {
+        touch(school)
+        const line = lineOf(school)
+        line.open++
+        let isOpen = true
+        return () => {
+          if (!isOpen) return
+          isOpen = false
+          line.open--
+          line.lastAt = clock.currentTimeMillisUnsafe()
         }
-        const once = (): void => {
-          line.waiting.delete(once)
-          onAsked()
-        }
-        line.waiting.add(once)
-        return () => void line.waiting.delete(once)
+      }
+
+      const listen = (school: string, listener: Listener): void => {
+        const line = lineOf(school)
+        line.waiting = [listener, ...line.waiting]
+      }
+      const unlisten = (school: string, listener: Listener): void => {
+        const line = lineOf(school)
+        line.waiting = line.waiting.filter((other) => other !== listener)
       }
 
       return Calls.of({
         enter,
+        touch,
         during: (school) => (effect) =>
           Effect.acquireUseRelease(
-            enter(school),
+            Effect.sync(() => enter(school)),
             () => effect,
             (leave) => Effect.sync(leave),
           ),
@@ -100,23 +110,30 @@ export class Calls extends Context.Service<
           Effect.sync(() => {
             const line = lineOf(school)
             line.asked = true
-            const waiting = [...line.waiting]
-            for (const onAsked of waiting) onAsked()
+            const { waiting } = line
+            for (const listener of waiting) listener.asked()
             return waiting.length > 0
           }),
-        take: (school) =>
-          Effect.sync(() => {
-            const line = lineOf(school)
-            const { asked } = line
-            line.asked = false
-            return asked
-          }),
+        take: (school) => {
+          const line = lineOf(school)
+          const { asked } = line
+          line.asked = false
+          return asked
+        },
         asked: (school) =>
           Effect.callback<void>((resume) => {
-            const unlisten = listen(school, () => resume(Effect.void))
-            return Effect.sync(unlisten)
+            if (lineOf(school).asked) return resume(Effect.void)
+            const listener: Listener = {
+              asked: () => {
+                unlisten(school, listener)
+                resume(Effect.void)
+              },
+            }
+            listen(school, listener)
+            return Effect.sync(() => unlisten(school, listener))
           }),
         listen,
+        unlisten,
       })
     }),
   )

@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import type { z } from "zod"
 import { BodyFault, readAll } from "../link/body.ts"
 import { IDLE_MS, MAX_BODY_MS } from "../link/protocol.ts"
-import { parsed, refuse } from "./link-caller.ts"
+import { type Answer, parse, refuse } from "./link-caller.ts"
 
 const MAX_JSON_BYTES = 64 * 1024
 
@@ -30,20 +30,30 @@ const isSmall = (request: Request, maxBytes: number): boolean => {
   return length !== null && /^\d+$/.test(length) && Number(length) <= Math.min(SMALL_BYTES, maxBytes)
 }
 
-export const readBody = (request: Request, maxBytes: number) =>
-  Effect.tryPromise({
-    try: () => (isSmall(request, maxBytes) ? readSmall(request) : readAll(request.body, { maxBytes, idleMs: IDLE_MS, totalMs: MAX_BODY_MS })),
-    catch: bodyFault(400, "invalid"),
-  })
+const bytesOf = (request: Request, maxBytes: number): Promise<Uint8Array> =>
+  isSmall(request, maxBytes) ? readSmall(request) : readAll(request.body, { maxBytes, idleMs: IDLE_MS, totalMs: MAX_BODY_MS })
 
-export const readJson = <S extends z.ZodType>(request: Request, schema: S, maxBytes = MAX_JSON_BYTES) =>
-  Effect.gen(function* () {
-    const bytes = yield* readBody(request, maxBytes)
-    const value = yield* Effect.try({
-      try: () => JSON.parse(new TextDecoder().decode(bytes)) as unknown,
-      catch: () => refuse(400, "invalid", "Malformed body", "the body is not valid JSON"),
-    })
-    return yield* parsed(schema, value)
+export const readBody = (request: Request, maxBytes: number) =>
+  Effect.tryPromise({ try: () => bytesOf(request, maxBytes), catch: bodyFault(400, "invalid") })
+
+const jsonOf = (bytes: Uint8Array): unknown => {
+  try {
+    return JSON.parse(new TextDecoder().decode(bytes))
+  } catch {
+    throw refuse(400, "invalid", "Malformed body", "the body is not valid JSON")
+  }
+}
+
+/** What the body says; rejects with the Answer that refuses it. */
+export const takeJson = async <S extends z.ZodType>(request: Request, schema: S, maxBytes = MAX_JSON_BYTES): Promise<z.infer<S>> => {
+  const bytes = await bytesOf(request, maxBytes).catch((cause: unknown) => {
+    throw bodyFault(400, "invalid")(cause)
   })
+  return parse(schema, jsonOf(bytes))
+}
+
+/** The same as an Effect. */
+export const readJson = <S extends z.ZodType>(request: Request, schema: S, maxBytes = MAX_JSON_BYTES) =>
+  Effect.tryPromise({ try: () => takeJson(request, schema, maxBytes), catch: (cause) => cause as Answer })
 
 export const answerJson = (body: unknown): Response => Response.json(body, { headers: { "cache-control": "no-store" } })

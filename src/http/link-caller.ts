@@ -7,6 +7,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type { z } from "zod"
 import type { SchoolKey } from "../down/enrolled.ts"
+import type * as Context from "effect/Context"
 import { Feed } from "../down/feed.ts"
 import type { Reader } from "../down/readers.ts"
 import type { LibsqlError } from "../libsql/client.ts"
@@ -27,13 +28,17 @@ export const refuse = (
   headers: Readonly<Record<string, string>> = {},
 ): Answer => new Answer({ respond: () => problem(status, code, title, detail, extra, headers) })
 
-/** What a request says, as the schema wants it; else 422, which names where it is wrong and repeats nothing. */
-export const parsed = <S extends z.ZodType>(schema: S, value: unknown): Effect.Effect<z.infer<S>, Answer> => {
+/** What a request says, as the schema wants it; else throws 422, which names where it is wrong and repeats nothing. */
+export const parse = <S extends z.ZodType>(schema: S, value: unknown): z.infer<S> => {
   const result = schema.safeParse(value)
-  if (result.success) return Effect.succeed(result.data)
+  if (result.success) return result.data
   const errors = result.error.issues.map((issue) => ({ path: `/${issue.path.map(String).join("/")}`, message: issue.message }))
-  return Effect.fail(refuse(422, "invalid", "Invalid input", "the request is not as the protocol says", { errors }))
+  throw refuse(422, "invalid", "Invalid input", "the request is not as the protocol says", { errors })
 }
+
+/** The same as an Effect. */
+export const parsed = <S extends z.ZodType>(schema: S, value: unknown): Effect.Effect<z.infer<S>, Answer> =>
+  Effect.try({ try: () => parse(schema, value), catch: (cause) => cause as Answer })
 
 export const queryOf = (request: Request): Readonly<Record<string, string>> => Object.fromEntries(new URL(request.url).searchParams)
 
@@ -67,6 +72,13 @@ const shownKey = (request: Request) => parseKey(/^Bearer +(\S+)$/i.exec(request.
 /** Of a request that `authenticate` has let through. */
 export const keyIdOf = (request: Request): string => shownKey(request)?.id ?? ""
 
+/** The same as a plain call; null: `authenticate` says why not. */
+export const callerOf = (feed: Context.Service.Shape<typeof Feed>, request: Request): SchoolKey | null => {
+  const shown = shownKey(request)
+  const key = shown === null ? null : feed.keyNow(shown.id)
+  return fault(shown?.id ?? null, key, keyMatches(shown?.secret ?? "", key?.hash ?? "")) === null ? key : null
+}
+
 /** The school behind the key. While the hub does not hold all keys yet, an unknown one is told to come back. */
 export const authenticate = (request: Request): Effect.Effect<SchoolKey, Answer, Feed> =>
   Effect.gen(function* () {
@@ -90,6 +102,10 @@ export const authenticate = (request: Request): Effect.Effect<SchoolKey, Answer,
       },
     )
   })
+
+/** In the words of `authenticate`; of a key that has become right meanwhile the node calls again. */
+export const refuseCaller = (request: Request): Effect.Effect<never, Answer, Feed> =>
+  Effect.flatMap(authenticate(request), () => Effect.fail(sayHello))
 
 export const loading: Answer = refuse(
   503,
@@ -135,7 +151,7 @@ export const refuseCopy = (reader: Reader, isOlder: boolean): Effect.Effect<neve
         ),
   )
 
-const sayHello: Answer = refuse(
+export const sayHello: Answer = refuse(
   409,
   "hello",
   "Say hello first",

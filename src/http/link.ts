@@ -1,6 +1,5 @@
-/** The hub's end of the link (link/protocol.ts): its routes, and the short ones: manifest, compare, heartbeat. */
+/** The hub's end of the link (link/protocol.ts): its routes, and the short ones: manifest and compare. */
 import { join } from "node:path"
-import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
@@ -9,16 +8,18 @@ import { z } from "zod"
 import { Compare } from "../down/compare.ts"
 import { Feed } from "../down/feed.ts"
 import type { LibsqlError } from "../libsql/client.ts"
-import { CompareAsk, Heartbeat, MAX_COMPARE_BYTES, type Pulse } from "../link/protocol.ts"
+import { CompareAsk, MAX_COMPARE_BYTES } from "../link/protocol.ts"
 import type { Postgres, PostgresError } from "../postgres/client.ts"
 import type { Apply } from "../up/apply.ts"
 import { Calls } from "./calls.ts"
+import { heartbeat } from "./heartbeat.ts"
 import { hello } from "./hello.ts"
 import { answerJson, readJson } from "./link-body.ts"
-import { type Answer, authenticate, identify, parsed, paused, queryOf, refuse } from "./link-caller.ts"
-import { openStreams, pull, type StreamWatch, stream } from "./pull.ts"
+import { type Answer, authenticate, identify, parsed, paused, queryOf, refuse, refuseCaller } from "./link-caller.ts"
+import { pull } from "./pull.ts"
 import { openGates, push } from "./push.ts"
 import { answering } from "./server.ts"
+import { openStreams, type StreamWatch, stream } from "./stream.ts"
 import { openUploads } from "./uploads.ts"
 
 type Services = Feed | Compare | Apply | Postgres | Calls
@@ -61,24 +62,6 @@ const compare = (request: Request) =>
       )
   })
 
-const heartbeat = (request: Request) =>
-  Effect.gen(function* () {
-    const key = yield* authenticate(request)
-    const feed = yield* Feed
-    const calls = yield* Calls
-    const said = yield* readJson(request, Heartbeat)
-    const reader = yield* feed.reader.get(said.incarnation)
-    if (reader === null || reader.school !== key.school)
-      return yield* refuse(409, "hello", "Say hello first", "this hub does not know the file; the node says hello again by itself")
-    const { incarnation, cursor, ...status } = said
-    // Forwards only, and only to a cut that this hub knows: what is counted as applied is forgotten here.
-    const isNews = cursor !== undefined && cursor.epoch === reader.epoch && cursor.seq > reader.seq && (yield* feed.knows(cursor))
-    const applied = isNews ? cursor : {}
-    yield* calls.during(key.school)(feed.reader.seen(incarnation, { pending: said.pending, status: JSON.stringify(status), ...applied }))
-    const pulse: Pulse = { clock: yield* Clock.currentTimeMillis, sync: yield* calls.take(key.school), paused: key.paused }
-    return answerJson(pulse)
-  })
-
 export const linkRoutes = (options: {
   readonly dataDir: string
   readonly watch?: StreamWatch
@@ -102,5 +85,5 @@ export const linkRoutes = (options: {
       .get("/api/sync/stream", ({ request }) => run(request, stream(request, streams)))
       .post("/api/sync/push", ({ request }) => run(request, push(request, gates)), raw)
       .post("/api/sync/compare", ({ request }) => run(request, compare(request)), raw)
-      .post("/api/sync/heartbeat", ({ request }) => run(request, heartbeat(request)), raw)
+      .post("/api/sync/heartbeat", async ({ request }) => (await heartbeat(request, streams)) ?? run(request, refuseCaller(request)), raw)
   })

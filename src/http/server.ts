@@ -105,9 +105,8 @@ const foreign = (request: Request): string | null => {
   return request.headers.get("sec-fetch-site") === "cross-site" ? "a page of another site may not write here" : null
 }
 
-/** null: go on. Link routes are not judged here: they ask for the school's key themselves. */
+/** null: go on. */
 const refuseUnauthorised = (auth: Auth, request: Request): Response | null => {
-  if (accessOf(request.method, new URL(request.url).pathname) !== "operator") return null
   switch (auth.mode) {
     case "local": {
       const reason = foreign(request)
@@ -139,7 +138,6 @@ const refuseUnauthorised = (auth: Auth, request: Request): Response | null => {
 }
 
 const refuseLarge = (request: Request): Response | null =>
-  accessOf(request.method, new URL(request.url).pathname) === "operator" &&
   Number(request.headers.get("content-length") ?? 0) > MAX_OPERATOR_BODY_BYTES
     ? problem(413, "too_large", "Body too large", `operator routes take at most ${MAX_OPERATOR_BODY_BYTES} bytes`)
     : null
@@ -228,7 +226,12 @@ export interface AppOptions {
 /** `serve({ fetch: app.fetch })` in the runtime starts it; tests call `app.handle`. */
 export const makeApp = (options: AppOptions): AnyElysia => {
   const app: AnyElysia = new Elysia()
-    .onRequest(({ request }) => refuseUnauthorised(options.auth, request) ?? refuseLarge(request) ?? undefined)
+    // Link routes are not judged here: they ask for the school's key themselves.
+    .onRequest(({ request }) =>
+      accessOf(request.method, new URL(request.url).pathname) === "operator"
+        ? (refuseUnauthorised(options.auth, request) ?? refuseLarge(request) ?? undefined)
+        : undefined,
+    )
     .onError(({ code, error, request }) => {
       switch (code) {
         case "VALIDATION": {

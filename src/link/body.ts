@@ -99,14 +99,14 @@ export const END_OF_FRAME = Symbol("end of frame")
 export type Piece = string | typeof END_OF_FRAME | { readonly frame: string }
 
 /** A frame of one piece, in one go. */
-const frameOf = (text: string, encoding: Encoding): Uint8Array => {
+export const frameOf = (text: string, encoding: Encoding): Uint8Array => {
   const plain = new TextEncoder().encode(text)
   return encoding === "zstd" ? zstdCompressSync(plain, ZSTD) : encoding === "gzip" ? gzipSync(plain, GZIP) : plain
 }
 
 /** An empty line outside of any frame, made once: it says only that the peer lives. */
 const beats = new Map<Encoding, Uint8Array>()
-const beatOf = (encoding: Encoding): Uint8Array => {
+export const beatOf = (encoding: Encoding): Uint8Array => {
   const beat = beats.get(encoding) ?? frameOf("\n", encoding)
   beats.set(encoding, beat)
   return beat.slice()
@@ -149,6 +149,40 @@ const openPress = (encoding: Encoding, out: Array<Uint8Array>): Press => {
   }
 }
 
+export interface Presser {
+  /** The bytes of a piece, flushed. May be none at the end of a frame. */
+  readonly press: (piece: Piece) => Promise<Uint8Array>
+  readonly destroy: () => void
+}
+
+export const openPresser = (encoding: Encoding): Presser => {
+  let press: Press | null = null
+  let out: Array<Uint8Array> = []
+  const destroy = (): void => {
+    press?.destroy()
+    press = null
+    out = []
+  }
+  return {
+    destroy,
+    press: async (piece) => {
+      if (piece === END_OF_FRAME) {
+        await press?.end()
+        press?.destroy()
+        press = null
+      } else if (typeof piece !== "string") out.push(frameOf(piece.frame, encoding))
+      else if (piece === "\n" && press === null) out.push(beatOf(encoding))
+      else {
+        press ??= openPress(encoding, out)
+        await press.write(piece)
+      }
+      const bytes = join(out)
+      out.length = 0
+      return bytes
+    },
+  }
+}
+
 /**
  * Lines -> body. Each piece is flushed, so the receiver can read every line whose bytes have arrived. Pulled on demand: a
  * slow reader holds nothing but the piece under way.
@@ -158,33 +192,14 @@ export const pressLines = (
   encoding: Encoding,
   onEnd: () => void = () => undefined,
 ): ReadableStream<Uint8Array> => {
-  let out: Array<Uint8Array> = []
-  let press: Press | null = null
-  const take = (): Uint8Array => {
-    const bytes = join(out)
-    out.length = 0
-    return bytes
-  }
-  const write = async (piece: Piece): Promise<void> => {
-    if (piece === END_OF_FRAME) {
-      await press?.end()
-      press?.destroy()
-      press = null
-    } else if (typeof piece !== "string") out.push(frameOf(piece.frame, encoding))
-    else if (piece === "\n" && press === null) out.push(beatOf(encoding))
-    else {
-      press ??= openPress(encoding, out)
-      await press.write(piece)
-    }
-  }
+  const { press, destroy } = openPresser(encoding)
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
         try {
           for (;;) {
             const next = await pieces.next()
-            await write(next.done === true ? END_OF_FRAME : next.value)
-            const bytes = take()
+            const bytes = await press(next.done === true ? END_OF_FRAME : next.value)
             if (bytes.length > 0) controller.enqueue(bytes)
             if (next.done === true) {
               controller.close()
@@ -193,14 +208,13 @@ export const pressLines = (
             if (bytes.length > 0) return
           }
         } catch (cause) {
-          press?.destroy()
+          destroy()
           onEnd()
           throw cause
         }
       },
       async cancel() {
-        press?.destroy()
-        out = []
+        destroy()
         await pieces.return?.()
         onEnd()
       },

@@ -157,7 +157,8 @@ const make = Effect.gen(function* () {
     const state = yield* feed.state
     const enrolled = (yield* feed.schools).filter((school) => !school.revoked && (only === undefined || school.id === only))
     const readers = livingReaders(yield* feed.reader.all)
-    const late = [...readers.values()].filter((reader) => reader.seq < state.seq && enrolled.some((school) => school.id === reader.school))
+    const enrolledIds = new Set(enrolled.map(({ id }) => id))
+    const late = [...readers.values()].filter((reader) => reader.seq < state.seq && enrolledIds.has(reader.school))
     const waiting =
       late.length === 0
         ? []
@@ -181,13 +182,20 @@ const make = Effect.gen(function* () {
       }
     }
     const open = fromPostgres.open.filter((work) => only === undefined || work.school === only)
+    const openBySchool = new Map<string, Array<OpenWork>>()
+    for (const work of open) {
+      const mine = openBySchool.get(work.school) ?? []
+      mine.push(work)
+      openBySchool.set(work.school, mine)
+    }
+    const connectedIds = new Set(own.connected)
 
     const schools = enrolled.map((school): SchoolView => {
       const reader = readers.get(school.id)
       const said = reader === undefined ? null : saidBy(reader)
-      const connected = own.connected.includes(school.id)
+      const connected = connectedIds.has(school.id)
       const lagRows = reader === undefined ? 0 : (lagByIncarnation.get(reader.incarnation) ?? 0)
-      const mine = open.filter((work) => work.school === school.id)
+      const mine = openBySchool.get(school.id) ?? []
       let stalledMs = 0
       if (reader !== undefined && lagRows > 0) {
         const before = standing.get(reader.incarnation)
