@@ -1,7 +1,8 @@
 /** `hub`, `school`: the options of the two services. They run until SIGTERM or SIGINT, end with 0 then, and say themselves why they could not start. */
 import type { Io } from "./io.ts"
+import { parseKey } from "../link/keys.ts"
 import { type Metered, parseHours } from "../link/metered.ts"
-import { type Input, usage } from "./options.ts"
+import { CommandFailed, EXIT, type Input, usage } from "./options.ts"
 
 export const hub = async (input: Input, _io: Io): Promise<number> => {
   const { runHub } = await import("../hub.ts")
@@ -30,6 +31,16 @@ export const school = async (input: Input, _io: Io): Promise<number> => {
   const hub = input.text("hub")
   if (!/^https?:$/.test(URL.parse(hub)?.protocol ?? ""))
     throw usage(`--hub must be an address like https://sync.example.org, not ${hub}`, "schoolbus school --help")
+  // The hub would refuse it for ever; its checksum tells so without the hub.
+  if (parseKey(input.text("key")) === null) {
+    const isFile = input.origin("key") === "file"
+    throw new CommandFailed(
+      isFile ? EXIT.config : EXIT.usage,
+      "school_key",
+      `${isFile ? "the file of the key holds" : "--key is"} no school key, or one with a typing error: it must be whole, like sb_0123456789ab_…`,
+      "copy it again from what head office was shown by: schoolbus schools add, or schools rotate-key",
+    )
+  }
   const { runSchool } = await import("../school.ts")
   return await runSchool({
     hub,

@@ -9,6 +9,7 @@ import { conflictRoutes } from "../../src/http/conflicts.ts"
 import { healthRoutes } from "../../src/http/health.ts"
 import { makeApp } from "../../src/http/server.ts"
 import { syncRoutes } from "../../src/http/sync.ts"
+import { newKey } from "../../src/link/keys.ts"
 import { runtimeName, serve, type Served } from "../../src/runtime.ts"
 import { Quarantine, type QuarantineAction } from "../../src/status/quarantine.ts"
 import { ConflictRefused, Conflicts, Runs } from "../../src/status/records.ts"
@@ -91,6 +92,7 @@ describe("every command", () => {
     [["hub", "--database-url", "postgres://x@127.0.0.1:1/x", "--config", "/nowhere/schoolbus.config.ts", "--data-dir", "/tmp"], 78],
     [["school", "--hub", "http://127.0.0.1:1"], 64],
     [["school", "--hub", "sync.example.org", "--key", "k"], 64],
+    [["school", "--hub", "http://127.0.0.1:1", "--key", "sb_0123456789ab_too-short", "--data-dir", "/nowhere/at/all"], 64],
     [["schools", "list", "--database-url", "postgres://x@127.0.0.1:1/x"], 69],
     [["schools", "add", "", "--database-url", "postgres://x@127.0.0.1:1/x"], 64],
     [["schools", "revoke", "north", "--database-url", "postgres://x@127.0.0.1:1/x"], 64],
@@ -104,6 +106,20 @@ describe("every command", () => {
     const ran = await run(args)
     expect([ran.code, ran.out === "" || ran.err === ""]).toEqual([code, true])
     if (code > 3) expect(ran.err).not.toBe("")
+  })
+
+  it("a school key with a typing error ends the start with words that do not show it, also from a file", async () => {
+    const { text } = newKey()
+    const wrong = text.replace(/.$/, (last) => (last === "0" ? "1" : "0"))
+    const file = join(mkdtempSync(join(tmpdir(), "schoolbus-key-")), "key")
+    writeFileSync(file, `${wrong}\n`)
+    const where = ["school", "--hub", "http://127.0.0.1:1", "--data-dir", "/nowhere/at/all"]
+    const runs = [await run([...where, "--key", wrong]), await run([...where, "--key-file", file])]
+    expect(runs.map(({ code }) => code)).toEqual([64, 78])
+    for (const { err } of runs) {
+      expect(err).toMatch(/typing error.*\n.*rotate-key/)
+      expect(err).not.toContain(wrong.slice(20))
+    }
   })
 
   it("a config that does not parse is answered with the place", async () => {
