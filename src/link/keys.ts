@@ -2,7 +2,7 @@
  * School keys: `sb_<id>_<secret>_<crc>`. The id finds the key's row, the secret is 256 random bits of which head office
  * keeps only the SHA-256, the checksum tells a mistyped key before anybody asks the hub. Plain functions.
  */
-import { createHash, timingSafeEqual } from "node:crypto"
+import { hash, timingSafeEqual } from "node:crypto"
 import { crc32 } from "node:zlib"
 
 const ID_BYTES = 6
@@ -29,7 +29,7 @@ const FORM = /^(sb_([0-9a-f]{12})_([0-9a-f]{64}))_([0-9a-f]{8})$/
 
 const checksum = (text: string): string => crc32(text).toString(16).padStart(8, "0")
 
-export const hashOf = (secret: string): string => createHash("sha256").update(secret).digest("hex")
+export const hashOf = (secret: string): string => hash("sha256", secret, "hex")
 
 /** `random`: at least `KEY_BYTES` bytes of a cryptographic source. */
 export const newKey = (random: Uint8Array = crypto.getRandomValues(new Uint8Array(KEY_BYTES))): NewKey => {
@@ -48,13 +48,13 @@ export const parseKey = (text: string): ParsedKey | null => {
   return { id, secret }
 }
 
-const NO_KEY = createHash("sha256").update("no such key").digest()
+const NO_KEY = hash("sha256", "no such key", "buffer")
 
 /** Takes the same time whatever is wrong. */
-export const keyMatches = (secret: string, hash: string): boolean => {
-  const shown = createHash("sha256").update(secret).digest()
+export const keyMatches = (secret: string, wanted: string): boolean => {
+  const shown = hash("sha256", secret, "buffer")
   const kept = Buffer.from(NO_KEY)
-  const isHash = /^[0-9a-f]{64}$/.test(hash)
-  if (isHash) kept.write(hash, "hex")
+  const isHash = /^[0-9a-f]{64}$/.test(wanted)
+  if (isHash) kept.write(wanted, "hex")
   return timingSafeEqual(shown, kept) && isHash
 }
