@@ -1,7 +1,16 @@
-/** Memory while one large transaction passes. */
+/** Memory while one large transaction passes: many rows, and many bytes. */
+import type postgres from "postgres"
 import { bench, under } from "./frame.ts"
-import { insertRows, openGround } from "./ground.ts"
+import { insertRows, openGround, rowsSql } from "./ground.ts"
 import { openNodes, reader, until } from "./nodes.ts"
+
+/** Rows of about 1 kB, which compress to a half. */
+const insertWide = (sql: postgres.Sql, rows: number) =>
+  sql.unsafe(
+    `INSERT INTO attendance
+     SELECT id, school, student, class, day, status, by, (SELECT string_agg(md5(id::text || n), ' ') FROM generate_series(1, 29) n), at
+       FROM (${rowsSql(1, rows)}) r (id, school, student, class, day, status, by, note, at)`,
+  )
 
 export default bench({
   name: "large-txn",
@@ -9,6 +18,8 @@ export default bench({
   bars: {
     hub: { what: "hub, one transaction of 1,000,000 rows", unit: "MiB", want: under(300) },
     school: { what: "school, the same rows", unit: "MiB" },
+    wide: { what: "hub, one transaction of 1 GB", unit: "MiB", want: under(300) },
+    wideSchool: { what: "school, the same rows", unit: "MiB" },
   },
   run: async function* ({ rounds, size, say }) {
     const ground = await openGround()
@@ -16,18 +27,27 @@ export default bench({
     try {
       const rows = size(1_000_000, 100_000)
       await ground.backlog((sql) => insertRows(sql, rows, rows))
-      for (let round = 0; round < rounds; round++) {
+      const pass = async (): Promise<readonly [hub: number, school: number]> => {
         const hub = await nodes.hub()
         const school = await nodes.school(hub)
         const file = reader(school.dir)
         await until("all rows in the school", () => file.one("SELECT count(*) FROM attendance") === rows, 600_000, 100)
         say(`${hub.late()}; ${school.late()}`)
-        yield { bar: "hub", figure: hub.peakMiB() }
-        yield { bar: "school", figure: school.peakMiB() }
+        const peaks = [hub.peakMiB(), school.peakMiB()] as const
         file.close()
         await school.stop()
         await hub.stop()
+        return peaks
       }
+      for (let round = 0; round < rounds; round++) {
+        const [hub, school] = await pass()
+        yield { bar: "hub", figure: hub }
+        yield { bar: "school", figure: school }
+      }
+      await ground.backlog((sql) => insertWide(sql, rows))
+      const [hub, school] = await pass()
+      yield { bar: "wide", figure: hub }
+      yield { bar: "wideSchool", figure: school }
     } finally {
       nodes.close()
       await ground.close()

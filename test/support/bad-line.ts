@@ -1,4 +1,4 @@
-/** A line between a school and its hub that a test can make worse: cut by bytes, buffered, silent, damaged. It counts what passes. */
+/** A line between a school and its hub that can be made worse: slow, cut by bytes or time, buffered, silent. It counts what passes. */
 import { createServer, type AddressInfo, connect, type Socket } from "node:net"
 
 export interface BadLine {
@@ -8,6 +8,10 @@ export interface BadLine {
   readonly connections: () => number
   /** Each connection breaks after so many bytes from the hub; null = never. */
   cutAfter: number | null
+  /** Each connection breaks so long after it was made; null = never. */
+  cutAfterMs: number | null
+  /** Of all connections together, from the hub; null = as they come. */
+  bytesPerSecond: number | null
   /** Bytes of a stream are kept until so many are there, as some proxies do; 0 = none. Answers that end are handed on. */
   holdBytes: number
   /** Nothing passes any more, in neither direction, and nobody is told. */
@@ -20,6 +24,8 @@ export const openBadLine = async (hub: string): Promise<BadLine> => {
   const sockets = new Set<Socket>()
   let received = 0
   let connections = 0
+  /** When the slow line is free again. */
+  let freeAt = 0
   const server = createServer((school) => {
     connections++
     const office = connect({ host: hostname, port: Number(port) })
@@ -27,11 +33,13 @@ export const openBadLine = async (hub: string): Promise<BadLine> => {
     let heldBytes = 0
     let passed = 0
     let isStream = false
+    const end = line.cutAfterMs === null ? undefined : setTimeout(() => office.destroy(), line.cutAfterMs)
     for (const socket of [school, office]) {
       sockets.add(socket)
       socket.on("error", () => undefined)
       socket.on("close", () => {
         sockets.delete(socket)
+        clearTimeout(end)
         school.destroy()
         office.destroy()
       })
@@ -50,12 +58,20 @@ export const openBadLine = async (hub: string): Promise<BadLine> => {
       heldBytes = 0
       const room = line.cutAfter === null ? all.length : Math.min(all.length, line.cutAfter - passed)
       passed += room
-      received += room
-      if (!school.write(all.subarray(0, room))) {
-        office.pause()
-        school.once("drain", () => office.resume())
+      const give = (): void => {
+        if (school.destroyed) return
+        received += room
+        if (!school.write(all.subarray(0, room))) {
+          office.pause()
+          school.once("drain", () => office.resume())
+        } else office.resume()
+        if (room < all.length) school.end()
       }
-      if (room < all.length) school.end()
+      if (line.bytesPerSecond === null) return give()
+      office.pause()
+      const now = performance.now()
+      freeAt = Math.max(freeAt, now) + (1000 * room) / line.bytesPerSecond
+      setTimeout(give, freeAt - now)
     })
     office.on("end", () => school.end())
     school.on("end", () => office.end())
@@ -66,6 +82,8 @@ export const openBadLine = async (hub: string): Promise<BadLine> => {
     received: () => received,
     connections: () => connections,
     cutAfter: null,
+    cutAfterMs: null,
+    bytesPerSecond: null,
     holdBytes: 0,
     silent: false,
     close: () => {
