@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import { afterAll, beforeAll, expect, it } from "vitest"
 import type { RunRecord } from "../src/status/records.ts"
 import { type HubLink, openHubLink } from "./support/hub-link.ts"
-import { type Node, startNode, upToDate } from "./support/node.ts"
+import { enrol, type Node, startNode, upToDate } from "./support/node.ts"
 import { program } from "./support/processes.ts"
 import { until } from "./support/until.ts"
 import { makeWorld, type World } from "./support/world.ts"
@@ -33,17 +33,10 @@ afterAll(async () => {
   rmSync(folder, { recursive: true, force: true })
 })
 
-let made = 0
-const newSchool = async () => {
-  const id = `s${++made}`
-  await world.sql`INSERT INTO schoolbus.schools (id, name) VALUES (${id}, ${id})`
-  await world.sql`INSERT INTO pupils VALUES (${`${id}-1`}, ${id}, 'one'), (${`${id}-2`}, ${id}, 'two')`
-  const key = await hub.key(id)
-  const dir = join(folder, id)
-  const node = startNode(dir, key.text, hub.url)
-  await upToDate(node)
-  return { id, dir, key: key.text, node }
-}
+const newSchool = () =>
+  enrol({ world, hub, folder }, async (id) => {
+    await world.sql`INSERT INTO pupils VALUES (${`${id}-1`}, ${id}, 'one'), (${`${id}-2`}, ${id}, 'two')`
+  })
 const call = (node: Node, method: string, path: string, body?: unknown): Promise<Record<string, unknown>> => node.call(method, path, body)
 const logs = async (node: Node) => (await call(node, "GET", "sync/logs"))["items"] as ReadonlyArray<RunRecord>
 const ended = (node: Node, run: unknown) =>

@@ -2,7 +2,7 @@
 import * as Effect from "effect/Effect"
 import { type PostgresError, type PostgresPool, qualified, type Session } from "./client.ts"
 
-/** One row of `schoolbus.slot_health`; null = Postgres cannot say. */
+/** One row of `schoolbus.slot_health`. Sizes in bytes; null = Postgres cannot say. */
 export interface SlotHealth {
   readonly slot: string
   readonly database: string
@@ -12,8 +12,10 @@ export interface SlotHealth {
   readonly retainedBytes: number | null
   readonly lagBytes: number | null
   readonly lagSeconds: number | null
+  /** WAL that may still be written before the slot is lost; null = no limit is set. */
   readonly safeWalBytes: number | null
   readonly growthBytesPerSecond: number | null
+  /** Until the slot is lost at the present rate; null = no limit or no growth. */
   readonly timeLeftSeconds: number | null
   readonly inactiveSince: string | null
   /** As `SHOW` prints it; `"-1"` = no limit. */

@@ -5,6 +5,7 @@
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import type { LibsqlError } from "../libsql/client.ts"
+import type { SlotHealth } from "../postgres/health.ts"
 
 export const SCHEMA_VERSION = 1
 
@@ -130,30 +131,8 @@ export interface SchoolView {
   readonly devices: number
 }
 
-/** The hub's slot, and what it costs the server. Sizes in bytes; null = Postgres cannot say. */
-export interface SlotView {
-  readonly slot: string
-  readonly database: string
-  readonly plugin: string
-  readonly active: boolean
-  readonly walStatus: string | null
-  readonly retainedBytes: number | null
-  readonly lagBytes: number | null
-  readonly lagSeconds: number | null
-  /** WAL that may still be written before the slot is lost; null = no limit is set. */
-  readonly safeWalBytes: number | null
-  readonly growthBytesPerSecond: number | null
-  /** Until the slot is lost at the present rate; null = no limit or no growth. */
-  readonly timeLeftSeconds: number | null
-  readonly inactiveSince: string | null
-  /** max_slot_wal_keep_size; without one 4 GiB, which no slot should ever hold. */
-  readonly budgetBytes: number
-  /** Per cent. */
-  readonly budgetUsed: number
-  readonly stage: "ok" | "warning" | "critical" | "lost"
-  /** What to do about a stage that is not ok. */
-  readonly advice: string | null
-}
+/** The hub's slot, and what it costs the server. */
+export type SlotView = Omit<SlotHealth, "maxSlotWalKeepSize">
 
 export interface HubSnapshot extends Base {
   readonly role: "hub"

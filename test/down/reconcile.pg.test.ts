@@ -3,12 +3,11 @@ import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import type * as Effect from "effect/Effect"
-import Database from "libsql"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
 import type { LibsqlError, Tx } from "../../src/libsql/client.ts"
 import { writtenBy } from "../../src/libsql/gap.ts"
 import { type HubLink, openHubLink } from "../support/hub-link.ts"
-import { type Node, startNode, upToDate } from "../support/node.ts"
+import { enrol, type Node, script, startNode, upToDate } from "../support/node.ts"
 import { program } from "../support/processes.ts"
 import { until } from "../support/until.ts"
 import { makeWorld, type World } from "../support/world.ts"
@@ -38,24 +37,12 @@ afterAll(async () => {
   rmSync(folder, { recursive: true, force: true })
 })
 
-let made = 0
 /** A school with rows 1 to 6, its node up to date. */
-const newSchool = async () => {
-  const id = `s${++made}`
-  await world.sql`INSERT INTO schoolbus.schools (id, name) VALUES (${id}, ${id})`
-  for (let i = 1; i <= 6; i++)
-    await world.sql`INSERT INTO pupils VALUES (${`${id}-${i}`}, ${id}, ${`name ${i}`}, ${`c${i}`}, ${i}, ${i / 10}, ${Buffer.from([i, 255])})`
-  const key = await hub.key(id)
-  const dir = join(folder, id)
-  const node = startNode(dir, key.text, hub.url)
-  await upToDate(node)
-  return { id, dir, key: key.text, node }
-}
-const script = (dir: string, sql: string): void => {
-  const db = new Database(join(dir, "school.db"), { timeout: 5000 })
-  db.exec(sql)
-  db.close()
-}
+const newSchool = () =>
+  enrol({ world, hub, folder }, async (id) => {
+    for (let i = 1; i <= 6; i++)
+      await world.sql`INSERT INTO pupils VALUES (${`${id}-${i}`}, ${id}, ${`name ${i}`}, ${`c${i}`}, ${i}, ${i / 10}, ${Buffer.from([i, 255])})`
+  })
 /** As a mapper's migration does it: a new table, the rows, the old one dropped, the new one renamed. */
 const rebuild = (more = "") => `
   PRAGMA foreign_keys = OFF;

@@ -2,10 +2,9 @@
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import Database from "libsql"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
 import { type HubLink, openHubLink } from "../support/hub-link.ts"
-import { type Node, startNode, upToDate } from "../support/node.ts"
+import { enrol, type Node, script, startNode } from "../support/node.ts"
 import { program } from "../support/processes.ts"
 import { until } from "../support/until.ts"
 import { makeWorld, type World } from "../support/world.ts"
@@ -33,23 +32,11 @@ afterAll(async () => {
   rmSync(folder, { recursive: true, force: true })
 })
 
-let made = 0
-const newSchool = async () => {
-  const id = `s${++made}`
-  await world.sql`INSERT INTO schoolbus.schools (id, name) VALUES (${id}, ${id})`
-  for (let i = 1; i <= 4; i++) await world.sql`INSERT INTO pupils VALUES (${`${id}-${i}`}, ${id}, ${`name ${i}`}, ${i})`
-  await world.sql`INSERT INTO notes VALUES (${`${id}-n`}, ${id}, 'first')`
-  const key = await hub.key(id)
-  const dir = join(folder, id)
-  const node = startNode(dir, key.text, hub.url)
-  await upToDate(node)
-  return { id, dir, key: key.text, node }
-}
-const script = (dir: string, sql: string): void => {
-  const db = new Database(join(dir, "school.db"), { timeout: 5000 })
-  db.exec(sql)
-  db.close()
-}
+const newSchool = () =>
+  enrol({ world, hub, folder }, async (id) => {
+    for (let i = 1; i <= 4; i++) await world.sql`INSERT INTO pupils VALUES (${`${id}-${i}`}, ${id}, ${`name ${i}`}, ${i})`
+    await world.sql`INSERT INTO notes VALUES (${`${id}-n`}, ${id}, 'first')`
+  })
 const office = async (table: string, id: string) =>
   [...(await world.sql`SELECT row_to_json(t) AS row FROM ${world.sql(table)} t WHERE school_id = ${id} ORDER BY id`)].map(({ row }) => row as object)
 const local = (dir: string, table: string) => {
