@@ -1,6 +1,9 @@
 /** A line between a school and its hub that can be made worse: slow, cut by bytes or time, buffered, silent. It counts what passes. */
 import { createServer, type AddressInfo, connect, type Socket } from "node:net"
 
+/** A slow line hands on so much at once. */
+const PACKET_BYTES = 2048
+
 export interface BadLine {
   readonly url: string
   /** Of all connections so far, from the hub. */
@@ -58,20 +61,30 @@ export const openBadLine = async (hub: string): Promise<BadLine> => {
       heldBytes = 0
       const room = line.cutAfter === null ? all.length : Math.min(all.length, line.cutAfter - passed)
       passed += room
-      const give = (): void => {
-        if (school.destroyed) return
-        received += room
-        if (!school.write(all.subarray(0, room))) {
+      const give = (from: number, to: number): void => {
+        received += to - from
+        if (!school.write(all.subarray(from, to))) {
           office.pause()
           school.once("drain", () => office.resume())
-        } else office.resume()
-        if (room < all.length) school.end()
+        }
+        if (to === room && room < all.length) school.end()
       }
-      if (line.bytesPerSecond === null) return give()
+      const { bytesPerSecond } = line
+      if (bytesPerSecond === null) return give(0, room)
       office.pause()
-      const now = performance.now()
-      freeAt = Math.max(freeAt, now) + (1000 * room) / line.bytesPerSecond
-      setTimeout(give, freeAt - now)
+      const next = (from: number): void => {
+        if (school.destroyed) return
+        if (from >= room) return void office.resume()
+        const to = Math.min(room, from + PACKET_BYTES)
+        const now = performance.now()
+        freeAt = Math.max(freeAt, now) + (1000 * (to - from)) / bytesPerSecond
+        setTimeout(() => {
+          if (school.destroyed) return
+          give(from, to)
+          next(to)
+        }, freeAt - now)
+      }
+      next(0)
     })
     office.on("end", () => school.end())
     school.on("end", () => office.end())
