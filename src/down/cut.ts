@@ -8,7 +8,8 @@ import * as Effect from "effect/Effect"
 import { OPEN } from "../libsql/changes.ts"
 import type { LibsqlError, Tx } from "../libsql/client.ts"
 import { freezeOpen } from "../libsql/freeze.ts"
-import { type Delivery, idOf, type Item, type Part } from "./delivery.ts"
+import type { WaitingKeys } from "../libsql/load.ts"
+import { type Delivery, idOf, type Item, type Part, type Target } from "./delivery.ts"
 import { endHolds } from "./hold.ts"
 import { forgetBehind, keepBehind, keepRefused, releaseRows, settleBatches, type Touched } from "./settle.ts"
 import { showRows } from "./show.ts"
@@ -67,6 +68,30 @@ const shieldOf = (tx: Tx, items: ReadonlyMap<string, Item>): Effect.Effect<Shiel
       return new Set(found.map(({ tbl, key }) => idOf(tbl, key)))
     }
     return { pending: yield* Effect.gen(() => among(PENDING, isPending)), held: yield* Effect.gen(() => among(HELD, isHeld)) }
+  })
+
+/** A table of which more rows wait is written the long way. */
+const WAITING_KEYS = 1_000
+
+/** Of these tables, the local keys of rows that must go the long way: with pending changes, held values, or kept behind. */
+export const waitingKeys = (tx: Tx, targets: ReadonlyArray<Target>): Effect.Effect<WaitingKeys, LibsqlError> =>
+  Effect.gen(function* () {
+    const found = yield* Effect.all(
+      targets.map(({ tbl }) =>
+        tx.all<{ key: string }>(
+          `SELECT key FROM changes WHERE tbl = ?1 AND batch IS NOT NULL UNION ALL SELECT new_key FROM changes WHERE tbl = ?1 AND new_key IS NOT NULL
+            UNION ALL SELECT key FROM schoolbus_hold WHERE tbl = ?1 UNION ALL SELECT key FROM schoolbus_behind WHERE tbl = ?1 LIMIT ${WAITING_KEYS + 1}`,
+          [tbl],
+        ),
+      ),
+      { concurrency: "unbounded" },
+    )
+    return new Map(
+      found.map((rows, i): [string, ReadonlySet<string> | null] => [
+        (targets[i] as Target).table.name,
+        rows.length > WAITING_KEYS ? null : new Set(rows.map(({ key }) => key)),
+      ]),
+    )
   })
 
 const inKeyOrder = (items: ReadonlyArray<Item>): ReadonlyArray<Item> =>

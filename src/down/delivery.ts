@@ -112,6 +112,12 @@ export interface Part {
   readonly rows: number
 }
 
+/** Only the rows that `isIn` names. */
+export const restOf = (part: Part, isIn: (item: Item) => boolean): Part => ({
+  ...part,
+  items: new Map([...part.items].filter(([, item]) => isIn(item))),
+})
+
 /** A later line for the same row replaces an earlier one. Rows of tables that the manifest does not name are counted and passed over. */
 export const partOf = (targets: Targets, lines: ReadonlyArray<RowsLine>): Part => {
   const items = new Map<string, Item>()

@@ -1,18 +1,18 @@
 /**
  * The short way for rows that meet nothing in the school: they are laid ready outside of the write lock, of a page of the link
- * already while it comes in, and written in bulk. It ends as the long way does. With nothing pending, held or behind there is
- * nothing to freeze, shield, settle, keep or release, so all that the long way does is to remove rows and to put rows, the later
- * of two states of one row last; so does this. And where one row of some lines is refused, none of them is written, and the
- * long way takes them all.
+ * already while it comes in, and written in bulk. It ends as the long way does. With nothing pending, held or behind of a row
+ * there is nothing to shield, settle, keep or release of it, so all that the long way does is to remove it or to put it, the later
+ * of two of its states last; so does this. What is left goes the long way afterwards, in the same transaction: rows of which
+ * something waits, records, and all rows of a table of which one was refused.
  */
 import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
-import type { LoadSource } from "../libsql/load.ts"
+import type { LoadSource, WaitingKeys } from "../libsql/load.ts"
 import type { OnLine } from "../link/pages.ts"
 import { type Header, PAGE_BYTES, type RowsLine } from "../link/protocol.ts"
-import type { Waiting } from "./cut.ts"
-import type { Delivery, Targets } from "./delivery.ts"
-import { LINE_TEXT, type StagedLine } from "./stage.ts"
+import { type Waiting, waitingKeys } from "./cut.ts"
+import type { Delivery, Item, Target, Targets } from "./delivery.ts"
+import { LINE_TEXT, rowsOf, type StagedLine } from "./stage.ts"
 
 /** Fewer rows are written sooner one by one. */
 const LOAD_ROWS = 200
@@ -20,16 +20,30 @@ const LOAD_ROWS = 200
 /** Lines that lie ready. */
 export interface Ready {
   readonly place: number
+  readonly plans: Plans
+}
+
+/** Tables whose rows are laid ready. */
+interface Plans {
   readonly targets: Targets
+  readonly tables: ReadonlyArray<Target>
+}
+
+/** What is left for the long way. */
+export interface Rest {
+  /** Lines, counted from the first of those that were to be shown. */
+  readonly lines: ReadonlySet<number>
+  readonly isIn: (item: Item) => boolean
 }
 
 /** A page whose lines come in. */
 interface Coming {
   readonly header: Header
   readonly lines: Array<RowsLine>
-  /** How many of them lie ready. */
+  plans: Plans | null
+  /** How many of them lie ready, and where. */
   loaded: number
-  ready: Ready | null
+  place: number | null
   /** It will not be applied at once, or not the short way. */
   isOff: boolean
   loading: Promise<void> | null
@@ -40,15 +54,23 @@ export interface Loads {
   readonly expect: OnLine
   /** While pages are delivered nothing else is loaded. */
   readonly during: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-  /** All lines of a page, or null: its rows go the long way. */
-  readonly page: (header: Header, targets: Targets, lines: ReadonlyArray<RowsLine>) => Effect.Effect<Ready | null, LibsqlError>
-  readonly staged: (targets: Targets, lines: ReadonlyArray<StagedLine>) => Effect.Effect<Ready | null, LibsqlError>
-  /** Writes lines that lie ready, all of them or none. */
-  readonly show: (delivery: Delivery, ready: Ready, from: number, to: number) => Effect.Effect<boolean, LibsqlError>
+  /** All lines of a page, or null: its rows go the long way. `isQuiet`: nothing waits in the school. */
+  readonly page: (header: Header, targets: Targets, lines: ReadonlyArray<RowsLine>, isQuiet: boolean) => Effect.Effect<Ready | null, LibsqlError>
+  readonly staged: (targets: Targets, lines: ReadonlyArray<StagedLine>, isQuiet: boolean) => Effect.Effect<Ready | null, LibsqlError>
+  /** Writes lines that lie ready; null: none, as more than `most` rows would be left. */
+  readonly show: (delivery: Delivery, ready: Ready, from: number, to: number, most: number) => Effect.Effect<Rest | null, LibsqlError>
 }
+
+/** So many rows are worth it. */
+export const isWorthLoading = (rows: number): boolean => rows >= LOAD_ROWS
 
 const tableOf = ([, , , table]: RowsLine): string => table
 const textOf = ([, , , , , text]: RowsLine): string => text
+/** For the tables of these lines. */
+const among = ({ targets, tables }: Plans, lines: ReadonlyArray<RowsLine>): Plans => {
+  const names = new Set(lines.map(tableOf))
+  return { targets, tables: tables.filter(({ table }) => names.has(table.name)) }
+}
 
 export const makeLoads = (
   db: LibsqlFile,
@@ -57,30 +79,46 @@ export const makeLoads = (
   let coming: Coming | null = null
   let isDelivering = false
 
-  const load = Effect.fnUntraced(function* (before: Ready | null, targets: Targets, tables: ReadonlySet<string>, source: LoadSource) {
-    const plans = [...tables].flatMap((table) => targets.plans.get(table) ?? [])
-    if (plans.length < tables.size) return null
-    return { place: yield* db.load(before?.place ?? null, source, plans), targets }
+  /** Of a table too many rows may wait. */
+  const planFor = (tx: Tx, targets: Targets, names: Iterable<string>, isQuiet: boolean): Effect.Effect<Plans, LibsqlError> =>
+    Effect.gen(function* () {
+      const tables = [...new Set(names)].flatMap((name) => (targets.plans.has(name) ? (targets.byName.get(name) ?? []) : []))
+      if (isQuiet || tables.length === 0) return { targets, tables }
+      const waiting = yield* waitingKeys(tx, tables)
+      return { targets, tables: tables.filter(({ table }) => waiting.get(table.name) !== null) }
+    })
+  const load = (place: number | null, { targets, tables }: Plans, source: LoadSource) =>
+    db.load(
+      place,
+      source,
+      tables.flatMap(({ table }) => targets.plans.get(table.name) ?? []),
+    )
+  const loadTexts = (place: number | null, plans: Plans, lines: ReadonlyArray<RowsLine>) =>
+    load(place, among(plans, lines), { texts: lines.map(textOf) })
+  const loadAll = Effect.fnUntraced(function* (targets: Targets, names: Iterable<string>, isQuiet: boolean, source: LoadSource) {
+    const plans = yield* db.read((tx) => planFor(tx, targets, names, isQuiet))
+    return plans.tables.length === 0 ? null : { plans, place: yield* load(null, plans, source) }
   })
-  const loadLines = (before: Ready | null, targets: Targets, lines: ReadonlyArray<RowsLine>) =>
-    load(before, targets, new Set(lines.map(tableOf)), { texts: lines.map(textOf) })
 
   /** Loads what has come so far. */
   const catchUp = Effect.fnUntraced(function* (page: Coming) {
-    const { targets, waiting } = yield* db.read((tx) => Effect.map(open(tx), ({ targets, state }) => ({ targets, waiting: state.waiting })))
-    if (waiting !== "quiet" || targets.manifest.version !== page.header.manifest) page.isOff = true
+    if (page.plans === null) {
+      page.plans = yield* db.read((tx) =>
+        Effect.flatMap(open(tx), ({ targets, state }) => planFor(tx, targets, targets.plans.keys(), state.waiting === "quiet")),
+      )
+      if (page.plans.targets.manifest.version !== page.header.manifest) page.isOff = true
+    }
     while (!page.isOff && page.loaded < page.lines.length) {
       const some = page.lines.slice(page.loaded)
-      page.ready = yield* loadLines(page.ready, targets, some)
-      page.isOff = page.ready === null
+      page.place = yield* loadTexts(page.place, page.plans, some)
       page.loaded += some.length
     }
   })
 
   const expect: OnLine = (header, line) => {
     if (coming?.header !== header) {
-      const isWorth = header.left >= LOAD_ROWS && (header.leftBytes ?? PAGE_BYTES) < PAGE_BYTES && !header.resumed
-      coming = { header, lines: [], loaded: 0, ready: null, isOff: isDelivering || !isWorth, loading: null }
+      const isWorth = isWorthLoading(header.left) && (header.leftBytes ?? PAGE_BYTES) < PAGE_BYTES && !header.resumed
+      coming = { header, lines: [], plans: null, loaded: 0, place: null, isOff: isDelivering || !isWorth, loading: null }
     }
     const page = coming
     if (page.isOff) return
@@ -102,20 +140,36 @@ export const makeLoads = (
           }),
         )
       }),
-    page: Effect.fnUntraced(function* (header, targets, lines) {
+    page: Effect.fnUntraced(function* (header, targets, lines, isQuiet) {
       const page = coming
       coming = null
-      if (lines.reduce((n, [, , , , rows]) => n + rows, 0) < LOAD_ROWS) return null
-      if (page === null || page.header !== header) return yield* loadLines(null, targets, lines)
-      const { loading } = page
-      if (loading !== null) yield* Effect.promise(() => loading)
-      if (page.ready === null || page.isOff || page.ready.targets !== targets) return yield* loadLines(null, targets, lines)
-      return page.loaded === lines.length ? page.ready : yield* loadLines(page.ready, targets, lines.slice(page.loaded))
+      if (!isWorthLoading(rowsOf(lines))) return null
+      if (page !== null && page.header === header) {
+        const { loading } = page
+        if (loading !== null) yield* Effect.promise(() => loading)
+        const { plans, place } = page
+        if (!page.isOff && plans !== null && place !== null && plans.targets === targets) {
+          if (page.loaded < lines.length) yield* loadTexts(place, plans, lines.slice(page.loaded))
+          return { plans: among(plans, lines), place }
+        }
+      }
+      return yield* loadAll(targets, lines.map(tableOf), isQuiet, { texts: lines.map(textOf) })
     }),
-    staged: (targets, lines) => load(null, targets, new Set(lines.map(({ table }) => table)), { sql: LINE_TEXT, numbers: lines.map(({ n }) => n) }),
-    show: (delivery, ready, from, to) =>
-      delivery.isQuiet && delivery.manifest === ready.targets.manifest
-        ? Effect.map(delivery.tx.show(ready.place, from, to), (refusal) => refusal === null)
-        : Effect.succeed(false),
+    staged: (targets, lines, isQuiet) =>
+      loadAll(
+        targets,
+        lines.map(({ table }) => table),
+        isQuiet,
+        { sql: LINE_TEXT, numbers: lines.map(({ n }) => n) },
+      ),
+    show: Effect.fnUntraced(function* (delivery, { place, plans }, from, to, most) {
+      if (delivery.manifest !== plans.targets.manifest) return null
+      const waiting: WaitingKeys = delivery.isQuiet ? new Map() : yield* waitingKeys(delivery.tx, plans.tables)
+      const shown = yield* delivery.tx.show(place, from, to, waiting, most)
+      if (shown === null) return null
+      const tables = new Set(shown.tables)
+      const isIn = ({ target, key }: Item): boolean => !tables.has(target.table.name) || waiting.get(target.table.name)?.has(key) === true
+      return { lines: new Set(shown.rest), isIn }
+    }),
   }
 }

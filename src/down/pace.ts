@@ -36,8 +36,8 @@ export interface Pace {
   ) => Effect.Effect<{ readonly value: A; readonly heldMs: number }, LibsqlError>
   /** `isLoaded`: the rows lay ready, which is another speed. */
   readonly measure: (isLoaded: boolean, rows: number, ms: number) => void
-  /** So many rows may be written in one transaction. */
-  readonly isShort: (isLoaded: boolean, rows: number) => boolean
+  /** So many rows may be written in one transaction beside `loaded` ones that lie ready; below 0: not even those. */
+  readonly straightRows: (loaded: number) => number
   /** Rows of the next slice. */
   readonly sliceRows: (isLoaded: boolean) => number
   /** Whether a slice as long as the last one still fits into this transaction. */
@@ -114,7 +114,7 @@ export const makePace = (
   return {
     deliver,
     measure,
-    isShort: (isLoaded, rows) => rows * speed(isLoaded) + commitMs <= STRAIGHT_MS,
+    straightRows: (loaded) => Math.floor((STRAIGHT_MS - commitMs - loaded * msPerLoadedRow) / msPerRow),
     sliceRows: (isLoaded) => Math.max(SLICE_ROWS.least, Math.min(SLICE_ROWS.most, Math.floor(SLICE_MS / speed(isLoaded)))),
     hasRoom: (delivery, now, sliceMs) => now - delivery.now + sliceMs + commitMs <= CHUNK_MS,
   }

@@ -17,6 +17,8 @@ const READ_LINES = 64
 /** Characters of a line's rows, without what stands before them. */
 const rowsLength = ([, , , , , text]: RowsLine): number => text.length - text.indexOf('"],[') - 4
 
+export const rowsOf = (lines: ReadonlyArray<RowsLine>): number => lines.reduce((n, [, , , , rows]) => n + rows, 0)
+
 export const stageLines = (tx: Tx, header: Header, lines: ReadonlyArray<RowsLine>): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     yield* tx.many("INSERT INTO schoolbus_stage (cls, seq, tbl, rows, line) VALUES (?, ?, ?, ?, ?)", [

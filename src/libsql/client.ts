@@ -14,7 +14,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type { Cell, Kind, Wire } from "../model/value.ts"
-import type { LoadPlan, LoadSource } from "./load.ts"
+import type { LoadPlan, LoadSource, Shown, WaitingKeys } from "./load.ts"
 import type { Lines, LinesLimits } from "./gather.ts"
 import type { LinesQuery } from "./lines.ts"
 import type { Slab } from "./slab.ts"
@@ -71,8 +71,8 @@ export interface Tx {
   readonly bulk: (sql: string, rows: Slab, args?: ReadonlyArray<Bind>) => Effect.Effect<void, LibsqlError>
   /** As `run`, for a statement whose answer nobody needs. It does not wait either. */
   readonly ahead: (sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<void>
-  /** Writes loaded lines, from one up to but not including another, all of them or none; why they cannot be written so, or null. */
-  readonly show: (place: number, from: number, to: number) => Effect.Effect<string | null, LibsqlError>
+  /** Writes loaded lines, from one up to but not including another, but for what waits; null: nothing, as more than `most` rows would be left. */
+  readonly show: (place: number, from: number, to: number, waiting: WaitingKeys, most: number) => Effect.Effect<Shown | null, LibsqlError>
   /** DDL or a script. */
   readonly exec: (sql: string) => Effect.Effect<void, LibsqlError>
   /** Reads open writes as the lines of a batch, see lines.ts. */
@@ -171,7 +171,14 @@ type Command =
   | ({ readonly op: "many"; readonly sql: string } & Packed)
   | ({ readonly op: "wires"; readonly sql: string } & PackedWires)
   | { readonly op: "load"; readonly source: LoadSource; readonly plans: ReadonlyArray<LoadPlan>; readonly place: number | null }
-  | { readonly op: "show"; readonly place: number; readonly from: number; readonly to: number }
+  | {
+      readonly op: "show"
+      readonly place: number
+      readonly from: number
+      readonly to: number
+      readonly waiting: WaitingKeys
+      readonly most: number
+    }
   | { readonly op: "unload" }
   | ({ readonly op: "lines" } & LinesScan)
   | ({ readonly op: "prints" } & PrintScan)
@@ -313,7 +320,7 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlErr
         }
       }),
       ahead: (sql, args = []) => Effect.sync(() => sendAhead(sql, args, [])),
-      show: (place, from, to) => send({ op: "show", place, from, to }) as Effect.Effect<string | null, LibsqlError>,
+      show: (place, from, to, waiting, most) => send({ op: "show", place, from, to, waiting, most }) as Effect.Effect<Shown | null, LibsqlError>,
       exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),
       lines: (scan) => send({ op: "lines", ...scan }) as Effect.Effect<Lines, LibsqlError>,
       prints: (scan) => send({ op: "prints", ...scan }) as Effect.Effect<PrintsFound, LibsqlError>,

@@ -1,11 +1,12 @@
 /**
  * Rows of the link's lines on their way into tables, in two steps. `load` reads the lines and lays their rows into temporary
  * tables of the writer's own connection: most of the work, done without any lock on the file. `show` then writes the rows of
- * some lines into their tables, one statement for each table, which takes a third of the time. All of them or none: what a
- * constraint or a changed table refuses is told, and the rows go in one by one by another way.
+ * some lines into their tables, one statement for each table, which takes a third of the time. Of one table all of them or none:
+ * what a constraint or a changed table refuses is told, and the rows go in one by one by another way; so do those that wait.
  *
  * Rows of a line go in as they stand in it, and of a row that comes twice the later one counts.
  */
+import { localKeyOf } from "../model/key.ts"
 import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
 
 /** How the rows of one table are written. */
@@ -21,6 +22,16 @@ export interface LoadPlan {
   readonly putInOrder: string
   /** Removes the row of one key. */
   readonly remove: string
+}
+
+/** Of each table the local keys of rows that something waits for or on; null: too many to be told. */
+export type WaitingKeys = ReadonlyMap<string, ReadonlySet<string> | null>
+
+export interface Shown {
+  /** Tables whose rows are written, but for those that wait. */
+  readonly tables: ReadonlyArray<string>
+  /** Which of the lines, counted from the first of them, hold rows that are not. */
+  readonly rest: ReadonlyArray<number>
 }
 
 /** The lines' own texts, or what a statement finds for each number. */
@@ -40,6 +51,8 @@ type LineText = readonly [
 ]
 
 interface LoadedLine {
+  readonly table: string
+  readonly rows: number
   /** null: no plan is for this line. */
   readonly plan: LoadPlan | null
   /** Its rows in the temporary table. */
@@ -50,6 +63,8 @@ interface LoadedLine {
   readonly isSorted: boolean
   readonly keys: ReadonlyArray<ReadonlyArray<Wire>>
   readonly gone: ReadonlyArray<ReadonlyArray<Wire>>
+  /** Rows of the temporary table that are not to be written. */
+  readonly out: ReadonlyArray<number>
 }
 
 /** Values that one statement of many rows binds: beyond that it is no quicker. */
@@ -148,7 +163,19 @@ export class Loads {
   #add([, , , name, columns, rows]: LineText, plans: ReadonlyMap<string, LoadPlan>): void {
     const plan = plans.get(name)
     if (plan === undefined || !sameNames(plan.columns, columns)) {
-      this.#lines.push({ plan: null, from: 1, to: 0, first: null, last: null, isSorted: true, keys: [], gone: [] })
+      this.#lines.push({
+        table: name,
+        rows: rows.length,
+        plan: null,
+        from: 1,
+        to: 0,
+        first: null,
+        last: null,
+        isSorted: true,
+        keys: [],
+        gone: [],
+        out: [],
+      })
       return
     }
     const { kinds } = plan
@@ -166,24 +193,25 @@ export class Loads {
     const from = table.rows + 1
     const varying = varyingColumns(kinds.length, put)
     const fixed = kinds.flatMap((_, i) => (varying.includes(i) ? [] : [i]))
-    const cellsOf = (values: ReadonlyArray<Wire> | undefined, some: ReadonlyArray<number>, cells: Array<Cell>): Array<Cell> => {
+    const takeCells = (values: ReadonlyArray<Wire> | undefined, some: ReadonlyArray<number>, cells: Array<Cell>): Array<Cell> => {
       for (const i of some) cells.push(wireToCell(kinds[i] as Kind, values?.[i] ?? null))
       return cells
     }
-    const shared = cellsOf(put[0], fixed, [])
+    const shared = takeCells(put[0], fixed, [])
     const wide = Math.max(1, Math.min(MOST_WIDE, Math.floor(WIDE_VALUES / Math.max(1, varying.length))))
     for (let at = 0; at < put.length; ) {
       const left = put.length - at
       // Few statements of few sizes, each prepared once.
       const n = left >= wide ? wide : 2 ** Math.floor(Math.log2(left))
       const cells = [...shared]
-      for (const end = at + n; at < end; at++) cellsOf(put[at], varying, cells)
+      for (const end = at + n; at < end; at++) takeCells(put[at], varying, cells)
       this.#connection.prepare(this.#insert(kinds.length, fixed, n)).run(cells)
       table.rows += n
     }
     const places = keys.map((key) => placeOf(plan.keyKinds[0], key[0] ?? null))
     const isSorted = places.every((place, i) => i === 0 || !isLess(place, places[i - 1] ?? null))
-    this.#lines.push({ plan, from, to: table.rows, first: places[0] ?? null, last: places.at(-1) ?? null, isSorted, keys, gone })
+    const ends = { from, to: table.rows, first: places[0] ?? null, last: places.at(-1) ?? null }
+    this.#lines.push({ table: name, rows: rows.length, plan, ...ends, isSorted, keys, gone, out: [] })
   }
 
   /** A statement for so many rows; what is the same in all of them is bound once, before the rest. */
@@ -199,38 +227,78 @@ export class Loads {
     return sql
   }
 
-  /** Writes the lines of a place, `from` up to but not including `to`, all of them or none; why they cannot be written so, or null. */
-  show(place: number, from: number, to: number): string | null {
+  /**
+   * Writes the rows of a place's lines, `from` up to but not including `to`, but for the rows whose keys are in `waiting` (null: a
+   * whole table). Of a table of which anything is refused nothing is written. null, and nothing at all: the lines do not lie
+   * ready, or more than `most` rows would be left.
+   */
+  show(place: number, from: number, to: number, waiting: WaitingKeys, most: number): Shown | null {
     const lines = this.#lines.slice(from, to)
-    if (place !== this.#place || lines.length !== to - from) return "the lines are not loaded"
-    if (lines.some(({ plan }) => plan === null)) return "a line needs another way"
-    if (lines.some(({ gone }) => gone.length > 0) && isTangled(lines)) return "a row comes and goes"
+    if (place !== this.#place || lines.length !== to - from) return null
+    const tables: Array<string> = []
+    const rest: Array<number> = []
+    let left = 0
     this.#connection.exec("SAVEPOINT show")
+    for (const [table, own] of Map.groupBy(lines.keys(), (i) => (lines[i] as LoadedLine).table)) {
+      const keys = waiting.get(table)
+      const kept =
+        keys === null
+          ? null
+          : this.#showTable(
+              own.map((i) => lines[i] as LoadedLine),
+              keys ?? new Set(),
+            )
+      if (kept !== null) tables.push(table)
+      left += kept === null ? own.reduce((n, i) => n + (lines[i]?.rows ?? 0), 0) : kept.reduce((n, count) => n + count, 0)
+      rest.push(...own.filter((_, n) => kept?.[n] !== 0))
+    }
+    if (left > most) this.#connection.exec("ROLLBACK TO show")
+    this.#connection.exec("RELEASE show")
+    return left > most ? null : { tables, rest: rest.toSorted((a, b) => a - b) }
+  }
+
+  /** How many rows of each line are left out, or null: they go in another way, all of them. */
+  #showTable(all: ReadonlyArray<LoadedLine>, waiting: ReadonlySet<string>): ReadonlyArray<number> | null {
+    if (all.some(({ plan }) => plan === null)) return null
+    const lines = waiting.size === 0 ? all : all.map((line) => this.#without(line, waiting))
+    if (lines.some(({ gone }) => gone.length > 0) && isTangled(lines)) return null
+    this.#connection.exec("SAVEPOINT one")
     try {
+      lines.forEach(({ plan, out }) => {
+        for (const row of out) this.#connection.prepare(`DELETE FROM ${loadTable(plan?.kinds.length ?? 0)} WHERE rowid = ?`).run([BigInt(row)])
+      })
       for (const { plan, gone } of lines)
         if (plan !== null && gone.length > 0) {
           const remove = this.#connection.prepare(plan.remove)
-          for (const key of gone) remove.run(plan.keyKinds.map((kind, i) => wireToCell(kind, key[i] ?? null)))
+          for (const key of gone) remove.run(cellsOf(plan, key))
         }
       for (const { plan, from: first, to: last, isSorted } of runsOf(lines))
         this.#connection.prepare(isSorted ? plan.put : plan.putInOrder).run([BigInt(first), BigInt(last)])
-      this.#connection.exec("RELEASE show")
-      return null
+      this.#connection.exec("RELEASE one")
+      return lines.map((line, n) => line.out.length + (all[n]?.gone.length ?? 0) - line.gone.length)
     } catch (error) {
-      const refusal = this.#connection.refusal(error)
-      if (refusal === null) throw error
-      this.#connection.exec("ROLLBACK TO show")
-      this.#connection.exec("RELEASE show")
-      return refusal
+      if (this.#connection.refusal(error) === null) throw error
+      this.#connection.exec("ROLLBACK TO one")
+      this.#connection.exec("RELEASE one")
+      return null
     }
+  }
+
+  #without(line: LoadedLine, waiting: ReadonlySet<string>): LoadedLine {
+    const { plan } = line
+    if (plan === null) return line
+    const isOut = (key: ReadonlyArray<Wire>): boolean => waiting.has(localKeyOf(cellsOf(plan, key)))
+    const out = line.keys.flatMap((key, i) => (isOut(key) ? [line.from + i] : []))
+    return { ...line, out, keys: out.length === 0 ? line.keys : line.keys.filter((key) => !isOut(key)), gone: line.gone.filter((key) => !isOut(key)) }
   }
 }
 
+const cellsOf = ({ keyKinds }: LoadPlan, key: ReadonlyArray<Wire>): Array<Cell> => keyKinds.map((kind, i) => wireToCell(kind, key[i] ?? null))
+
 /** Whether a row is written before a line says that it is gone: deletes go first, which would be the wrong way round. */
 const isTangled = (lines: ReadonlyArray<LoadedLine>): boolean => {
-  const nameOf = (plan: LoadPlan | null, key: ReadonlyArray<Wire>): string => `${plan?.table} ${JSON.stringify(key)}`
-  const gone = new Set(lines.flatMap(({ plan, gone }) => gone.map((key) => nameOf(plan, key))))
-  return lines.some(({ plan, keys }) => keys.some((key) => gone.has(nameOf(plan, key))))
+  const gone = new Set(lines.flatMap((line) => line.gone.map((key) => JSON.stringify(key))))
+  return lines.some(({ keys }) => keys.some((key) => gone.has(JSON.stringify(key))))
 }
 
 interface Run {
@@ -240,14 +308,14 @@ interface Run {
   isSorted: boolean
 }
 
-/** Lines of one table that lie next to each other are written together. */
+/** Of one table; lines that lie next to each other are written together. */
 const runsOf = (lines: ReadonlyArray<LoadedLine>): ReadonlyArray<Run> => {
   const runs: Array<Run> = []
   let before: LoadedLine | undefined
   for (const line of lines) {
     if (line.plan === null || line.to < line.from) continue
     const run = runs.at(-1)
-    if (run !== undefined && run.plan === line.plan && run.to + 1 === line.from) {
+    if (run !== undefined && run.to + 1 === line.from) {
       run.to = line.to
       run.isSorted &&= line.isSorted && before !== undefined && !isLess(line.first, before.last)
     } else runs.push({ plan: line.plan, from: line.from, to: line.to, isSorted: line.isSorted })

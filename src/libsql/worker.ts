@@ -238,7 +238,7 @@ const answer = (request: Request): unknown => {
     case "load":
       return loads.load(request.place, request.source, request.plans)
     case "show":
-      return loads.show(request.place, request.from, request.to)
+      return loads.show(request.place, request.from, request.to, request.waiting, request.most)
     case "unload":
       loads.clear()
       return null

@@ -53,7 +53,7 @@ export default bench({
         change()
         await ask()
         for (;;) {
-          const page = s.hub.page(await s.run(s.deliver.cursor), await s.run(s.deliver.staged), { pageLines: 14 })
+          const page = await s.nextPage({ pageLines: 14 })
           let last = performance.now()
           const timer = setInterval(() => {
             delayMs = Math.max(delayMs, performance.now() - last - 5)

@@ -322,8 +322,7 @@ class Simulation {
     const isMortal = !last && this.r.chance(0.15)
     const deliver = isMortal ? await this.dying() : this.deliver
     for (let applied = false; !applied; ) {
-      const { hub } = this.s
-      const { header, lines, trailer } = hub.page(await this.s.run(deliver.cursor), await this.s.run(deliver.staged), options)
+      const { header, lines, trailer } = await this.s.nextPage(options, deliver)
       const isCut = !last && this.r.chance(0.2)
       const exit = await Effect.runPromiseExit(
         deliver.page(header, isCut ? lines.slice(0, this.r.below(lines.length + 1)) : lines, isCut ? null : trailer),

@@ -86,7 +86,7 @@ test("a one-page cut brings rows and cursor, value for value", async () => {
   s.hub.put("marks", { pupil: "1", subject: 7, points: "1.50" })
   const delivered = await s.pull()
   expect(delivered).toMatchObject({ rows: 4, settled: [], behind: 0, applied: true, cursor: { epoch: "e1", seq: 4 } })
-  expect(await s.run(s.deliver.cursor)).toEqual(delivered.cursor)
+  expect((await s.run(s.deliver.position)).cursor).toEqual(delivered.cursor)
   expect(
     s.read("SELECT id, name, CAST(big AS TEXT), ratio, typeof(ratio), hex(photo), typeof(photo), active, typeof(active) FROM pupils ORDER BY id"),
   ).toEqual([
@@ -113,7 +113,7 @@ test("updates, deletes and a column's null arrive; the same page again changes n
   s.hub.put("pupils", pupil("1", { name: "new" }))
   s.hub.remove("pupils", "2")
   s.hub.remove("pupils", "never seen")
-  const page = s.hub.page(await s.run(s.deliver.cursor), null)
+  const page = await s.nextPage()
   await s.run(s.deliver.page(page.header, page.lines, page.trailer))
   expect(names()).toEqual(["1=new"])
   expect(value("1", "phone")).toBe(null)
@@ -124,10 +124,10 @@ test("updates, deletes and a column's null arrive; the same page again changes n
 test("of two lines for one row the later wins, also a delete", async () => {
   s.hub.put("pupils", pupil("1", { name: "old" }))
   s.hub.put("pupils", pupil("2", { name: "old" }))
-  const first = s.hub.page(await s.run(s.deliver.cursor), null)
+  const first = await s.nextPage()
   s.hub.put("pupils", pupil("1", { name: "new" }))
   s.hub.remove("pupils", "2")
-  const second = s.hub.page(await s.run(s.deliver.cursor), null)
+  const second = await s.nextPage()
   await s.run(s.deliver.page(second.header, [...first.lines, ...second.lines], second.trailer))
   expect(names()).toEqual(["1=new"])
 })
@@ -138,7 +138,7 @@ test("a column that the lines do not name is not touched, in rows that exist and
   await s.pull()
   s.hub.put("pupils", pupil("1", { username: "b" }))
   s.hub.put("pupils", pupil("2", { username: "a" }))
-  const { header, lines, trailer } = s.hub.page(await s.run(s.deliver.cursor), null)
+  const { header, lines, trailer } = await s.nextPage()
   const narrow = lines.map((line): RowsLine => {
     const [kind, cls, seq, name, , rows] = readRows(line)
     const some = rows.map(([key, row]) => [key, row === null ? null : [row[0], row[3]]])
@@ -153,7 +153,7 @@ test("a column that the lines do not name is not touched, in rows that exist and
 })
 
 const reasonOf = async (more: object): Promise<unknown> => {
-  const { header, lines, trailer } = s.hub.page(await s.run(s.deliver.cursor), null)
+  const { header, lines, trailer } = await s.nextPage()
   const exit = await Effect.runPromiseExit(s.deliver.page({ ...header, ...more }, lines, trailer))
   return Exit.isFailure(exit) ? (Cause.squash(exit.cause) as { reason?: string }).reason : "taken"
 }
@@ -531,17 +531,17 @@ test("a page that breaks off goes on after its last line", async () => {
   fill(10)
   s.hub.put("terms", { id: 1, name: "spring" })
   const options = { lineRows: 2 }
-  const whole = s.hub.page(await s.run(s.deliver.cursor), null, options)
+  const whole = await s.nextPage(options)
   const part = await s.run(s.deliver.page(whole.header, whole.lines.slice(0, 3), null))
   expect(part).toMatchObject({ rows: 5, applied: false })
   expect(count("pupils")).toBe(0)
-  expect(await s.run(s.deliver.staged)).toEqual({ head: 11, headCut: whole.header.headCut, after: { 8: 11, 5: 4 } })
+  expect((await s.run(s.deliver.position)).staged).toEqual({ head: 11, headCut: whole.header.headCut, after: { 8: 11, 5: 4 } })
   const restarted = await s.reopen()
-  const rest = s.hub.page(await s.run(restarted.cursor), await s.run(restarted.staged), options)
+  const rest = await s.nextPage(options, restarted)
   expect(rest.lines.length).toBe(3)
   expect(await s.run(restarted.page(rest.header, rest.lines, rest.trailer))).toMatchObject({ rows: 6, received: { rows: 11 }, applied: true })
   expect([count("pupils"), count("terms"), count("schoolbus_stage")]).toEqual([10, 1, 0])
-  expect(await s.run(restarted.staged)).toBe(null)
+  expect((await s.run(restarted.position)).staged).toBe(null)
 })
 
 test("rows that change while a catch-up is served come again, and the newest state wins", async () => {
@@ -586,7 +586,7 @@ test("a page that goes on from staging which is not here is not taken, and the n
   // The hub knows the staged page by name, but calls its seq space anew: what is staged no longer fits.
   s.hub.epoch = "e2"
   expect(await s.pullPage({ lineRows: 1, pageLines: 2 })).toMatchObject({ applied: false, rows: 0 })
-  expect(await s.run(s.deliver.staged)).toBe(null)
+  expect((await s.run(s.deliver.position)).staged).toBe(null)
   await s.pull({ lineRows: 1, pageLines: 2 })
   expect(count("pupils")).toBe(4)
 })
@@ -595,7 +595,7 @@ test("staging can be discarded", async () => {
   fill(4)
   await s.pullPage({ lineRows: 1, pageLines: 2 })
   await s.run(s.deliver.discardStaging)
-  expect(await s.run(s.deliver.staged)).toBe(null)
+  expect((await s.run(s.deliver.position)).staged).toBe(null)
   await s.pull()
   expect(count("pupils")).toBe(4)
 })
@@ -722,7 +722,7 @@ test.each([false, true])(
       const mortal = await s.reopen(dying(s.file, at, after))
       let died = false
       for (let applied = false; !applied && !died; ) {
-        const { header, lines, trailer } = s.hub.page(await s.run(mortal.cursor), await s.run(mortal.staged), options)
+        const { header, lines, trailer } = await s.nextPage(options, mortal)
         const exit = await Effect.runPromiseExit(mortal.page(header, lines, trailer))
         died = Exit.isFailure(exit)
         if (Exit.isSuccess(exit)) applied = exit.value.applied
@@ -732,9 +732,9 @@ test.each([false, true])(
       // What is left of it is still on its way.
       expect(s.one("SELECT applying ->> 'above' > 0 FROM schoolbus_state") ?? 1n).toBe(1n)
       for (;;) {
-        const cursor = await s.run(restarted.cursor)
+        const { cursor, staged } = await s.run(restarted.position)
         if (cursor.epoch === "e2" && cursor.seq === s.hub.seq) break
-        const { header, lines, trailer } = s.hub.page(cursor, await s.run(restarted.staged), options)
+        const { header, lines, trailer } = s.hub.page(cursor, staged, options)
         await s.run(restarted.page(header, lines, trailer))
       }
       expect(s.read("SELECT id, name, username, phone FROM pupils ORDER BY id")).toEqual(
@@ -753,12 +753,12 @@ test("a page after an interrupted cut goes on with that first", async () => {
   fill(20)
   const options = { lineRows: 5, pageLines: 2 }
   await s.pullPage(options)
-  const { header, lines, trailer } = s.hub.page(await s.run(s.deliver.cursor), await s.run(s.deliver.staged), options)
+  const { header, lines, trailer } = await s.nextPage(options)
   // The third write begins the chunks: staging, applying, then it dies.
   const mortal = await s.reopen(dying(s.file, 3, false))
   await Effect.runPromiseExit(mortal.page(header, lines, trailer))
   expect(s.one("SELECT applying FROM schoolbus_state")).not.toBe(null)
-  expect(await s.run(s.deliver.staged)).toBe(null)
+  expect((await s.run(s.deliver.position)).staged).toBe(null)
   s.hub.put("pupils", pupil("new"))
   await s.pull()
   expect(count("pupils")).toBe(21)
@@ -793,6 +793,6 @@ test("two files opened at once do not disturb each other", async () => {
   s.hub.put("pupils", pupil("1"))
   const reader = await s.reopen(other)
   await s.pull()
-  expect((await s.run(reader.cursor)).seq).toBe(1)
+  expect((await s.run(reader.position)).cursor.seq).toBe(1)
   await Effect.runPromise(Scope.close(scope, Exit.void))
 })

@@ -2,6 +2,7 @@
 import * as Effect from "effect/Effect"
 import { expect, test } from "vitest"
 import type { LibsqlFile, Tx } from "../../src/libsql/client.ts"
+import type { Shown } from "../../src/libsql/load.ts"
 import type { Wire } from "../../src/model/value.ts"
 import { openPulledSchool, type PulledSchool, SCHOOL, type Values } from "../support/pretend-hub.ts"
 import { column, table } from "../support/school-file.ts"
@@ -83,20 +84,28 @@ const dump = (s: PulledSchool) => ({
   ),
   behind: s.read("SELECT tbl, key, row FROM schoolbus_behind ORDER BY tbl, key"),
   cursor: s.read("SELECT epoch, seq FROM schoolbus_state"),
-  fired: s.read("SELECT count(*) FROM fired"),
+  replaced: s.read("SELECT tbl, key, was FROM schoolbus_replaced ORDER BY tbl, key, was"),
   left: s.read("SELECT count(*) FROM schoolbus_stage UNION ALL SELECT count(*) FROM changes"),
 })
 
+const refuseBad = (s: PulledSchool): void => {
+  for (const event of ["INSERT", "UPDATE"])
+    s.program(`CREATE TRIGGER no_${event} BEFORE ${event} ON things WHEN NEW.name = 'bad' BEGIN SELECT RAISE(ABORT, 'no such name'); END`)
+}
+
 /** How often rows were written in bulk, and how often they could not be. */
 const watched = (file: LibsqlFile, isAllowed: boolean) => {
-  const times = { shown: 0, refused: 0 }
+  const times = { shown: 0, some: 0, refused: 0 }
+  const answers: Array<Shown> = []
+  const note = (shown: Shown | null): void => {
+    if (shown !== null) answers.push(shown)
+    times[shown === null || shown.tables.length === 0 ? "refused" : shown.rest.length === 0 ? "shown" : "some"]++
+  }
   const show =
     (tx: Tx): Tx["show"] =>
     (...lines) =>
-      isAllowed
-        ? Effect.tap(tx.show(...lines), (refusal) => Effect.sync(() => (refusal === null ? times.shown++ : times.refused++)))
-        : Effect.succeed("not now")
-  return { times, file: { ...file, write: (body) => file.write((tx) => body({ ...tx, show: show(tx) })) } satisfies LibsqlFile }
+      isAllowed ? Effect.tap(tx.show(...lines), (shown) => Effect.sync(() => note(shown))) : Effect.succeed(null)
+  return { times, answers, file: { ...file, write: (body) => file.write((tx) => body({ ...tx, show: show(tx) })) } satisfies LibsqlFile }
 }
 
 for (const isStaged of [false, true]) {
@@ -110,10 +119,7 @@ for (const isStaged of [false, true]) {
         for (const s of schools)
           s.program("CREATE TABLE fired (n); CREATE TRIGGER fire AFTER UPDATE ON pairs BEGIN INSERT INTO fired VALUES (1); END")
         const delivers = await Promise.all(schools.map((s, i) => s.reopen(ways[i]?.file)))
-        if (isBad)
-          for (const s of schools)
-            for (const event of ["INSERT", "UPDATE"])
-              s.program(`CREATE TRIGGER no_${event} BEFORE ${event} ON things WHEN NEW.name = 'bad' BEGIN SELECT RAISE(ABORT, 'no such name'); END`)
+        if (isBad) for (const s of schools) refuseBad(s)
         const dice = random(run)
         const { change } = office(schools, dice)
         for (let cut = 0; cut < 6; cut++) {
@@ -122,7 +128,7 @@ for (const isStaged of [false, true]) {
             const deliver = delivers[i] as PulledSchool["deliver"]
             for (let isApplied = false; !isApplied; ) {
               const options = isStaged ? { lineRows: 40, pageLines: 3 } : { lineRows: 130 }
-              const { header, lines, trailer } = s.hub.page(await s.run(deliver.cursor), await s.run(deliver.staged), options)
+              const { header, lines, trailer } = await s.nextPage(options, deliver)
               // Heard of while it came in, or another one was that broke off.
               const heard = cut % 3 === 2 ? { ...header } : header
               if (i === 0 && cut % 3 > 0) for (const line of cut % 3 === 2 ? lines.slice(1) : lines) deliver.expect(heard, line)
@@ -130,11 +136,12 @@ for (const isStaged of [false, true]) {
             }
           }
           expect(dump(schools[0])).toEqual(dump(schools[1]))
+          expect(schools[0].one("SELECT count(*) FROM fired")).toBe(schools[1].one("SELECT count(*) FROM fired"))
         }
         expect(schools[0].hub.rows("things").length).toBeGreaterThan(300)
         expect(ways[0]?.times.shown).toBeGreaterThan(2)
         expect(ways[1]?.times.shown).toBe(0)
-        expect(ways[0]?.times.refused).toBeGreaterThan(0)
+        expect((ways[0]?.times.refused ?? 0) + (ways[0]?.times.some ?? 0)).toBeGreaterThan(0)
       } finally {
         for (const s of schools) await s.close()
       }
@@ -142,14 +149,152 @@ for (const isStaged of [false, true]) {
   }
 }
 
+/** Writes of the school of all kinds, the same ones in every school of a run. */
+const edit = (schools: ReadonlyArray<PulledSchool>, { below, pick }: ReturnType<typeof random>): void => {
+  const id = `(SELECT id FROM things ORDER BY id LIMIT 1 OFFSET ${below(250)})`
+  const sql = pick([
+    `UPDATE things SET name = 'of the school ${below(9)}' WHERE id = ${id}`,
+    `UPDATE things SET code = NULL WHERE id = ${id}`,
+    `DELETE FROM things WHERE id = ${id}`,
+    `UPDATE things SET id = -1 - id WHERE id = ${id}`,
+    `INSERT OR IGNORE INTO things (id, school_id, name) VALUES (${below(1_500)}, '${SCHOOL}', 'new here')`,
+    `UPDATE pairs SET points = ${below(5)} WHERE left = '${pick(["a", "b"])}'`,
+    `INSERT OR REPLACE INTO tags (id) VALUES (${below(60)})`,
+  ])
+  for (const s of schools) s.program(sql)
+}
+
+for (const isStaged of [false, true]) {
+  for (let run = seed; run < seed + 2; run++) {
+    const isBad = run % 2 === 0
+    test(`with edits that wait, in bulk or one by one, the school ends alike (seed ${run}, ${isStaged ? "staged" : "straight"}${isBad ? ", some rows refused" : ""})`, async () => {
+      const schools = [await openPulledSchool(tables), await openPulledSchool(tables)] as const
+      try {
+        const ways = schools.map((s, i) => watched(s.file, i === 0))
+        const delivers = await Promise.all(schools.map((s, i) => s.reopen(ways[i]?.file)))
+        if (isBad) for (const s of schools) refuseBad(s)
+        const dice = random(100 + run)
+        const { change } = office(schools, dice)
+        for (let cut = 0; cut < 6; cut++) {
+          for (let n = 300 + dice.below(1_200); n > 0; n--) change(false, isBad && cut > 3)
+          if (cut > 0) for (let n = 1 + dice.below(12); n > 0; n--) edit(schools, dice)
+          if (cut > 1) {
+            // Head office has taken some of the batches, and has nothing against them.
+            for (const s of schools) await s.freezeAll()
+            const batch = schools[0].unsettled()[0]
+            if (batch !== undefined) for (const s of schools) s.hub.ledger(batch.number, s.unsettled()[0]?.hash ?? "", [])
+          }
+          for (const [i, s] of schools.entries()) {
+            const deliver = delivers[i] as PulledSchool["deliver"]
+            for (let isApplied = false; !isApplied; ) {
+              const options = isStaged ? { lineRows: 40, pageLines: 3 } : { lineRows: 130 }
+              const { header, lines, trailer } = await s.nextPage(options, deliver)
+              if (i === 0 && cut % 2 === 1) for (const line of lines) deliver.expect(header, line)
+              isApplied = (await s.run(deliver.page(header, lines, trailer))).applied
+            }
+          }
+          expect(dump(schools[0])).toEqual(dump(schools[1]))
+        }
+        expect(ways[0]?.times.some).toBeGreaterThan(0)
+        expect(ways[1]?.times.some).toBe(0)
+      } finally {
+        for (const s of schools) await s.close()
+      }
+    })
+  }
+}
+
+const EMPTY = { note: null, school_id: SCHOOL, code: null, amount: null, ratio: null, is_open: null, photo: null }
+
+test("a row that waits is the only one that does not go in bulk", async () => {
+  const s = await openPulledSchool(tables)
+  try {
+    const { answers, file } = watched(s.file, true)
+    const deliver = await s.reopen(file)
+    const pull = async () => {
+      const { header, lines, trailer } = await s.nextPage({ lineRows: 50 }, deliver)
+      await s.run(deliver.page(header, lines, trailer))
+    }
+    const fill = (name: string) => {
+      for (let id = 0; id < 600; id++) s.hub.put("things", { ...EMPTY, id: String(id), name })
+      for (let id = 0; id < 300; id++) s.hub.put("tags", { id })
+    }
+    fill("old")
+    await pull()
+    s.program("UPDATE things SET name = 'mine' WHERE id = 7")
+    s.program("CREATE TRIGGER refuse BEFORE INSERT ON tags BEGIN SELECT RAISE(ABORT, 'no tags'); END")
+    fill("new")
+    await pull()
+    expect(s.read("SELECT count(*) FROM things WHERE name = 'new' UNION ALL SELECT name FROM things WHERE id = 7")).toEqual([[599n], ["mine"]])
+    expect(s.read("SELECT t.name, b.key FROM schoolbus_behind b JOIN schoolbus_tables t ON t.id = b.tbl WHERE t.name LIKE '%things'")).toEqual([
+      ["public.things", "7"],
+    ])
+    expect(answers).toEqual([
+      { tables: ["public.things", "public.tags"], rest: [] },
+      // The line that holds it, and those of the table that refuses a row.
+      { tables: ["public.things"], rest: [0, 12, 13, 14, 15, 16, 17] },
+    ])
+  } finally {
+    await s.close()
+  }
+})
+
+test("of a row that was refused a newer state comes in bulk, and the older one never again", async () => {
+  const s = await openPulledSchool(tables)
+  try {
+    const fill = (first: string, others: string) => {
+      for (let id = 0; id < 300; id++) s.hub.put("things", { ...EMPTY, id: String(id), name: id === 0 ? first : others })
+    }
+    refuseBad(s)
+    fill("bad", "good")
+    expect((await s.pull()).behind).toBe(1)
+    s.program("DROP TRIGGER no_INSERT; DROP TRIGGER no_UPDATE")
+    fill("better", "better")
+    expect((await s.pull()).behind).toBe(0)
+    expect(s.read("SELECT name, count(*) FROM things GROUP BY name")).toEqual([["better", 300n]])
+  } finally {
+    await s.close()
+  }
+})
+
+test("a value that a person's decision holds stays while the rows around it come in bulk", async () => {
+  const s = await openPulledSchool(tables)
+  try {
+    const fill = (name: string) => {
+      for (let id = 0; id < 300; id++) s.hub.put("things", { ...EMPTY, id: String(id), name })
+    }
+    const record = (status: string) =>
+      s.hub.put("schoolbus_conflicts", { id: "r1", school: SCHOOL, table_name: "public.things", column_name: "name", status })
+    fill("old")
+    await s.pull()
+    s.program("UPDATE things SET name = 'mine' WHERE id = 7")
+    await s.freezeAll()
+    const [batch] = s.unsettled()
+    record("open")
+    s.hub.ledger(1, batch?.hash ?? "", [{ id: batch?.changes[0]?.id ?? 0, verdict: "conflict", hold: true, columns: ["name"], record: "r1" }])
+    expect(await s.pull()).toMatchObject({ settled: [1], behind: 0 })
+    fill("newer")
+    await s.pull()
+    expect(s.read("SELECT name, count(*) FROM things GROUP BY name ORDER BY name")).toEqual([
+      ["mine", 1n],
+      ["newer", 299n],
+    ])
+    record("resolved")
+    await s.pull()
+    expect(s.read("SELECT name, count(*) FROM things GROUP BY name")).toEqual([["newer", 300n]])
+  } finally {
+    await s.close()
+  }
+})
+
 test("a row that comes twice in one cut ends as it came last, and one that goes at last is gone", async () => {
   const s = await openPulledSchool(tables)
   try {
     for (let id = 0; id < 300; id++) s.hub.put("tags", { id })
-    const first = s.hub.page(await s.run(s.deliver.cursor), null)
+    const first = await s.nextPage()
     for (let id = 0; id < 100; id++) s.hub.remove("tags", id)
     for (let id = 300; id < 400; id++) s.hub.put("tags", { id })
-    const second = s.hub.page(await s.run(s.deliver.cursor), null)
+    const second = await s.nextPage()
     await s.run(s.deliver.page(second.header, [...first.lines, ...second.lines], second.trailer))
     expect(s.read("SELECT min(id), count(*) FROM tags")).toEqual([[100n, 300n]])
   } finally {

@@ -46,7 +46,7 @@ test("the rows of a class show as soon as they are all here, while the cursor wa
     [4, 4, 0],
     [4, 4, 4],
   ])
-  expect(await s.run(s.deliver.cursor)).toMatchObject({ epoch: "e1", seq: 12 })
+  expect((await s.run(s.deliver.position)).cursor).toMatchObject({ epoch: "e1", seq: 12 })
   expect(applying()).toBe(null)
   expect(s.read("SELECT * FROM schoolbus_stage UNION ALL SELECT cls, seq, rows, bytes, NULL, NULL FROM schoolbus_staged")).toEqual([])
 })
@@ -87,7 +87,7 @@ test("a restart between the classes goes on with the cut where it was", async ()
   expect(shown()).toEqual([4, 0, 0])
   expect(applying()).toBe(5n)
   for (let applied = false; !applied; ) {
-    const { header, lines, trailer } = s.hub.page(await s.run(restarted.cursor), await s.run(restarted.staged), options)
+    const { header, lines, trailer } = await s.nextPage(options, restarted)
     expect(lines.some((line) => line[1] === 10)).toBe(false)
     applied = (await s.run(restarted.page(header, lines, trailer))).applied
   }
@@ -127,10 +127,10 @@ test("lines of a discard that was interrupted never count", async () => {
   let writes = 0
   const mortal: LibsqlFile = { ...s.file, write: (body) => (++writes < 2 ? s.file.write(body) : Effect.die("killed")) }
   const dying = await s.reopen(mortal)
-  const page = s.hub.page(await s.run(dying.cursor), await s.run(dying.staged), options)
+  const page = await s.nextPage(options, dying)
   await Effect.runPromiseExit(dying.page(page.header, page.lines, page.trailer))
   expect(Number(s.one("SELECT count(*) FROM schoolbus_stage"))).toBeGreaterThan(0)
-  expect(await s.run(s.deliver.staged)).toBe(null)
+  expect((await s.run(s.deliver.position)).staged).toBe(null)
   await s.pull(options)
   expect(shown()).toEqual([4, 4, 4])
 })
@@ -138,7 +138,7 @@ test("lines of a discard that was interrupted never count", async () => {
 test("what came is counted over all connections", async () => {
   fill()
   await s.pullPage(options)
-  const { header, lines } = s.hub.page(await s.run(s.deliver.cursor), await s.run(s.deliver.staged), { lineRows: 1 })
+  const { header, lines } = await s.nextPage({ lineRows: 1 })
   const cut = await s.run(s.deliver.page(header, lines.slice(0, 3), null))
   expect(cut).toMatchObject({ rows: 3, received: { rows: 5 } })
   const whole = await s.pull()

@@ -45,7 +45,7 @@ beforeAll(async () => {
   link = makeLink({ hub: hub.url, key: key.text })
   const [state] = await school.rows<{ incarnation: string; token: string }>("SELECT incarnation, token FROM schoolbus_state")
   const incarnation = state?.incarnation ?? ""
-  const cursor = await world.run(school.deliver.cursor)
+  const { cursor } = await world.run(school.deliver.position)
   const welcome = await world.run(
     link.hello({ protocol: PROTOCOL, incarnation, token: "", ...cursor, lastBatch: 0, manifest: 1, clock: Date.now(), version: "test" }),
   )
@@ -149,11 +149,13 @@ describe("a school's file against the feed", () => {
     await world.sql`DELETE FROM pupils WHERE name = 'Amina 21'`
     await world.sql`UPDATE pupils SET note = 'of the other life' WHERE name IN ('Amina 20', 'Amina 22')`
     await world.settle()
-    await expect(world.run(link.pull(identity, await world.run(school.deliver.cursor), null, 0))).rejects.toMatchObject({ code: "compare" })
+    await expect(world.run(link.pull(identity, (await world.run(school.deliver.position)).cursor, null, 0))).rejects.toMatchObject({
+      code: "compare",
+    })
 
     // Amina 20 is shielded by the school's own edit: asked for by name, not found different.
     expect(await inSchool(takeUp(link, identity))).toBe(2)
-    const page = await world.run(link.pull(identity, await world.run(school.deliver.cursor), null, 0))
+    const page = await world.run(link.pull(identity, (await world.run(school.deliver.position)).cursor, null, 0))
     const rows = typeof page === "string" ? 0 : page.lines.reduce((sum, line) => sum + line[4], 0)
     expect(rows).toBe(3)
     await school.sync()
@@ -164,7 +166,7 @@ describe("a school's file against the feed", () => {
 
   it("a school can neither name rows of another into its answers nor leave text in the feed", async () => {
     const [foreign] = await world.sql`SELECT id FROM pupils WHERE school_id = 's2' LIMIT 1`
-    const at = await world.run(school.deliver.cursor)
+    const { cursor: at } = await world.run(school.deliver.position)
     const keys = [`["${foreign?.id}"]`, '["x"],["y"]', "no key", "[null]", "[[1]]"]
     const { answer } = await world.run(link.compare.again(identity, { at, names: {}, keys: { "public.pupils": keys } }))
     expect(answer).toEqual({ rows: 0, gone: 1 })

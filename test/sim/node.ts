@@ -107,8 +107,7 @@ export const openNode = async (world: World, folder: string, id: string, incarna
       })
     },
     pull: async (linesAtMost) => {
-      const cursor = await world.run(deliver.cursor)
-      const staged = await world.run(deliver.staged)
+      const { cursor, staged } = await world.run(deliver.position)
       const { version } = await manifestOf()
       const page = await world.run(world.feed.page({ school: id, cursor, staged, manifest: version }))
       if (page.header.manifest !== version) {

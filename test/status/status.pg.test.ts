@@ -56,7 +56,7 @@ const nodeFacts = (facts: Partial<SchoolFacts>) =>
 
 /** What the link would write when the school calls. */
 const calls = async (school: School, status: Record<string, unknown> | null = null): Promise<void> => {
-  const cursor = await world.run(school.deliver.cursor)
+  const { cursor } = await world.run(school.deliver.position)
   const [row] = await school.rows<{ incarnation: string }>("SELECT incarnation FROM schoolbus_state")
   const reader = {
     incarnation: row?.incarnation ?? "",

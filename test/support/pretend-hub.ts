@@ -184,6 +184,8 @@ export interface PulledSchool extends SchoolFile {
   readonly hub: PretendHub
   readonly deliver: Context.Service.Shape<typeof Deliver>
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Promise<A>
+  /** The page that comes next. */
+  readonly nextPage: (options?: PageOptions, deliver?: Context.Service.Shape<typeof Deliver>) => Promise<Page>
   /** One page. */
   readonly pullPage: (options?: PageOptions) => Promise<Delivered>
   /** Until a cut is applied. */
@@ -206,8 +208,12 @@ export const openPulledSchool = async (tables: ReadonlyArray<Table>): Promise<Pu
     Context.get(await run(Scope.provide(Layer.build(Layer.fresh(Deliver.layer.pipe(Layer.provide(Layer.succeed(Libsql, file))))), scope)), Deliver)
   const deliver = await reopen()
   const hub = new PretendHub(school.manifest)
-  const pullPage: PulledSchool["pullPage"] = async (options = {}) => {
-    const { header, lines, trailer } = hub.page(await run(deliver.cursor), await run(deliver.staged), options)
+  const nextPage: PulledSchool["nextPage"] = async (options = {}, by = deliver) => {
+    const { cursor, staged } = await run(by.position)
+    return hub.page(cursor, staged, options)
+  }
+  const pullPage: PulledSchool["pullPage"] = async (options) => {
+    const { header, lines, trailer } = await nextPage(options)
     return run(deliver.page(header, lines, trailer))
   }
   const pull: PulledSchool["pull"] = async (options) => {
@@ -221,6 +227,7 @@ export const openPulledSchool = async (tables: ReadonlyArray<Table>): Promise<Pu
     hub,
     deliver,
     run,
+    nextPage,
     pullPage,
     pull,
     unsettled: () =>

@@ -178,8 +178,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
     }
     const pull = async (): Promise<void> => {
       for (;;) {
-        const cursor = await run(deliver.cursor)
-        const staged = await run(deliver.staged)
+        const { cursor, staged } = await run(deliver.position)
         const { version } = await manifestOf()
         const page = await run(feed.page({ school: id, cursor, staged, manifest: version }))
         if (page.header.manifest !== version) {
