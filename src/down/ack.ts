@@ -2,11 +2,11 @@
 import type { Lsn } from "../model/lsn.ts"
 
 export interface AckState {
-  /** End of the last txn that stands in the feed, with its position row. */
-  readonly durable: Lsn
+  /** End of the last txn that stands in the feed or is being committed there, with its position row. */
+  readonly written: Lsn
   /** End of the last txn, or keepalive, that held nothing for the feed and after which nothing was pending. */
   readonly idle: Lsn
-  /** When the idle position was last made durable, ms. */
+  /** When a position was last written there, ms. */
   readonly savedAt: number
 }
 
@@ -19,4 +19,4 @@ export type AckStep =
   | { readonly kind: "save"; readonly position: Lsn }
 
 export const idleStep = (state: AckState, now: number): AckStep =>
-  state.idle > state.durable && now - state.savedAt >= IDLE_SAVE_MS ? { kind: "save", position: state.idle } : { kind: "nothing" }
+  state.idle > state.written && now - state.savedAt >= IDLE_SAVE_MS ? { kind: "save", position: state.idle } : { kind: "nothing" }

@@ -55,12 +55,15 @@ export class AudienceNumbers {
     )
   }
 
-  /** The append is in the file; answers whether it gave out any. */
-  keep(): boolean {
-    const some = this.#fresh.length > 0
+  /** The open append has given out some. */
+  get hasFresh(): boolean {
+    return this.#fresh.length > 0
+  }
+
+  /** The append that gave them out is in the file. */
+  keep(): void {
     this.#fresh = []
     this.#named = 0
-    return some
   }
 
   /** The append was rolled back. */

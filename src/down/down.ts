@@ -82,7 +82,8 @@ export const runDown = (
     const brackets = new Brackets(options.notBefore)
     const decoder = options.decoder<Decoded>([...options.tables, marksTable, changesTable])
     const first = yield* feed.state
-    let durable = first.position.lsn
+    /** End of the last txn that stands in the feed or is being committed there. */
+    let written = first.position.lsn
     let idle: Lsn = 0n
     let savedAt = yield* Clock.currentTimeMillis
     const microsOf = rememberSecond()
@@ -92,6 +93,7 @@ export const runDown = (
     const compared = makeComparing()
     const flush = makeFlush({ ...options, onWritten: compared.written })
     const losing = yield* feed.losing
+    const series = yield* feed.series
     const reads = makeReads({ ...options, feed, brackets, flush, txn, compared, losing })
 
     /** Looks at the catalog as the txn at hand left it: a commit is streamed before others can see it. */
@@ -246,6 +248,8 @@ export const runDown = (
         if (pending.rows.size >= CHUNK || (chars >= CHUNK_CHARS && pending.rows.size > 0)) {
           yield* flush.all(appender, pending)
           chars = 0
+          // Others of this process, and the socket, have waited for as long as a chunk takes.
+          yield* Effect.yieldNow
         }
       }
       return end === null ? null : { lsn: end, xid: txn.xid, at: txn.at }
@@ -274,7 +278,8 @@ export const runDown = (
             carry = messages.slice(end)
           } else {
             const closed: Array<Bracket> = []
-            const position = yield* feed.append((appender) =>
+            let size = end
+            const body = (appender: Appender) =>
               Effect.gen(function* () {
                 const pending = new Pending(txn, roles)
                 const split = (all: ReadonlyArray<string>): ReadonlyArray<string> => {
@@ -283,7 +288,6 @@ export const runDown = (
                   return all.slice(0, end)
                 }
                 const began = yield* Clock.currentTimeMillis
-                let size = end
                 let reached = yield* takeIn(appender, pending, closed, split(messages), last?.lsn ?? null)
                 for (;;) {
                   if (reached !== null) {
@@ -301,24 +305,29 @@ export const runDown = (
                 }
                 yield* flush.all(appender, pending)
                 yield* appender.position(reached)
-                return reached
+                written = reached.lsn
+                return reached.lsn
+              })
+            yield* series.append(body, (lsn) =>
+              Effect.gen(function* () {
+                yield* wal.confirm(lsn)
+                for (const bracket of closed) {
+                  brackets.open.delete(bracket.id)
+                  yield* Deferred.succeed(bracket.closed, undefined)
+                }
               }),
             )
-            durable = position.lsn
             savedAt = yield* Clock.currentTimeMillis
-            yield* wal.confirm(durable)
-            for (const bracket of closed) {
-              brackets.open.delete(bracket.id)
-              yield* Deferred.succeed(bracket.closed, undefined)
-            }
+            // Without a backlog what comes meanwhile is the next batch; the more of it, the fewer commits.
+            if (size < CHUNK) yield* series.committed
           }
         }
-        const step = idleStep({ durable, idle, savedAt }, yield* Clock.currentTimeMillis)
+        const step = idleStep({ written, idle, savedAt }, yield* Clock.currentTimeMillis)
         if (step.kind === "save" && carry.length === 0) {
-          yield* feed.append((appender) => appender.position({ lsn: step.position, xid: txn.xid, at: txn.at }))
-          durable = step.position
+          const { position } = step
+          yield* series.append((appender) => Effect.as(appender.position({ lsn: position, xid: txn.xid, at: txn.at }), position), wal.confirm)
+          written = position
           savedAt = yield* Clock.currentTimeMillis
-          yield* wal.confirm(durable)
         }
       }
     })
@@ -337,6 +346,7 @@ export const runDown = (
     yield* Effect.all(
       [
         consume,
+        series.failed,
         Effect.andThen(
           reads.copy,
           Effect.all([Effect.repeat(reads.rereadKeys, Schedule.spaced(REREAD_MS)), checks.serve(reads.check)], {

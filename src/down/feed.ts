@@ -7,8 +7,10 @@ import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import { parseLsn } from "../model/lsn.ts"
 import type { Cursor } from "../model/cursor.ts"
@@ -44,6 +46,19 @@ export interface FeedState {
 
 const newCut = (): string => randomBytes(8).toString("hex")
 
+/** The appends of one stream: each begins while the one before it is being committed, and goes with it when that fails. */
+export interface Series {
+  /** Answers when its commit is under way; `onCommitted` is called once it stands, of one append after the other. */
+  readonly append: <A, E>(
+    body: (appender: Appender) => Effect.Effect<A, E>,
+    onCommitted: (value: A) => Effect.Effect<void>,
+  ) => Effect.Effect<void, E | LibsqlError>
+  /** All that was appended is committed. */
+  readonly committed: Effect.Effect<void, LibsqlError>
+  /** Fails with the first commit that does: nothing more can be appended then. */
+  readonly failed: Effect.Effect<never, LibsqlError>
+}
+
 export class Feed extends Context.Service<
   Feed,
   {
@@ -51,6 +66,8 @@ export class Feed extends Context.Service<
     readonly head: Effect.Effect<{ readonly epoch: string; readonly seq: number; readonly cut: string }>
     /** One transaction: everything the body appends, with the position that the slot may be told afterwards. */
     readonly append: <A, E>(body: (appender: Appender) => Effect.Effect<A, E>) => Effect.Effect<A, E | LibsqlError>
+    /** Its scope ends when its last commit has. */
+    readonly series: Effect.Effect<Series, never, Scope.Scope>
     /** Makes the feed's tables those of the catalog; answers them with their ids and which need to be read again. */
     readonly install: (
       installation: Installation,
@@ -143,48 +160,110 @@ export class Feed extends Context.Service<
       const readers = yield* makeReaders(db)
       const { touched: tell, wake, watch, unwatch, changed } = makeWatch(db, audienceNo)
 
-      // One append at a time, from the head it starts at to the head it leaves. Only its body can be interrupted: what the
-      // file holds and what is remembered of it never part.
+      // One append at a time, from where the one before it ends. Only its body can be interrupted: what the file holds and what
+      // is remembered of it never part.
       const alone = Semaphore.makeUnsafe(1)
+      /** Where the next append begins: ahead of the head while a commit is under way. */
+      let tip = { seq: head.seq, cut: head.cut }
+      let underWay: Effect.Effect<void, LibsqlError> = Effect.void
       type Body<A, E> = (appender: Appender & Installing, open: OpenAppend) => Effect.Effect<A, E>
-      const append = <A, E>(body: Body<A, E>): Effect.Effect<A, E | LibsqlError> =>
-        alone.withPermit(Effect.uninterruptibleMask((restore) => appendAlone((appender, open) => restore(body(appender, open)))))
-      const appendAlone = <A, E>(body: Body<A, E>): Effect.Effect<A, E | LibsqlError> =>
+      /**
+       * Answers when the commit is under way; `settled`: it stands, and so does what is remembered of it. `before`: the commit
+       * that it goes with when that fails.
+       */
+      const begin = <A, E>(body: Body<A, E>, before: Effect.Effect<void, LibsqlError>) =>
         Effect.gen(function* () {
           const withReady = (ready: ReadonlyMap<number, Shape>) =>
             feedTables.map((table) => {
               const shape = ready.get(table.id)
               return shape === undefined ? table : { ...table, table: shape.table, shape, loading: false, recheck: false }
             })
-          const { value, cut, isPublished, open } = yield* db
-            .write((tx) =>
-              Effect.gen(function* () {
-                const held = () => heldBySchool(readers.now(), readers.sent, head.epoch)
-                const open = new OpenAppend({ tx, seq: head.seq, tables: feedTables, routes, frozen, numbers, held })
-                const { appender, settle } = makeAppender(open)
-                const value = yield* body(appender, open)
-                yield* settle
-                const isPublished = open.ready.size > 0 && (yield* publish(tx, withReady(open.ready)))
-                let cut = head.cut
-                if (open.seq > head.seq) {
-                  cut = newCut()
-                  yield* tx.ahead("UPDATE hub SET seq = ?", [open.seq])
-                  yield* tx.ahead("INSERT INTO cut (seq, id) VALUES (?, ?)", [open.seq, cut])
-                }
-                return { value, cut, isPublished, open }
-              }),
-            )
-            .pipe(Effect.tapCause(() => Effect.sync(() => numbers.forget())))
-          head = { epoch: head.epoch, seq: open.seq, cut }
-          routes = open.routes
-          if (open.ready.size > 0) feedTables = withReady(open.ready)
-          if (isPublished) manifestVersion++
-          if (open.hubRowsChanged) yield* enrolled.load
-          if (numbers.keep()) open.touch(NEWCOMERS)
-          tell(open.touched, open.seq)
-          if (isPublished) wake(EVERY_SCHOOL)
-          return value
+          const written = db.writeAhead((tx) =>
+            Effect.gen(function* () {
+              const held = () => heldBySchool(readers.now(), readers.sent, head.epoch)
+              const open = new OpenAppend({ tx, seq: tip.seq, tables: feedTables, routes, frozen, numbers, held })
+              const { appender, settle } = makeAppender(open)
+              const value = yield* body(appender, open)
+              yield* settle
+              const isPublished = open.ready.size > 0 && (yield* publish(tx, withReady(open.ready)))
+              let { cut } = tip
+              if (open.seq > tip.seq) {
+                cut = newCut()
+                yield* tx.ahead("UPDATE hub SET seq = ?", [open.seq])
+                yield* tx.ahead("INSERT INTO cut (seq, id) VALUES (?, ?)", [open.seq, cut])
+              }
+              return { value, cut, isPublished, isNamed: numbers.hasFresh, open }
+            }).pipe(
+              // Whatever it met in a file without the one before.
+              Effect.catchCause((cause) => Effect.andThen(before, Effect.failCause(cause))),
+              Effect.tap(before),
+            ),
+          )
+          const { value: done, committed } = yield* written.pipe(Effect.tapCause(() => Effect.sync(() => numbers.forget())))
+          const { value, cut, isPublished, isNamed, open } = done
+          const { seq } = open
+          tip = { seq, cut }
+          const apply = Effect.gen(function* () {
+            head = { epoch: head.epoch, seq, cut }
+            routes = open.routes
+            if (open.ready.size > 0) feedTables = withReady(open.ready)
+            if (isPublished) manifestVersion++
+            if (open.hubRowsChanged) yield* enrolled.load
+            if (isNamed) {
+              numbers.keep()
+              open.touch(NEWCOMERS)
+            }
+            tell(open.touched, seq)
+            if (isPublished) wake(EVERY_SCHOOL)
+          })
+          const lose = Effect.sync(() => {
+            tip = { seq: head.seq, cut: head.cut }
+            if (isNamed) numbers.forget()
+          })
+          /** It changes nothing that is remembered but the head: the next append may begin before it has settled. */
+          const isPlain = open.ready.size === 0 && !open.hubRowsChanged && !isNamed
+          return {
+            value,
+            isPlain,
+            settled: Effect.andThen(
+              Effect.tapCause(committed, () => lose),
+              apply,
+            ),
+          }
         })
+      const append = <A, E>(body: Body<A, E>): Effect.Effect<A, E | LibsqlError> =>
+        alone.withPermit(
+          Effect.uninterruptibleMask((restore) =>
+            Effect.gen(function* () {
+              yield* Effect.ignore(underWay)
+              const { value, settled } = yield* begin((appender, open) => restore(body(appender, open)), Effect.void)
+              yield* settled
+              return value
+            }),
+          ),
+        )
+
+      const series: Effect.Effect<Series, never, Scope.Scope> = Effect.gen(function* () {
+        const failed = Deferred.makeUnsafe<never, LibsqlError>()
+        let last: Effect.Effect<void, LibsqlError> = Effect.void
+        yield* Effect.addFinalizer(() => Effect.ignore(last))
+        const appendNext: Series["append"] = (body, onCommitted) =>
+          alone.withPermit(
+            Effect.uninterruptibleMask((restore) =>
+              Effect.gen(function* () {
+                const { value, isPlain, settled } = yield* begin((appender) => restore(body(appender)), last)
+                const ending = Effect.andThen(
+                  settled,
+                  Effect.suspend(() => onCommitted(value)),
+                )
+                last = Fiber.join(yield* Effect.forkDetach(Effect.tapError(ending, (error) => Deferred.fail(failed, error))))
+                underWay = last
+                if (!isPlain) yield* last
+              }),
+            ),
+          )
+        return { append: appendNext, committed: Effect.suspend(() => last), failed: Deferred.await(failed) }
+      })
 
       const install = Effect.fnUntraced(function* (installation: Installation, rules: DeviceRules | undefined) {
         devices = rules
@@ -234,6 +313,7 @@ export class Feed extends Context.Service<
         })),
         head: Effect.sync(() => head),
         append,
+        series,
         install,
         tables: Effect.sync(() => feedTables),
         heldTables: db.read((tx) =>

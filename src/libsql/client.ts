@@ -8,6 +8,7 @@
  */
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
@@ -101,6 +102,13 @@ export interface PrintsFound {
 export interface LibsqlFile {
   readonly path: string
   readonly write: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
+  /**
+   * As `write`, but answers when the commit is under way, and lets the next body begin behind it. What the body wrote stands
+   * when `committed` has succeeded; when it fails, the transaction has been rolled back.
+   */
+  readonly writeAhead: <A, E, R>(
+    body: (tx: Tx) => Effect.Effect<A, E, R>,
+  ) => Effect.Effect<{ readonly value: A; readonly committed: Effect.Effect<void, LibsqlError> }, E | LibsqlError, R>
   /** One statement that is a transaction of its own, in one message: what is small and waited for is not sent to and fro three times. */
   readonly alone: (sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<number, LibsqlError>
   /**
@@ -194,8 +202,8 @@ export type Response =
 interface Port {
   readonly tx: Tx
   readonly send: (command: Command) => Effect.Effect<unknown, LibsqlError>
-  /** Does not wait; `onFailure` when it fails. */
-  readonly post: (command: Command, onFailure: () => void) => void
+  /** Does not wait for the answer. */
+  readonly post: (command: Command, onAnswer: (answer: Effect.Effect<unknown, LibsqlError>) => void) => void
 }
 
 const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlError, Scope.Scope> =>
@@ -257,13 +265,10 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlErr
           say({ ...command, id })
         }),
       )
-    const post: Port["post"] = (command, onFailure) => {
-      if (fault !== null) return
+    const post: Port["post"] = (command, onAnswer) => {
+      if (fault !== null) return onAnswer(Effect.fail(fault))
       const id = ++last
-      const resume = (effect: Effect.Effect<unknown, LibsqlError>): void => {
-        if (Exit.isExit(effect) && Exit.isFailure(effect)) onFailure()
-      }
-      waiting.set(id, { sql: command.op, resume })
+      waiting.set(id, { sql: command.op, resume: onAnswer })
       say({ ...command, id })
     }
     // Statements under way that nobody waits for. When one fails, the worker refuses what follows it up to the rollback.
@@ -337,9 +342,8 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlErr
  */
 const makeRead = (port: Port): LibsqlFile["read"] => {
   const one = Semaphore.makeUnsafe(1)
-  const rollback = (): void => port.post({ op: "end", commit: false }, () => undefined)
   const begin = Effect.sync(() => port.post({ op: "begin", write: false }, () => undefined))
-  const end = (isGood: boolean) => Effect.sync(() => (isGood ? port.post({ op: "end", commit: true }, rollback) : rollback()))
+  const end = (commit: boolean) => Effect.sync(() => port.post({ op: "end", commit }, () => undefined))
   return (body) =>
     one.withPermit(
       Effect.acquireUseRelease(
@@ -362,11 +366,24 @@ const makeWrite = (port: Port) => {
         (_, exit) => (Exit.isSuccess(exit) ? Effect.void : Effect.ignoreCause(port.send({ op: "end", commit: false }))),
       ),
     )
+  const commitAhead = Effect.sync(() => {
+    const committed = Deferred.makeUnsafe<void, LibsqlError>()
+    port.post({ op: "end", commit: true }, (answer) => Deferred.doneUnsafe(committed, Effect.asVoid(answer)))
+    return Deferred.await(committed)
+  })
+  const writeAhead: LibsqlFile["writeAhead"] = (body) =>
+    one.withPermit(
+      Effect.acquireUseRelease(
+        begin,
+        () => Effect.flatMap(body(port.tx), (value) => Effect.map(commitAhead, (committed) => ({ value, committed }))),
+        (_, exit) => (Exit.isSuccess(exit) ? Effect.void : Effect.ignoreCause(port.send({ op: "end", commit: false }))),
+      ),
+    )
   const alone: LibsqlFile["alone"] = (sql, args) => one.withPermit(port.send({ op: "run", sql, args }) as Effect.Effect<number, LibsqlError>)
   const load: LibsqlFile["load"] = (place, source, plans) =>
     one.withPermit(Effect.suspend(() => port.send({ op: "load", place, source, plans }) as Effect.Effect<number, LibsqlError>))
   const unload: LibsqlFile["unload"] = one.withPermit(Effect.sync(() => port.post({ op: "unload" }, () => undefined)))
-  return { write, alone, load, unload }
+  return { write, writeAhead, alone, load, unload }
 }
 
 /** Opens the file, creating it when it does not exist; closed with the scope. */

@@ -171,9 +171,30 @@ const loads = new Loads({
   },
 })
 
+const rollback = (): void => {
+  spoiled = null
+  // Some failures have ended the transaction already; a connection that could not even begin is gone.
+  if (db?.inTransaction === true) db.exec("ROLLBACK")
+}
+
+/** One that fails rolls back: the next transaction may stand in line behind it. */
+const commit = (): void => {
+  try {
+    if (spoiled !== null) throw spoiled
+    open().exec("COMMIT")
+  } catch (error) {
+    try {
+      rollback()
+    } catch {
+      close()
+    }
+    throw error
+  }
+}
+
 const answer = (request: Request): unknown => {
   // Without this, what was sent after the failure would stand without it, or even outside the transaction, which some failures end.
-  if (spoiled !== null && request.op !== "close" && request.op !== "reset" && !(request.op === "end" && !request.commit)) throw spoiled
+  if (spoiled !== null && request.op !== "close" && request.op !== "reset" && request.op !== "end") throw spoiled
   switch (request.op) {
     case "open":
       path = request.path
@@ -191,10 +212,8 @@ const answer = (request: Request): unknown => {
       }
       return null
     case "end":
-      spoiled = null
-      // A connection that could not even begin is gone.
-      if (!request.commit && db === undefined) return null
-      open().exec(request.commit ? "COMMIT" : "ROLLBACK")
+      if (request.commit) commit()
+      else rollback()
       return null
     case "exec":
       open().exec(request.sql)

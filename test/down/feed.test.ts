@@ -77,6 +77,126 @@ test("an append that is interrupted at any moment leaves memory and file at the 
   expect(await head()).toBe(await stored())
 })
 
+test("appends of a series begin before the one before is committed, and are told of in their order once they stand", async () => {
+  const from = await head()
+  const told: Array<number> = []
+  const heads: Array<number> = []
+  await run(
+    Effect.scoped(
+      Effect.gen(function* () {
+        const series = yield* feed.series
+        for (let i = 1; i <= 5; i++) {
+          yield* series.append(put(200 + i), () =>
+            Effect.sync(() => {
+              told.push(i)
+            }),
+          )
+          heads.push((yield* feed.head).seq - from)
+        }
+        yield* series.committed
+      }),
+    ),
+  )
+  expect(told).toEqual([1, 2, 3, 4, 5])
+  expect(await head()).toBe(from + 5)
+  expect(await stored()).toBe(from + 5)
+  // The head is never ahead of what was told.
+  for (const [i, seen] of heads.entries()) expect(seen).toBeLessThanOrEqual(i + 1)
+})
+
+test("when a commit fails, the append behind it goes with it, and the next one begins where the file ends", async () => {
+  const from = await head()
+  const told: Array<string> = []
+  const tell = (name: string) => () => Effect.sync(() => void told.push(name))
+  const bodies: Array<string> = []
+  const outcome = await run(
+    Effect.scoped(
+      Effect.gen(function* () {
+        const series = yield* feed.series
+        yield* series.append(put(301), tell("first"))
+        // What nobody waits for fails at the commit.
+        const failing = (appender: Appender) => Effect.andThen(put(302)(appender), appender.tx.ahead("INSERT INTO hub (id) VALUES (1)"))
+        yield* series.append(failing, tell("failing"))
+        const behind = yield* Effect.exit(
+          series.append((appender) => Effect.tap(put(303)(appender), () => Effect.sync(() => void bodies.push("behind"))), tell("behind")),
+        )
+        const later = yield* Effect.exit(series.append(put(304), tell("later")))
+        const failed = yield* Effect.exit(series.failed)
+        return [behind, later, failed, yield* Effect.exit(series.committed)].map(Exit.isSuccess)
+      }),
+    ),
+  )
+  expect(outcome).toEqual([false, false, false, false])
+  expect(told).toEqual(["first"])
+  expect(bodies).toEqual(["behind"])
+  expect([await head(), await stored()]).toEqual([from + 1, from + 1])
+  await run(feed.append(put(305)))
+  expect([await head(), await stored()]).toEqual([from + 2, from + 2])
+  const keys = await run(file.read((tx) => tx.all<{ key: string }>("SELECT key FROM entry WHERE seq > ? ORDER BY seq", [from])))
+  expect(keys.map(({ key }) => key)).toEqual(["[301]", "[305]"])
+})
+
+test("an append of another waits for a commit under way and does not share its failure", async () => {
+  const from = await head()
+  await run(
+    Effect.scoped(
+      Effect.gen(function* () {
+        const series = yield* feed.series
+        yield* series.append(
+          (appender) => Effect.andThen(put(401)(appender), appender.tx.ahead("INSERT INTO hub (id) VALUES (1)")),
+          () => Effect.void,
+        )
+        yield* feed.append(put(402))
+      }),
+    ),
+  )
+  expect([await head(), await stored()]).toEqual([from + 1, from + 1])
+})
+
+test("a school's number that an append gave out is forgotten with it, also when another commit ended meanwhile", async () => {
+  const outcome = await run(
+    Effect.exit(
+      Effect.scoped(
+        Effect.gen(function* () {
+          const series = yield* feed.series
+          yield* series.append(put(601), () => Effect.void)
+          yield* series.append(
+            (appender) =>
+              Effect.gen(function* () {
+                yield* appender.rows([{ ...row(602), audience: { value: "newcomer" } }])
+                yield* series.committed
+                return yield* Effect.fail("given up")
+              }),
+            () => Effect.void,
+          )
+        }),
+      ),
+    ),
+  )
+  expect(Exit.isFailure(outcome)).toBe(true)
+  expect(await run(feed.audienceNo("newcomer"))).toBeNull()
+  await run(feed.append((appender) => appender.rows([{ ...row(603), audience: { value: "another" } }])))
+  const [stored] = await run(file.read((tx) => tx.all<{ no: number }>("SELECT no FROM audience WHERE value = 'another'")))
+  expect(await run(feed.audienceNo("another"))).toBe(stored?.no)
+})
+
+test("a series that is interrupted at any moment leaves memory and file at the same head", async () => {
+  for (let id = 500; id < 560; id += 2) {
+    const two = Effect.scoped(
+      Effect.gen(function* () {
+        const series = yield* feed.series
+        yield* series.append(put(id), () => Effect.void)
+        yield* series.append(put(id + 1), () => Effect.void)
+        return yield* Effect.never
+      }),
+    )
+    const fiber = Effect.runFork(two)
+    for (let turn = 0; turn < (id - 500) / 2; turn++) await new Promise((resolve) => setImmediate(resolve))
+    await run(Fiber.interrupt(fiber))
+    expect(await head()).toBe(await stored())
+  }
+})
+
 test("where a row leaves one audience for another, its tombstone and its row are read together", async () => {
   await run(feed.append((appender) => appender.loaded(table)))
   const [loaded] = await run(feed.tables)

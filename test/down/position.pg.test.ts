@@ -84,3 +84,69 @@ test("wherever the stream is cut into pieces, no message of a txn is lost and no
   const rows = await world.sql`SELECT json_build_array(n, school, note)::text AS body FROM steps ORDER BY n`
   expect(held.map(({ body }) => JSON.stringify(JSON.parse(body)))).toEqual(rows.map(({ body }) => JSON.stringify(JSON.parse(String(body)))))
 }, 30_000)
+
+test("when the disk is full in the middle of a backlog, the slot is told no more than the feed holds, and it goes on from there", async () => {
+  const [txns, size] = [400, 100]
+  await world.sql.unsafe("TRUNCATE steps")
+  await world.settle()
+  const inFile = async () => {
+    const [row] = await world.run(
+      world.feedFile.read((tx) =>
+        tx.all<{
+          lsn: string
+          seq: number
+          pages: number
+          rows: number
+          last: number
+          again: number
+        }>(
+          `SELECT commit_lsn AS lsn, hub.seq, p.page_count AS pages, count(e.key) AS rows, coalesce(max(e.key ->> 0), 0) AS last,
+                  coalesce(sum(e.seq <> e.born), 0) AS again
+             FROM hub, pragma_page_count p LEFT JOIN entry e ON e.body IS NOT NULL AND e.tbl = (SELECT id FROM tables WHERE name = 'public.steps')`,
+        ),
+      ),
+    )
+    if (row === undefined) throw new Error("no hub row")
+    return row
+  }
+  const confirmed = async () =>
+    parseLsn(String((await world.sql`SELECT confirmed_flush_lsn AS lsn FROM pg_replication_slots WHERE database = current_database()`)[0]?.["lsn"]))
+  const limitPages = (pages: number) => world.run(world.feedFile.write((tx) => tx.all(`PRAGMA max_page_count = ${pages}`)))
+  await world.halt()
+  await world.sql.unsafe(`
+    DO $$ BEGIN
+      FOR t IN 0..${txns - 1} LOOP
+        INSERT INTO steps SELECT 200000 + t * ${size} + n, 'a', 'of txn ' || t || repeat(' x', 200) FROM generate_series(1, ${size}) n;
+        COMMIT;
+      END LOOP;
+    END $$`)
+  await limitPages((await inFile()).pages + 900)
+  await expect(world.restart()).rejects.toThrow("full")
+  const full = await inFile()
+  // Whole txns from the first on, and the memory of the head is the file's.
+  expect(full.rows % size).toBe(0)
+  expect(full.rows).toBeLessThan(txns * size)
+  expect(full.rows === 0 ? 0 : full.last - 200_000).toBe(full.rows)
+  expect((await world.run(world.feed.head)).seq).toBe(full.seq)
+  expect(await confirmed()).toBeLessThanOrEqual(parseLsn(full.lsn))
+
+  await limitPages(1_000_000_000)
+  let isBehind = true
+  const early: Array<bigint> = []
+  const look = async (): Promise<void> => {
+    while (isBehind) {
+      const told = await confirmed()
+      if (told > (await world.run(world.feed.state)).position.lsn) early.push(told)
+    }
+  }
+  const looking = look()
+  await world.restart()
+  isBehind = false
+  await looking
+  expect(early).toEqual([])
+  expect(await inFile()).toMatchObject({
+    rows: txns * size,
+    last: 200_000 + txns * size,
+    again: 0,
+  })
+}, 60_000)

@@ -136,6 +136,15 @@ test("a statement sent ahead stands in its place among the others, and fails the
   expect(await count()).toEqual([{ n: 10 }])
 })
 
+test("a write begins behind a commit under way; when that fails, it alone is rolled back", async () => {
+  const ended = (effect: Effect.Effect<void, unknown>) => Effect.runPromise(Effect.exit(effect)).then(Exit.isSuccess)
+  const put = (a: number) => file.writeAhead((tx) => tx.ahead("INSERT INTO t VALUES (?, '')", [a]))
+  const [good, refused, next] = await Effect.runPromise(Effect.all([put(1), put(1), put(2)]))
+  const after = file.write((tx) => tx.all<{ a: number }>("SELECT a FROM t ORDER BY a"))
+  expect(await Effect.runPromise(after)).toEqual([{ a: 1 }, { a: 2 }])
+  expect(await Promise.all([good, refused, next].map(({ committed }) => ended(committed)))).toEqual([true, false, true])
+})
+
 test("a write that does not get the lock says so, also when no statement of it needs one; the next one is clean", async () => {
   const other = new Database(join(folder, "t.db"))
   other.exec("BEGIN IMMEDIATE")
