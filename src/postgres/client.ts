@@ -18,6 +18,8 @@ const POOL_SIZE = 8
 const IDLE_MS = 60_000
 /** What still runs on a connection that is given up. */
 const END_SECONDS = 2
+/** Statements that a connection keeps prepared; with more of them the rest is parsed each time. */
+const MAX_KEPT = 200
 
 /** Under these settings Postgres prints a value in one way only. */
 export const SESSION = {
@@ -53,7 +55,18 @@ export interface Session {
   readonly texts: (sql: string, params?: ReadonlyArray<Param>) => Effect.Effect<ReadonlyArray<ReadonlyArray<string | null>>, PostgresError>
   /** Rows written or read by one statement. */
   readonly execute: (sql: string, params?: ReadonlyArray<Param>) => Effect.Effect<number, PostgresError>
+  /**
+   * The same for text that comes again and again, in which the types of what is answered are fixed: the connection keeps it
+   * prepared, which saves its parsing, its plan and a way there and back.
+   */
+  readonly kept: Pick<Session, "query" | "execute">
 }
+
+/** Sends statements of one session together and waits for all answers; the first failure is that of all, what came after it did nothing or is rolled back. */
+export const inOneGo = <const A extends ReadonlyArray<Effect.Effect<unknown, PostgresError>>>(
+  statements: A,
+): Effect.Effect<{ readonly [K in keyof A]: Effect.Success<A[K]> }, PostgresError> =>
+  Effect.flatMap(Effect.all(statements.map(Effect.exit), { concurrency: "unbounded" }), (exits) => Effect.all(exits) as never)
 
 export type Isolation = "read committed" | "repeatable read"
 
@@ -96,8 +109,12 @@ const arrayText = (values: ReadonlyArray<string | null>): string =>
   `{${values.map((value) => (value === null ? "NULL" : `"${value.replace(/[\\"]/g, "\\$&")}"`)).join(",")}}`
 
 const sessionOf = (lane: Lane): Session => {
-  const unsafe = (sql: postgres.Sql, text: string, params: ReadonlyArray<Param>) =>
-    sql.unsafe(text, params.map((param) => (Array.isArray(param) ? arrayText(param) : param)) as never, { prepare: false })
+  const unsafe = (sql: postgres.Sql, text: string, params: ReadonlyArray<Param>, prepare = false) =>
+    sql.unsafe(text, params.map((param) => (Array.isArray(param) ? arrayText(param) : param)) as never, { prepare })
+  const keeps = (text: string): boolean => {
+    if (lane.kept.size < MAX_KEPT) lane.kept.add(text)
+    return lane.kept.has(text)
+  }
   const asked = <A>(text: string, send: (sql: postgres.Sql) => Promise<A>) => Effect.tryPromise({ try: () => ask(lane, send), catch: toError(text) })
   return {
     query: (text, params = []) => asked(text, async (sql) => [...(await unsafe(sql, text, params))] as never),
@@ -105,6 +122,10 @@ const sessionOf = (lane: Lane): Session => {
     texts: (text, params = []) =>
       asked(text, async (sql) => (await unsafe(sql, text, params).raw()).map((row) => row.map((cell) => (cell === null ? null : utf8.decode(cell))))),
     execute: (text, params = []) => asked(text, async (sql) => (await unsafe(sql, text, params)).count ?? 0),
+    kept: {
+      query: (text, params = []) => asked(text, async (sql) => [...(await unsafe(sql, text, params, keeps(text)))] as never),
+      execute: (text, params = []) => asked(text, async (sql) => (await unsafe(sql, text, params, keeps(text))).count ?? 0),
+    },
   }
 }
 
@@ -177,6 +198,10 @@ export const openPool = (url: string, options: PoolOptions): Effect.Effect<Postg
       values: (sql, params) => onLane((session) => session.values(sql, params)),
       texts: (sql, params) => onLane((session) => session.texts(sql, params)),
       execute: (sql, params) => onLane((session) => session.execute(sql, params)),
+      kept: {
+        query: (sql, params) => onLane((session) => session.kept.query(sql, params)),
+        execute: (sql, params) => onLane((session) => session.kept.execute(sql, params)),
+      },
     }
   })
 

@@ -21,6 +21,8 @@ interface Backend {
 export interface Lane {
   readonly sql: postgres.Sql
   readonly waiting: Set<(cause: Error) => void>
+  /** Text that stands prepared. */
+  readonly kept: Set<string>
   isLost: boolean
   idle?: ReturnType<typeof setTimeout>
   /** Unknown until Postgres has answered for the first time. */
@@ -46,7 +48,7 @@ export const openLane = (url: string, connection: Record<string, string>, onclos
     onclose: () => onclose(lane),
     connection: connection as Partial<postgres.ConnectionParameters>,
   })
-  const lane: Lane = { sql, waiting: new Set(), isLost: false, statement: 0, askedAt: 0, doubted: 0 }
+  const lane: Lane = { sql, waiting: new Set(), kept: new Set(), isLost: false, statement: 0, askedAt: 0, doubted: 0 }
   void sql
     .unsafe('SELECT pid, backend_start::text AS "startedAt" FROM pg_stat_activity WHERE pid = pg_backend_pid()')
     .then(([row]) => {

@@ -13,7 +13,7 @@ import { decodeBatch, type DecodedBatch } from "../link/frame.ts"
 import type { Change, Exception, Verdicts } from "../model/change.ts"
 import { keyRangeOf } from "../model/key-range.ts"
 import { isThrough, type Table } from "../model/table.ts"
-import { Postgres, type PostgresError, type Session } from "../postgres/client.ts"
+import { inOneGo, Postgres, type PostgresError, type Session } from "../postgres/client.ts"
 import { carryOut, setTimeouts } from "./carry-out.ts"
 import { followDecided } from "./by-value.ts"
 import { repointMerged } from "./clash.ts"
@@ -91,14 +91,13 @@ const applyBatch = (
   base: Pick<Ground, "school" | "tables" | "had" | "times" | "manifest" | "isOlder">,
 ) =>
   Effect.gen(function* () {
-    yield* setTimeouts(session)
-    const last = yield* lockHead(session, input)
+    const [, head, [school]] = yield* inOneGo([setTimeouts(session), readHead(session, input), readSchool(session, input)])
+    const last = yield* lockHead(session, input, head)
     if (input.number <= last) return yield* replay(session, input)
     if (input.number > last + 1) return yield* new BatchGap({ school: input.school, expected: last + 1, received: input.number })
 
     const { header, batch, unreadable } = decoded
     const changes = batch.changes.map((change) => ({ ...change, at: correctedTime(change, header.contacts, input.now) }))
-    const [school] = yield* session.query<{ number: number }>("SELECT number FROM schoolbus.schools WHERE id = $1", [input.school])
     const keys = keyRangeOf(school?.number ?? 0)
     const own = { ...base, ...(keys === null ? {} : { keys }) }
     const written = unreadable.length === 0 ? yield* carryOutPlainly(session, own, input, changes, input.text) : null
@@ -108,13 +107,15 @@ const applyBatch = (
         : yield* Effect.as(retryDependants(session, { ...own, ...alone }, written), [])
 
     const verdicts: Verdicts = { batch: input.number, hash: input.hash, changes: batch.changes.length + unreadable.length, exceptions }
-    yield* session.execute(
-      "INSERT INTO schoolbus.ledger (incarnation, batch, school, hash, changes, exceptions) VALUES ($1::text::uuid, $2::text::bigint, $3, $4, $5::text::int, $6)",
-      [input.incarnation, String(input.number), input.school, input.hash, String(verdicts.changes), JSON.stringify(exceptions)],
-    )
-    yield* session.execute("UPDATE schoolbus.incarnations SET last_batch = $2::text::bigint WHERE id = $1::text::uuid", [
-      input.incarnation,
-      String(input.number),
+    yield* inOneGo([
+      session.kept.execute(
+        "INSERT INTO schoolbus.ledger (incarnation, batch, school, hash, changes, exceptions) VALUES ($1::text::uuid, $2::text::bigint, $3, $4, $5::text::int, $6)",
+        [input.incarnation, String(input.number), input.school, input.hash, String(verdicts.changes), JSON.stringify(exceptions)],
+      ),
+      session.kept.execute("UPDATE schoolbus.incarnations SET last_batch = $2::text::bigint WHERE id = $1::text::uuid", [
+        input.incarnation,
+        String(input.number),
+      ]),
     ])
     return verdicts
   })
@@ -147,20 +148,30 @@ const carryOutWhole = (
     return exceptions
   })
 
-/** Locks the head of the file's ledger, so that its batches go one after the other; answers the last one's number. */
-const lockHead = (session: Session, input: BatchInput): Effect.Effect<number, NotABatch | PostgresError> =>
+interface Head {
+  readonly school: string
+  readonly last_batch: string
+}
+
+/** Locks the head of the file's ledger, so that its batches go one after the other. */
+const readHead = (session: Session, { incarnation }: BatchInput) =>
+  session.kept.query<Head>("SELECT school, last_batch::text AS last_batch FROM schoolbus.incarnations WHERE id = $1::text::uuid FOR UPDATE", [
+    incarnation,
+  ])
+
+const readSchool = (session: Session, { school }: BatchInput) =>
+  session.kept.query<{ number: number }>("SELECT number FROM schoolbus.schools WHERE id = $1", [school])
+
+/** The number of the last batch; a file that is new gets its head. */
+const lockHead = (session: Session, input: BatchInput, found: ReadonlyArray<Head>): Effect.Effect<number, NotABatch | PostgresError> =>
   Effect.gen(function* () {
-    const read = session.query<{ school: string; last_batch: string }>(
-      "SELECT school, last_batch::text AS last_batch FROM schoolbus.incarnations WHERE id = $1::text::uuid FOR UPDATE",
-      [input.incarnation],
-    )
-    let [head] = yield* read
+    let [head] = found
     if (head === undefined) {
       yield* session.execute("INSERT INTO schoolbus.incarnations (id, school) VALUES ($1::text::uuid, $2) ON CONFLICT (id) DO NOTHING", [
         input.incarnation,
         input.school,
       ])
-      ;[head] = yield* read
+      ;[head] = yield* readHead(session, input)
     }
     if (head === undefined || head.school !== input.school) return yield* new NotABatch({ message: "this incarnation belongs to another school" })
     return Number(head.last_batch)

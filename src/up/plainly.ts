@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import { isThrough, type Table } from "../model/table.ts"
 import type { Change } from "../model/change.ts"
 import type { Wire } from "../model/value.ts"
-import { ident, isTransient, type PostgresError, qualified, type Session } from "../postgres/client.ts"
+import { ident, inOneGo, isTransient, type PostgresError, qualified, type Session } from "../postgres/client.ts"
 import { textsOf, visibleParents } from "./authorise.ts"
 import { canonicalise } from "./canonical.ts"
 import { rowId } from "./coalesce.ts"
@@ -36,9 +36,8 @@ export const carryOutPlainly = (
     const concerned = new Set([...names].flatMap((name) => [name, ...(ground.tables.get(name)?.references.map(({ table }) => table) ?? [])]))
     const isChained = [...concerned].some((name) => isThrough(ground.tables.get(name)?.audience ?? "all"))
     if (isChained) return null
-    const isOpen = yield* readOpenRows(session, origin)
+    const [isOpen, shapes] = yield* inOneGo([readOpenRows(session, origin), readShapes(session, [...concerned])])
     if (isOpen === "many") return null
-    const shapes = yield* readShapes(session, [...concerned])
     const plain = recognise(ground, shapes, changes, isOpen)
     if (plain === null || isTimedTwice(plain) || !(yield* isPrintedAsSent(session, plain))) return null
     if (!(yield* isWithoutActions(session, plain))) return null
@@ -66,7 +65,7 @@ const readOpenRows = (
   { school, incarnation }: Origin,
 ): Effect.Effect<((table: string, key: ReadonlyArray<Wire>) => boolean) | null | "many", PostgresError> =>
   Effect.map(
-    session.query<{ tbl: string; key: string }>(
+    session.kept.query<{ tbl: string; key: string }>(
       `SELECT table_name AS tbl, row_key AS key FROM schoolbus.conflicts
         WHERE school = $1 AND status = 'open' AND kind <> 'unique' AND incarnation = $2::text::uuid
        UNION ALL SELECT table_name, row_key FROM schoolbus.quarantine WHERE school = $1 AND status = 'open' AND incarnation = $2::text::uuid
@@ -117,15 +116,13 @@ const isEachVisible = (session: Session, { groups }: Plain, places: Places, scho
 /** All of it, or nothing. */
 const write = (session: Session, { groups }: Plain): Effect.Effect<boolean, PostgresError> =>
   Effect.gen(function* () {
-    yield* session.execute("SAVEPOINT plain; SET CONSTRAINTS ALL DEFERRED")
-    const isDone = yield* Effect.gen(function* () {
-      for (const group of groups) {
-        const count = yield* session.execute(group.op === "insert" ? insertSql(group) : updateSql(group), [rowsJson(group)])
-        if (count !== group.changes.length) return false
-      }
-      yield* session.execute("SET CONSTRAINTS ALL IMMEDIATE")
-      return true
-    }).pipe(Effect.catch((error) => (isTransient(error) ? Effect.fail(error) : Effect.succeed(false))))
+    const writing = groups.map((group) => session.kept.execute(group.op === "insert" ? insertSql(group) : updateSql(group), [rowsJson(group)]))
+    const begin = session.execute("SAVEPOINT plain; SET CONSTRAINTS ALL DEFERRED")
+    const end = session.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    const isDone = yield* inOneGo([begin, ...writing, end]).pipe(
+      Effect.map((counts) => groups.every(({ changes }, i) => counts[i + 1] === changes.length)),
+      Effect.catch((error) => (isTransient(error) ? Effect.fail(error) : Effect.succeed(false))),
+    )
     yield* session.execute(isDone ? "RELEASE SAVEPOINT plain" : "ROLLBACK TO SAVEPOINT plain; RELEASE SAVEPOINT plain")
     return isDone
   })

@@ -4,7 +4,7 @@
  * dropped a moment ago is a verdict and not an error.
  */
 import * as Effect from "effect/Effect"
-import type { PostgresError, Session } from "../postgres/client.ts"
+import { inOneGo, type PostgresError, type Session } from "../postgres/client.ts"
 
 export interface ColumnShape {
   readonly name: string
@@ -41,49 +41,64 @@ export interface Referencing {
   readonly canRead: boolean
 }
 
+/** Tables by schema and name, which their index finds. */
+const NAMED = `unnest($1::text[], $2::text[]) AS w (schema, name) JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
+         JOIN pg_catalog.pg_class c ON c.relname = w.name AND c.relnamespace = n.oid AND c.relkind = 'r'`
+
+interface TableRow {
+  readonly tbl: string
+  readonly role: string
+  readonly s: boolean
+  readonly i: boolean
+  readonly u: boolean
+  readonly d: boolean
+  readonly triggers: boolean
+}
+const TABLES = `SELECT n.nspname || '.' || c.relname AS tbl, current_user::text AS role,
+              has_any_column_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS s, has_any_column_privilege(c.oid, 'INSERT') AS i,
+              has_any_column_privilege(c.oid, 'UPDATE') AS u, has_table_privilege(c.oid, 'DELETE') AS d,
+              EXISTS (SELECT 1 FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D') AS triggers
+         FROM ${NAMED}`
+
+interface ColumnRow {
+  readonly tbl: string
+  readonly name: string
+  readonly type: string
+  readonly base: string
+  readonly typname: string
+  readonly limited: boolean
+  readonly domain: boolean
+  readonly generated: boolean
+}
+const COLUMNS = `WITH RECURSIVE col AS (
+         SELECT c.oid AS rel, n.nspname || '.' || c.relname AS tbl, a.attnum, a.attname, a.attgenerated <> '' AS generated, a.atttypid, a.atttypmod
+           FROM ${NAMED} JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+       ), base AS (
+         SELECT rel, attnum, atttypid AS typ, atttypmod AS typmod, false AS domain FROM col
+         UNION ALL
+         SELECT b.rel, b.attnum, t.typbasetype, greatest(t.typtypmod, b.typmod), true
+           FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typ AND t.typtype = 'd'
+       )
+       SELECT col.tbl, col.attname::text AS name, format_type(col.atttypid, col.atttypmod) AS type, format_type(base.typ, -1) AS base, t.typname::text AS typname,
+              base.typmod >= 0 AS limited, base.domain, col.generated
+         FROM col JOIN base USING (rel, attnum) JOIN pg_catalog.pg_type t ON t.oid = base.typ WHERE t.typtype <> 'd' ORDER BY col.tbl, col.attnum`
+
 export const readShapes = (session: Session, names: ReadonlyArray<string>): Effect.Effect<ReadonlyMap<string, Shape>, PostgresError> =>
   Effect.gen(function* () {
     const shapes = new Map<string, Shape & { readonly columns: Map<string, ColumnShape> }>()
     if (names.length === 0) return shapes
+    const named = [names.map((name) => name.slice(0, name.indexOf("."))), names.map((name) => name.slice(name.indexOf(".") + 1))]
     // With an empty path, format_type qualifies every type that is not built in. Triggers must not run under it.
-    yield* session.execute("SELECT pg_catalog.set_config('search_path', '', true)")
-    const tables = yield* session.query<{ tbl: string; role: string; s: boolean; i: boolean; u: boolean; d: boolean; triggers: boolean }>(
-      `SELECT n.nspname || '.' || c.relname AS tbl, current_user::text AS role,
-              has_any_column_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS s, has_any_column_privilege(c.oid, 'INSERT') AS i,
-              has_any_column_privilege(c.oid, 'UPDATE') AS u, has_table_privilege(c.oid, 'DELETE') AS d,
-              EXISTS (SELECT 1 FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D') AS triggers
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND n.nspname || '.' || c.relname = ANY ($1::text[])`,
-      [names],
-    )
+    const [, tables, columns] = yield* inOneGo([
+      session.execute("SELECT pg_catalog.set_config('search_path', '', true)"),
+      session.kept.query<TableRow>(TABLES, named),
+      session.kept.query<ColumnRow>(COLUMNS, named),
+      session.execute("SET LOCAL search_path TO DEFAULT"),
+    ])
     for (const row of tables) {
       const can = { select: row.s, insert: row.i, update: row.u, delete: row.d }
       shapes.set(row.tbl, { name: row.tbl, columns: new Map(), can, role: row.role, hasTriggers: row.triggers })
     }
-    const columns = yield* session.query<{
-      tbl: string
-      name: string
-      type: string
-      base: string
-      typname: string
-      limited: boolean
-      domain: boolean
-      generated: boolean
-    }>(
-      `WITH RECURSIVE col AS (
-         SELECT c.oid AS rel, n.nspname || '.' || c.relname AS tbl, a.attnum, a.attname, a.attgenerated <> '' AS generated, a.atttypid, a.atttypmod
-           FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-          WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind = 'r' AND n.nspname || '.' || c.relname = ANY ($1::text[])
-       ), base AS (
-         SELECT rel, attnum, atttypid AS typ, atttypmod AS typmod, false AS domain FROM col
-         UNION ALL
-         SELECT b.rel, b.attnum, t.typbasetype, greatest(t.typtypmod, b.typmod), true FROM base b JOIN pg_type t ON t.oid = b.typ AND t.typtype = 'd'
-       )
-       SELECT col.tbl, col.attname::text AS name, format_type(col.atttypid, col.atttypmod) AS type, format_type(base.typ, -1) AS base, t.typname::text AS typname,
-              base.typmod >= 0 AS limited, base.domain, col.generated
-         FROM col JOIN base USING (rel, attnum) JOIN pg_type t ON t.oid = base.typ WHERE t.typtype <> 'd' ORDER BY col.tbl, col.attnum`,
-      [names],
-    )
-    yield* session.execute("SET LOCAL search_path TO DEFAULT")
     for (const { tbl, limited, domain, ...column } of columns)
       shapes.get(tbl)?.columns.set(column.name, { ...column, isLimited: limited, isDomain: domain })
     return shapes
