@@ -11,7 +11,8 @@ import { isSchemaMoved, readGaps } from "../libsql/gap.ts"
 import { HAS_ROWS, type InstallOptions, installTables, missingTriggers } from "../libsql/schema.ts"
 import { isStillShared, noteUnenforced, readUnenforced, type Unenforced, unenforcedText } from "../libsql/unenforced.ts"
 import { readUnfit } from "../libsql/unfit.ts"
-import { type Identity, type Link, LinkDown } from "../link/client.ts"
+import { LinkDown } from "../link/answer.ts"
+import type { Identity, Link } from "../link/client.ts"
 import type { Manifest } from "../model/table.ts"
 
 /** How often it is asked whether a program has altered the schema. */

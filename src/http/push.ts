@@ -7,14 +7,15 @@ import * as Semaphore from "effect/Semaphore"
 import { Feed } from "../down/feed.ts"
 import { inflate } from "../link/body.ts"
 import { MAX_PART_BYTES, PushQuery, sliceOf } from "../link/protocol.ts"
-import { Apply } from "../up/apply.ts"
+import { Apply, openBatch } from "../up/apply.ts"
 import { Calls } from "./calls.ts"
 import { answerJson, bodyFault, readBody } from "./link-body.ts"
 import { type Answer, authenticate, identify, parsed, paused, queryOf, refuse } from "./link-caller.ts"
 import type { Uploads } from "./uploads.ts"
 
-/** Pushes that are read or applied at the same time, of all schools; of one school, the rest waits or is sent away. */
+/** Pushes that are there, lie ready or are applied at the same time, of all schools; of one school, the rest waits or is sent away. */
 const MAX_PUSHES = 32
+const MAX_READY = 8
 const MAX_APPLIES = 4
 const MAX_PUSHES_OF_SCHOOL = 4
 
@@ -22,6 +23,7 @@ const MAX_PUSHES_OF_SCHOOL = 4
 export interface PushGates {
   readonly uploads: Uploads
   readonly all: Semaphore.Semaphore
+  readonly ready: Semaphore.Semaphore
   readonly applies: Semaphore.Semaphore
   readonly bySchool: Map<string, { readonly one: Semaphore.Semaphore; count: number }>
 }
@@ -29,8 +31,12 @@ export interface PushGates {
 const notABatch = (detail: string): Answer => refuse(422, "not_a_batch", "Not a batch", detail)
 const busy: Answer = refuse(503, "unavailable", "Too many pushes", "try again in a moment", {}, { "retry-after": "2" })
 
-/** One push of a school at a time: what comes twice waits for the first one's answer. */
-const inTurn = <A, E, R>(gates: PushGates, school: string, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | Answer, R> =>
+/** `use` gets the school's turn, which one push has at a time: what comes twice waits in it for the first one's answer. */
+const ofSchool = <A, E, R>(
+  gates: PushGates,
+  school: string,
+  use: (turn: Semaphore.Semaphore) => Effect.Effect<A, E, R>,
+): Effect.Effect<A, E | Answer, R> =>
   Effect.suspend((): Effect.Effect<A, E | Answer, R> => {
     const gate = gates.bySchool.get(school) ?? { one: Semaphore.makeUnsafe(1), count: 0 }
     if (gate.count >= MAX_PUSHES_OF_SCHOOL) return Effect.fail(busy)
@@ -40,7 +46,7 @@ const inTurn = <A, E, R>(gates: PushGates, school: string, effect: Effect.Effect
       gate.count--
       if (gate.count === 0) gates.bySchool.delete(school)
     })
-    return Effect.ensuring(gate.one.withPermit(effect), leave)
+    return Effect.ensuring(use(gate.one), leave)
   })
 
 const inflateSlice = (query: PushQuery, part: number, bytes: Uint8Array): Effect.Effect<Uint8Array, Answer> =>
@@ -84,40 +90,48 @@ export const push = (request: Request, gates: PushGates) =>
     yield* identify(key, query)
     if (key.paused) return yield* paused
     const bytes = yield* readBody(request, MAX_PART_BYTES)
-    const work = Effect.gen(function* () {
-      const { slices, missing } = yield* collect(gates.uploads, query, bytes)
-      if (missing.length > 0) return Response.json({ missing }, { status: 202 })
-      const drop = query.parts > 1 ? gates.uploads.drop(query) : Effect.void
-      const sum = createHash("sha256")
-      for (const slice of slices) sum.update(slice)
-      if (sum.digest("hex") !== query.hash) {
+    const work = (inTurn: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>) =>
+      Effect.gen(function* () {
+        const { slices, missing } = yield* collect(gates.uploads, query, bytes)
+        if (missing.length > 0) return Response.json({ missing }, { status: 202 })
+        const drop = query.parts > 1 ? gates.uploads.drop(query) : Effect.void
+        const sum = createHash("sha256")
+        for (const slice of slices) sum.update(slice)
+        if (sum.digest("hex") !== query.hash) {
+          yield* drop
+          return yield* notABatch("its SHA-256 is not the one announced; it was forgotten, send it again")
+        }
+        const text = new TextDecoder().decode(Buffer.concat(slices))
+        const now = yield* Clock.currentTimeMillis
+        const batch = { school: key.school, incarnation: query.incarnation, number: query.batch, hash: query.hash, text, now }
+        const applying = Effect.flatMap(openBatch(batch), (opened) => inTurn(gates.applies.withPermit(apply.opened(opened))))
+        // Once it is whole it is carried through: a school that hangs up meanwhile finds the answer in the ledger.
+        const verdicts = yield* Effect.uninterruptible(gates.ready.withPermit(applying)).pipe(
+          Effect.catchTags({
+            BatchGap: (error) =>
+              Effect.fail(refuse(409, "batch_gap", "A batch is missing", `batch ${error.expected} comes first`, { expected: error.expected })),
+            BatchDiffers: (error) => Effect.fail(refuse(409, "batch_differs", "Another batch of this number is in the ledger", error.message)),
+            NotABatch: (error) => Effect.andThen(drop, notABatch(error.message)),
+          }),
+        )
         yield* drop
-        return yield* notABatch("its SHA-256 is not the one announced; it was forgotten, send it again")
-      }
-      const text = new TextDecoder().decode(Buffer.concat(slices))
-      const now = yield* Clock.currentTimeMillis
-      const batch = { school: key.school, incarnation: query.incarnation, number: query.batch, hash: query.hash, text, now }
-      // Once it is whole it is carried through: a school that hangs up meanwhile finds the answer in the ledger.
-      const verdicts = yield* Effect.uninterruptible(gates.applies.withPermit(apply.batch(batch))).pipe(
-        Effect.catchTags({
-          BatchGap: (error) =>
-            Effect.fail(refuse(409, "batch_gap", "A batch is missing", `batch ${error.expected} comes first`, { expected: error.expected })),
-          BatchDiffers: (error) => Effect.fail(refuse(409, "batch_differs", "Another batch of this number is in the ledger", error.message)),
-          NotABatch: (error) => Effect.andThen(drop, notABatch(error.message)),
-        }),
-      )
-      yield* drop
-      yield* feed.reader.seen(query.incarnation, { batch: query.batch })
-      return answerJson(verdicts)
-    })
-    const taken = yield* gates.all.withPermitsIfAvailable(1)(calls.during(key.school)(inTurn(gates, key.school, work)))
+        yield* feed.reader.seen(query.incarnation, { batch: query.batch })
+        return answerJson(verdicts)
+      })
+    const taken = yield* gates.all.withPermitsIfAvailable(1)(
+      calls.during(key.school)(
+        // A batch in one piece is read while the one before it is written; parts are files, which one request at a time looks after.
+        ofSchool(gates, key.school, (turn) => (query.parts === 1 ? work(turn.withPermit) : turn.withPermit(work((effect) => effect)))),
+      ),
+    )
     return Option.isSome(taken) ? taken.value : yield* busy
   })
 
 export const openGates = (uploads: Uploads): Effect.Effect<PushGates> =>
-  Effect.map(Effect.all([Semaphore.make(MAX_PUSHES), Semaphore.make(MAX_APPLIES)]), ([all, applies]) => ({
+  Effect.map(Effect.all([Semaphore.make(MAX_PUSHES), Semaphore.make(MAX_READY), Semaphore.make(MAX_APPLIES)]), ([all, ready, applies]) => ({
     uploads,
     all,
+    ready,
     applies,
     bySchool: new Map(),
   }))

@@ -7,21 +7,18 @@
  *     page of open writes ─> current rows and next old values ─> history ─> changes ─> bytes, hash ─> schoolbus_batch
  *     run of plain ones (lines.ts, gather.ts) ─────────────────────────────────────────────┘
  */
-import { Buffer } from "node:buffer"
-import { createHash } from "node:crypto"
 import * as Effect from "effect/Effect"
-import { type BatchHeader, encodeBatch, encodeChange } from "../model/batch.ts"
+import { encodeChange } from "../model/batch.ts"
 import type { Change } from "../model/change.ts"
 import { isThrough, type Manifest, type Table } from "../model/table.ts"
 import { type Cell, isRefused, type Refused, type Wire } from "../model/value.ts"
 import { bondedCuts, bondsOf } from "./bond.ts"
 import { readWire, sameRaw } from "./cells.ts"
-import { OPEN } from "./changes.ts"
-import { contactsOf } from "./contact.ts"
 import type { LibsqlError, Tx } from "./client.ts"
 import { isCleanText, type Lines } from "./gather.ts"
 import { type Captured, type Outcome, resolve, safeCuts, type Values } from "./history.ts"
 import { linesSql, MAX_PLAIN_COLUMNS } from "./lines.ts"
+import { settleOps, storeBatch, type StoredBatch, useUp } from "./store-batch.ts"
 import { type Page, readBeyond, readPage, readSources, type Source } from "./open-writes.ts"
 
 /** A batch ends at the first of both: the write lock is then held well under 200 ms. */
@@ -33,7 +30,7 @@ const FIRST_PAGE = 128
 const PAGE_GROWTH = 8
 
 /** Captured writes looked at in one call, also when they turn out to have changed nothing. */
-const MAX_LOOKED_AT = 3_000
+export const MAX_LOOKED_AT = 3_000
 
 /** A run of fewer plain writes is not worth its query; after this many such runs the rest of a batch is read page by page. */
 const LEAST_PLAIN = 16
@@ -51,6 +48,7 @@ export interface Frozen {
   /** 0 or 1. */
   readonly batches: number
   readonly changes: number
+  readonly batch?: StoredBatch
   /** More is open: call again. */
   readonly isMore: boolean
 }
@@ -164,7 +162,7 @@ const take = (
 }
 
 /** The run of plain writes that the open writes begin with after `after`; null: none. */
-const takePlain = (
+export const takePlain = (
   tx: Tx,
   tables: ReadonlyMap<string, Table>,
   sources: Map<number, Source>,
@@ -185,65 +183,6 @@ const takePlain = (
     return found.count > 0 && isCleanText(found.bytes) ? found : null
   })
 
-/** `changes` says afterwards what really happened: REPLACE's updates and deletes as such, and nothing of what changed nothing. */
-const settleOps = (tx: Tx, width: number, taken: Pick<Taken, "deletes" | "updates" | "dropped">): Effect.Effect<void, LibsqlError> =>
-  Effect.gen(function* () {
-    if (taken.deletes.length > 0)
-      yield* tx.run("UPDATE changes SET op = 'D' WHERE id IN (SELECT value FROM json_each(?))", [JSON.stringify(taken.deletes)])
-    if (taken.updates.length > 0) {
-      const columns = Array.from({ length: width }, (_, i) => `v${i}`).join(", ")
-      yield* tx.run(
-        `UPDATE changes SET op = 'U', (${columns}) = (SELECT ${columns.replaceAll("v", "n.v")} FROM changes n WHERE n.id = j.value ->> 1)
-           FROM json_each(?) j WHERE changes.id = j.value ->> 0`,
-        [JSON.stringify(taken.updates)],
-      )
-    }
-    if (taken.dropped.length > 0) yield* tx.run("DELETE FROM changes WHERE id IN (SELECT value FROM json_each(?))", [JSON.stringify(taken.dropped)])
-  })
-
-/** Writes the batch; its number follows the last one of this incarnation. */
-const store = (
-  tx: Tx,
-  manifest: Manifest,
-  now: number,
-  changes: number,
-  lines: ReadonlyArray<Uint8Array>,
-  firstId: number,
-  lastId: number,
-): Effect.Effect<void, LibsqlError> =>
-  Effect.gen(function* () {
-    const [state] = yield* tx.all<{ incarnation: string; last_batch: number }>("SELECT incarnation, last_batch FROM schoolbus_state")
-    if (state === undefined) return yield* Effect.die(new Error("schoolbus_state has no row: the file has no incarnation yet"))
-    const header: BatchHeader = {
-      incarnation: state.incarnation,
-      number: state.last_batch + 1,
-      manifest: manifest.version,
-      contacts: yield* contactsOf(tx, firstId, lastId),
-      changes,
-    }
-    const bytes = Buffer.concat([utf8.encode(encodeBatch(header, [])), ...lines])
-    const hash = createHash("sha256").update(bytes).digest("hex")
-    yield* tx.run("INSERT INTO schoolbus_batch (number, hash, bytes, changes, frozen_at) VALUES (?, ?, ?, ?, ?)", [
-      header.number,
-      hash,
-      bytes,
-      changes,
-      now,
-    ])
-    yield* tx.run(`UPDATE changes SET batch = ? WHERE ${OPEN} AND id <= ?`, [header.number, lastId])
-    yield* tx.run("UPDATE schoolbus_state SET last_batch = ?, frozen_to = ?", [header.number, lastId])
-  })
-
-/** A statement that ends with OR FAIL leaves its rows but not their numbers behind in SQLite's sequence: no number is given out twice. */
-const useUp = (tx: Tx, lastId: number): Effect.Effect<void, LibsqlError> =>
-  Effect.gen(function* () {
-    yield* tx.run("UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'changes' AND seq < ?1", [lastId])
-    yield* tx.run(
-      "INSERT INTO sqlite_sequence (name, seq) SELECT 'changes', ?1 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'changes')",
-      [lastId],
-    )
-  })
-
 /** The manifest's tables that stand in the file. */
 const readNumbered = (tx: Tx, tables: ReadonlyMap<string, Table>) =>
   Effect.map(
@@ -257,6 +196,13 @@ const readNumbered = (tx: Tx, tables: ReadonlyMap<string, Table>) =>
       }),
   )
 
+/** Rows that travel with the link that places them, and the tables of both. */
+export const readBonds = (tx: Tx, manifest: Manifest, tables: ReadonlyMap<string, Table>) =>
+  Effect.gen(function* () {
+    const bonds = manifest.tables.some(({ audience }) => isThrough(audience)) ? bondsOf(yield* readNumbered(tx, tables)) : []
+    return { bonds, bonded: new Set(bonds.flatMap(({ row, link }) => [row.tbl, link.tbl])) }
+  })
+
 /** Freezes the oldest open writes into one batch. */
 export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeOptions = {}): Effect.Effect<Frozen, LibsqlError> =>
   Effect.gen(function* () {
@@ -267,8 +213,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
       `SELECT count(*) AS width, (SELECT frozen_to FROM schoolbus_state) AS frozenTo FROM pragma_table_info('changes') WHERE name GLOB 'v[0-9]*'`,
     )
     const width = info?.width ?? 0
-    const bonds = manifest.tables.some(({ audience }) => isThrough(audience)) ? bondsOf(yield* readNumbered(tx, tables)) : []
-    const bonded = new Set(bonds.flatMap(({ row, link }) => [row.tbl, link.tbl]))
+    const { bonds, bonded } = yield* readBonds(tx, manifest, tables)
     const lines: Array<Uint8Array> = []
     let changes = 0
     let bytes = 0
@@ -328,8 +273,8 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
     }
     if (lookedAt > 0) yield* useUp(tx, lastId)
     if (changes === 0) return { batches: 0, changes: 0, isMore }
-    yield* store(tx, manifest, now, changes, lines, firstId, lastId)
-    return { batches: 1, changes, isMore }
+    const { batch } = yield* storeBatch(tx, { manifest, now, changes, lines, firstId, lastId })
+    return { batches: 1, changes, batch, isMore }
   })
 
 /** Freezes all that is open, in as many batches as it takes. */

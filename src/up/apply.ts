@@ -47,9 +47,31 @@ export interface BatchInput {
   readonly now: number
 }
 
+/** A batch that was read, so that it lies ready. */
+export interface OpenBatch {
+  readonly input: BatchInput
+  readonly decoded: DecodedBatch
+}
+
+/** Bytes -> changes. */
+export const openBatch = (input: BatchInput): Effect.Effect<OpenBatch, NotABatch> => {
+  const decoded = decodeBatch(input.text)
+  if ("refused" in decoded) return Effect.fail(new NotABatch({ message: decoded.refused }))
+  const { header } = decoded.ok
+  return header.incarnation === input.incarnation && header.number === input.number
+    ? Effect.succeed({ input, decoded: decoded.ok })
+    : Effect.fail(
+        new NotABatch({
+          message: `the bytes are batch ${header.number} of ${header.incarnation}, the request says batch ${input.number} of ${input.incarnation}`,
+        }),
+      )
+}
+
+type Answered = Effect.Effect<Verdicts, BatchGap | BatchDiffers | NotABatch | PostgresError>
+
 export class Apply extends Context.Service<
   Apply,
-  { readonly batch: (input: BatchInput) => Effect.Effect<Verdicts, BatchGap | BatchDiffers | NotABatch | PostgresError> }
+  { readonly batch: (input: BatchInput) => Answered; readonly opened: (batch: OpenBatch) => Answered }
 >()("schoolbus/up/Apply") {
   static readonly layer: Layer.Layer<Apply, never, Postgres | Tables> = Layer.effect(
     Apply,
@@ -57,20 +79,13 @@ export class Apply extends Context.Service<
       const pg = yield* Postgres
       const tables = yield* Tables
 
-      const batch = Effect.fn("Apply.batch")(function* (input: BatchInput) {
-        const decoded = decodeBatch(input.text)
-        if ("refused" in decoded) return yield* new NotABatch({ message: decoded.refused })
-        const { header } = decoded.ok
-        if (header.incarnation !== input.incarnation || header.number !== input.number) {
-          return yield* new NotABatch({
-            message: `the bytes are batch ${header.number} of ${header.incarnation}, the request says batch ${input.number} of ${input.incarnation}`,
-          })
-        }
+      const opened = Effect.fn("Apply.batch")(function* ({ input, decoded }: OpenBatch) {
+        const { header } = decoded
         const { had, times } = tables
         const isOlder = header.manifest < (tables.version === undefined ? 0 : yield* tables.version)
         const ground = { school: input.school, tables: yield* tables.all, had, ...(times && { times }), manifest: header.manifest, isOlder }
         return yield* pg
-          .tx((session) => applyBatch(session, input, decoded.ok, ground))
+          .tx((session) => applyBatch(session, input, decoded, ground))
           .pipe(
             Effect.retry({
               while: (error) => error._tag === "PostgresError" && /^(40001|40P01|55P03|0A000|42P01|42703|42804)$/.test(error.sqlstate),
@@ -79,7 +94,7 @@ export class Apply extends Context.Service<
             }),
           )
       })
-      return Apply.of({ batch })
+      return Apply.of({ opened, batch: (input) => Effect.flatMap(openBatch(input), opened) })
     }),
   )
 }

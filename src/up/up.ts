@@ -4,31 +4,23 @@
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Semaphore from "effect/Semaphore"
 import type { LibsqlError, LibsqlFile } from "../libsql/client.ts"
-import { BATCH_CHANGES, freeze } from "../libsql/freeze.ts"
-import { type Identity, type Link, type LinkError, LinkRefused } from "../link/client.ts"
-import type { Manifest } from "../model/table.ts"
+import { BATCH_CHANGES } from "../libsql/freeze.ts"
+import type { StoredBatch } from "../libsql/store-batch.ts"
+import { type LinkError, LinkRefused } from "../link/answer.ts"
+import type { Identity, Link } from "../link/client.ts"
+import type { PackedBatch } from "../link/parts.ts"
+import type { Verdicts } from "../model/change.ts"
 import { sendAgainFrom } from "./again.ts"
+import { type Freezing, makeFreezing } from "./freezing.ts"
 
-const manifestOf = (text: string | null): Manifest | null => (text === null ? null : (JSON.parse(text) as Manifest))
-
-/** Freezes everything that is open, batch by batch, each in its own short transaction. */
-const freezeAll = (file: LibsqlFile, maxChanges: number, onFrozen: () => void): Effect.Effect<void, LibsqlError> =>
-  Effect.gen(function* () {
-    for (;;) {
-      const now = yield* Clock.currentTimeMillis
-      const frozen = yield* file.write((tx) =>
-        Effect.gen(function* () {
-          const [state] = yield* tx.all<{ manifest: string | null }>("SELECT manifest FROM schoolbus_state")
-          const manifest = manifestOf(state?.manifest ?? null)
-          return manifest === null ? { changes: 0, isMore: false } : yield* freeze(tx, manifest, now, { maxChanges })
-        }),
-      )
-      onFrozen()
-      if (!frozen.isMore) return
-    }
-  })
+/** Batches on their way at a time: the next one lies at the hub when it has written the one before. */
+const IN_FLIGHT = 2
+/** A batch that took longer shows a line on which the next one would only stand in its way. */
+const QUICK_MS = 1_000
 
 /** Head office was put back to a state so old that the way from there is not kept here any more. */
 const lost = (expected: number): LinkRefused =>
@@ -58,13 +50,6 @@ const countTables = (bytes: Uint8Array, into: Record<string, number>): void => {
   }
 }
 
-/** What is known of the freezing under way. */
-interface Freezing {
-  batches: number
-  isOver: boolean
-  wake: () => void
-}
-
 /**
  * Sends every batch that has no answer yet, while further ones are frozen; the number of changes sent and of conflicts decided.
  * `onMore` runs when there turns out to be more than one.
@@ -77,20 +62,11 @@ export const pushAll = (
   onMore: Effect.Effect<unknown> = Effect.void,
 ): Effect.Effect<Pushed, LibsqlError | LinkError> =>
   Effect.gen(function* () {
-    const freezing: Freezing = { batches: 0, isOver: false, wake: () => undefined }
-    const freezeRest = Effect.andThen(
-      freezeAll(file, maxChanges, () => {
-        freezing.batches++
-        freezing.wake()
-      }),
-      Effect.sync(() => {
-        freezing.isOver = true
-        freezing.wake()
-      }),
-    )
+    const freezing = makeFreezing(file, maxChanges)
     const answers = yield* makeAnswers(file)
+    const sending = Effect.ensuring(sendAll(file, link, identity, freezing, answers, onMore), Effect.sync(freezing.end))
     // Also when the line breaks everything is frozen: what is captured later never joins it.
-    const [sent] = yield* Effect.all([Effect.exit(sendAll(file, link, identity, freezing, answers, onMore)), freezeRest], { concurrency: 2 })
+    const [sent] = yield* Effect.all([Effect.exit(sending), freezing.run], { concurrency: 2 })
     yield* answers.write
     return yield* sent
   })
@@ -131,23 +107,33 @@ const makeAnswers = (file: LibsqlFile) =>
     }
   })
 
-interface Unanswered {
-  readonly number: number
-  readonly hash: string
-  readonly bytes: Uint8Array
-  readonly changes: number
-}
-
-const readUnanswered = (file: LibsqlFile, after: number): Effect.Effect<Unanswered | undefined, LibsqlError> =>
+const readUnanswered = (file: LibsqlFile, after: number): Effect.Effect<StoredBatch | undefined, LibsqlError> =>
   Effect.map(
     file.read((tx) =>
-      tx.all<Unanswered>(
+      tx.all<StoredBatch>(
         "SELECT number, hash, bytes, changes FROM schoolbus_batch WHERE answered_at IS NULL AND settled_at IS NULL AND number > ? ORDER BY number LIMIT 1",
         [after],
       ),
     ),
     ([batch]) => batch,
   )
+
+type Ready = StoredBatch & PackedBatch
+
+/** A batch on its way. */
+interface Flying {
+  readonly batch: Ready
+  /** Sent before the answer to the one before it: that it came too early says nothing. */
+  readonly isAhead: boolean
+  readonly began: number
+  readonly fiber: Fiber.Fiber<Exit.Exit<Verdicts, LinkError>>
+}
+
+/** The number that the hub expects instead; null: its answer is no gap. */
+const gapOf = (exit: Exit.Exit<Verdicts, LinkError>, number: number): number | null => {
+  const error = Exit.isFailure(exit) ? exit.cause.reasons.find((reason) => reason._tag === "Fail")?.error : undefined
+  return error?._tag === "LinkRefused" && error.code === "batch_gap" && error.expected !== null && error.expected < number ? error.expected : null
+}
 
 const sendAll = (
   file: LibsqlFile,
@@ -161,56 +147,76 @@ const sendAll = (
     let changes = 0
     let conflicts = 0
     const tables: Record<string, number> = {}
+    const flying: Array<Flying> = []
+    /** The last one that was sent. */
     let last = 0
-    let ahead: Unanswered | undefined
+    let isQuick = false
+    let isFirst = true
+    let ready: Ready | undefined
+    const packNext = Effect.gen(function* () {
+      const batch = freezing.take(last + 1) ?? (yield* readUnanswered(file, last))
+      return batch === undefined ? undefined : yield* link.pack(batch)
+    })
+    const send = (batch: Ready) =>
+      Effect.gen(function* () {
+        if (!isFirst) yield* onMore
+        isFirst = false
+        const isAhead = flying.length > 0
+        const began = performance.now()
+        flying.push({ batch, isAhead, began, fiber: yield* Effect.forkChild(Effect.exit(link.push(identity, batch))) })
+        last = batch.number
+        ready = undefined
+      })
+    /** Those behind one that has to go again would come too early. */
+    const callBack = (to: number) =>
+      Effect.gen(function* () {
+        yield* Fiber.interruptAll(flying.splice(0).map(({ fiber }) => fiber))
+        last = to
+        ready = undefined
+        isQuick = false
+      })
     for (;;) {
-      const { batches, isOver } = freezing
-      const batch: Unanswered | undefined = ahead ?? (yield* readUnanswered(file, last))
-      ahead = undefined
-      if (batch === undefined && isOver) return { changes, conflicts, tables }
-      if (batch === undefined) {
-        yield* Effect.callback<void>((resume) => {
-          freezing.wake = () => {
-            if (freezing.batches !== batches || freezing.isOver) resume(Effect.void)
-          }
-          freezing.wake()
-        })
+      const seen = freezing.count()
+      const isIdle = freezing.isIdle()
+      ready ??= yield* packNext
+      const isRoom = flying.length === 0 || (isQuick && flying.length < IN_FLIGHT && (ready?.parts ?? 1) === 1)
+      if (ready !== undefined && isRoom) {
+        yield* send(ready)
         continue
       }
-      if (changes > 0) yield* onMore
-      // The next one lies ready when this one is answered.
-      const [verdicts, next] = yield* Effect.all(
-        [
-          link.push(identity, batch).pipe(
-            Effect.map((answer) => ({ answer, expected: null as number | null })),
-            Effect.catchTag("LinkRefused", (error) =>
-              error.code === "batch_gap" && error.expected !== null && error.expected < batch.number
-                ? Effect.succeed({ answer: null, expected: error.expected })
-                : Effect.fail(error),
-            ),
-          ),
-          readUnanswered(file, batch.number),
-        ],
-        { concurrency: 2 },
-      )
-      if (verdicts.answer === null) {
+      const [oldest] = flying
+      if (oldest === undefined) {
+        if (isIdle) return { changes, conflicts, tables }
+        yield* freezing.more(seen)
+        continue
+      }
+      const answered = Fiber.join(oldest.fiber)
+      const exit = ready === undefined && !isIdle ? yield* Effect.race(answered, Effect.as(freezing.more(seen), null)) : yield* answered
+      if (exit === null) continue
+      flying.shift()
+      const { batch, isAhead, began } = oldest
+      const expected = gapOf(exit, batch.number)
+      if (expected !== null && isAhead) {
+        yield* callBack(batch.number - 1)
+        continue
+      }
+      if (expected !== null) {
         // The hub's ledger ends earlier than ours: what it has lost is sent again from the kept bytes.
-        const expected = verdicts.expected ?? batch.number
         const [kept] = yield* file.read((tx) =>
           tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_batch WHERE number = ?) AS n", [expected]),
         )
         if (kept?.n !== 1) return yield* lost(expected)
         yield* answers.write
         yield* sendAgainFrom(file, expected)
-        last = expected - 1
+        yield* callBack(expected - 1)
         continue
       }
-      last = batch.number
-      ahead = next
+      const { exceptions } = yield* exit
+      isQuick = performance.now() - began < QUICK_MS
       changes += batch.changes
       countTables(batch.bytes, tables)
-      const { exceptions } = verdicts.answer
       conflicts += exceptions.filter((exception) => exception.verdict === "conflict").length
       yield* answers.add({ number: batch.number, at: yield* Clock.currentTimeMillis, exceptions: JSON.stringify(exceptions) })
+      freezing.again()
     }
   })

@@ -1,7 +1,9 @@
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { afterEach, expect, it } from "vitest"
-import { type Link, LinkDown, LinkRefused, type OutgoingBatch } from "../../src/link/client.ts"
+import { LinkDown, LinkRefused } from "../../src/link/answer.ts"
+import type { Link } from "../../src/link/client.ts"
+import type { OutgoingBatch } from "../../src/link/parts.ts"
 import type { Exception, Verdicts } from "../../src/model/change.ts"
 import { sendAgainFrom } from "../../src/up/again.ts"
 import { KEEP_BYTES, KEEP_DAYS, trim } from "../../src/up/trim.ts"
@@ -40,7 +42,8 @@ const hubOf = (exceptions: ReadonlyArray<Exception> = []) => {
         ? Effect.fail(new LinkDown({ message: "answer lost" }))
         : Effect.succeed({ batch: batch.number, hash: batch.hash, changes: 1, exceptions })
     })
-  const hub = { ledger, sent, isDown: false, losesAnswers: false, link: { push } as unknown as Link }
+  const pack = (batch: OutgoingBatch) => Effect.succeed({ ...batch, pressed: batch.bytes, parts: 1 })
+  const hub = { ledger, sent, isDown: false, losesAnswers: false, link: { push, pack } as unknown as Link }
   return hub
 }
 const insert = (school: SchoolFile, id: string) => school.program("INSERT INTO pupils (id, school_id, name) VALUES (?, 's1', 'n')", [id])

@@ -1,0 +1,92 @@
+/** A batch as it enters the file, and what `changes` says of its writes afterwards. In the caller's transaction. */
+import { Buffer } from "node:buffer"
+import { createHash } from "node:crypto"
+import * as Effect from "effect/Effect"
+import { type BatchHeader, encodeBatch } from "../model/batch.ts"
+import type { Manifest } from "../model/table.ts"
+import { OPEN } from "./changes.ts"
+import type { LibsqlError, Tx } from "./client.ts"
+import { contactsOf } from "./contact.ts"
+
+const utf8 = new TextEncoder()
+
+export interface StoredBatch {
+  readonly number: number
+  /** SHA-256 of the bytes, hex. */
+  readonly hash: string
+  readonly bytes: Uint8Array
+  readonly changes: number
+}
+
+interface NewBatch {
+  readonly manifest: Manifest
+  readonly now: number
+  readonly changes: number
+  readonly lines: ReadonlyArray<Uint8Array>
+  /** Of the captured writes in it. */
+  readonly firstId: number
+  readonly lastId: number
+}
+
+interface Settled {
+  /** Rows that stand as R or U and were deletes. */
+  readonly deletes: ReadonlyArray<number>
+  /** Inserts that were updates, with the R that holds their old values. */
+  readonly updates: ReadonlyArray<readonly [id: number, note: number]>
+  readonly dropped: ReadonlyArray<number>
+}
+
+/** `changes` says afterwards what really happened: REPLACE's updates and deletes as such, and nothing of what changed nothing. */
+export const settleOps = (tx: Tx, width: number, taken: Settled): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    if (taken.deletes.length > 0)
+      yield* tx.run("UPDATE changes SET op = 'D' WHERE id IN (SELECT value FROM json_each(?))", [JSON.stringify(taken.deletes)])
+    if (taken.updates.length > 0) {
+      const columns = Array.from({ length: width }, (_, i) => `v${i}`).join(", ")
+      yield* tx.run(
+        `UPDATE changes SET op = 'U', (${columns}) = (SELECT ${columns.replaceAll("v", "n.v")} FROM changes n WHERE n.id = j.value ->> 1)
+           FROM json_each(?) j WHERE changes.id = j.value ->> 0`,
+        [JSON.stringify(taken.updates)],
+      )
+    }
+    if (taken.dropped.length > 0) yield* tx.run("DELETE FROM changes WHERE id IN (SELECT value FROM json_each(?))", [JSON.stringify(taken.dropped)])
+  })
+
+/** Writes the batch; its number follows the last one of this incarnation. `marked`: writes that it carries. */
+export const storeBatch = (
+  tx: Tx,
+  { manifest, now, changes, lines, firstId, lastId }: NewBatch,
+): Effect.Effect<{ readonly batch: StoredBatch; readonly marked: number }, LibsqlError> =>
+  Effect.gen(function* () {
+    const [state] = yield* tx.all<{ incarnation: string; last_batch: number }>("SELECT incarnation, last_batch FROM schoolbus_state")
+    if (state === undefined) return yield* Effect.die(new Error("schoolbus_state has no row: the file has no incarnation yet"))
+    const header: BatchHeader = {
+      incarnation: state.incarnation,
+      number: state.last_batch + 1,
+      manifest: manifest.version,
+      contacts: yield* contactsOf(tx, firstId, lastId),
+      changes,
+    }
+    const bytes = Buffer.concat([utf8.encode(encodeBatch(header, [])), ...lines])
+    const hash = createHash("sha256").update(bytes).digest("hex")
+    yield* tx.run("INSERT INTO schoolbus_batch (number, hash, bytes, changes, frozen_at) VALUES (?, ?, ?, ?, ?)", [
+      header.number,
+      hash,
+      bytes,
+      changes,
+      now,
+    ])
+    const marked = yield* tx.run(`UPDATE changes SET batch = ? WHERE ${OPEN} AND id <= ?`, [header.number, lastId])
+    yield* tx.run("UPDATE schoolbus_state SET last_batch = ?, frozen_to = ?", [header.number, lastId])
+    return { batch: { number: header.number, hash, bytes, changes }, marked }
+  })
+
+/** A statement that ends with OR FAIL leaves its rows but not their numbers behind in SQLite's sequence: no number is given out twice. */
+export const useUp = (tx: Tx, lastId: number): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    yield* tx.run("UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'changes' AND seq < ?1", [lastId])
+    yield* tx.run(
+      "INSERT INTO sqlite_sequence (name, seq) SELECT 'changes', ?1 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'changes')",
+      [lastId],
+    )
+  })
