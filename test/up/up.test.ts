@@ -29,21 +29,31 @@ const hubOf = (exceptions: ReadonlyArray<Exception> = []) => {
   const ledger: Array<string> = []
   const sent: Array<number> = []
   const push = (_: unknown, batch: OutgoingBatch): Effect.Effect<Verdicts, LinkDown | LinkRefused> =>
-    Effect.suspend((): Effect.Effect<Verdicts, LinkDown | LinkRefused> => {
-      sent.push(batch.number)
-      if (hub.isDown) return Effect.fail(new LinkDown({ message: "down" }))
-      const known = ledger[batch.number - 1]
-      if (known === undefined && batch.number > ledger.length + 1) {
-        return Effect.fail(new LinkRefused({ status: 409, code: "batch_gap", message: "gap", expected: ledger.length + 1 }))
-      }
-      expect(known ?? batch.hash).toBe(batch.hash)
-      ledger[batch.number - 1] = batch.hash
-      return hub.losesAnswers
-        ? Effect.fail(new LinkDown({ message: "answer lost" }))
-        : Effect.succeed({ batch: batch.number, hash: batch.hash, changes: 1, exceptions })
-    })
+    Effect.andThen(
+      hub.way(batch.number),
+      Effect.suspend((): Effect.Effect<Verdicts, LinkDown | LinkRefused> => {
+        sent.push(batch.number)
+        if (hub.isDown) return Effect.fail(new LinkDown({ message: "down" }))
+        const known = ledger[batch.number - 1]
+        if (known === undefined && batch.number > ledger.length + 1) {
+          return Effect.fail(new LinkRefused({ status: 409, code: "batch_gap", message: "gap", expected: ledger.length + 1 }))
+        }
+        expect(known ?? batch.hash).toBe(batch.hash)
+        ledger[batch.number - 1] = batch.hash
+        return hub.losesAnswers
+          ? Effect.fail(new LinkDown({ message: "answer lost" }))
+          : Effect.succeed({ batch: batch.number, hash: batch.hash, changes: 1, exceptions })
+      }),
+    )
   const pack = (batch: OutgoingBatch) => Effect.succeed({ ...batch, pressed: batch.bytes, parts: 1 })
-  const hub = { ledger, sent, isDown: false, losesAnswers: false, link: { push, pack } as unknown as Link }
+  const hub = {
+    ledger,
+    sent,
+    isDown: false,
+    losesAnswers: false,
+    way: (_: number): Effect.Effect<unknown> => Effect.void,
+    link: { push, pack } as unknown as Link,
+  }
   return hub
 }
 const insert = (school: SchoolFile, id: string) => school.program("INSERT INTO pupils (id, school_id, name) VALUES (?, 's1', 'n')", [id])
@@ -132,6 +142,36 @@ it("a batch does not wait until the answer before it is written; that there is m
   insert(school, "d")
   await Effect.runPromise(pushAll(school.file, hub.link, who, 1, onMore))
   expect(more).toBe(2)
+})
+
+it("the next batch is on its way before the answer; one that overtook the one before it goes again, and nothing is taken for lost", async () => {
+  const school = await newSchool()
+  const hub = hubOf()
+  for (const id of ["a", "b", "c", "d"]) {
+    insert(school, id)
+    await school.freeze()
+  }
+  hub.way = (number) => (number === 2 ? Effect.promise(() => until("the third batch to overtake", () => hub.sent.includes(3))) : Effect.void)
+  await push(school, hub)
+  expect([hub.sent.slice(0, 3), answered(school), hub.ledger.length]).toEqual([[1, 3, 2], [1, 2, 3, 4], 4])
+  expect(hub.sent.filter((number) => number <= 2)).toEqual([1, 2])
+})
+
+it("what programs write while batches go up follows without a new beginning", async () => {
+  const school = await newSchool()
+  const hub = hubOf()
+  const insertMany = (batch: string) =>
+    school.program(
+      `WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 600) INSERT INTO pupils SELECT ? || i, 's1', 'n' FROM n`,
+      [batch],
+    )
+  insertMany("a")
+  hub.way = (number) => Effect.sync(() => number === 1 && insertMany("b"))
+  expect(await push(school, hub)).toMatchObject({ success: { changes: 1200 } })
+  expect([hub.sent, answered(school)]).toEqual([
+    [1, 2],
+    [1, 2],
+  ])
 })
 
 it("a hub that was put back gets what it has lost from the kept bytes", async () => {
