@@ -81,14 +81,17 @@ const makeLines = (onLine: (text: string) => void) => {
     line.bytes += text.length
     line.last = seq
   }
-  /** A whole line of rows that are joined already. */
-  const addLine = (cls: number, table: TableNames, { rows, last, n }: Chunk): void => {
+  /** Whole lines of rows that are joined already, one for each table, of all that lies between two seqs: only the last one reaches the end. */
+  const addLines = (cls: number, after: number, upTo: number, chunks: ReadonlyArray<readonly [table: TableNames, chunk: Chunk]>): void => {
     flush()
-    lastOf.set(cls, last)
-    onLine(sealLine(`["rows",${cls},${last},${JSON.stringify(table.name)},${table.columns},[${rows}],${n}]`))
+    chunks.forEach(([{ name, columns }, { rows, n }], i) => {
+      const last = i < chunks.length - 1 ? after : upTo
+      lastOf.set(cls, last)
+      onLine(sealLine(`["rows",${cls},${last},${JSON.stringify(name)},${columns},[${rows}],${n}]`))
+    })
   }
   /** `lastOf`: by class, the seq up to which the lines reach. */
-  return { add, addLine, flush, lastOf: lastOf as ReadonlyMap<number, number> }
+  return { add, addLines, flush, lastOf: lastOf as ReadonlyMap<number, number> }
 }
 
 /** Where a page begins, of one snapshot. Names too: a table may be taking another shape at this moment. */
@@ -128,11 +131,15 @@ const ROWS = `SELECT group_concat(row, '${ROW_END}') AS rows, json_group_array(s
   FROM (${entriesOf(`, ${ROW}`, "?1")} UNION ALL ${entriesOf(`, ${ROW}`, "?2")} ORDER BY seq, isRow LIMIT ?5)`
 /** The seq after so many entries: one more row begins with it, or it is the second entry of the last one. */
 const END = `SELECT seq FROM (${entriesOf("", "?1")} UNION ALL ${entriesOf("", "?2")} ORDER BY seq) LIMIT 1 OFFSET ?5`
+const BEFORE_END = ["?1", "?2"]
+  .map((audience) => entriesOf(`, ${ROW}`, audience, " AND seq < (SELECT coalesce(seq, 9223372036854775807) FROM b)"))
+  .join(" UNION ALL ")
+const chunkOf = (rows: string, from: string): string => `WITH b AS MATERIALIZED (SELECT (${END}) AS seq)
+  SELECT ${rows} AS rows, count(*) AS n, max(seq) AS last, min(tbl) AS tbl, max(tbl) AS tblToo, (SELECT seq FROM b) AS next FROM ${from}`
 /** The rows before it, joined as they stand in a line. */
-const CHUNK = `WITH b AS MATERIALIZED (SELECT (${END}) AS seq)
-  SELECT group_concat(row, ',') AS rows, count(*) AS n, max(seq) AS last, min(tbl) AS tbl, max(tbl) AS tblToo, (SELECT seq FROM b) AS next
-  FROM (${["?1", "?2"].map((audience) => entriesOf(`, ${ROW}`, audience, " AND seq < (SELECT coalesce(seq, 9223372036854775807) FROM b)")).join(" UNION ALL ")}
-    ORDER BY seq, isRow)`
+const CHUNK = chunkOf("group_concat(row, ',')", `(${BEFORE_END} ORDER BY seq, isRow)`)
+/** The same of each table, for tables whose rows lie among each other: one by one they would make lines of a row each. */
+const CHUNKS = chunkOf("group_concat(row, ',' ORDER BY seq, isRow)", `(${BEFORE_END}) GROUP BY tbl`)
 
 interface Chunk {
   readonly rows: string | null
@@ -205,7 +212,7 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
           lines.push(text)
           if (isStarted) listener?.line(text)
         }
-        const { add, addLine, flush, lastOf } = makeLines(push)
+        const { add, addLines, flush, lastOf } = makeLines(push)
         /** From here on the page may go out: what is left of the cut, itself included, is known. */
         const begin = (left: Left): Header => {
           header = {
@@ -240,10 +247,11 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
             : `[${(yield* tx.all<{ place: string }>(WAITING, [EVERY_SCHOOL, own, places])).map(({ place }) => place).join(",")}]`
         const waiting = JSON.parse(found) as ReadonlyArray<readonly [cls: number, place: number]>
         const limit = (): number => (count === 0 ? FIRST_ROWS : Math.max(1, Math.min(LINE_ROWS, Math.ceil(LINE_BYTES / (bytes / count)))))
-        const readChunk = (cls: number, after: number) => tx.all<Chunk>(CHUNK, [EVERY_SCHOOL, own, cls, after, limit()])
+        /** The last rows were of several tables. */
+        let isMixed = false
+        const readChunks = (cls: number, after: number) => tx.all<Chunk>(isMixed ? CHUNKS : CHUNK, [EVERY_SCHOOL, own, cls, after, limit()])
         /** The next chunk is read while this one goes out. */
         let coming: Fiber.Fiber<ReadonlyArray<Chunk>, LibsqlError> | null = null
-        let isMixed = false
         outer: for (const [cls, place] of waiting) {
           for (let after = place; ; ) {
             // A seq is never split: its tombstone and its row go together.
@@ -251,30 +259,40 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
               complete = false
               break outer
             }
-            const chunks: ReadonlyArray<Chunk> = coming !== null ? yield* Fiber.join(coming) : isMixed ? [] : yield* readChunk(cls, after)
+            let chunks: ReadonlyArray<Chunk> = coming !== null ? yield* Fiber.join(coming) : yield* readChunks(cls, after)
             coming = null
-            const [chunk] = chunks
-            const table = chunk === undefined || chunk.tbl !== chunk.tblToo ? undefined : tableById.get(chunk.tbl)
-            if (chunk !== undefined && table !== undefined && chunk.rows !== null && (chunk.n === 1 || chunk.rows.length <= WHOLE_LINE_BYTES)) {
-              bytes += chunk.rows.length
-              count += chunk.n
-              after = chunk.last
-              if (chunk.next !== null && all === null) {
+            if (!isMixed && chunks[0]?.tbl !== chunks[0]?.tblToo) {
+              isMixed = true
+              chunks = yield* readChunks(cls, after)
+            } else isMixed = chunks.length > 1
+            const next = chunks[0]?.next ?? null
+            const size = chunks.reduce((sum, { rows }) => sum + (rows?.length ?? 0), 0)
+            const entries = chunks.reduce((sum, { n }) => sum + n, 0)
+            if (entries === 0) break
+            if (entries === 1 || size <= WHOLE_LINE_BYTES) {
+              const known = chunks.flatMap((chunk) => {
+                const table = tableById.get(chunk.tbl)
+                return table === undefined ? [] : [[table, chunk] as const]
+              })
+              bytes += known.reduce((sum, [, { rows }]) => sum + (rows?.length ?? 0), 0)
+              count += known.reduce((sum, [, { n }]) => sum + n, 0)
+              const before = after
+              after = Math.max(...chunks.map(({ last }) => last))
+              if (next !== null && all === null) {
                 all = yield* countAll
                 const started = begin(all)
                 listener?.start(started)
                 isStarted = true
                 for (const text of lines) listener?.line(text)
               }
-              if (chunk.next !== null && bytes < PAGE_BYTES) coming = yield* Effect.forkChild(readChunk(cls, after), { startImmediately: true })
-              addLine(cls, table, chunk)
-              if (chunk.next === null) break
+              if (next !== null && bytes < PAGE_BYTES) coming = yield* Effect.forkChild(readChunks(cls, after), { startImmediately: true })
+              addLines(cls, before, after, known)
+              if (next === null) break
               continue
             }
-            isMixed = chunk === undefined || chunk.tbl !== chunk.tblToo
-            const entries = Math.max(LEAST_ENTRIES, limit())
-            const { rows, seqs, tbls } = yield* readEntries(tx, own, cls, after, entries)
-            const isEnd = rows.length < entries
+            const some = Math.max(LEAST_ENTRIES, limit())
+            const { rows, seqs, tbls } = yield* readEntries(tx, own, cls, after, some)
+            const isEnd = rows.length < some
             for (let i = 0; i < rows.length; i++) {
               const seq = seqs[i] as number
               // Its other entry may lie beyond what was read.

@@ -19,7 +19,8 @@
  *     ["sync", {}, crc]                                              in a stream only: somebody asked this school to sync now
  *
  * A page may break off after any line. What a school has received it names as `staged`: the header's `head` and `headCut`
- * of the first page, and for each class the last seq it holds durably.
+ * of the first page, and for each class the last seq it holds durably. Where rows of several tables lie among each other, each
+ * table has a line of its own; those before the last one carry the seq that the class had reached before them.
  */
 import { z } from "zod"
 import type { Wire } from "../model/value.ts"

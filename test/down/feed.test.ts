@@ -42,7 +42,7 @@ beforeAll(async () => {
   file = await run(Scope.provide(openFile(join(folder, "feed.db")), scope))
   await run(migrateFile(file, "feed"))
   feed = Context.get(await run(Scope.provide(Layer.build(Feed.layer.pipe(Layer.provide(Layer.succeed(Libsql, file)))), scope)), Feed)
-  const installed = await run(feed.install(installation([terms]), undefined))
+  const installed = await run(feed.install(installation([terms, { ...terms, name: "public.rooms", local: "rooms" }]), undefined))
   table = installed.tables[0] as FeedTable
 })
 afterAll(async () => {
@@ -219,4 +219,44 @@ test("where a row leaves one audience for another, its tombstone and its row are
     ]),
   )
   expect(page.complete).toBe(true)
+})
+
+interface SeenLine {
+  readonly last: number
+  readonly table: string
+  readonly rows: ReadonlyArray<readonly [table: string, id: number, isRow: boolean]>
+}
+const linesOf = ({ lines }: { readonly lines: ReadonlyArray<string> }): ReadonlyArray<SeenLine> =>
+  lines.flatMap((line) => {
+    const [kind, , last, name, , list] = JSON.parse(line) as [string, number, number, string, unknown, ReadonlyArray<[[number], [number] | null]>]
+    return kind === "rows" ? [{ last, table: name, rows: list.map(([[id], values]) => [name, id, values !== null] as const) }] : []
+  })
+
+test("rows of two tables that lie among each other go in few lines, and a page that breaks off after any of them loses none", async () => {
+  const loaded = await run(feed.tables)
+  for (const one of loaded) await run(feed.append((appender) => appender.loaded(one)))
+  const [first, second] = (await run(feed.tables)) as [FeedTable, FeedTable]
+  const cursor = await run(feed.head)
+  // Some of them in turns, some in runs.
+  const ids = Array.from({ length: 3_000 }, (_, i) => i)
+  const isFirst = (i: number): boolean => (i < 1_500 ? i % 2 === 0 : i < 2_000)
+  await run(feed.append((appender) => appender.rows(ids.map((i) => ({ ...row(10_000 + i), table: isFirst(i) ? first : second })))))
+  await run(feed.append((appender) => appender.rows([{ ...row(10_000), table: first, body: null, isInsert: false }])))
+  const whole = await run(feed.page({ school: "north", cursor, staged: null }))
+  const lines = linesOf(whole)
+  expect(lines.length).toBeLessThan(30)
+  const rows = lines.flatMap((line) => line.rows)
+  const names = rows.map(([name, id]) => `${name} ${id}`)
+  expect(new Set(names).size).toBe(3_000)
+  expect(names.length).toBe(3_000)
+  expect(rows.filter(([, , isRow]) => !isRow)).toEqual([[first.table.name, 10_000, false]])
+  expect(whole.reached).toEqual({ 5: whole.header.head })
+  for (let cut = 0; cut < lines.length; cut++) {
+    const here = lines.slice(0, cut)
+    const after = Math.max(0, ...here.map(({ last }) => last))
+    const staged = here.length === 0 ? null : { head: whole.header.head, headCut: whole.header.headCut, after: { 5: after } }
+    const rest = linesOf(await run(feed.page({ school: "north", cursor, staged })))
+    const got = new Set([...here, ...rest].flatMap((line) => line.rows.map(([name, id]) => `${name} ${id}`)))
+    expect(got.size).toBe(3_000)
+  }
 })
