@@ -1,5 +1,5 @@
 /** Uploads: ATTLOG, OPERLOG, USERINFO, rtlog, options (pure). Never throws; a line that cannot be read is kept as it came, with the reason. */
-import { numberToWall, readWall, utcToWall } from "./clock.ts"
+import { isWall, numberToWall, readWall, utcToWall } from "./clock.ts"
 import { type Line, linesOf } from "./request.ts"
 
 /** A longer line of a text table is no record; firmware writes some 60 bytes. */
@@ -61,12 +61,12 @@ const collect = (body: Uint8Array, read: (text: string) => Read): Upload => {
   for (const line of lines) {
     const result = read(line.text)
     if (result.kind === "biometric") continue
-    if (line.bytes.length > MAX_LINE_BYTES) {
-      upload.rejects.push({ raw: line.bytes.slice(0, MAX_LINE_BYTES), reason: `a line of ${line.bytes.length} bytes; its beginning is kept` })
+    if (line.size > MAX_LINE_BYTES) {
+      upload.rejects.push({ raw: line.bytes().slice(0, MAX_LINE_BYTES), reason: `a line of ${line.size} bytes; its beginning is kept` })
     } else if (result.kind === "punch") upload.punches.push(result.punch)
     else if (result.kind === "user") upload.users.push(result.user)
-    else if (result.kind === "event") upload.events.push(line.bytes.slice())
-    else upload.rejects.push({ raw: line.bytes.slice(), reason: result.reason })
+    else if (result.kind === "event") upload.events.push(line.bytes().slice())
+    else upload.rejects.push({ raw: line.bytes().slice(), reason: result.reason })
   }
   return { ...upload, count: lines.length }
 }
@@ -90,12 +90,14 @@ const momentOf = (text: string): number | null => (/^\d{9,10}$/.test(text) ? Num
 const isSmall = /^[A-Za-z0-9_.-]{0,16}$/
 const small = (text: string): string => (isSmall.test(text) ? text : text.replace(/[^A-Za-z0-9_.-]/g, "").slice(0, 16))
 
+const NO_TIME = "no time that could be one"
+
 const attendance = (fields: ReadonlyArray<string>, zone: string, raw: string): Read => {
   const [pin = "", time = "", status = "", verify = "", workCode = ""] = fields
   if (!PIN.test(pin)) return reject("no PIN that could be one")
   const moment = momentOf(time)
   const at = moment === null ? readWall(time) : utcToWall(moment, zone)
-  if (at === null) return reject("no time that could be one")
+  if (at === null) return reject(NO_TIME)
   return {
     kind: "punch",
     punch: { pin: normalPin(pin), at, moment, status: small(status), verify: small(verify), workCode: small(workCode) || null, raw },
@@ -112,7 +114,11 @@ const USUAL =
 /** By TAB `PIN, time, status, verify, work code …`, 2 to 10 and more fields; or `PIN=…⇥DateTime=…`; or separated by spaces. */
 const readAttendance = (text: string, zone: string): Read => {
   const usual = USUAL.exec(text)
-  if (usual !== null) return attendance(usual.slice(1, 6), zone, text)
+  if (usual !== null) {
+    const [, pin = "", at = "", status = "", verify = "", workCode = ""] = usual
+    if (!isWall(at)) return reject(NO_TIME)
+    return { kind: "punch", punch: { pin: normalPin(pin), at, moment: null, status, verify, workCode: workCode || null, raw: text } }
+  }
   const line = text.replace(/^ATTLOG[\t ]/i, "")
   const fields = line.split("\t").map((field) => field.trim())
   if (line.includes("=") && fields.some((field) => /^(PIN|DateTime|Time)=/i.test(field))) {
@@ -179,7 +185,7 @@ const isEntry = (event: string): boolean =>
 const readRealtime = (text: string, zone: string): Read => {
   const fields = fieldsOf(text.split("\t"))
   const of = (name: string): string => fields.get(name) ?? ""
-  if (of("time") === "") return reject("no time that could be one")
+  if (of("time") === "") return reject(NO_TIME)
   if (/^0*$/.test(of("pin")) || !isEntry(of("event"))) return { kind: "event" }
   return attendance([of("pin"), of("time"), of("inoutstatus"), of("verifytype")], zone, text)
 }

@@ -81,8 +81,23 @@ export const readWall = (text: string): string | null => {
   return `${year}-${two(month)}-${two(day)} ${two(hour)}:${two(minute)}:${two(second)}`
 }
 
+/** The records of a body are of a few days: what a day is, is worked out when it changes. */
+const wallDay = { text: "", at: Number.NaN, isOne: false }
+const dayOf = (wall: string): typeof wallDay => {
+  const text = wall.slice(0, 10)
+  if (text !== wallDay.text) Object.assign(wallDay, { text, at: Date.parse(`${text}T00:00:00Z`), isOne: readWall(`${text} 00:00:00`) !== null })
+  return wallDay
+}
+
+/** Of a text whose digits stand as in `"2026-03-03 07:41:09"`: whether `readWall` takes it, as it is. */
+export const isWall = (text: string): boolean =>
+  dayOf(text).isOne && text.slice(11, 13) < "24" && text.charCodeAt(14) < SIX && text.charCodeAt(17) < SIX
+const SIX = 54
+
+const number = (text: string, at: number): number => text.charCodeAt(at) * 10 + text.charCodeAt(at + 1) - 528
+
 /** The wall clock's number, as if it were UTC: the same wherever the terminal hangs. */
-export const naiveOf = (wall: string): number => Date.parse(`${wall.slice(0, 10)}T${wall.slice(11)}Z`)
+export const naiveOf = (wall: string): number => dayOf(wall).at + (number(wall, 11) * 3600 + number(wall, 14) * 60 + number(wall, 17)) * 1000
 
 /**
  * A wall clock in a zone -> ms since 1970. An hour that the end of summer time repeats is the moment nearer to `near`; one
@@ -90,6 +105,7 @@ export const naiveOf = (wall: string): number => Date.parse(`${wall.slice(0, 10)
  */
 export const wallToUtc = (wall: string, zone: string, near: number): number => {
   const naive = naiveOf(wall)
+  if (zone === "UTC") return naive
   const before = naive - offsetMinutes(zone, naive - 86_400_000) * MINUTE_MS
   const after = naive - offsetMinutes(zone, naive + 86_400_000) * MINUTE_MS
   if (before === after) return before
@@ -97,10 +113,19 @@ export const wallToUtc = (wall: string, zone: string, near: number): number => {
   return possible.sort((a, b) => Math.abs(a - near) - Math.abs(b - near))[0] ?? before
 }
 
+const TWO = Array.from({ length: 60 }, (_, n) => String(n).padStart(2, "0"))
+const utcDay = { at: Number.NaN, text: "" }
+
 /** As Postgres prints timestamptz under UTC: `"2026-03-03 04:41:09+00"`. */
 export const timestamptz = (at: number): string => {
+  if (at % 1000 === 0) {
+    const second = (((at / 1000) % 86_400) + 86_400) % 86_400
+    const day = at - second * 1000
+    if (day !== utcDay.at) Object.assign(utcDay, { at: day, text: new Date(day).toISOString().slice(0, 10) })
+    return `${utcDay.text} ${TWO[Math.floor(second / 3600)]}:${TWO[Math.floor(second / 60) % 60]}:${TWO[second % 60]}+00`
+  }
   const iso = new Date(at).toISOString()
-  const fraction = at % 1000 === 0 ? "" : iso.slice(20, 23).replace(/0+$/, "")
+  const fraction = iso.slice(20, 23).replace(/0+$/, "")
   return `${iso.slice(0, 10)} ${iso.slice(11, 19)}${fraction === "" ? "" : `.${fraction}`}+00`
 }
 

@@ -77,13 +77,20 @@ export const unknownOf = (tx: Tx, punches: ReadonlyArray<Stamped>): Effect.Effec
         },
       )
 
-/** Where the parts of a punch stand in its text, by their widths; the raw line is what follows. SQL cuts them out sooner than out of JSON. */
-const WIDTHS = { id: 36, at: 19, atUtc: 22, pin: 24, status: 16, verify: 16, workCode: 16, flag: 8 } as const
-type Part = keyof typeof WIDTHS
-const PARTS = Object.keys(WIDTHS) as ReadonlyArray<Part>
-const placeOf = (part: Part): number => PARTS.slice(0, PARTS.indexOf(part)).reduce((sum, name) => sum + WIDTHS[name], 1)
-const cut = (part: Part): string => `rtrim(substr(j.value, ${placeOf(part)}, ${WIDTHS[part]}))`
-const RAW = `substr(j.value, ${PARTS.reduce((sum, name) => sum + WIDTHS[name], 1)})`
+/**
+ * A punch on its way into SQL is one text: its parts side by side, each as wide as the widest of the upload, then the raw line. SQL
+ * cuts them out sooner than out of JSON.
+ */
+const PARTS = ["id", "at", "atUtc", "pin", "status", "verify", "workCode", "flag"] as const
+type Part = (typeof PARTS)[number]
+
+/** Parameters: the texts and what they have in common, then for each part where it begins and how wide it is, then where the raw line begins. */
+const COMMON = 7
+const cut = (part: Part): string => {
+  const n = COMMON + 1 + 2 * PARTS.indexOf(part)
+  return `rtrim(substr(j.value, ?${n}, ?${n + 1}))`
+}
+const RAW = `substr(j.value, ?${COMMON + 1 + 2 * PARTS.length})`
 
 /** Stores punches that are not there, owners included: ?1 their texts as a JSON list, then what they have in common. */
 const INSERT = `INSERT INTO punches (id, school, device_serial, pin, at, status, verify, at_utc, zone, skew_seconds, work_code, raw, flags, received_at, person_table, person_id)
@@ -92,29 +99,47 @@ const INSERT = `INSERT INTO punches (id, school, device_serial, pin, at, status,
     FROM json_each(?1) j LEFT JOIN device_user_mappings m ON m.school = ?2 AND m.device_id = ?7 AND m.pin = ${cut("pin")}
    WHERE NOT EXISTS (SELECT 1 FROM punches p WHERE p.id = ${cut("id")}) ON CONFLICT DO NOTHING`
 
-const BLANK = " ".repeat(Math.max(...Object.values(WIDTHS)))
-const padded = (part: Part, text: string): string => text + BLANK.slice(0, WIDTHS[part] - text.length)
+const padded = (text: string, width: number): string => (text.length === width ? text : text.padEnd(width))
 
-const textOf = ({ id, record, at }: Stamped, now: number, skewMs: number | null): string =>
-  id +
-  record.at +
-  timestamptz(at) +
-  padded("pin", record.pin) +
-  padded("status", record.status) +
-  padded("verify", record.verify) +
-  padded("workCode", record.workCode ?? "") +
-  padded("flag", flagOf(at, now, skewMs) ?? "") +
-  record.raw
-
-const argsOf = ({ school, device, now, skewMs }: PunchUpload, records: ReadonlyArray<Stamped>): ReadonlyArray<Bind> => [
-  JSON.stringify(records.map((record) => textOf(record, now, skewMs))),
-  school,
-  device.serial,
-  device.zone,
-  skewMs === null ? null : Math.round(skewMs / 1000),
-  timestamptz(now),
-  device.id,
-]
+const argsOf = ({ school, device, now, skewMs }: PunchUpload, records: ReadonlyArray<Stamped>): ReadonlyArray<Bind> => {
+  const widths = { id: 36, at: 19, atUtc: 22, pin: 0, status: 0, verify: 0, workCode: 0, flag: 0 }
+  const flags = records.map(({ at }) => flagOf(at, now, skewMs) ?? "")
+  for (const [i, { record }] of records.entries()) {
+    widths.pin = Math.max(widths.pin, record.pin.length)
+    widths.status = Math.max(widths.status, record.status.length)
+    widths.verify = Math.max(widths.verify, record.verify.length)
+    widths.workCode = Math.max(widths.workCode, record.workCode?.length ?? 0)
+    widths.flag = Math.max(widths.flag, flags[i]?.length ?? 0)
+  }
+  const texts = records.map(
+    ({ id, record, at }, i) =>
+      id +
+      record.at +
+      timestamptz(at) +
+      padded(record.pin, widths.pin) +
+      padded(record.status, widths.status) +
+      padded(record.verify, widths.verify) +
+      padded(record.workCode ?? "", widths.workCode) +
+      padded(flags[i] ?? "", widths.flag) +
+      record.raw,
+  )
+  let at = 1
+  const places = PARTS.flatMap((part) => {
+    at += widths[part]
+    return [at - widths[part], widths[part]]
+  })
+  return [
+    JSON.stringify(texts),
+    school,
+    device.serial,
+    device.zone,
+    skewMs === null ? null : Math.round(skewMs / 1000),
+    timestamptz(now),
+    device.id,
+    ...places,
+    at,
+  ]
+}
 
 /** Punches make attendance here, so they are not all that an upload writes. */
 export const makesAttendance = ({ manifest }: School): boolean => manifest.devices?.attendance !== undefined

@@ -90,8 +90,9 @@ const decodeField = (bytes: Uint8Array): string => {
 }
 
 export interface Line {
+  readonly size: number
   /** As received, without its line end. */
-  readonly bytes: Uint8Array
+  readonly bytes: () => Uint8Array
   /** Decoded field by field: one terminal may hold names in both encodings. Control characters but TAB are U+FFFD. */
   readonly text: string
 }
@@ -123,7 +124,8 @@ const plainLines = (body: Uint8Array): ReadonlyArray<Line> => {
   for (const text of Buffer.from(body.buffer, body.byteOffset, body.byteLength)
     .toString("latin1")
     .split(/[\r\n]/)) {
-    if (/[^\t ]/.test(text)) lines.push({ bytes: body.subarray(from, from + text.length), text })
+    const at = from
+    if (/[^\t ]/.test(text)) lines.push({ size: text.length, bytes: () => body.subarray(at, at + text.length), text })
     from += text.length + 1
   }
   return lines
@@ -139,7 +141,7 @@ export const linesOf = (body: Uint8Array): ReadonlyArray<Line> => {
     let end = to
     while (end > from && body[end - 1] === 0) end--
     const bytes = body.subarray(from, end)
-    if (bytes.some((byte) => byte !== TAB && byte !== 32)) lines.push({ bytes, text: decodeLine(bytes) })
+    if (bytes.some((byte) => byte !== TAB && byte !== 32)) lines.push({ size: bytes.length, bytes: () => bytes, text: decodeLine(bytes) })
     from = to + 1
   }
   return lines

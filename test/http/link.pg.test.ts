@@ -257,6 +257,47 @@ it("a stream brings what comes, and ends when its key is revoked", async () => {
   expect(kinds.filter((kind) => kind === "cut").length).toBe(2)
 })
 
+it("a stream tells a school that it is asked to sync: the one that was opened last, once", async () => {
+  const incarnation = crypto.randomUUID()
+  const { token } = await greet(incarnation)
+  const open = async () => {
+    const response = await hub.call(key.text, `stream?${query({ incarnation, token, ...none })}`, { headers: { "accept-encoding": "identity" } })
+    const lines = splitLines(response.body as unknown as AsyncIterable<Uint8Array>, 1e7)
+    const next = async (): Promise<string> => {
+      for (;;) {
+        const { value, done } = await lines.next()
+        if (done === true) throw new Error("the stream ended")
+        if (value === "") continue
+        const opened = openLine(value)
+        if ("damaged" in opened) throw new Error(opened.damaged)
+        return opened.ok[0]
+      }
+    }
+    return {
+      next,
+      page: async () => {
+        while ((await next()) !== "page");
+      },
+      end: () => lines.return(undefined),
+    }
+  }
+  const older = await open()
+  await older.page()
+  // Asked before, and while the first page is on its way: it hears so after it.
+  await world.run(hub.calls.ask("a"))
+  expect(await older.next()).toBe("sync")
+  const newer = await open()
+  await newer.page()
+  expect(await world.run(hub.calls.ask("a"))).toBe(true)
+  expect(await newer.next()).toBe("sync")
+  // What comes next on both is a row, not the same wish again.
+  await world.sql`INSERT INTO pupils (school_id, name) VALUES ('a', 'After the wish')`
+  expect([await older.next(), await newer.next()]).toEqual(["cut", "cut"])
+  await older.end()
+  await newer.end()
+  expect(hub.calls.take("a")).toBe(false)
+})
+
 it("paused means: contact, but no rows either way", async () => {
   const incarnation = crypto.randomUUID()
   const { token } = await greet(incarnation)
