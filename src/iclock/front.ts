@@ -24,11 +24,21 @@ const EXCHANGE_MS = 600_000
 /** A refused sender may finish what it is writing, so that it can read the answer. */
 const LINGER_MS = 2_000
 const SWEEP_MS = 500
-const MAX_CONNECTIONS = 2_000
-/** Also a site behind one address keeps within this; one sender that opens connections for nothing leaves room for others. */
-const MAX_CONNECTIONS_PER_ADDRESS = 1_000
-/** Bytes of unfinished bodies, of all connections. */
-const MAX_INBOX_BYTES = 128 * 1024 * 1024
+/** Bytes a second of a body, once it has had this long: the slowest line that carries anything brings more. */
+const LEAST_RATE = 250
+const BODY_GRACE_MS = 60_000
+/** A request of a terminal is here by then, unless its line is bad: until then it does not give way to others. */
+const YOUNG_MS = 1_000
+
+/** What all senders together may take. Over it the slowest gives way to who comes, so that nobody who is quick finds the door shut. */
+export interface FrontLimits {
+  readonly connections: number
+  /** Also a site behind one address keeps within this; one sender that opens connections for nothing leaves room for others. */
+  readonly perAddress: number
+  /** Bytes of unfinished bodies. */
+  readonly inboxBytes: number
+}
+const LIMITS: FrontLimits = { connections: 2_000, perAddress: 1_000, inboxBytes: 128 * 1024 * 1024 }
 
 export class IclockPortTaken extends Data.TaggedError("IclockPortTaken")<{ readonly port: number; readonly message: string }> {}
 
@@ -64,17 +74,19 @@ interface Desk {
   readonly commands: Context.Service.Shape<typeof Commands>
   readonly connections: Set<Connection>
   readonly now: () => number
+  readonly limits: FrontLimits
   /** Of all connections. */
   inboxBytes: number
 }
 
 interface Connection {
-  readonly socket: Socket
   readonly address: string
   readonly startedAt: number
   lastAt: number
+  /** What has come of it. */
+  bytes: number
   state: "head" | "body" | "deciding" | "done"
-  close: () => void
+  readonly close: () => void
 }
 
 /** Not stored, so not acknowledged: the terminal keeps its records and sends them again. */
@@ -85,7 +97,7 @@ const converse = (socket: Socket, desk: Desk): void => {
   const address = (socket.remoteAddress ?? "").replace(/^::ffff:/, "")
   const now = desk.now()
   const inbox = makeInbox()
-  const me: Connection = { socket, address, startedAt: now, lastAt: now, state: "head", close: () => socket.destroy() }
+  const me: Connection = { address, startedAt: now, lastAt: now, bytes: 0, state: "head", close: () => socket.destroy() }
   desk.connections.add(me)
   let head: Head | null = null
   let request: IclockRequest | null = null
@@ -192,10 +204,12 @@ const converse = (socket: Socket, desk: Desk): void => {
     // What comes after a refusal is read and forgotten.
     if (me.state === "done") return
     me.lastAt = desk.now()
+    me.bytes += chunk.length
     inbox.add(chunk as Uint8Array)
     desk.inboxBytes += chunk.length
-    if (inbox.size() > MAX_BODY_BYTES * 2 || desk.inboxBytes > MAX_INBOX_BYTES) socket.destroy()
+    if (inbox.size() > MAX_BODY_BYTES * 2) socket.destroy()
     else advance()
+    if (desk.inboxBytes > desk.limits.inboxBytes) largest(desk.connections)?.close()
   })
   socket.on("end", () => {
     isEnded = true
@@ -204,10 +218,31 @@ const converse = (socket: Socket, desk: Desk): void => {
 }
 
 /** Takes too long: a sender that says nothing, or a byte now and then, does not keep a connection. */
-export const isLate = (one: Pick<Connection, "state" | "lastAt" | "startedAt">, now: number): boolean =>
+export const isLate = (one: Pick<Connection, "state" | "lastAt" | "startedAt" | "bytes">, now: number): boolean =>
   (one.state !== "deciding" && now - one.lastAt > (one.state === "done" ? LINGER_MS : IDLE_MS)) ||
   (one.state === "head" && now - one.startedAt > HEAD_MS) ||
+  (one.state === "body" && one.bytes < ((now - one.startedAt - BODY_GRACE_MS) * LEAST_RATE) / 1000) ||
   now - one.startedAt > EXCHANGE_MS
+
+/** Who brings least for its time and is no newcomer; null: all are new, or have said all that they had to say. */
+const slowest = (connections: Iterable<Connection>, now: number): Connection | null => {
+  let found: Connection | null = null
+  let least = Number.POSITIVE_INFINITY
+  for (const one of connections) {
+    const age = now - one.startedAt
+    if (one.state === "deciding" || age < YOUNG_MS) continue
+    const rate = one.state === "done" ? 0 : one.bytes / age
+    if (rate < least) [found, least] = [one, rate]
+  }
+  return found
+}
+
+/** Whose unfinished body is largest. */
+const largest = (connections: Iterable<Connection>): Connection | null => {
+  let found: Connection | null = null
+  for (const one of connections) if ((one.state === "head" || one.state === "body") && one.bytes > (found?.bytes ?? 0)) found = one
+  return found
+}
 
 /** Ends what takes too long. One timer for all: two of each connection would cost more than a poll itself. */
 const sweep = (connections: ReadonlySet<Connection>, now: number): void => {
@@ -218,23 +253,29 @@ const sweep = (connections: ReadonlySet<Connection>, now: number): void => {
 export const listenIclock = (options: {
   readonly port: number
   readonly host: string
+  readonly limits?: FrontLimits
 }): Effect.Effect<{ readonly port: number }, IclockPortTaken, Scope.Scope | IclockServices> =>
   Effect.gen(function* () {
     const run = Effect.runPromiseWith(yield* Effect.context<IclockServices>())
     const clock = yield* Clock.Clock
     const now = () => clock.currentTimeMillisUnsafe()
-    const desk: Desk = { run, now, devices: yield* Devices, commands: yield* Commands, connections: new Set(), inboxBytes: 0 }
-    const isCrowded = (address: string): boolean => {
-      if (desk.connections.size < MAX_CONNECTIONS_PER_ADDRESS) return false
-      let n = 0
-      for (const one of desk.connections) if (one.address === address) n++
-      return n >= MAX_CONNECTIONS_PER_ADDRESS
+    const { limits = LIMITS } = options
+    const desk: Desk = { run, now, limits, devices: yield* Devices, commands: yield* Commands, connections: new Set(), inboxBytes: 0 }
+    /** False: everybody here is as new as who comes. */
+    const makeRoom = (address: string): boolean => {
+      const { connections } = desk
+      const same = connections.size < limits.perAddress ? [] : [...connections].filter((one) => one.address === address)
+      const crowd = same.length >= limits.perAddress ? same : connections.size >= limits.connections ? connections : null
+      if (crowd === null) return true
+      const leaves = slowest(crowd, desk.now())
+      if (leaves !== null) connections.delete(leaves)
+      leaves?.close()
+      return leaves !== null
     }
     const server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => {
-      if (isCrowded((socket.remoteAddress ?? "").replace(/^::ffff:/, ""))) return void socket.destroy()
-      converse(socket, desk)
+      if (makeRoom((socket.remoteAddress ?? "").replace(/^::ffff:/, ""))) converse(socket, desk)
+      else socket.destroy()
     })
-    server.maxConnections = MAX_CONNECTIONS
     yield* Effect.acquireRelease(
       Effect.sync(() => setInterval(() => sweep(desk.connections, desk.now()), SWEEP_MS)),
       (timer) => Effect.sync(() => clearInterval(timer)),
@@ -256,7 +297,7 @@ export const listenIclock = (options: {
       () =>
         Effect.callback<void>((resume) => {
           server.close(() => resume(Effect.void))
-          for (const { socket } of desk.connections) socket.destroy()
+          for (const one of desk.connections) one.close()
         }),
     )
     const address = server.address()

@@ -283,7 +283,6 @@ it("a stream tells a school that it is asked to sync: the one that was opened la
   }
   const older = await open()
   await older.page()
-  // Asked before, and while the first page is on its way: it hears so after it.
   await world.run(hub.calls.ask("a"))
   expect(await older.next()).toBe("sync")
   const newer = await open()

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest"
-import { readWall, timestamptz, utcToWall, wallNumber, wallToUtc, zoneNumber } from "../../src/iclock/clock.ts"
+import { isWall, naiveOf, readWall, timestamptz, utcToWall, wallNumber, wallToUtc, zoneNumber } from "../../src/iclock/clock.ts"
 
 const at = (text: string): number => Date.parse(text)
 
@@ -25,6 +25,28 @@ it.each([
   ["26-03-03 07:41:09", null],
   ["2026-03-03 07:41", null],
 ])("wall clock %j reads as %j", (text, wall) => expect(readWall(text)).toBe(wall))
+
+it("a wall clock in its usual form is judged and counted as one that is read, whatever day came before it", () => {
+  const texts = [
+    ...["2026-03-03", "2024-02-29", "2026-02-29", "2026-00-10", "2026-13-01", "1969-12-31", "9999-01-01"].flatMap((day) =>
+      ["00:00:00", "07:41:09", "23:59:59", "24:00:00", "07:60:09", "07:41:60", "29:00:00", "00:99:00"].map((time) => `${day} ${time}`),
+    ),
+  ]
+  for (const text of [...texts, ...texts.toReversed()]) {
+    expect([text, isWall(text)]).toEqual([text, readWall(text) === text])
+    if (isWall(text)) expect(naiveOf(text)).toBe(Date.parse(`${text.replace(" ", "T")}Z`))
+  }
+})
+
+it("a moment prints the same whatever moment was printed before it", () => {
+  for (const moment of [
+    0, -1000, -86_400_000, 1, 999, 1_772_523_669_000, 1_772_582_399_000, 1_772_582_400_000, 1_772_523_669_120, 253_402_300_799_000,
+  ]) {
+    const iso = new Date(moment).toISOString()
+    const fraction = iso.slice(20, 23).replace(/0+$/, "")
+    expect(timestamptz(moment)).toBe(`${iso.slice(0, 10)} ${iso.slice(11, 19)}${fraction === "" ? "" : `.${fraction}`}+00`)
+  }
+})
 
 describe("wall clock to UTC", () => {
   it.each([

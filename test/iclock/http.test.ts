@@ -72,12 +72,16 @@ it("the query is read by lower-case name, the first of each, undecodable text as
 describe("a connection is ended", () => {
   const now = 1_000_000
   it.each([
-    ["its head is not here after 15 s, although bytes keep coming", "head", 15_001, 10, true],
-    ["its head came in time", "head", 14_000, 10, false],
-    ["it says nothing for a minute", "body", 61_000, 60_001, true],
-    ["its body takes minutes, and goes on", "body", 590_000, 100, false],
-    ["its body takes for ever, byte by byte", "body", 600_001, 100, true],
-    ["it is answered and does not go", "done", 3_000, 2_001, true],
-    ["the file is slow to store it", "deciding", 61_000, 61_000, false],
-  ] as const)("%s", (_, state, age, silence, late) => expect(isLate({ state, startedAt: now - age, lastAt: now - silence }, now)).toBe(late))
+    ["its head is not here after 15 s, although bytes keep coming", "head", 15_001, 10, 500, true],
+    ["its head came in time", "head", 14_000, 10, 500, false],
+    ["it says nothing for a minute", "body", 61_000, 60_001, 1_000_000, true],
+    ["its body takes minutes over 16 kbit/s, and goes on", "body", 590_000, 100, 1_100_000, false],
+    ["its body takes for ever", "body", 600_001, 100, 1_200_000, true],
+    ["its body comes byte by byte", "body", 65_000, 100, 1_200, true],
+    ["its line was bad for a moment at the beginning", "body", 59_000, 100, 300, false],
+    ["it is answered and does not go", "done", 3_000, 2_001, 500, true],
+    ["the file is slow to store it", "deciding", 61_000, 61_000, 500, false],
+  ] as const)("%s", (_, state, age, silence, bytes, late) =>
+    expect(isLate({ state, startedAt: now - age, lastAt: now - silence, bytes }, now)).toBe(late),
+  )
 })

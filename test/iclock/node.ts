@@ -9,7 +9,7 @@ import * as Scope from "effect/Scope"
 import type { Device } from "../../src/iclock/device.ts"
 import { Devices } from "../../src/iclock/devices.ts"
 import { installRoster, Roster } from "../../src/iclock/fill.ts"
-import { listenIclock } from "../../src/iclock/front.ts"
+import { type FrontLimits, listenIclock } from "../../src/iclock/front.ts"
 import { Commands } from "../../src/iclock/queue.ts"
 import { Uploads } from "../../src/iclock/uploads.ts"
 import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
@@ -116,14 +116,16 @@ export const sendTo = (port: number, bytes: string | Uint8Array, end = false): P
   })
 
 /** The device services and the terminals' port of one school file, in the caller's scope. */
-export const serveFile = async (file: LibsqlFile, scope: Scope.Scope) => {
+export const serveFile = async (file: LibsqlFile, scope: Scope.Scope, limits?: FrontLimits) => {
   const layer = Layer.merge(Roster.layer, Uploads.layer).pipe(
     Layer.provideMerge(Commands.layer),
     Layer.provideMerge(Devices.layer),
     Layer.provideMerge(Layer.succeed(Libsql, file)),
   )
   const context = await Effect.runPromise(Scope.provide(Layer.build(layer), scope))
-  const { port } = await Effect.runPromise(Scope.provide(Effect.provideContext(listenIclock({ port: 0, host: "127.0.0.1" }), context), scope))
+  const { port } = await Effect.runPromise(
+    Scope.provide(Effect.provideContext(listenIclock({ port: 0, host: "127.0.0.1", ...(limits === undefined ? {} : { limits }) }), context), scope),
+  )
   return { devices: Context.get(context, Devices), commands: Context.get(context, Commands), roster: Context.get(context, Roster), port }
 }
 
@@ -132,6 +134,7 @@ export interface NodeOptions {
   readonly devices?: DeviceRules
   /** False: a node that has not met its hub yet. */
   readonly ready?: boolean
+  readonly limits?: FrontLimits
 }
 
 export const openNode = async (options: NodeOptions = {}): Promise<Node> => {
@@ -147,7 +150,7 @@ export const openNode = async (options: NodeOptions = {}): Promise<Node> => {
     await school.write((tx) => Effect.andThen(tx.run("UPDATE schoolbus_state SET school = 's1', cut = '1'"), installRoster(tx, manifest)))
   }
   const scope = Scope.makeUnsafe()
-  const { devices, commands, roster, port } = await serveFile(school.file, scope)
+  const { devices, commands, roster, port } = await serveFile(school.file, scope, options.limits)
   const run = <A, E>(effect: Effect.Effect<A, E>) => Effect.runPromise(effect)
   const own = await run(Scope.provide(openFile(school.path), scope))
   const program: Node["program"] = (sql, args) => run(own.write((tx) => Effect.asVoid(tx.run(sql, args))))
