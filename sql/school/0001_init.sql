@@ -252,8 +252,15 @@ CREATE TABLE schoolbus_iclock_reject (
   raw    BLOB NOT NULL,
   reason TEXT NOT NULL,
   at     INTEGER NOT NULL,
+  extra  INTEGER NOT NULL DEFAULT 0,     -- how often more one upload had it
   UNIQUE (serial, "table", raw)
 );
+
+-- Punches that one upload had more than once: the terminal holds so many records more than there are punches.
+CREATE TABLE schoolbus_iclock_twin (
+  punch TEXT PRIMARY KEY,                -- id in punches
+  extra INTEGER NOT NULL
+) WITHOUT ROWID;
 
 -- What terminals report of themselves (menus entered, doors, errors), each line once, the newest of each terminal.
 CREATE TABLE schoolbus_iclock_event (

@@ -13,8 +13,9 @@ import {
   isDayOff,
   isOurs,
   statusFor,
+  textAs,
 } from "./attendance.ts"
-import { timestamptz, utcToWall, wallToUtc } from "./clock.ts"
+import { momentOf, timestamptz, utcToWall, wallToUtc } from "./clock.ts"
 import { type Owner, type PersonRow, readRows, TIME_CHARS, timeOfUuid, uuidOf } from "./persons.ts"
 import type { PunchingDevice } from "./punches.ts"
 import type { School } from "./school.ts"
@@ -92,21 +93,24 @@ const insertRows = (tx: Tx, table: Table, made: ReadonlyArray<{ readonly row: Re
     return faults
   })
 
+/** The person's punches of a day: parameters are these. */
+const OF_DAY = "person_id = ? AND person_table = ? AND at_utc >= ? AND at_utc < ?"
+const ofDay = (owner: Owner, day: string, zone: string): ReadonlyArray<string> => [
+  owner.id,
+  owner.table,
+  timestamptz(wallToUtc(`${day} 00:00:00`, zone, 0)),
+  timestamptz(wallToUtc(`${new Date(Date.parse(`${day}T00:00:00Z`) + 86_400_000).toISOString().slice(0, 10)} 00:00:00`, zone, 0)),
+]
+
 /** The person's first and last moment of a day, from all punches in the file. */
 const spanOf = (tx: Tx, owner: Owner, day: string, zone: string) =>
   Effect.map(
     tx.all<{ first: string | null; last: string | null }>(
-      "SELECT min(at_utc) AS first, max(at_utc) AS last FROM punches WHERE person_id = ? AND person_table = ? AND at_utc >= ? AND at_utc < ?",
-      [
-        owner.id,
-        owner.table,
-        timestamptz(wallToUtc(`${day} 00:00:00`, zone, 0)),
-        timestamptz(wallToUtc(`${new Date(Date.parse(`${day}T00:00:00Z`) + 86_400_000).toISOString().slice(0, 10)} 00:00:00`, zone, 0)),
-      ],
+      `SELECT min(at_utc) AS first, max(at_utc) AS last FROM punches WHERE ${OF_DAY}`,
+      ofDay(owner, day, zone),
     ),
-    ([row]) => ({ first: momentOf(row?.first), last: momentOf(row?.last) }),
+    ([row]) => ({ first: row?.first == null ? null : momentOf(row.first), last: row?.last == null ? null : momentOf(row.last) }),
   )
-const momentOf = (text: string | null | undefined): number | null => (text == null ? null : Date.parse(`${text.slice(0, 19).replace(" ", "T")}Z`))
 
 /** A punch makes its row once, whatever zone its terminal is given meanwhile. */
 const rowIdOf = (punchId: string): string => uuidOf(timeOfUuid(punchId), "attendance", punchId.slice(TIME_CHARS))
@@ -131,6 +135,7 @@ const writeEach = (
     const { device } = upload
     const faults: Array<Fault> = []
     const made: Array<{ row: ReadonlyMap<string, Cell>; punchId: string }> = []
+    const firsts = new Map<string, { readonly owner: Owner; readonly day: string }>()
     const isJudged = config.rule.values !== undefined || config.rule.hours !== undefined
     for (const punch of punches) {
       const wall = utcToWall(punch.at, device.zone)
@@ -143,8 +148,40 @@ const writeEach = (
       })
       if ("fault" in result) faults.push([punch.id, result.fault])
       else made.push({ row: result.row, punchId: punch.id })
+      if (isJudged && isFirst && punch.owner !== null)
+        firsts.set(`${punch.owner.id}\0${wall.slice(0, 10)}`, { owner: punch.owner, day: wall.slice(0, 10) })
     }
+    const here = new Set(punches.map(({ id }) => id))
+    for (const { owner, day } of firsts.values()) yield* judgeLater(tx, upload, config, owner, day, here)
     return [...faults, ...(yield* insertRows(tx, config.table, made))]
+  })
+
+/**
+ * A punch came that is earlier than what came before it: one of those was judged as the first of the day, and is not. A status
+ * that a person entered stays.
+ */
+const judgeLater = (tx: Tx, upload: AttendUpload, config: AttendanceRule, owner: Owner, day: string, here: ReadonlySet<string>) =>
+  Effect.gen(function* () {
+    const { table, rule } = config
+    const [key = ""] = table.key
+    const column = rule.status === undefined ? undefined : table.columns.find(({ name }) => name === rule.status)
+    if (column === undefined || table.key.length !== 1) return
+    const later = yield* tx.all<{ id: string; at: string; zone: string }>(
+      `SELECT id, at_utc AS at, zone FROM punches WHERE ${OF_DAY} ORDER BY at_utc`,
+      ofDay(owner, day, upload.device.zone),
+    )
+    const first = later[0]?.at
+    for (const punch of later) {
+      if (here.has(punch.id) || punch.at === first) continue
+      const status = textAs(column, statusFor(rule, utcToWall(momentOf(punch.at), punch.zone), false))
+      const where = `${ident(key)} = ?`
+      const [row] = yield* tx.all<{ status: string | null }>(
+        `SELECT CAST(${ident(column.name)} AS TEXT) AS status FROM ${ident(table.local)} WHERE ${where}`,
+        [rowIdOf(punch.id)],
+      )
+      if (status === null || row === undefined || row.status === String(status) || !isOurs(rule, row.status)) continue
+      yield* tx.run(`UPDATE ${ident(table.local)} SET ${ident(column.name)} = ? WHERE ${where}`, [status, rowIdOf(punch.id)])
+    }
   })
 
 /** One row per person and day, whatever order the punches come in: the first in, the last out. */

@@ -44,7 +44,7 @@ const momentAs = (column: Column, at: number, zone: string): string | null => {
 const isTime = (column: Column): boolean => /^(date|time)/.test(column.type)
 
 /** Text as the column's kind; null when it cannot be. */
-const textAs = (column: Column, text: string): Cell => {
+export const textAs = (column: Column, text: string): Cell => {
   switch (column.kind) {
     case "text":
       return text

@@ -85,7 +85,7 @@ const fieldsOf = (parts: ReadonlyArray<string>): ReadonlyMap<string, string> =>
   )
 
 // Some firmware writes seconds since 1970, which are UTC.
-const momentOf = (text: string): number | null => (/^\d{9,10}$/.test(text) ? Number(text) * 1000 : null)
+const epochOf = (text: string): number | null => (/^\d{9,10}$/.test(text) ? Number(text) * 1000 : null)
 
 const isSmall = /^[A-Za-z0-9_.-]{0,16}$/
 const small = (text: string): string => (isSmall.test(text) ? text : text.replace(/[^A-Za-z0-9_.-]/g, "").slice(0, 16))
@@ -95,7 +95,7 @@ const NO_TIME = "no time that could be one"
 const attendance = (fields: ReadonlyArray<string>, zone: string, raw: string): Read => {
   const [pin = "", time = "", status = "", verify = "", workCode = ""] = fields
   if (!PIN.test(pin)) return reject("no PIN that could be one")
-  const moment = momentOf(time)
+  const moment = epochOf(time)
   const at = moment === null ? readWall(time) : utcToWall(moment, zone)
   if (at === null) return reject(NO_TIME)
   return {

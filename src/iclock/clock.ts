@@ -129,6 +129,9 @@ export const timestamptz = (at: number): string => {
   return `${iso.slice(0, 10)} ${iso.slice(11, 19)}${fraction === "" ? "" : `.${fraction}`}+00`
 }
 
+/** What `timestamptz` printed -> ms since 1970. */
+export const momentOf = (text: string): number => Date.parse(`${text.replace(" ", "T")}:00`)
+
 /** Wall clock of a moment in a zone. */
 export const utcToWall = (at: number, zone: string): string =>
   new Date(at + (zone === "UTC" ? 0 : offsetMinutes(zone, at)) * MINUTE_MS).toISOString().slice(0, 19).replace("T", " ")

@@ -1,7 +1,7 @@
 /** Rows of `device_commands`, as those who queue them write and read them. */
 import * as Effect from "effect/Effect"
 import type { LibsqlError, Tx } from "../libsql/client.ts"
-import { timestamptz } from "./clock.ts"
+import { momentOf, timestamptz } from "./clock.ts"
 import { CLEAR_LOG } from "./command.ts"
 import type { Device } from "./device.ts"
 
@@ -54,18 +54,30 @@ export const notOpen = (tx: Tx, deviceId: number, commands: ReadonlyArray<string
     (open) => commands.filter((command) => !open.some((row) => row.command === command)),
   )
 
-/** When the terminal was last cleared: what was stored before is not in its memory any more, and says nothing of what is. */
-const CLEARED = `coalesce((SELECT max(done_at) FROM device_commands WHERE device_id = ?2 AND command = '${CLEAR_LOG}' AND status = 'done'), '')`
+/** When the terminal was last cleared: what was stored before is not in its memory any more, and says nothing of what is. "": never. */
+const clearedAt = (tx: Tx, device: Device): Effect.Effect<string, LibsqlError> =>
+  Effect.map(
+    tx.all<{ at: string | null }>(
+      `SELECT max(done_at) AS at FROM device_commands WHERE device_id = ? AND command = '${CLEAR_LOG}' AND status = 'done'`,
+      [device.id],
+    ),
+    ([row]) => row?.at ?? "",
+  )
 
-/** Why the punches on a terminal may not be cleared now; null: all of them are safe at head office. */
+/**
+ * Why the punches on a terminal may not be cleared now; null: all of them are safe at head office. A terminal counts its records:
+ * one that it has twice, as an upload showed, is one punch and two of them. That it came again in another upload shows nothing.
+ */
 export const unsafeToClear = (tx: Tx, device: Device): Effect.Effect<string | null, LibsqlError> =>
   Effect.gen(function* () {
+    const cleared = yield* clearedAt(tx, device)
     const [row] = yield* tx.all<{ waiting: number; stored: number; refused: number }>(
       `SELECT (SELECT count(*) FROM changes c JOIN schoolbus_tables t ON t.id = c.tbl WHERE t.local = 'punches' AND c.op <> 'R') AS waiting,
-              (SELECT count(*) FROM punches WHERE device_serial = ?1 AND received_at > ${CLEARED}) +
-                (SELECT count(*) FROM schoolbus_iclock_reject WHERE serial = ?1 AND at > 1000 * coalesce(unixepoch(substr(${CLEARED}, 1, 19)), 0)) AS stored,
+              (SELECT count(*) + coalesce(sum(w.extra), 0) FROM punches p LEFT JOIN schoolbus_iclock_twin w ON w.punch = p.id
+                WHERE p.device_serial = ?1 AND p.received_at > ?2) +
+                (SELECT count(*) + coalesce(sum(extra), 0) FROM schoolbus_iclock_reject WHERE serial = ?1 AND at > ?3) AS stored,
               (SELECT count(*) FROM schoolbus_hold h JOIN schoolbus_tables t ON t.id = h.tbl WHERE t.local = 'punches') AS refused`,
-      [device.serial, device.id],
+      [device.serial, cleared, cleared === "" ? 0 : momentOf(cleared)],
     )
     const { waiting = 0, stored = 0, refused = 0 } = row ?? {}
     if (waiting > 0) return `${waiting} punches are not at head office yet`

@@ -48,6 +48,8 @@ export interface Stamped {
   readonly status: string
   /** ms since 1970. */
   readonly at: number
+  /** How often more the upload has it. */
+  extra: number
 }
 
 /** What is known of records before the file is asked; two that are the same count once. */
@@ -60,10 +62,32 @@ export const stamped = (school: string, device: PunchingDevice, records: Readonl
       moment === null
         ? uuidOf(naiveOf(at), school, device.serial, pin, status, verify)
         : uuidOf(moment, "utc", school, device.serial, pin, status, verify)
-    byId.set(id, { id, record, status, at: moment ?? wallToUtc(at, device.zone, now) })
+    const twin = byId.get(id)
+    if (twin === undefined) byId.set(id, { id, record, status, at: moment ?? wallToUtc(at, device.zone, now), extra: 0 })
+    else twin.extra++
   }
   return [...byId.values()]
 }
+
+/** Of those that an upload had more than once, the ones of which the file does not know it. */
+export const unknownTwins = (tx: Tx, punches: ReadonlyArray<Stamped>): Effect.Effect<ReadonlyArray<Stamped>, LibsqlError> => {
+  const twins = punches.filter(({ extra }) => extra > 0)
+  if (twins.length === 0) return Effect.succeed([])
+  const known = tx.all<{ punch: string; extra: number }>(
+    "SELECT punch, extra FROM schoolbus_iclock_twin WHERE punch IN (SELECT value FROM json_each(?))",
+    [JSON.stringify(twins.map(({ id }) => id))],
+  )
+  return Effect.map(known, (rows) => {
+    const extras = new Map(rows.map(({ punch, extra }) => [punch, extra]))
+    return twins.filter(({ id, extra }) => extra > (extras.get(id) ?? 0))
+  })
+}
+
+export const storeTwins = (tx: Tx, twins: ReadonlyArray<Stamped>) =>
+  tx.many(
+    "INSERT INTO schoolbus_iclock_twin (punch, extra) VALUES (?,?) ON CONFLICT (punch) DO UPDATE SET extra = max(extra, excluded.extra)",
+    twins.map(({ id, extra }) => [id, BigInt(extra)]),
+  )
 
 /** Those that the file does not have. Nothing is locked for it. */
 export const unknownOf = (tx: Tx, punches: ReadonlyArray<Stamped>): Effect.Effect<ReadonlyArray<Stamped>, LibsqlError> =>

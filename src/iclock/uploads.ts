@@ -15,7 +15,18 @@ import type { Reject, Upload } from "./cdata.ts"
 import type { Device, DeviceFacts } from "./device.ts"
 import { type DeviceNews, Devices } from "./devices.ts"
 import { readSchool } from "./school.ts"
-import { insertPunches, makesAttendance, type PunchUpload, type Stamped, skewOf, stamped, storePunches, unknownOf } from "./punches.ts"
+import {
+  insertPunches,
+  makesAttendance,
+  type PunchUpload,
+  type Stamped,
+  skewOf,
+  stamped,
+  storePunches,
+  storeTwins,
+  unknownOf,
+  unknownTwins,
+} from "./punches.ts"
 import { Commands } from "./queue.ts"
 
 /** Events of one terminal that are kept; the oldest leave. */
@@ -42,6 +53,7 @@ interface Job {
   readonly table: string
   readonly upload: Upload
   readonly fresh: ReadonlyArray<Stamped>
+  readonly twins: ReadonlyArray<Stamped>
   readonly news: DeviceNews | null
   readonly done: Deferred.Deferred<void, LibsqlError>
 }
@@ -67,15 +79,25 @@ const storeEvents = (tx: Tx, { of: { device, now }, upload }: Job) =>
     )
   })
 
-const storeRejects = (tx: Tx, { of: { device, now }, table }: Job, rejects: ReadonlyArray<Reject>) =>
-  tx.many(
-    `INSERT OR IGNORE INTO schoolbus_iclock_reject (serial, "table", raw, reason, at) VALUES (?,?,?,?,?)`,
-    rejects.map((reject) => [device.serial, table, reject.raw, reject.reason, BigInt(now)]),
+const storeRejects = (tx: Tx, { of: { device, now }, table }: Job, rejects: ReadonlyArray<Reject>) => {
+  const once = new Map<string, { readonly reject: Reject; extra: number }>()
+  for (const reject of rejects) {
+    const line = Buffer.from(reject.raw).toString("latin1")
+    const twin = once.get(line)
+    if (twin === undefined) once.set(line, { reject, extra: 0 })
+    else twin.extra++
+  }
+  return tx.many(
+    `INSERT INTO schoolbus_iclock_reject (serial, "table", raw, reason, at, extra) VALUES (?,?,?,?,?,?)
+     ON CONFLICT (serial, "table", raw) DO UPDATE SET extra = excluded.extra WHERE excluded.extra > extra`,
+    [...once.values()].map(({ reject, extra }) => [device.serial, table, reject.raw, reject.reason, BigInt(now), BigInt(extra)]),
   )
+}
 
 const storeJob = (tx: Tx, job: Job): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     const refused = yield* storePunches(tx, job.of, job.fresh)
+    yield* storeTwins(tx, job.twins)
     yield* storeUsers(tx, job)
     yield* storeEvents(tx, job)
     yield* storeRejects(tx, job, [...job.upload.rejects, ...refused])
@@ -110,7 +132,7 @@ export class Uploads extends Context.Service<
 
       const writeOne = (job: Job): Effect.Effect<void, LibsqlError> =>
         Effect.gen(function* () {
-          const isPunchesOnly = job.news === null && othersOf(job.upload) === 0 && !makesAttendance(job.of)
+          const isPunchesOnly = job.news === null && othersOf(job.upload) + job.twins.length === 0 && !makesAttendance(job.of)
           if (!isPunchesOnly || !(yield* insertPunches(db, job.of, job.fresh))) yield* db.write((tx) => storeJob(tx, job))
         })
       const finish = (job: Job, write: Effect.Effect<void, LibsqlError>) =>
@@ -133,7 +155,7 @@ export class Uploads extends Context.Service<
             : Effect.forEach(jobs, (job) => finish(job, writeOne(job)), { discard: true }),
         )
       })
-      const write = Effect.fnUntraced(function* (of: Job["of"], more: Pick<Job, "table" | "upload" | "fresh" | "news">) {
+      const write = Effect.fnUntraced(function* (of: Job["of"], more: Pick<Job, "table" | "upload" | "fresh" | "twins" | "news">) {
         const job: Job = { of, ...more, done: Deferred.makeUnsafe<void, LibsqlError>() }
         waiting.push(job)
         // Whoever gets the turn takes along all who wait; these find themselves done.
@@ -154,8 +176,11 @@ export class Uploads extends Context.Service<
         const newest = newestAt.get(device.serial)
         const isNews = newest !== undefined && punches.every(({ record }) => record.at > newest)
         const fresh = isNews ? punches : yield* db.read((tx) => unknownOf(tx, punches))
+        // Not asked on the way of every upload: few have any.
+        const twins = punches.some(({ extra }) => extra > 0) ? yield* db.read((tx) => unknownTwins(tx, punches)) : []
         const news = devices.newsOf(device, factsOf(device, upload, skewMs, stamps))
-        if (fresh.length + othersOf(upload) > 0 || news !== null) yield* write({ ...state, device, now, skewMs }, { table, upload, fresh, news })
+        if (fresh.length + twins.length + othersOf(upload) > 0 || news !== null)
+          yield* write({ ...state, device, now, skewMs }, { table, upload, fresh, twins, news })
         newestAt.set(
           device.serial,
           punches.reduce((max, { record }) => (record.at > max ? record.at : max), newest ?? ""),

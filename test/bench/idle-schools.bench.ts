@@ -1,7 +1,7 @@
 /**
  * What connected schools cost a hub that has nothing for them: each holds its stream open and says a heartbeat every 20 s,
- * as nodes do. Memory is what the hub's process grew by from the first streams to the last, processor time what it took
- * while they stood open.
+ * as nodes do. Memory is what the hub's process grew by for all but the first of them, greetings, streams and heartbeats;
+ * processor time is what it took while they stood open.
  */
 import { existsSync, readFileSync } from "node:fs"
 import { connect, type Socket } from "node:net"
@@ -15,8 +15,9 @@ const HEARTBEAT_MS = 20_000
 const GREETINGS_AT_ONCE = 16
 const CLOCK_TICKS = 100
 
-/** Opened before the measurement: what a hub needs for its first streams is not what one of them costs. */
+/** Schools, and heartbeats of them, before the measurement: what a hub needs for its first ones is not what one of them costs. */
 const WARM = 100
+const WARM_BEATS = 20
 
 interface School {
   readonly key: string
@@ -111,30 +112,31 @@ export default bench({
       for (let round = 0; round < rounds; round++) {
         const hub = await nodes.hub()
         const schools = await enrol(ground, round, count)
-        await inGroups(schools, (school) => greet(hub, school))
-        // What greeting leaves behind is not what a connection costs.
-        await new Promise((resolve) => setTimeout(resolve, 3_000))
         const sockets: Array<Socket> = []
-        await inGroups(schools.slice(0, WARM), async (school) => sockets.push(await openStream(hub, school)))
-        await new Promise((resolve) => setTimeout(resolve, 1_000))
-        const before = rssKiB(hub.pid)
-        await inGroups(schools.slice(WARM), async (school) => sockets.push(await openStream(hub, school)))
         let beats = 0
         let isOver = false
-        const timers = schools.map((school, i) => {
-          const beat = () => {
-            if (isOver) return
-            const said = { pending: 0, oldestPendingAt: null, conflicts: 0, behind: 0, quarantined: 0, devices: 0, state: "up_to_date", reason: null }
-            void post(hub, school, "heartbeat", { incarnation: school.incarnation, cursor: school.cursor, ...said, clock: Date.now() }).then(
-              (response) => {
-                beats++
-                return response.body?.cancel()
-              },
-              () => undefined,
-            )
-          }
-          return setInterval(() => setTimeout(beat, (i / count) * HEARTBEAT_MS), HEARTBEAT_MS)
-        })
+        const join = async (school: School) => {
+          await greet(hub, school)
+          sockets.push(await openStream(hub, school))
+        }
+        const beat = async (school: School) => {
+          if (isOver) return
+          const said = { pending: 0, oldestPendingAt: null, conflicts: 0, behind: 0, quarantined: 0, devices: 0, state: "up_to_date", reason: null }
+          const body = { incarnation: school.incarnation, cursor: school.cursor, ...said, clock: Date.now() }
+          const response = await post(hub, school, "heartbeat", body)
+          beats++
+          await response.body?.cancel()
+        }
+        const warm = schools.slice(0, WARM)
+        await inGroups(warm, join)
+        for (let i = 0; i < WARM_BEATS; i++) await inGroups(warm, beat)
+        await new Promise((resolve) => setTimeout(resolve, 1_000))
+        const before = rssKiB(hub.pid)
+        beats = 0
+        await inGroups(schools.slice(WARM), join)
+        const timers = schools.map((school, i) =>
+          setInterval(() => setTimeout(() => void beat(school).catch(() => undefined), (i / count) * HEARTBEAT_MS), HEARTBEAT_MS),
+        )
         await until("every heartbeat to have come once", () => beats >= count, 120_000, 500)
         const cpu = cpuSeconds(hub.pid)
         const began = performance.now()

@@ -88,6 +88,35 @@ describe("a row for every punch", () => {
       ["2026-03-04 04:20:00+00", "in"],
     ])
   })
+
+  it("an earlier punch that comes later is the first, and what was taken for it is judged again, unless a person judged it", async () => {
+    node = await openNode({
+      tables: [students, { ...daily, unique: [] }],
+      devices: { ...rules, attendance: { ...rule, rows: "punch", values: { present: "in", late: "late", out: "out" } } },
+    })
+    const amina = await node.student("Amina")
+    await node.approve(SN, "Africa/Nairobi")
+    await node.approve("TSTB240300018", "UTC")
+    const statuses = () =>
+      node.rows("SELECT arrived, status FROM attendance ORDER BY arrived").map(([at, status]) => [String(at).slice(0, 16), status])
+    await punch("2026-03-03 12:30:00", "2026-03-04 12:30:00")
+    await node.program("UPDATE attendance SET status = 'excused' WHERE day = '2026-03-04'")
+    expect(statuses()).toEqual([
+      ["2026-03-03 09:30", "late"],
+      ["2026-03-04 09:30", "excused"],
+    ])
+    const [[pin] = []] = node.rows(`SELECT pin FROM device_user_mappings WHERE person_id = '${amina}' AND device_id = 2`)
+    await node.post("/iclock/cdata?SN=TSTB240300018&table=ATTLOG&Stamp=9999", `${pin}\t2026-03-03 05:00:00\t0\t1\n`)
+    await punch("2026-03-03 07:20:00", "2026-03-04 07:20:00", "2026-03-03 13:00:00")
+    expect(statuses()).toEqual([
+      ["2026-03-03 04:20", "in"],
+      ["2026-03-03 05:00", "out"],
+      ["2026-03-03 09:30", "out"],
+      ["2026-03-03 10:00", "out"],
+      ["2026-03-04 04:20", "in"],
+      ["2026-03-04 09:30", "excused"],
+    ])
+  })
 })
 
 it("a rule that changes counts from the next punch on: what was judged stays, but for a day that goes on", async () => {

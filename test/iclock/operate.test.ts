@@ -251,6 +251,38 @@ describe("commands", () => {
   })
 })
 
+it("CLEAR_LOG: records that a terminal has twice count twice when one upload shows both, and only since it was last cleared", async () => {
+  await node.approve(SN, "UTC")
+  const why = async () => {
+    await node.program("DELETE FROM changes")
+    return (await refusal(node.commands.send(SN, { command: "CLEAR LOG", confirm: SN }))).message
+  }
+  const holds = (n: number) => node.get(`/iclock/getrequest?SN=${SN}&INFO=Ver 6.60,0,0,${n},10.0.0.1`)
+  const [one, two, garbage] = ["7\t2026-03-03 07:41:15\t0\t1", "8\t2026-03-03 07:42:00\t0\t1", "no record at all"]
+  await attlog(SN, one)
+  await attlog(SN, one)
+  await holds(3)
+  // Sent again is not held twice.
+  expect(await why()).toMatch(/holds 3 punches, 1 are stored/)
+  await attlog(SN, `${one}\n${two}\n${one}`)
+  await holds(4)
+  expect(await why()).toMatch(/holds 4 punches, 3 are stored/)
+  await attlog(SN, `${one}\n${one}\n${garbage}\n${garbage}`)
+  await holds(6)
+  expect(await why()).toMatch(/holds 6 punches, 5 are stored/)
+  await holds(5)
+  await node.program("DELETE FROM changes")
+  await send("clear_log", { confirm: SN })
+  expect(await poll()).toBe("C:1:INFO\n")
+  await node.post(`/iclock/devicecmd?SN=${SN}`, "ID=1&Return=0&CMD=INFO\nTransactionCount=5\n")
+  expect(await poll()).toBe("C:2:CLEAR LOG\n")
+  await result(2)
+  // The same upload once more, by whoever kept it, says nothing of what came after.
+  await attlog(SN, `${one}\n${two}\n${one}\n${garbage}\n${garbage}`)
+  await holds(1)
+  expect(await why()).toMatch(/holds 1 punches, 0 are stored/)
+})
+
 it("daylight saving begins at its moment: not a minute before it, once after it", async () => {
   await node.approve(SN, "Europe/Berlin")
   await node.program("UPDATE devices SET offset_told = 60")
