@@ -46,20 +46,21 @@ INSERT INTO audience (no, value) VALUES (0, NULL), (-1, NULL);
 -- furthest behind): seqs from was_from to before was_to. Kept of tables that schools write, until a newer one takes its place;
 -- was_from null = none is known. A school whose own triggers were away learns from it what a program of its own wrote.
 -- class is negative while the table is loading, and of rows that only travel up: such entries are in no cut.
+-- Not WITHOUT ROWID: a search there reads every row whole that it passes, so that one body of some megabytes would slow them all.
 CREATE TABLE entry (
   audience INTEGER NOT NULL,
   class    INTEGER NOT NULL,
   seq      INTEGER NOT NULL,
   tbl      INTEGER NOT NULL,
   key      TEXT NOT NULL,
-  body     TEXT,
   at       INTEGER NOT NULL,             -- commit time, microseconds since 1970
   born     INTEGER NOT NULL,             -- seq with which the audience first got the key
-  was      TEXT,
   was_from INTEGER,
   was_to   INTEGER,
-  PRIMARY KEY (audience, class, seq)
-) WITHOUT ROWID;
+  body     TEXT,
+  was      TEXT
+);
+CREATE UNIQUE INDEX entry_seq ON entry (audience, class, seq, tbl); -- tbl: what waits is counted without the rows
 CREATE UNIQUE INDEX entry_key ON entry (tbl, key, audience);
 
 -- What rows of through tables (side 0) and their links (side 1) are matched by: a JSON list of texts. rule: the id of the

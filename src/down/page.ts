@@ -126,7 +126,7 @@ const placesOf = (from: number, staged: Staged | null): string =>
 const ROW = "'[' || key || ',' || coalesce(body, 'null') || ']' AS row, body IS NOT NULL AS isRow"
 const entriesOf = (what: string, audience: string, and = ""): string =>
   `SELECT seq, tbl${what} FROM entry WHERE audience = ${audience} AND class = ?3 AND seq > ?4${and}`
-/** Two walks along the primary key, merged as they go. The rows come as one text: a message of many values takes longer than to read them. */
+/** Two walks along entry_seq, merged as they go. The rows come as one text: a message of many values takes longer than to read them. */
 const ROWS = `SELECT group_concat(row, '${ROW_END}') AS rows, json_group_array(seq) AS seqs, json_group_array(tbl) AS tbls
   FROM (${entriesOf(`, ${ROW}`, "?1")} UNION ALL ${entriesOf(`, ${ROW}`, "?2")} ORDER BY seq, isRow LIMIT ?5)`
 /** The seq after so many entries: one more row begins with it, or it is the second entry of the last one. */

@@ -81,7 +81,7 @@ export const livingReaders = (readers: ReadonlyArray<Reader>): ReadonlyMap<strin
   return bySchool
 }
 
-/** Rows behind each reader's cursor, as `{incarnation, waiting}` with waiting a JSON object of counts by table id. Walks the feed's primary key. */
+/** Rows behind each reader's cursor, as `{incarnation, waiting}` with waiting a JSON object of counts by table id. Walks entry_seq. */
 const LAG_SQL = `
   SELECT incarnation, waiting FROM (
     SELECT r.value ->> 'incarnation' AS incarnation,
