@@ -39,7 +39,8 @@ CREATE TABLE schoolbus_tables (
   id    INTEGER PRIMARY KEY,
   name  TEXT NOT NULL UNIQUE,            -- "public.students"
   local TEXT NOT NULL UNIQUE,            -- "students"
-  gone  INTEGER NOT NULL DEFAULT 0       -- 1: it left the manifest and is emptied once its changes have verdicts
+  gone  INTEGER NOT NULL DEFAULT 0,      -- 1: it left the manifest and is emptied once its changes have verdicts
+  renewed INTEGER NOT NULL DEFAULT 0     -- 1: it has another key; what the next cut does not name of its rows is of before
 );
 
 -- Our triggers, and the unique indexes they know of, as they were installed: what differs is a gap.

@@ -16,7 +16,7 @@ import { type Applying, applyingOf, countBehind, type Opened, readSchool, setCur
 import { countRefused } from "./settle.ts"
 import { applyOrder, classUnderWay, discardMet, ledgerLines, nextLines, readLines, removeLines, type StagedLine } from "./stage.ts"
 import type { Applied } from "./straight.ts"
-import { hasRows, sweep } from "./sweep.ts"
+import { endsRows, sweep } from "./sweep.ts"
 
 /** Staged lines read at once. */
 const READ_ROWS = 20_000
@@ -137,7 +137,7 @@ export const makeChunks = (
       return null
     }
     if (applying.sweep) {
-      yield* sweep(targets, db.read, (gone: ReadonlyMap<string, Item>) =>
+      yield* sweep(targets, applying.header.full, db.read, (gone: ReadonlyMap<string, Item>) =>
         Effect.asVoid(deliver((delivery) => applyPart(delivery, { items: gone, ledger: [] }, false))),
       )
     }
@@ -162,7 +162,7 @@ export const makeChunks = (
     yield* db.write((tx) =>
       Effect.gen(function* () {
         const { state, targets } = yield* open(tx)
-        const applying: Applying = { header, above, sweep: applyingOf(state)?.sweep ?? (header.full && (yield* hasRows(tx, targets))) }
+        const applying: Applying = { header, above, sweep: applyingOf(state)?.sweep ?? (yield* endsRows(tx, targets, header.full)) }
         yield* tx.run("UPDATE schoolbus_state SET applying = ?", [JSON.stringify(applying)])
       }),
     )

@@ -21,7 +21,7 @@ import { makeRetries } from "./retry.ts"
 import { countBehind, cursorAt, cursorOf, isReceiving, makeOpen, readSchool, type SchoolRow } from "./school-row.ts"
 import { discardStage, type Received, receivedOf, rowsOf, stagedHeaders, stagedPosition, stageLines } from "./stage.ts"
 import { type Applied, makeStraight } from "./straight.ts"
-import { hasRows } from "./sweep.ts"
+import { endsRows } from "./sweep.ts"
 
 export type { RowsLine } from "../link/protocol.ts"
 
@@ -103,7 +103,7 @@ export class Deliver extends Context.Service<
               ...opened,
               isLeft,
               staging: isLeft ? yield* stagedHeaders(tx) : null,
-              sweeps: header.full && (yield* hasRows(tx, opened.targets)),
+              sweeps: yield* endsRows(tx, opened.targets, header.full),
             }
           }),
         )

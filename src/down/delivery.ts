@@ -19,6 +19,8 @@ export interface Target {
   readonly isRecord: boolean
   /** Why nothing may be written into it now; null = it fits. */
   readonly unfit: string | null
+  /** It has another key since the applied cut: rows that the next one does not name are of before. */
+  readonly isRenewed: boolean
 }
 
 export interface Targets {
@@ -79,14 +81,16 @@ const planOf = ({ table, keyKinds }: Target): LoadPlan => {
 
 export const readTargets = (tx: Tx, manifest: Manifest): Effect.Effect<Targets, LibsqlError> =>
   Effect.gen(function* () {
-    const ids = new Map((yield* tx.all<{ id: number; name: string }>("SELECT id, name FROM schoolbus_tables")).map((row) => [row.name, row.id]))
+    const known = yield* tx.all<{ id: number; name: string; renewed: number }>("SELECT id, name, renewed FROM schoolbus_tables")
+    const rows = new Map(known.map((row) => [row.name, row]))
     const unfit = new Map((yield* readUnfit(tx)).map((one) => [one.name, unfitText(one)]))
     const targets = manifest.tables.flatMap((table): ReadonlyArray<Target> => {
-      const tbl = ids.get(table.name)
-      if (tbl === undefined) return []
+      const row = rows.get(table.name)
+      if (row === undefined) return []
       const kinds = new Map(table.columns.map((column) => [column.name, column.kind]))
       const isRecord = table.name === CONFLICTS || table.name === QUARANTINE
-      return [{ table, tbl, kinds, keyKinds: table.key.map((name) => kinds.get(name) ?? "text"), isRecord, unfit: unfit.get(table.name) ?? null }]
+      const keyKinds = table.key.map((name) => kinds.get(name) ?? "text")
+      return [{ table, tbl: row.id, kinds, keyKinds, isRecord, unfit: unfit.get(table.name) ?? null, isRenewed: row.renewed === 1 }]
     })
     return {
       manifest,

@@ -32,6 +32,8 @@ export interface SchoolRow {
   readonly staged: number
   /** 1: a table has left the manifest and is to be emptied. */
   readonly gone: number
+  /** How many tables have another key since the applied cut. */
+  readonly renewed: number
 }
 
 export const cursorOf = (row: Pick<SchoolRow, "epoch" | "seq" | "cut">): Cursor => ({ epoch: row.epoch, seq: row.seq, cut: row.cut })
@@ -43,7 +45,8 @@ export const readSchool = (tx: Tx): Effect.Effect<SchoolRow, LibsqlError> =>
     tx.all<SchoolRow>(
       `SELECT incarnation, school, epoch, seq, cut, manifest, applying,
               (SELECT group_concat(name || reason) FROM schoolbus_unfit) AS unfit, ${WAITING} AS waiting,
-              EXISTS (SELECT 1 FROM schoolbus_stage) AS staged, EXISTS (SELECT 1 FROM schoolbus_tables WHERE gone = 1) AS gone
+              EXISTS (SELECT 1 FROM schoolbus_stage) AS staged, EXISTS (SELECT 1 FROM schoolbus_tables WHERE gone = 1) AS gone,
+              (SELECT count(*) FROM schoolbus_tables WHERE renewed = 1) AS renewed
          FROM schoolbus_state`,
     ),
     ([row]) => {
@@ -60,6 +63,7 @@ export const isReceiving = (school: SchoolRow): boolean => applyingOf(school)?.a
 export const setCursor = (tx: Tx, header: Header): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     yield* tx.ahead("UPDATE schoolbus_state SET epoch = ?, seq = ?, cut = ?, applying = NULL", [header.epoch, header.head, header.headCut])
+    yield* tx.ahead("UPDATE schoolbus_tables SET renewed = 0 WHERE renewed = 1", [])
     // What a full cut no longer names cannot be taken out of a table that does not fit.
     if (header.full) yield* tearUnfit(tx)
   })
@@ -77,12 +81,12 @@ export interface Opened {
 
 /** Reads the row, and the tables only when they have changed since the last time. */
 export const makeOpen = () => {
-  let known: { readonly text: string | null; readonly unfit: string | null; readonly targets: Targets } | null = null
+  let known: (Pick<SchoolRow, "manifest" | "unfit" | "renewed"> & { readonly targets: Targets }) | null = null
   return Effect.fnUntraced(function* (tx: Tx): Effect.fn.Return<Opened, LibsqlError> {
     const state = yield* readSchool(tx)
-    if (known === null || known.text !== state.manifest || known.unfit !== state.unfit) {
+    if (known === null || known.manifest !== state.manifest || known.unfit !== state.unfit || known.renewed !== state.renewed) {
       const manifest = state.manifest === null ? NO_MANIFEST : (JSON.parse(state.manifest) as Manifest)
-      known = { text: state.manifest, unfit: state.unfit, targets: yield* readTargets(tx, manifest) }
+      known = { manifest: state.manifest, unfit: state.unfit, renewed: state.renewed, targets: yield* readTargets(tx, manifest) }
     }
     return { state, targets: known.targets }
   })

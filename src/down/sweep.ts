@@ -1,6 +1,6 @@
 /**
- * The end of a full cut: rows that it did not name no longer exist at head office. Found while reading, without the write
- * lock; removed some at a time. A row that a program made meanwhile is pending by then, and waits behind like any other.
+ * The end of a cut that names all rows, of every table or of those that have another key now: what it did not name no longer
+ * exists at head office. Found while reading, without the write lock; removed some at a time. A row that a program made meanwhile is pending by then, and waits behind like any other.
  */
 import * as Effect from "effect/Effect"
 import { ident, type LibsqlError, type Tx } from "../libsql/client.ts"
@@ -10,20 +10,23 @@ import { idOf, type Item, LEDGER, type Target, type Targets } from "./delivery.t
 /** Rows looked at in one read, and removed in one transaction. */
 const SCAN_ROWS = 2_000
 
-const sweptTargets = (targets: Targets): ReadonlyArray<Target> =>
-  [...targets.byName.values()].filter(({ table, unfit }) => unfit === null && table.direction !== "up" && table.name !== LEDGER)
+const sweptTargets = (targets: Targets, isFull: boolean): ReadonlyArray<Target> =>
+  [...targets.byName.values()].filter(
+    ({ table, unfit, isRenewed }) => unfit === null && table.direction !== "up" && table.name !== LEDGER && (isFull || isRenewed),
+  )
 
 /** A table that a program dropped has nothing to sweep. */
 const orNothing = <A>(rows: Effect.Effect<ReadonlyArray<A>, LibsqlError>): Effect.Effect<ReadonlyArray<A>, LibsqlError> =>
   Effect.catch(rows, (error) => (error.code === "SQLITE_ERROR" ? Effect.succeed([]) : Effect.fail(error)))
 
-/** Whether a full cut could end anything here. */
-export const hasRows = (tx: Tx, targets: Targets): Effect.Effect<boolean, LibsqlError> =>
+/** Whether a cut could end anything here. */
+export const endsRows = (tx: Tx, targets: Targets, isFull: boolean): Effect.Effect<boolean, LibsqlError> =>
   Effect.gen(function* () {
-    for (const { table } of sweptTargets(targets)) {
+    for (const { table } of sweptTargets(targets, isFull)) {
       const rows = yield* orNothing(tx.all<{ n: number }>(`SELECT 1 AS n FROM ${ident(table.local)} LIMIT 1`))
       if (rows.length > 0) return true
     }
+    if (!isFull) return false
     const waiting = yield* tx.all("SELECT 1 FROM schoolbus_behind UNION ALL SELECT 1 FROM schoolbus_hold UNION ALL SELECT 1 FROM changes LIMIT 1")
     return waiting.length > 0
   })
@@ -65,11 +68,12 @@ const waitingRows =
 /** Rows that the cut did not name, as deletes, page by page to `remove`. */
 export const sweep = <E>(
   targets: Targets,
+  isFull: boolean,
   read: <A>(body: (tx: Tx) => Effect.Effect<A, LibsqlError>) => Effect.Effect<A, LibsqlError>,
   remove: (gone: ReadonlyMap<string, Item>) => Effect.Effect<void, E>,
 ): Effect.Effect<void, E | LibsqlError> =>
   Effect.gen(function* () {
-    for (const target of sweptTargets(targets)) {
+    for (const target of sweptTargets(targets, isFull)) {
       for (const scan of [shownRows(target), waitingRows(target)]) {
         for (let after: string | null = null; ; ) {
           const from: string | null = after

@@ -119,14 +119,26 @@ const planBuild = (tx: Tx, { before, after, file, manifest, uniques }: Build): E
     return { local, fresh, sql, targets: targets.join(", "), sources: sources.join(", "), ...keys }
   })
 
+/** A program's own indexes and triggers of a table. */
+const programsOwn = (tx: Tx, local: string): Effect.Effect<ReadonlyArray<{ readonly sql: string }>, LibsqlError> =>
+  tx.all<{ sql: string }>(
+    "SELECT sql FROM sqlite_master WHERE tbl_name = ? COLLATE NOCASE AND type IN ('index', 'trigger') AND sql IS NOT NULL AND name NOT LIKE 'schoolbus\\_%' ESCAPE '\\'",
+    [local],
+  )
+
+const restoreOwn = (tx: Tx, local: string, others: ReadonlyArray<{ readonly sql: string }>): Effect.Effect<void, LibsqlError> =>
+  Effect.forEach(
+    others,
+    ({ sql }) =>
+      tx.exec(sql).pipe(Effect.catch((error) => Effect.logWarning(`table ${local} has another shape now; left out: ${sql} (${error.message})`))),
+    { discard: true },
+  )
+
 const buildAnew = (tx: Tx, build: Build, tbl: number): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     const plan = yield* planBuild(tx, build)
     const { local, fresh, sql, targets, sources } = plan
-    const others = yield* tx.all<{ sql: string }>(
-      "SELECT sql FROM sqlite_master WHERE tbl_name = ? COLLATE NOCASE AND type IN ('index', 'trigger') AND sql IS NOT NULL AND name NOT LIKE 'schoolbus\\_%' ESCAPE '\\'",
-      [local],
-    )
+    const others = yield* programsOwn(tx, local)
     if (!(yield* takePrepared(tx, tbl, plan))) {
       yield* tx.exec(`DROP TABLE IF EXISTS ${ident(fresh)}`)
       yield* tx.exec(sql)
@@ -139,11 +151,7 @@ const buildAnew = (tx: Tx, build: Build, tbl: number): Effect.Effect<void, Libsq
       tx.exec(`ALTER TABLE ${ident(fresh)} RENAME TO ${ident(local)}`),
       Effect.ignore(tx.exec("PRAGMA legacy_alter_table = OFF")),
     )
-    for (const { sql: own } of others) {
-      yield* tx
-        .exec(own)
-        .pipe(Effect.catch((error) => Effect.logWarning(`table ${local} has another shape now; left out: ${own} (${error.message})`)))
-    }
+    yield* restoreOwn(tx, local, others)
   })
 
 /** New names, each first out of the way of the others. */
@@ -288,17 +296,54 @@ const oldNameOf = (before: Table, after: Table, name: string): string => {
   return column === undefined ? name : (oldOf(before, column)?.name ?? name)
 }
 
-/** Rows are named in another way: the table begins anew, and what waits for a verdict under the old names keeps its own number. */
-export const replace = (tx: Tx, { before, after, file, manifest, tbl }: Reshaping): Effect.Effect<void, LibsqlError> =>
+/** More rows would be copied for too long: then the table is empty until head office's have come. */
+const KEPT_ROWS = 20_000
+
+/** Rows of a table under its former key, for the one that takes its place: programs go on reading them until head office's have come. */
+const keepRows = (tx: Tx, { before, after, file }: Reshaping, old: string): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
+    const present = columnsByName(file)
+    const continued = after.columns.flatMap((column): ReadonlyArray<readonly [Column, string]> => {
+      const was = oldOf(before, column)
+      const here = was === undefined || was.kind !== column.kind ? undefined : present.get(sameName(was.name))
+      return here === undefined ? [] : [[column, ident(here.name)]]
+    })
+    const sources = new Map(continued.map(([{ name }, source]) => [name, source]))
+    const key = after.key.flatMap((name) => sources.get(name) ?? [])
+    if (key.length < after.key.length) return
+    const [size] = yield* tx.all<{ n: number }>(`SELECT count(*) AS n FROM (SELECT 1 FROM ${ident(old)} LIMIT ${KEPT_ROWS + 1})`)
+    if ((size?.n ?? 0) > KEPT_ROWS) return
+    const added = after.columns.filter((column) => !sources.has(column.name) && fillOf(column) !== null)
+    const targets = [...continued.map(([{ name }]) => ident(name)), ...added.map(({ name }) => ident(name))]
+    const values = [...continued.map(([, source]) => source), ...added.map((column) => literal(column.kind, fillOf(column)))]
+    yield* tx.run(
+      `INSERT OR IGNORE INTO ${ident(after.local)} (${targets.join(", ")}) SELECT ${values.join(", ")} FROM ${ident(old)} WHERE ${key.map((name) => `${name} IS NOT NULL`).join(" AND ")}`,
+    )
+  })
+
+/** Rows are named in another way: the table begins anew, and what waits for a verdict under the old names keeps its own number. */
+export const replace = (tx: Tx, reshaping: Reshaping): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const { before, after, file, manifest, tbl } = reshaping
+    const { local } = after
     const name = ` before generation ${after.generation ?? 1}`
+    const old = `${local}${name}`
+    const others = yield* programsOwn(tx, local)
+    for (const { kind, own } of yield* tx.all<{ kind: string; own: string }>(
+      "SELECT type AS kind, name AS own FROM sqlite_master WHERE tbl_name = ? COLLATE NOCASE AND type IN ('index', 'trigger') AND sql IS NOT NULL",
+      [local],
+    ))
+      yield* tx.exec(`DROP ${kind} ${ident(own)}`)
+    // Other tables' references, views and triggers name the table, which will be there again.
+    yield* tx.exec("PRAGMA legacy_alter_table = ON")
+    yield* Effect.ensuring(tx.exec(`ALTER TABLE ${ident(local)} RENAME TO ${ident(old)}`), Effect.ignore(tx.exec("PRAGMA legacy_alter_table = OFF")))
+    yield* tx.exec(createTable(after, manifest))
+    yield* keepRows(tx, reshaping, old)
     const own = new Set(before.columns.map((column) => sameName(column.name)))
     // A program's own columns are not ours to throw away.
-    if (file.columns.some((column) => !own.has(sameName(column.name)))) {
-      yield* tx.exec(`ALTER TABLE ${ident(after.local)} RENAME TO ${ident(`${after.local}${name}`)}`)
-    } else yield* tx.exec(`DROP TABLE ${ident(after.local)}`)
-    yield* tx.exec(createTable(after, manifest))
+    if (file.columns.every((column) => own.has(sameName(column.name)))) yield* tx.exec(`DROP TABLE ${ident(old)}`)
+    yield* restoreOwn(tx, local, others)
     for (const table of ["schoolbus_behind", "schoolbus_hold"]) yield* tx.run(`DELETE FROM ${table} WHERE tbl = ?`, [tbl])
     yield* tx.run("UPDATE schoolbus_tables SET name = name || ?2, local = local || ?2 WHERE id = ?1", [tbl, name])
-    yield* tx.run("INSERT INTO schoolbus_tables (name, local) VALUES (?, ?)", [after.name, after.local])
+    yield* tx.run("INSERT INTO schoolbus_tables (name, local, renewed) VALUES (?, ?, 1)", [after.name, local])
   })

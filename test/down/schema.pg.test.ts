@@ -339,6 +339,52 @@ describe("edits that wait in a school while the schema changes", () => {
   })
 })
 
+describe("a table with another key", () => {
+  test("keeps its rows in the school until head office's have come; then those that are gone there go", async () => {
+    const world = await makeWorld(schema, { tables }, ["a"])
+    await world.sql`INSERT INTO pupils (id, school_id, name, code) VALUES (4, 'a', 'Dayo', 'c4'), (5, 'a', 'Eze', 'c5')`
+    await world.sql`UPDATE pupils SET extra = 'x' || id`
+    const a = await world.school("a")
+    await same(world, a)
+    await a.write("CREATE INDEX by_name ON pupils (name)")
+    await world.sql`ALTER TABLE pupils DROP CONSTRAINT pupils_pkey, ADD PRIMARY KEY (school_id, id)`
+    await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "key_changed")
+    // Nothing tells the school of these under the old key.
+    await world.sql`DELETE FROM pupils WHERE id = 4`
+    await world.sql`UPDATE pupils SET school_id = 'b' WHERE id = 5`
+    await world.run(world.feed.accept("public.pupils"))
+    await until("the table to be read", async () => (await world.run(world.feed.tables)).every((table) => !table.loading && table.paused === null))
+    await world.settle()
+    await a.install()
+    expect(await a.rows("SELECT group_concat(name) AS key FROM (SELECT name FROM pragma_table_info('pupils') WHERE pk > 0 ORDER BY pk)")).toEqual([
+      { key: "school_id,id" },
+    ])
+    expect(await a.rows("SELECT id, name, extra FROM pupils ORDER BY id")).toEqual([
+      { id: 1, name: "Amina", extra: "x1" },
+      { id: 2, name: "Bilal", extra: "x2" },
+      { id: 4, name: "Dayo", extra: "x4" },
+      { id: 5, name: "Eze", extra: "x5" },
+    ])
+    expect(await a.rows("SELECT name FROM sqlite_master WHERE name = 'by_name'")).toEqual([{ name: "by_name" }])
+    await a.write("UPDATE pupils SET name = 'Amina B.' WHERE id = 1")
+    await a.pull()
+    expect(await a.rows("SELECT id, name FROM pupils ORDER BY id")).toEqual([
+      { id: 1, name: "Amina B." },
+      { id: 2, name: "Bilal" },
+    ])
+    await a.sync()
+    await same(world, a)
+    // Only once: later cuts do not name every row.
+    await a.write("INSERT INTO pupils (id, school_id, name) VALUES (9, 'a', 'Ifeoma')")
+    await a.sync()
+    await world.sql`UPDATE groups SET name = 'two, again' WHERE id = 2`
+    await world.settle()
+    await a.pull()
+    expect(await a.rows("SELECT name FROM pupils WHERE id = 9")).toEqual([{ name: "Ifeoma" }])
+    await world.stop()
+  })
+})
+
 describe("a table that lost its shape", () => {
   test("while the hub was down pauses alone; put back as it was it goes on by itself, with what it missed", async () => {
     const world = await makeWorld(schema, { tables }, ["a"])

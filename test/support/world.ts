@@ -66,6 +66,8 @@ export interface School {
   readonly freeze: () => Promise<void>
   /** Sends every batch that no ledger row has answered yet. */
   readonly push: () => Promise<ReadonlyArray<Verdicts>>
+  /** Takes over the tables as the hub tells them now. */
+  readonly install: () => Promise<unknown>
   /** Pulls until a complete cut is applied. */
   readonly pull: () => Promise<void>
   /** push, let the feed have it, pull. */
@@ -210,6 +212,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
       rows: (text, args) => run(file.read((tx) => tx.all(text, args))) as never,
       freeze: freezeAll,
       push,
+      install,
       pull,
       sync: async () => {
         await push()
