@@ -30,6 +30,8 @@ export interface ClusterOptions {
   readonly wal2json?: boolean
   /** False (tests, demo): a crash of the machine may lose the cluster, a crash of the server may not. */
   readonly fsync?: boolean
+  /** Where its own folder is made; else among the temporary ones. */
+  readonly folder?: string
   /** Further lines of postgresql.conf by name. */
   readonly settings?: Readonly<Record<string, string>>
 }
@@ -159,7 +161,7 @@ const alive = (pid: number): boolean => {
 export const startCluster = async (options: ClusterOptions = {}): Promise<Cluster> => {
   const binaries = findServer(options.wal2json ?? true)
   const owner = unprivileged()
-  const dir = mkdtempSync(join(tmpdir(), "schoolbus-pg-"))
+  const dir = mkdtempSync(join(options.folder ?? tmpdir(), "schoolbus-pg-"))
   const data = join(dir, "data")
   chmodSync(dir, 0o755)
   mkdirSync(data, { mode: 0o700 })

@@ -5,9 +5,9 @@
  * stands everywhere is held against what the rules say (expect.ts).
  */
 import { mkdtempSync, rmSync } from "node:fs"
-import { tmpdir } from "node:os"
 import { join } from "node:path"
 import process from "node:process"
+import { fastFolder } from "../support/fast-folder.ts"
 import { makeWorld, type World } from "../support/world.ts"
 import { type Edit, type Expected, expected, type Flight, fold } from "./expect.ts"
 import { type Batch, type Node, openNode } from "./node.ts"
@@ -44,23 +44,37 @@ const fail = (what: string, ...values: ReadonlyArray<unknown>): never => {
 const same = (left: unknown, right: unknown): boolean => JSON.stringify(left) === JSON.stringify(right)
 const sorted = (row: Row | undefined | null): unknown => (row == null ? null : Object.entries(row).toSorted(([a], [b]) => (a < b ? -1 : 1)))
 
-export const runSeed = async (seed: number): Promise<Outcome> => {
+interface Prepared {
+  readonly run: () => Promise<Outcome>
+  readonly close: () => Promise<void>
+}
+
+const prepare = async (seed: number): Promise<Prepared> => {
   const random = randomOf(seed)
   const tables = makeSchema(random)
   const world = await makeWorld(tables.map(ddlOf).join("; "), configOf(tables), SCHOOLS)
-  const folder = mkdtempSync(join(tmpdir(), "schoolbus-sim-"))
-  const sides: Array<Side> = []
-  for (const [i, id] of SCHOOLS.entries()) {
-    const node = await openNode(world, folder, id, `00000000-0000-4000-8000-${String(seed % 1_000_000).padStart(8, "0")}000${i}`)
-    sides.push({ node, edits: new Map(), applied: new Map(), refused: new Set() })
+  const folder = mkdtempSync(join(fastFolder(), "schoolbus-sim-"))
+  const nodes = await Promise.all(
+    SCHOOLS.map((id, i) => openNode(world, folder, id, `00000000-0000-4000-8000-${String(seed % 1_000_000).padStart(8, "0")}000${i}`)),
+  )
+  const sides = nodes.map((node) => ({ node, edits: new Map(), applied: new Map(), refused: new Set<string>() }))
+  return {
+    run: () => new Simulation(world, random, tables, sides).run(),
+    close: async () => {
+      await Promise.all(nodes.map((node) => node.close()))
+      await world.stop()
+      rmSync(folder, { recursive: true, force: true })
+    },
   }
-  const simulation = new Simulation(world, random, tables, sides)
+}
+
+const runSeed = async (prepared: Promise<Prepared>, onReady: () => void): Promise<Outcome> => {
+  const { run, close } = await prepared
+  onReady()
   try {
-    return await simulation.run()
+    return await run()
   } finally {
-    for (const { node } of sides) await node.close()
-    await world.stop()
-    rmSync(folder, { recursive: true, force: true })
+    await close()
   }
 }
 
@@ -88,7 +102,7 @@ class Simulation {
   async run(): Promise<Outcome> {
     for (let i = 0; i < 12; i++) await this.#officeWrite()
     await this.#world.settle()
-    for (const side of this.#sides) while (!(await side.node.pull(Number.POSITIVE_INFINITY)));
+    await Promise.all(this.#sides.map((side) => this.#pullAll(side)))
     for (let step = 0; step < STEPS; step++) await this.#step()
     await this.#quiet()
     await this.#check()
@@ -363,8 +377,12 @@ class Simulation {
       this.#faults++
       await side.node.pull(1 + this.#random.below(4))
       if (this.#random.chance(0.3)) await side.node.reopen()
-    } else while (!(await side.node.pull(Number.POSITIVE_INFINITY)));
+    } else await this.#pullAll(side)
     await this.#forgetSettled(side)
+  }
+
+  async #pullAll({ node }: Side): Promise<void> {
+    while (!(await node.pull(Number.POSITIVE_INFINITY)));
   }
 
   /** A batch whose ledger row has come down is over. */
@@ -385,10 +403,7 @@ class Simulation {
         }
       }
       await this.#world.settle()
-      for (const side of this.#sides) {
-        while (!(await side.node.pull(Number.POSITIVE_INFINITY)));
-        await this.#forgetSettled(side)
-      }
+      await Promise.all(this.#sides.map(async (side) => this.#pullAll(side).then(() => this.#forgetSettled(side))))
       if (sent === 0) return
     }
     fail(`after ${QUIET_ROUNDS} rounds without a write there are still batches to send`)
@@ -450,13 +465,27 @@ const listed = (rows: Rows): ReadonlyArray<unknown> => [...rows].map(([name, all
 export const runSeeds = async (file: number, files: number): Promise<void> => {
   const [first = 1, last = first] = (process.env["SEEDS"] ?? "1-100").split("-").map(Number)
   const total = { seeds: 0, writes: 0, batches: 0, conflicts: 0, refused: 0, faults: 0 }
-  for (let seed = first; seed <= last; seed++) {
-    if (seed % files !== file) continue
-    const outcome = await runSeed(seed).catch((cause: Error) => {
-      throw new Error(`seed ${seed} (SEEDS=${seed} bun run sim): ${cause.message}`, { cause })
-    })
-    total.seeds++
-    for (const [name, n] of Object.entries(outcome)) total[name as keyof Outcome] += n
+  const own = Array.from({ length: Math.max(0, last - first + 1) }, (_, i) => first + i).filter((seed) => seed % files === file)
+  // The next one gets its database and files while one runs.
+  let next: Promise<Prepared> | undefined
+  const prepareNext = (): void => {
+    const seed = own[total.seeds]
+    next = seed === undefined ? undefined : prepare(seed)
+    next?.catch(() => undefined)
+  }
+  prepareNext()
+  try {
+    for (const seed of own) {
+      const outcome = await runSeed(next as Promise<Prepared>, () => {
+        total.seeds++
+        prepareNext()
+      }).catch((cause: Error) => {
+        throw new Error(`seed ${seed} (SEEDS=${seed} bun run sim): ${cause.message}`, { cause })
+      })
+      for (const [name, n] of Object.entries(outcome)) total[name as keyof Outcome] += n
+    }
+  } finally {
+    await next?.then((prepared) => prepared.close())
   }
   process.stdout.write(`seeds ${first}-${last}, every ${files} from ${file}: ${JSON.stringify(total)}\n`)
   // A run in which nothing goes wrong proves nothing.

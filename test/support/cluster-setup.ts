@@ -3,6 +3,7 @@ import type { TestProject } from "vitest/node"
 import { createServer } from "node:http"
 import type { AddressInfo } from "node:net"
 import { type Cluster, startCluster } from "../../scripts/cluster.ts"
+import { fastFolder } from "./fast-folder.ts"
 
 declare module "vitest" {
   interface ProvidedContext {
@@ -14,7 +15,7 @@ declare module "vitest" {
 export default async (project: TestProject): Promise<() => Promise<void>> => {
   let cluster: Promise<Cluster> | undefined
   const door = createServer((_, response) => {
-    cluster ??= startCluster({ fsync: false })
+    cluster ??= startCluster({ fsync: false, folder: fastFolder() })
     cluster.then(
       (started) => response.end(started.url()),
       (cause) => response.writeHead(500).end(String(cause)),

@@ -3,7 +3,6 @@
  * when a batch goes up and when a page comes down.
  */
 import { mkdtempSync, rmSync } from "node:fs"
-import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -32,6 +31,7 @@ import { openPool, Postgres, type PostgresPool } from "../../src/postgres/client
 import { migrateHub } from "../../src/postgres/migrate.ts"
 import { Apply } from "../../src/up/apply.ts"
 import { Tables } from "../../src/up/tables.ts"
+import { fastFolder } from "./fast-folder.ts"
 import { createDatabase, type Database } from "./postgres.ts"
 import { until } from "./until.ts"
 
@@ -77,7 +77,7 @@ export interface School {
 /** `on`: a database of the test's own, dropped with the world. */
 export const makeWorld = async (schema: string, config: ConfigInput, schools: ReadonlyArray<string>, on?: Database): Promise<World> => {
   const database = on ?? (await createDatabase())
-  const folder = mkdtempSync(join(tmpdir(), "schoolbus-world-"))
+  const folder = mkdtempSync(join(fastFolder(), "schoolbus-world-"))
   const sql = postgres(database.url, { max: 4, onnotice: () => undefined })
   if (schema !== "") await sql.unsafe(schema)
   const scope = Scope.makeUnsafe()
