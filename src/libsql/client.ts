@@ -200,13 +200,15 @@ export type Response =
   | { readonly id: number; readonly error: { readonly code: string; readonly message: string } }
 
 interface Port {
+  /** Opens the connection; before that the worker only starts. */
+  readonly open: Effect.Effect<void, LibsqlError, Scope.Scope>
   readonly tx: Tx
   readonly send: (command: Command) => Effect.Effect<unknown, LibsqlError>
   /** Does not wait for the answer. */
   readonly post: (command: Command, onAnswer: (answer: Effect.Effect<unknown, LibsqlError>) => void) => void
 }
 
-const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlError, Scope.Scope> =>
+const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, never, Scope.Scope> =>
   Effect.gen(function* () {
     const waiting = new Map<number, { readonly sql: string; readonly resume: (effect: Effect.Effect<unknown, LibsqlError>) => void }>()
     let last = 0
@@ -330,10 +332,12 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, LibsqlErr
       lines: (scan) => send({ op: "lines", ...scan }) as Effect.Effect<Lines, LibsqlError>,
       prints: (scan) => send({ op: "prints", ...scan }) as Effect.Effect<PrintsFound, LibsqlError>,
     }
-    yield* send({ op: "open", path, pragmas: [...PRAGMAS, `cache_size=-${cacheKiB}`], timeoutMs: BUSY_TIMEOUT_MS })
-    // The worker closes its connection by itself: ending it first would leave the WAL behind.
-    yield* Effect.addFinalizer(() => Effect.ignoreCause(send({ op: "close" })))
-    return { tx, send, post }
+    const open = Effect.gen(function* () {
+      yield* send({ op: "open", path, pragmas: [...PRAGMAS, `cache_size=-${cacheKiB}`], timeoutMs: BUSY_TIMEOUT_MS })
+      // The worker closes its connection by itself: ending it first would leave the WAL behind.
+      yield* Effect.addFinalizer(() => Effect.ignoreCause(send({ op: "close" })))
+    })
+    return { open, tx, send, post }
   })
 
 /**
@@ -391,11 +395,14 @@ export const openFile = (path: string): Effect.Effect<LibsqlFile, LibsqlError, S
   Effect.gen(function* () {
     const writer = yield* makePort(path, WRITER_CACHE_KIB)
     const reader = yield* makePort(path, READER_CACHE_KIB)
+    // The workers start side by side; the writer makes the file.
+    yield* writer.open
+    yield* reader.open
     return {
       path,
       ...makeWrite(writer),
       read: makeRead(reader),
-      readApart: (body) => Effect.scoped(Effect.flatMap(makePort(path, READER_CACHE_KIB), (port) => makeRead(port)(body))),
+      readApart: (body) => Effect.scoped(Effect.flatMap(makePort(path, READER_CACHE_KIB), (port) => Effect.andThen(port.open, makeRead(port)(body)))),
     }
   })
 

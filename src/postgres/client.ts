@@ -19,7 +19,7 @@ const IDLE_MS = 60_000
 /** What still runs on a connection that is given up. */
 const END_SECONDS = 2
 /** Statements that a connection keeps prepared; with more of them the rest is parsed each time. */
-const MAX_KEPT = 200
+const MAX_KEPT = 100
 
 /** Under these settings Postgres prints a value in one way only. */
 export const SESSION = {
@@ -55,11 +55,6 @@ export interface Session {
   readonly texts: (sql: string, params?: ReadonlyArray<Param>) => Effect.Effect<ReadonlyArray<ReadonlyArray<string | null>>, PostgresError>
   /** Rows written or read by one statement. */
   readonly execute: (sql: string, params?: ReadonlyArray<Param>) => Effect.Effect<number, PostgresError>
-  /**
-   * The same for text that comes again and again, in which the types of what is answered are fixed: the connection keeps it
-   * prepared, which saves its parsing, its plan and a way there and back.
-   */
-  readonly kept: Pick<Session, "query" | "execute">
 }
 
 /** Sends statements of one session together and waits for all answers; the first failure is that of all, what came after it did nothing or is rolled back. */
@@ -72,16 +67,23 @@ export type Isolation = "read committed" | "repeatable read"
 
 export interface PostgresPool extends Session {
   readonly url: string
-  /** Commits when the body succeeds, rolls back otherwise. */
-  readonly tx: <A, E, R>(body: (session: Session) => Effect.Effect<A, E, R>, isolation?: Isolation) => Effect.Effect<A, E | PostgresError, R>
+  /**
+   * Commits when the body succeeds, rolls back otherwise. `keeping`: the same session for statements that come again and again, which
+   * the connection keeps prepared: that saves their parsing and a way there and back.
+   */
+  readonly tx: <A, E, R>(
+    body: (session: Session, keeping: Session) => Effect.Effect<A, E, R>,
+    isolation?: Isolation,
+  ) => Effect.Effect<A, E | PostgresError, R>
   /** Ends every connection and what runs on it: for a line that was found dead, on which an answer would be waited for in vain. */
   readonly reset: Effect.Effect<void>
 }
 
 /** Retrying makes sense: the server was away, busy, or chose this transaction as a victim. */
-export const isTransient = (error: PostgresError): boolean => error.sqlstate === "" || /^(08|40|53|55P03|57P0|57014|25006)/.test(error.sqlstate)
+export const isTransient = (error: PostgresError): boolean =>
+  error.sqlstate === "" || /^(08|40|53|55P03|57P0|57014|25006)/.test(error.sqlstate) || isStalePlan(error)
 
-/** A plan that the server kept, in a function for one, was made before a DDL: the transaction is lost, not its work. */
+/** A plan that the server kept, of a prepared statement or in a function, was made before a DDL: the transaction is lost, not its work. */
 const isStalePlan = (error: unknown): boolean =>
   error instanceof PostgresError && error.sqlstate === "0A000" && error.message.includes("cached plan must not change result type")
 
@@ -108,25 +110,24 @@ const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 const arrayText = (values: ReadonlyArray<string | null>): string =>
   `{${values.map((value) => (value === null ? "NULL" : `"${value.replace(/[\\"]/g, "\\$&")}"`)).join(",")}}`
 
-const sessionOf = (lane: Lane): Session => {
-  const unsafe = (sql: postgres.Sql, text: string, params: ReadonlyArray<Param>, prepare = false) =>
+const sessionsOf = (lane: Lane): readonly [session: Session, keeping: Session] => {
+  const unsafe = (sql: postgres.Sql, text: string, params: ReadonlyArray<Param>, prepare: boolean) =>
     sql.unsafe(text, params.map((param) => (Array.isArray(param) ? arrayText(param) : param)) as never, { prepare })
-  const keeps = (text: string): boolean => {
-    if (lane.kept.size < MAX_KEPT) lane.kept.add(text)
+  const keeps = (text: string, params: ReadonlyArray<Param>): boolean => {
+    if (lane.kept.size < MAX_KEPT && params.length > 0) lane.kept.add(text)
     return lane.kept.has(text)
   }
   const asked = <A>(text: string, send: (sql: postgres.Sql) => Promise<A>) => Effect.tryPromise({ try: () => ask(lane, send), catch: toError(text) })
-  return {
-    query: (text, params = []) => asked(text, async (sql) => [...(await unsafe(sql, text, params))] as never),
-    values: (text, params = []) => asked(text, async (sql) => [...(await unsafe(sql, text, params).values())] as never),
+  const session = (prepares: typeof keeps): Session => ({
+    query: (text, params = []) => asked(text, async (sql) => [...(await unsafe(sql, text, params, prepares(text, params)))] as never),
+    values: (text, params = []) => asked(text, async (sql) => [...(await unsafe(sql, text, params, prepares(text, params)).values())] as never),
     texts: (text, params = []) =>
-      asked(text, async (sql) => (await unsafe(sql, text, params).raw()).map((row) => row.map((cell) => (cell === null ? null : utf8.decode(cell))))),
-    execute: (text, params = []) => asked(text, async (sql) => (await unsafe(sql, text, params)).count ?? 0),
-    kept: {
-      query: (text, params = []) => asked(text, async (sql) => [...(await unsafe(sql, text, params, keeps(text)))] as never),
-      execute: (text, params = []) => asked(text, async (sql) => (await unsafe(sql, text, params, keeps(text))).count ?? 0),
-    },
-  }
+      asked(text, async (sql) =>
+        (await unsafe(sql, text, params, prepares(text, params)).raw()).map((row) => row.map((cell) => (cell === null ? null : utf8.decode(cell)))),
+      ),
+    execute: (text, params = []) => asked(text, async (sql) => (await unsafe(sql, text, params, prepares(text, params))).count ?? 0),
+  })
+  return [session(() => false), session(keeps)]
 }
 
 export interface PoolOptions {
@@ -169,8 +170,8 @@ export const openPool = (url: string, options: PoolOptions): Effect.Effect<Postg
         lane.idle = setTimeout(() => drop(lane), IDLE_MS)
         idle.push(lane)
       })
-    const onLane = <A, E, R>(use: (session: Session) => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-      gate.withPermit(Effect.acquireUseRelease(take, (lane) => use(sessionOf(lane)), give))
+    const onLane = <A, E, R>(use: (session: Session, keeping: Session) => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+      gate.withPermit(Effect.acquireUseRelease(take, (lane) => use(...sessionsOf(lane)), give))
     const endWatch = watchLanes(url, lanes, drop, options.lookMs)
     yield* Effect.addFinalizer(() =>
       Effect.promise(async () => {
@@ -180,14 +181,22 @@ export const openPool = (url: string, options: PoolOptions): Effect.Effect<Postg
       }),
     )
     const once: PostgresPool["tx"] = (body, isolation = "read committed") =>
-      onLane((session) =>
+      onLane((session, keeping) =>
         Effect.acquireUseRelease(
           session.execute(`BEGIN ISOLATION LEVEL ${isolation}`),
-          () => Effect.flatMap(body(session), (value) => Effect.as(session.execute("COMMIT"), value)),
+          () => Effect.flatMap(body(session, keeping), (value) => Effect.as(session.execute("COMMIT"), value)),
           (_, exit) => (Exit.isSuccess(exit) ? Effect.void : Effect.ignoreCause(session.execute("ROLLBACK"))),
         ),
       )
-    const tx: PostgresPool["tx"] = (body, isolation) => Effect.retry(once(body, isolation), { times: 1, while: isStalePlan })
+    // Connections that nobody uses may keep such plans too.
+    const forgetPlans = Effect.sync(() => {
+      for (const lane of [...idle]) if (lane.kept.size > 0) drop(lane)
+    })
+    const tx: PostgresPool["tx"] = (body, isolation) =>
+      Effect.retry(
+        Effect.tapError(once(body, isolation), (error) => (isStalePlan(error) ? forgetPlans : Effect.void)),
+        { times: 1, while: isStalePlan },
+      )
     return {
       url,
       tx,
@@ -198,10 +207,6 @@ export const openPool = (url: string, options: PoolOptions): Effect.Effect<Postg
       values: (sql, params) => onLane((session) => session.values(sql, params)),
       texts: (sql, params) => onLane((session) => session.texts(sql, params)),
       execute: (sql, params) => onLane((session) => session.execute(sql, params)),
-      kept: {
-        query: (sql, params) => onLane((session) => session.kept.query(sql, params)),
-        execute: (sql, params) => onLane((session) => session.kept.execute(sql, params)),
-      },
     }
   })
 

@@ -85,7 +85,7 @@ export class Apply extends Context.Service<
         const isOlder = header.manifest < (tables.version === undefined ? 0 : yield* tables.version)
         const ground = { school: input.school, tables: yield* tables.all, had, ...(times && { times }), manifest: header.manifest, isOlder }
         return yield* pg
-          .tx((session) => applyBatch(session, input, decoded, ground))
+          .tx((_, keeping) => applyBatch(keeping, input, decoded, ground))
           .pipe(
             Effect.retry({
               while: (error) => error._tag === "PostgresError" && /^(40001|40P01|55P03|0A000|42P01|42703|42804)$/.test(error.sqlstate),
@@ -123,11 +123,11 @@ const applyBatch = (
 
     const verdicts: Verdicts = { batch: input.number, hash: input.hash, changes: batch.changes.length + unreadable.length, exceptions }
     yield* inOneGo([
-      session.kept.execute(
+      session.execute(
         "INSERT INTO schoolbus.ledger (incarnation, batch, school, hash, changes, exceptions) VALUES ($1::text::uuid, $2::text::bigint, $3, $4, $5::text::int, $6)",
         [input.incarnation, String(input.number), input.school, input.hash, String(verdicts.changes), JSON.stringify(exceptions)],
       ),
-      session.kept.execute("UPDATE schoolbus.incarnations SET last_batch = $2::text::bigint WHERE id = $1::text::uuid", [
+      session.execute("UPDATE schoolbus.incarnations SET last_batch = $2::text::bigint WHERE id = $1::text::uuid", [
         input.incarnation,
         String(input.number),
       ]),
@@ -170,12 +170,10 @@ interface Head {
 
 /** Locks the head of the file's ledger, so that its batches go one after the other. */
 const readHead = (session: Session, { incarnation }: BatchInput) =>
-  session.kept.query<Head>("SELECT school, last_batch::text AS last_batch FROM schoolbus.incarnations WHERE id = $1::text::uuid FOR UPDATE", [
-    incarnation,
-  ])
+  session.query<Head>("SELECT school, last_batch::text AS last_batch FROM schoolbus.incarnations WHERE id = $1::text::uuid FOR UPDATE", [incarnation])
 
 const readSchool = (session: Session, { school }: BatchInput) =>
-  session.kept.query<{ number: number }>("SELECT number FROM schoolbus.schools WHERE id = $1", [school])
+  session.query<{ number: number }>("SELECT number FROM schoolbus.schools WHERE id = $1", [school])
 
 /** The number of the last batch; a file that is new gets its head. */
 const lockHead = (session: Session, input: BatchInput, found: ReadonlyArray<Head>): Effect.Effect<number, NotABatch | PostgresError> =>

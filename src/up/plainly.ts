@@ -65,7 +65,7 @@ const readOpenRows = (
   { school, incarnation }: Origin,
 ): Effect.Effect<((table: string, key: ReadonlyArray<Wire>) => boolean) | null | "many", PostgresError> =>
   Effect.map(
-    session.kept.query<{ tbl: string; key: string }>(
+    session.query<{ tbl: string; key: string }>(
       `SELECT table_name AS tbl, row_key AS key FROM schoolbus.conflicts
         WHERE school = $1 AND status = 'open' AND kind <> 'unique' AND incarnation = $2::text::uuid
        UNION ALL SELECT table_name, row_key FROM schoolbus.quarantine WHERE school = $1 AND status = 'open' AND incarnation = $2::text::uuid
@@ -116,7 +116,7 @@ const isEachVisible = (session: Session, { groups }: Plain, places: Places, scho
 /** All of it, or nothing. */
 const write = (session: Session, { groups }: Plain): Effect.Effect<boolean, PostgresError> =>
   Effect.gen(function* () {
-    const writing = groups.map((group) => session.kept.execute(group.op === "insert" ? insertSql(group) : updateSql(group), [rowsJson(group)]))
+    const writing = groups.map((group) => session.execute(group.op === "insert" ? insertSql(group) : updateSql(group), [rowsJson(group)]))
     const begin = session.execute("SAVEPOINT plain; SET CONSTRAINTS ALL DEFERRED")
     const end = session.execute("SET CONSTRAINTS ALL IMMEDIATE")
     const isDone = yield* inOneGo([begin, ...writing, end]).pipe(

@@ -91,8 +91,8 @@ export const readShapes = (session: Session, names: ReadonlyArray<string>): Effe
     // With an empty path, format_type qualifies every type that is not built in. Triggers must not run under it.
     const [, tables, columns] = yield* inOneGo([
       session.execute("SELECT pg_catalog.set_config('search_path', '', true)"),
-      session.kept.query<TableRow>(TABLES, named),
-      session.kept.query<ColumnRow>(COLUMNS, named),
+      session.query<TableRow>(TABLES, named),
+      session.query<ColumnRow>(COLUMNS, named),
       session.execute("SET LOCAL search_path TO DEFAULT"),
     ])
     for (const row of tables) {

@@ -2,7 +2,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import { expect, test } from "vitest"
-import { openPool } from "../../src/postgres/client.ts"
+import { inOneGo, openPool } from "../../src/postgres/client.ts"
 import { createDatabase, run as query } from "../support/postgres.ts"
 import { startRelay } from "../support/relay.ts"
 
@@ -26,6 +26,43 @@ test("a transaction that meets a plan from before a DDL is done once more", asyn
     ),
   )
   expect([attempts, rows]).toEqual([2, [{ a: 1 }]])
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  await db.drop()
+})
+
+test("kept statements go on over a DDL, on every connection that keeps them", async () => {
+  const db = await createDatabase()
+  await query(db.url, "CREATE TABLE t (a int); INSERT INTO t VALUES (1)")
+  const scope = Scope.makeUnsafe()
+  const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 2 }), scope))
+  const read = pg.tx((_, keeping) => keeping.query("SELECT * FROM t WHERE a = $1::text::int", ["1"]))
+  const both = () => Effect.runPromise(Effect.all([read, read], { concurrency: 2 }))
+  expect([await both(), await both()].flat()).toEqual([[{ a: 1 }], [{ a: 1 }], [{ a: 1 }], [{ a: 1 }]])
+  await query(db.url, "ALTER TABLE t ADD COLUMN b int")
+  expect(await both()).toEqual([[{ a: 1, b: null }], [{ a: 1, b: null }]])
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  await db.drop()
+})
+
+test("statements in one go run in their order, and the first failure is told", async () => {
+  const db = await createDatabase()
+  const scope = Scope.makeUnsafe()
+  const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 1 }), scope))
+  const some = (divisor: string) =>
+    pg.tx((session, keeping) =>
+      inOneGo([
+        session.execute("CREATE TABLE IF NOT EXISTS t (a int)"),
+        keeping.execute("INSERT INTO t VALUES ($1::text::int)", ["7"]),
+        keeping.query<{ n: number }>("SELECT a / $1::text::int AS n FROM t", [divisor]),
+        session.query("SELECT nothing"),
+      ]),
+    )
+  for (const divisor of ["0", "1", "0"])
+    expect((await Effect.runPromise(Effect.flip(some(divisor)))).sqlstate).toBe(divisor === "0" ? "22012" : "42703")
+  const order = Array.from({ length: 20 }, (_, i) =>
+    pg.tx((__, keeping) => inOneGo([keeping.query("SELECT $1 AS n", [String(i)]), keeping.query("SELECT $1 AS n", ["x"])])),
+  )
+  expect(await Effect.runPromise(Effect.all(order))).toEqual(Array.from({ length: 20 }, (_, i) => [[{ n: String(i) }], [{ n: "x" }]]))
   await Effect.runPromise(Scope.close(scope, Exit.void))
   await db.drop()
 })
