@@ -9,7 +9,7 @@ import { timestamptz } from "./clock.ts"
 import { cardFault, isDelete, QUERY_USERS } from "./command.ts"
 import type { Device } from "./device.ts"
 import type { School } from "./school.ts"
-import type { ForeignUser, Held, Person, Roster } from "./roster.ts"
+import { type ForeignUser, hasLetters, type Held, type Person, type Roster } from "./roster.ts"
 
 /** A list that is shorter than the terminal's own count is taken for whole after this: more of it does not come. */
 const LIST_WHOLE_MS = 300_000
@@ -170,6 +170,11 @@ export const readRoster = (
       const isRuled = manifest.devices?.people[row.person_table] !== undefined
       return !isRuled || manifest.tables.some((table) => table.name === row.person_table)
     })
+    const unknown = new Set((yield* readUnknown(tx, school, device)).map(({ pin }) => pin))
+    const [listed] = yield* tx.all<{ n: number }>(
+      "SELECT EXISTS (SELECT 1 FROM schoolbus_iclock_user WHERE device_id = ? AND pin GLOB '*[A-Za-z]*') AS n",
+      [device.id],
+    )
     return {
       people,
       held: held.map(
@@ -187,7 +192,8 @@ export const readRoster = (
       ),
       taken: new Map(mappings.map((row) => [row.pin, { table: row.person_table, id: row.person_id, here: row.here === 1 }])),
       foreign: yield* readForeign(tx, school, device),
-      unknown: new Set((yield* readUnknown(tx, school, device)).map(({ pin }) => pin)),
+      unknown,
+      letters: listed?.n === 1 || [...unknown].some(hasLetters),
       policy: manifest.devices?.terminalUsers ?? "adopt",
       again: of.again,
       listedAt,

@@ -59,23 +59,39 @@ export interface Roster {
   /** Pins of punches that nobody is known for. */
   readonly unknown: ReadonlySet<string>
   readonly policy: ForeignPolicy
+  /** The terminal has shown that its pins may have letters: most read digits only. */
+  readonly letters: boolean
   /** Send again: nothing; what failed; everyone. */
   readonly again: "nothing" | "failed" | "everyone"
 }
 
 const who = (of: { readonly table: string; readonly id: string }): string => `${of.table}\0${of.id}`
 
+export const hasLetters = (pin: string): boolean => /^[A-Za-z0-9]*[A-Za-z][A-Za-z0-9]*$/.test(pin)
+/** What fits into the pin of a terminal that reads letters. */
+const MAX_LETTERS = 24
+
 /** A pin of its own choice: what its row names, else a numeric id. */
-const ownPin = (person: Person): string | null => {
+const ownPin = (person: Person, letters: boolean): string | null => {
+  if (letters && person.pin !== null && person.pin.length <= MAX_LETTERS && hasLetters(person.pin)) return person.pin
   const wanted = person.pin ?? person.id
   const pin = /^\d{1,9}$/.test(wanted) ? normalPin(wanted) : null
   return pin === "0" ? null : pin
 }
 
+/** Why somebody has another pin than their row names; null: they have that one, or it names none. */
+export const pinFault = (named: string | null, pin: string): string | null => {
+  if (named === null || normalPin(named) === pin) return null
+  const shown = named.slice(0, MAX_LETTERS)
+  return hasLetters(named)
+    ? `the pin ${shown} has letters, which this terminal is not known to read; it is ${pin} there`
+    : `the pin ${shown} is somebody else's, or no number of up to 9 digits; it is ${pin} there`
+}
+
 /** What may keep or lose its pin before anything was sent: the terminal turned out to have used the number already. */
-const isFree = (held: Held, people: ReadonlyMap<string, Person>, blocked: ReadonlySet<string>): boolean => {
+const isFree = (held: Held, people: ReadonlyMap<string, Person>, blocked: ReadonlySet<string>, letters: boolean): boolean => {
   const person = people.get(who(held))
-  return held.unsent && blocked.has(held.pin) && (person?.pin == null || ownPin(person) !== held.pin)
+  return held.unsent && blocked.has(held.pin) && (person?.pin == null || ownPin(person, letters) !== held.pin)
 }
 
 /** People whose card one user of the terminal's own carries, and nobody else: the same person. */
@@ -105,7 +121,9 @@ const pinsFor = (roster: Roster, freed: ReadonlySet<string>): ReadonlyMap<string
   const owners = new Map(taken.map(([pin, owner]) => [pin, who(owner)]))
   // A number that a person has elsewhere is no use where the terminal has somebody of its own under it.
   const pinByPerson = new Map(
-    taken.flatMap(([pin, owner]) => (owner.here || !(foreign.has(pin) || roster.unknown.has(pin)) ? [[who(owner), pin]] : [])),
+    taken.flatMap(([pin, owner]) =>
+      owner.here || !(foreign.has(pin) || roster.unknown.has(pin) || (hasLetters(pin) && !roster.letters)) ? [[who(owner), pin]] : [],
+    ),
   )
   for (const [person, pin] of adopted(roster)) {
     if (owners.has(pin) || sent.has(pinByPerson.get(person) ?? "")) continue
@@ -116,7 +134,7 @@ const pinsFor = (roster: Roster, freed: ReadonlySet<string>): ReadonlyMap<string
   const ordered = [...roster.people.filter((person) => person.pin !== null), ...roster.people.filter((person) => person.pin === null)]
   const waiting: Array<Person> = []
   for (const person of ordered) {
-    const own = ownPin(person)
+    const own = ownPin(person, roster.letters)
     const owner = own === null ? undefined : owners.get(own)
     const isOpen = own !== null && (owner === undefined || owner === who(person)) && (person.pin !== null || !foreign.has(own))
     if (isOpen && (person.pin !== null || !pinByPerson.has(who(person)))) {
@@ -134,7 +152,7 @@ const pinsFor = (roster: Roster, freed: ReadonlySet<string>): ReadonlyMap<string
 export const rosterSteps = (roster: Roster): ReadonlyArray<RosterStep> => {
   const people = new Map(roster.people.map((person) => [who(person), person]))
   const blocked = new Set([...roster.foreign.map((user) => user.pin), ...roster.unknown])
-  const freed = new Set(roster.held.filter((held) => isFree(held, people, blocked)).map((held) => held.pin))
+  const freed = new Set(roster.held.filter((held) => isFree(held, people, blocked, roster.letters)).map((held) => held.pin))
   const pins = pinsFor(roster, freed)
   const heldByPin = new Map(roster.held.filter((held) => !freed.has(held.pin)).map((entry) => [entry.pin, entry]))
   const wanted = new Set<string>()

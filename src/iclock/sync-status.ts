@@ -1,7 +1,7 @@
 /** What a terminal holds of whom it should hold, per person and in sums, judged from what the file says (pure). */
 import type { Device } from "./device.ts"
 import { type HeldRow, isRemoved, type UnknownPin, wrongCard } from "./held.ts"
-import type { ForeignUser, Person } from "./roster.ts"
+import { type ForeignUser, type Person, pinFault } from "./roster.ts"
 
 export interface PersonStatus {
   readonly pin: string | null
@@ -52,9 +52,9 @@ export const statusOf = (people: ReadonlyArray<Person>, rows: ReadonlyArray<Held
     const row = byPerson.get(`${person.table}\0${person.id}`)
     const { table, id, name, card, group } = person
     const base = { table, id, name, card, group, removed: false }
-    return row === undefined
-      ? { ...base, pin: null, status: "not_synced", attempts: 0, error: null, syncedAt: null }
-      : { ...base, pin: row.pin, ...judged(row), attempts: row.attempts, syncedAt: row.synced_at }
+    if (row === undefined) return { ...base, pin: null, status: "not_synced", attempts: 0, error: null, syncedAt: null }
+    const { status, error } = judged(row)
+    return { ...base, pin: row.pin, status, error: error ?? pinFault(person.pin, row.pin), attempts: row.attempts, syncedAt: row.synced_at }
   })
   const wanted = new Set(people.map((person) => `${person.table}\0${person.id}`))
   const leaving = rows

@@ -2,6 +2,7 @@
 import { connect } from "node:net"
 import { afterEach, beforeEach, describe, expect, it } from "vitest"
 import { alertsOf, readTroubles } from "../../src/iclock/alerts.ts"
+import { column } from "../support/school-file.ts"
 import { becomes } from "../support/until.ts"
 import { type Node, openNode, parseReply, rules, sendTo, students } from "./node.ts"
 
@@ -239,4 +240,29 @@ describe("what a person is told", () => {
     expect(alertsOf(device, later)).toEqual(["it has not called for 60 minutes"])
     expect(alertsOf({ ...device, listeningSince: later - 1000 }, later)).toEqual([])
   })
+})
+
+it("a pin with letters goes to the terminal that has shown to read it, with the punches that it made before; another gets a number, and says why", async () => {
+  await node.close()
+  const coded = { ...students, columns: [...students.columns, column("code", "text")] }
+  const people = { "public.students": { id: "id", name: "full_name", pin: "code", active: "is_active" } }
+  node = await openNode({ tables: [coded], devices: { people } })
+  await node.approve(SN, "UTC")
+  await node.approve("TSTB240300018", "UTC")
+  await node.program("INSERT INTO students (id, school_id, full_name, is_active, code) VALUES ('p1', 's1', 'Amina', 1, 'A17')")
+  await node.run(node.roster.settle)
+  const pins = () => node.rows("SELECT device_id, pin FROM device_user_sync_status WHERE status <> 'deleted' ORDER BY device_id, pin")
+  expect(pins()).toEqual([
+    [1n, "1"],
+    [2n, "1"],
+  ])
+  await attlog("A17\t2026-03-03 07:41:15\t0\t1\n")
+  await node.run(node.roster.sync(SN))
+  await node.run(node.roster.settle)
+  const told = async (serial: string) => (await node.run(node.roster.status(serial))).people.filter(({ removed }) => !removed)
+  expect(await told(SN)).toMatchObject([{ pin: "A17", error: null }])
+  expect(await told("TSTB240300018")).toMatchObject([{ pin: "1", error: expect.stringMatching(/A17 has letters.*it is 1 there/) }])
+  expect(node.rows("SELECT person_id FROM punches WHERE pin = 'A17'")).toEqual([["p1"]])
+  const sent = await node.get(`/iclock/getrequest?SN=${SN}`)
+  expect(sent.body).toContain("DATA UPDATE USERINFO PIN=A17\tName=Amina\t")
 })

@@ -33,6 +33,7 @@ const roster = (more: Partial<Roster>): Roster => ({
   foreign: [],
   unknown: new Set(),
   policy: "keep",
+  letters: false,
   again: "nothing",
   ...more,
 })
@@ -52,6 +53,22 @@ describe("pins", () => {
     ["the next free number", { people: [person("a"), person("b")], taken: new Map([["4", owner("x")]]) }, ["+5 a", "+6 b"]],
     ["a numeric id", { people: [person("1201"), person("b")] }, ["+1201 1201", "+1202 b"]],
     ["what the row names, before any number is given", { people: [person("a"), person("b", { pin: "0001" })] }, ["+1 b", "+2 a"].reverse()],
+    ["a number for a name with letters", { people: [person("a", { pin: "A17" }), person("b", { pin: "9" })] }, ["+10 a", "+9 b"]],
+    [
+      "the letters where the terminal reads them",
+      { letters: true, people: [person("a", { pin: "A17" }), person("b", { pin: "x".repeat(25) })] },
+      ["+A17 a", "+1 b"],
+    ],
+    [
+      "a number, not the letters of another terminal",
+      { people: [person("a", { pin: "A17" })], taken: new Map([["A17", owner("a", false)]]) },
+      ["+1 a"],
+    ],
+    [
+      "the letters instead of a number as soon as the terminal shows them",
+      { letters: true, people: [person("a", { pin: "A17" })], taken: new Map([["5", owner("a")]]), held: [held("5", "a")] },
+      ["-5 a", "+A17 a"],
+    ],
     ["never what another has or had", { people: [person("a", { pin: "7" })], taken: new Map([["7", owner("gone")]]) }, ["+8 a"]],
     [
       "the old one for who comes back",
