@@ -1,7 +1,8 @@
 /**
  * How generations of firmware speak: what stands in their requests, how they write records, which commands they know.
- * `oldest`: HTTP/1.0, no table names, cards as hex in brackets, results in the query. `att`: attendance 2.4. `face`: 10
- * fields, options, photos and templates. `access`: the 3.x family with registry, push and rtlog.
+ * `oldest`: HTTP/1.0, no table names, cards as hex in brackets, results in the query. `att`: attendance 2.4. `att3`: attendance
+ * that calls itself 3.x and reads `TransFlag` as digits. `face`: 10 fields, options, photos and templates. `access`: the 3.x
+ * family with registry, push and rtlog.
  */
 
 export interface TerminalUser {
@@ -34,6 +35,11 @@ export interface Character {
   readonly version: "1.0" | "1.1"
   readonly headers: (host: string, hasBody: boolean) => ReadonlyArray<string>
   readonly isAccess: boolean
+  readonly model: string
+  readonly firmware: string
+  readonly pushVersion: string
+  /** It sends what the first digit of `TransFlag` says, and nothing when that is no digit. */
+  readonly readsDigits: boolean
   /** After `/iclock/cdata?SN=…`. */
   readonly hello: string
   /** It posts its settings after the handshake. */
@@ -101,6 +107,10 @@ const att: Character = {
   version: "1.1",
   headers: attHeaders,
   isAccess: false,
+  model: "Simulator",
+  firmware: "Ver 6.60 Sim",
+  pushVersion: "Ver 2.4.1",
+  readsDigits: false,
   hello: "options=all&language=69&pushver=2.4.1&PushOptionsFlag=1",
   postsOptions: true,
   punchQuery: () => "table=ATTLOG&Stamp=9999",
@@ -110,6 +120,17 @@ const att: Character = {
   resultsByGet: false,
   sendsPhotos: false,
   understand: understandAtt,
+}
+
+const att3: Character = {
+  ...att,
+  model: "LX35",
+  firmware: "Ver 8.0.4 AK3750",
+  pushVersion: "Ver 3.0.1",
+  readsDigits: true,
+  hello: "options=all&language=69&pushver=3.0.1&PushOptionsFlag=1",
+  // It shakes hands again at CHECK, and says that it does not know it.
+  understand: (command) => (command.startsWith("DATA QUERY") ? { kind: "unknown", code: -1002 } : understandAtt(command)),
 }
 
 const face: Character = {
@@ -172,5 +193,5 @@ const access: Character = {
   },
 }
 
-export const characters = { oldest, att, face, access } as const
+export const characters = { oldest, att, att3, face, access } as const
 export type CharacterName = keyof typeof characters

@@ -99,6 +99,7 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
   let delay = 10
   let errorDelay = 3
   let recheck = false
+  let transfers = true
   let poked = false
   let powerFails = false
   let nudge: (() => void) | null = null
@@ -129,10 +130,10 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
   const wallClock = (): string => new Date(Date.now() + clockOffsetMs + zoneMinutes * 60_000).toISOString().slice(0, 19).replace("T", " ")
   const facts = (separator: string): string =>
     [
-      "~DeviceName=Simulator",
+      `~DeviceName=${character.model}`,
       "MAC=00:17:61:00:00:01",
-      "FWVersion=Ver 6.60 Sim",
-      "PushVersion=Ver 2.4.1",
+      `FWVersion=${character.firmware}`,
+      `PushVersion=${character.pushVersion}`,
       `UserCount=${memory.users.length}`,
       `TransactionCount=${memory.log.length}`,
     ].join(separator)
@@ -143,6 +144,7 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
       if (key === "Delay" || key === "RequestDelay") delay = Number(value)
       // Below 12 they are hours, above minutes.
       if (key === "TimeZone" && options.zoneMinutes === undefined) zoneMinutes = Math.abs(Number(value)) < 12 ? Number(value) * 60 : Number(value)
+      if (key === "TransFlag") transfers = !character.readsDigits || value?.startsWith("1") === true
       if (key === "ErrorDelay") errorDelay = Math.min(Number(value), options.interval ?? Number(value))
     }
   }
@@ -171,7 +173,7 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
   }
 
   const upload = async (): Promise<boolean> => {
-    while (memory.unsent.length > 0) {
+    while (transfers && memory.unsent.length > 0) {
       const batch = memory.unsent.slice(0, BATCH_LINES)
       const body = `${batch.join("\n")}\n`
       if (powerFails) {
@@ -225,7 +227,7 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
       case "recheck":
       case "reboot":
         recheck = true
-        return { code: 0, facts: "" }
+        return { code: character.readsDigits && order.kind === "recheck" ? -1002 : 0, facts: "" }
       case "clear log":
         memory.log = []
         save()
@@ -285,7 +287,7 @@ export const startTerminal = (options: TerminalOptions): Terminal => {
   }
 
   const poll = async (isFirst: boolean): Promise<boolean> => {
-    const info = isFirst && character.postsOptions ? `&INFO=Ver 6.60 Sim,${memory.users.length},0,${memory.log.length},127.0.0.1` : ""
+    const info = isFirst && character.postsOptions ? `&INFO=${character.firmware},${memory.users.length},0,${memory.log.length},127.0.0.1` : ""
     if (!(await postResults())) return false
     const answer = await call(`/iclock/getrequest?${sn}${info}`)
     if (answer === null || answer === "") return false

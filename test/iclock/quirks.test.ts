@@ -242,6 +242,31 @@ describe("what a person is told", () => {
   })
 })
 
+it("a terminal that names no pushver gets its options, cards in brackets, and decimal ones as soon as it writes such or says its version", async () => {
+  await node.student("Amina", { card: "123456789" })
+  await node.run(node.roster.settle)
+  const greet = async () => {
+    const { body } = await node.get(`/iclock/cdata?SN=${SN}&options=all`)
+    expect(body).toMatch(new RegExp(`^GET OPTION FROM: ${SN}\nStamp=0\n[^]*\nServerVer=2\\.4\\.1\n[^]*\n$`))
+  }
+  const card = async () => {
+    await node.program("UPDATE device_commands SET sent_at = '2020-01-01 00:00:00+00' WHERE status = 'sent'")
+    await node.run(node.commands.changed())
+    return /\tCard=([^\t]*)/.exec((await node.get(`/iclock/getrequest?SN=${SN}`)).body)?.[1]
+  }
+  await greet()
+  expect(node.rows("SELECT family, push_version FROM devices")).toEqual([["att", null]])
+  expect(await card()).toBe("[15CD5B0700]")
+  await node.post(`/iclock/cdata?SN=${SN}&table=OPERLOG&OpStamp=9999`, "USER PIN=99\tName=Own\tPri=14\tPasswd=\tCard=42\tGrp=1\tTZ=\n")
+  expect(await card()).toBe("123456789")
+  await node.program("UPDATE devices SET card_form = NULL")
+  await node.run(node.devices.changed)
+  expect(await card()).toBe("[15CD5B0700]")
+  await node.post(`/iclock/cdata?SN=${SN}&table=options`, "~DeviceName=K14,FWVersion=Ver 6.60,PushVersion=Ver 2.2.14")
+  await greet()
+  expect(await card()).toBe("123456789")
+})
+
 it("a pin with letters goes to the terminal that has shown to read it, with the punches that it made before; another gets a number, and says why", async () => {
   await node.close()
   const coded = { ...students, columns: [...students.columns, column("code", "text")] }
