@@ -5,58 +5,11 @@
 import { existsSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 import { sameRows, samePeople } from "./compare.ts"
-import { equal, type Facts, type Probe } from "./facts.ts"
+import { equal, type Facts } from "./facts.ts"
 import { schoolbus } from "./process.ts"
-import { type Cell, type School, SERIAL, type Stage } from "./stage.ts"
-
-/** Rows written from each side while hub and school are killed. */
-const STORM_ROWS = 200
-const STORM_STEP_MS = 15
-
-const uuid = (): string => crypto.randomUUID()
-const soon = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
-
-interface Scene {
-  readonly stage: Stage
-  readonly facts: Facts
-  /** Keys of rows that wait for a person in north. */
-  readonly waiting: Set<string>
-  readonly office: (sql: string, ...params: ReadonlyArray<string>) => Promise<ReadonlyArray<Readonly<Record<string, unknown>>>>
-}
-
-interface Nameable {
-  readonly id: string
-  readonly full_name: string
-}
-
-/** Pupils of a school, always in the same order. */
-const pupils = async ({ office }: Scene, school: string, where = "true"): Promise<ReadonlyArray<Nameable>> =>
-  (await office(
-    `SELECT id::text AS id, full_name FROM students WHERE school_id = $1 AND ${where} ORDER BY admission_no`,
-    school,
-  )) as unknown as ReadonlyArray<Nameable>
-
-const one = async ({ office }: Scene, sql: string, ...params: ReadonlyArray<string>): Promise<unknown> => {
-  const [row] = await office(sql, ...params)
-  return row === undefined ? null : (Object.values(row)[0] ?? null)
-}
-
-const first = (school: School, sql: string, ...args: ReadonlyArray<Cell>): unknown => {
-  const [row] = school.rows(sql, ...args)
-  return row === undefined ? null : (Object.values(row)[0] ?? null)
-}
-
-/** The same value in Postgres and in the school's file. */
-const bothHave =
-  (scene: Scene, school: School, table: string, column: string, id: string, wanted: string | null): Probe =>
-  async () =>
-    equal(
-      {
-        office: await one(scene, `SELECT ${column}::text FROM ${table} WHERE id = $1::uuid`, id),
-        school: first(school, `SELECT CAST(${column} AS TEXT) FROM ${table} WHERE id = ?`, id),
-      },
-      { office: wanted, school: wanted },
-    )
+import { bothHave, first, one, pupils, type Scene, soon, uuid } from "./scene.ts"
+import { SERIAL, type Stage } from "./stage.ts"
+import { storm } from "./storm.ts"
 
 const at = async (service: { readonly url: string }): Promise<Record<string, unknown>> => {
   const { out } = await schoolbus("status", "--url", service.url, "--json")
@@ -302,85 +255,6 @@ const moves = async (scene: Scene): Promise<void> => {
   const gone = String(await one(scene, "SELECT id::text FROM announcements WHERE school_id = 'south'"))
   await office("DELETE FROM announcements WHERE id = $1::uuid", gone)
   await facts.become("a row deleted at head office leaves the school", bothHave(scene, south, "announcements", "id", gone, null))
-}
-
-const storm = async (scene: Scene): Promise<void> => {
-  const { stage, facts, office } = scene
-  const { north, south, hub, terminal } = stage
-  facts.heading("kill -9 while both sides write")
-  const pupilOf = new Map<string, string>()
-  for (const school of ["north", "south"]) pupilOf.set(school, (await pupils(scene, school))[0]?.id ?? "")
-  const subject = String(await one(scene, "SELECT id::text FROM subjects ORDER BY code LIMIT 1"))
-  const made: Record<"office" | "north" | "south", Array<string>> = { office: [], north: [], south: [] }
-
-  const fromOffice = async (): Promise<void> => {
-    for (let n = 0; n < STORM_ROWS; n++) {
-      const [id, school] = [uuid(), n % 2 === 0 ? "north" : "south"]
-      await office(
-        "INSERT INTO marks (id, school_id, student_id, subject_id, term, score, remark) VALUES ($1::uuid, $2, $3::uuid, $4::uuid, 3, 50, 'office')",
-        ...[id, school, pupilOf.get(school) ?? "", subject],
-      )
-      made.office.push(id)
-      await soon(STORM_STEP_MS)
-    }
-  }
-  const fromSchool = async (school: School, ids: Array<string>): Promise<void> => {
-    for (let n = 0; n < STORM_ROWS; n++) {
-      const id = uuid()
-      school.write(
-        "INSERT INTO marks (id, school_id, student_id, subject_id, term, score, remark, marked_at) VALUES (?, ?, ?, ?, 3, '50.00', 'school', '2026-06-01 08:00:00+00')",
-        ...[id, school.id, pupilOf.get(school.id) ?? "", subject],
-      )
-      ids.push(id)
-      await soon(STORM_STEP_MS)
-    }
-  }
-  const punchesBefore = terminal.punches()
-  const pins = terminal
-    .users()
-    .slice(5, 15)
-    .map(({ pin }) => pin)
-  const fromTerminal = async (): Promise<void> => {
-    for (const pin of pins) {
-      terminal.punch(pin)
-      await soon((STORM_ROWS * STORM_STEP_MS) / pins.length)
-    }
-  }
-  const kills = async (): Promise<void> => {
-    for (const service of [hub, north.service, hub, south.service]) {
-      await soon((STORM_ROWS * STORM_STEP_MS) / 5)
-      await service.kill()
-      service.start()
-    }
-  }
-  await Promise.all([fromOffice(), fromSchool(north, made.north), fromSchool(south, made.south), fromTerminal(), kills()])
-  const wanted = made.north.length + made.south.length + made.office.length
-  await facts.become(
-    `hub killed twice, each school once: all ${wanted} rows are in Postgres`,
-    async () => {
-      const ids = [...made.office, ...made.north, ...made.south]
-      return equal(await one(scene, "SELECT count(*)::int FROM marks WHERE id::text = ANY (string_to_array($1, ','))", ids.join(",")), wanted)
-    },
-    45,
-  )
-  await facts.become("... each written once, none twice", async () =>
-    equal(
-      await one(
-        scene,
-        "SELECT count(*)::int FROM (SELECT id FROM demo.writes WHERE id IN (SELECT id FROM marks WHERE remark IN ('office', 'school')) GROUP BY id HAVING count(*) <> 1) AS twice",
-      ),
-      0,
-    ),
-  )
-  await facts.become("... and every punch once", async () =>
-    equal(
-      [
-        await one(scene, "SELECT count(*)::int FROM schoolbus.punches"),
-        await one(scene, "SELECT count(DISTINCT (pin, at, status))::int FROM schoolbus.punches"),
-      ],
-      [punchesBefore + pins.length, punchesBefore + pins.length],
-    ),
-  )
 }
 
 const ending = async ({ stage, facts, waiting }: Scene): Promise<void> => {
