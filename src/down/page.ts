@@ -278,14 +278,17 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
               count += known.reduce((sum, [, { n }]) => sum + n, 0)
               const before = after
               after = Math.max(...chunks.map(({ last }) => last))
-              if (next !== null && all === null) {
-                all = yield* countAll
+              // What is left is counted, and the next chunk read, without a round to the file between the two.
+              const counting: Fiber.Fiber<Left, LibsqlError> | null =
+                next !== null && all === null ? yield* Effect.forkChild(countAll, { startImmediately: true }) : null
+              if (next !== null && bytes < PAGE_BYTES) coming = yield* Effect.forkChild(readChunks(cls, after), { startImmediately: true })
+              if (counting !== null) {
+                all = yield* Fiber.join(counting)
                 const started = begin(all)
                 listener?.start(started)
                 isStarted = true
                 for (const text of lines) listener?.line(text)
               }
-              if (next !== null && bytes < PAGE_BYTES) coming = yield* Effect.forkChild(readChunks(cls, after), { startImmediately: true })
               addLines(cls, before, after, known)
               if (next === null) break
               continue

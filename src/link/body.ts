@@ -17,6 +17,7 @@ import {
 } from "node:zlib"
 import { runtimeName } from "../runtime.ts"
 import { CODING_HEADER, MAX_INFLATE_RATIO } from "./protocol.ts"
+import { frameAt } from "./zstd-frame.ts"
 
 export type Encoding = "zstd" | "gzip" | "identity"
 
@@ -306,12 +307,26 @@ export const readAll = async (body: ReadableStream<Uint8Array> | null, limits: B
   return chunks.length === 0 ? new Uint8Array() : join(chunks)
 }
 
-/** Undoes the compression of a body that is still arriving; when it breaks off, everything readable came out before the error. */
+const wholeFrame = (bytes: Uint8Array, content: number): Uint8Array => {
+  try {
+    return zstdDecompressSync(bytes, { maxOutputLength: Math.max(1, content) })
+  } catch (cause) {
+    throw new BodyFault(`damaged: ${(cause as Error).message}`)
+  }
+}
+
+/**
+ * Undoes the compression of a body that is still arriving; when it breaks off, everything readable came out before the error. Frames
+ * that were made in one go are undone in one go, too, until one comes that was not: the way through a decompressor's thread and back
+ * takes longer than the work.
+ */
 export const unpress = async function* (chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
   let unpresser: ReturnType<typeof createGunzip> | ReturnType<typeof createZstdDecompress> | null = null
   let fault: Error | null = null
   let out: Array<Uint8Array> = []
   let head = new Uint8Array()
+  /** zstd, of which no frame needed the decompressor so far. */
+  let isFramed = false
   let isOpen = false
   let failed: () => void = () => undefined
   const write = (chunk: Uint8Array): Promise<void> =>
@@ -330,10 +345,18 @@ export const unpress = async function* (chunks: AsyncIterable<Uint8Array>): Asyn
       if (!isOpen) {
         head = join([head, chunk]) as Uint8Array<ArrayBuffer>
         if (head.length < 4) continue
+        const encoding: Encoding = isFramed ? "zstd" : sniff(head)
+        if (encoding === "zstd" && !READS_ZSTD_STREAMS) throw new BodyFault("a zstd stream that nobody asked for")
+        isFramed ||= encoding === "zstd"
+        let frame = isFramed ? frameAt(head) : "stream"
+        while (typeof frame !== "string") {
+          yield wholeFrame(head.subarray(0, frame.bytes), frame.content)
+          head = head.subarray(frame.bytes)
+          frame = frameAt(head)
+        }
+        if (frame === "more") continue
         isOpen = true
         piece = head
-        const encoding = sniff(head)
-        if (encoding === "zstd" && !READS_ZSTD_STREAMS) throw new BodyFault("a zstd stream that nobody asked for")
         unpresser = encoding === "zstd" ? createZstdDecompress({ chunkSize }) : encoding === "gzip" ? createGunzip({ chunkSize }) : null
         unpresser?.on("data", (bytes: Uint8Array) => out.push(bytes))
         unpresser?.on("error", (error: Error) => {
@@ -345,7 +368,8 @@ export const unpress = async function* (chunks: AsyncIterable<Uint8Array>): Asyn
       for (const bytes of out.splice(0)) yield bytes
       if (fault !== null) throw new BodyFault(`damaged: ${(fault as Error).message}`)
     }
-    if (!isOpen && head.length > 0) yield head
+    // The beginning of a frame is nothing that could be read.
+    if (!isOpen && !isFramed && head.length > 0) yield head
   } finally {
     unpresser?.destroy()
     out = []

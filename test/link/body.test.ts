@@ -6,8 +6,10 @@ import {
   compress,
   type Encoding,
   encodingFor,
+  END_OF_FRAME,
   inflate,
   INFLATE_FLOOR_BYTES,
+  type Piece,
   pressLines,
   readAll,
   readChunks,
@@ -60,6 +62,56 @@ for (const encoding of readable) {
     expect(String(error)).toContain("reset")
   })
 }
+
+/** Lines in frames of their own, among empty lines; when `isLong`, then a large one and one of many pieces, and one of its own again. */
+const framed = (isLong: boolean): ReadonlyArray<Piece> => {
+  const own = lines.slice(0, 10).flatMap((line): ReadonlyArray<Piece> => ["\n", { frame: `${line}\n` }])
+  if (!isLong) return own
+  const long = lines.slice(11, 39).map((line) => `${line}\n`)
+  return [...own, { frame: `${LARGE}\n` }, { frame: `${lines[10]}\n` }, ...long, END_OF_FRAME, { frame: `${lines[39]}\n` }]
+}
+const LARGE = "x".repeat(300_000)
+
+for (const encoding of readable)
+  for (const isLong of [false, true])
+    it(`${encoding}: frames of their own arrive, whatever the chunks${isLong ? ", and long ones after them" : ""}`, async () => {
+      const bytes = await readAll(pressLines(framed(isLong)[Symbol.iterator](), encoding), limits)
+      const sent = isLong ? [...lines.slice(0, 10), LARGE, ...lines.slice(10)] : lines.slice(0, 10)
+      for (const size of [1, 7, 1_000, bytes.length].filter((one) => one > 7 || bytes.length < 10_000)) {
+        const { lines: got, error } = await collect(splitLines(unpress(from(chop(bytes, size))), 1e6))
+        expect(got.filter((line) => line !== "")).toEqual(sent)
+        expect(error).toBe(null)
+      }
+    })
+
+it("a frame of its own is read as soon as its last byte is here", async () => {
+  const encoding = encodingFor(ACCEPT_ENCODING)
+  const first = await readAll(pressLines([{ frame: `${lines[0]}\n` }][Symbol.iterator](), encoding), limits)
+  let isAsked = false
+  const chunks = (async function* () {
+    yield first
+    isAsked = true
+    yield first.subarray(0, 9)
+    throw new Error("reset")
+  })()
+  const got = splitLines(unpress(chunks), 1e6)
+  expect((await got.next()).value).toBe(lines[0])
+  expect(isAsked).toBe(false)
+  await expect(got.next()).rejects.toThrow("reset")
+})
+
+it("of frames with a damaged byte no line comes that was not sent", async () => {
+  const pieces: ReadonlyArray<Piece> = lines.slice(0, 3).map((line) => ({ frame: `${line}\n` }))
+  const bytes = Buffer.from(await readAll(pressLines(pieces[Symbol.iterator](), encodingFor(ACCEPT_ENCODING)), limits))
+  for (let at = 0; at < bytes.length; at++) {
+    const damaged = Buffer.from(bytes)
+    damaged[at] = (damaged[at] ?? 0) ^ (1 << (at % 8))
+    const { lines: got } = await collect(splitLines(unpress(from([damaged])), 1e6))
+    // The name of a frame's kind is all that no checksum covers: bytes of another kind are none of its lines.
+    expect(got.filter((line) => !lines.includes(line)).every((line) => !line.startsWith("["))).toBe(true)
+    expect(got.filter((line) => lines.includes(line))).toEqual(lines.slice(0, got.filter((line) => lines.includes(line)).length))
+  }
+})
 
 it("a damaged byte is a fault, never a line that was not sent", async () => {
   const bytes = Buffer.from(await readAll(pressLines(pieces(), encodingFor(ACCEPT_ENCODING)), limits))
