@@ -2,8 +2,10 @@
  * Pending rows -> the open append. Rows whose message left something out are completed from the feed, or noted to be read again
  * outside the stream.
  */
+import { Buffer } from "node:buffer"
 import * as Effect from "effect/Effect"
 import type { LibsqlError } from "../libsql/client.ts"
+import { MAX_ROW_BYTES } from "../link/protocol.ts"
 import type { PostgresError } from "../postgres/client.ts"
 import type { Appender } from "./append.ts"
 import { rememberAudiences } from "./audience.ts"
@@ -68,6 +70,10 @@ export const makeFlush = (options: {
       if (hasFloats && !row.ifDifferent && floats.get(table.id)?.some((position) => tokens[position] === "null") === true)
         unknown.push([table.id, row.key, "nan"])
       row.body = `[${tokens.join(",")}]`
+      if (row.body.length > MAX_ROW_BYTES / 3 && Buffer.byteLength(row.body) > MAX_ROW_BYTES)
+        yield* Effect.logWarning(
+          `table ${table.name}: the row ${row.key.slice(0, 100)} is larger than ${MAX_ROW_BYTES} bytes on the line and goes to no school; make it smaller, or keep such values in a table that is not synced`,
+        )
       row.audience = audienceAt(table.audienceAt, tokens)
     }
     const rows = unknown.length === 0 ? all : all.filter(({ tokens }) => tokens?.includes(undefined) !== true)

@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import { sealLine } from "../link/frame.ts"
-import { type Header, LINE_BYTES, LINE_ROWS, PAGE_BYTES, type Staged } from "../link/protocol.ts"
+import { type Header, LINE_BYTES, LINE_ROWS, MAX_ROW_BYTES, PAGE_BYTES, type Staged } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { EVERY_SCHOOL, NOBODY } from "./audience.ts"
 
@@ -123,7 +123,7 @@ const START = `SELECT h.epoch, h.seq, h.manifest, (SELECT id FROM cut WHERE seq 
 const placesOf = (from: number, staged: Staged | null): string =>
   JSON.stringify(CLASSES.map((cls) => [cls, Math.max(from, staged?.after[String(cls)] ?? 0)]))
 
-const ROW = "'[' || key || ',' || coalesce(body, 'null') || ']' AS row, body IS NOT NULL AS isRow"
+const ROW = `'[' || key || ',' || iif(octet_length(body) <= ${MAX_ROW_BYTES}, body, 'null') || ']' AS row, body IS NOT NULL AS isRow`
 const entriesOf = (what: string, audience: string, and = ""): string =>
   `SELECT seq, tbl${what} FROM entry WHERE audience = ${audience} AND class = ?3 AND seq > ?4${and}`
 /** Two walks along entry_seq, merged as they go. The rows come as one text: a message of many values takes longer than to read them. */

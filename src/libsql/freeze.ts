@@ -7,8 +7,9 @@
  *     page of open writes ─> current rows and next old values ─> history ─> changes ─> bytes, hash ─> schoolbus_batch
  *     run of plain ones (lines.ts, gather.ts) ─────────────────────────────────────────────┘
  */
+import { Buffer } from "node:buffer"
 import * as Effect from "effect/Effect"
-import { encodeChange } from "../model/batch.ts"
+import { encodeChange, MAX_CHANGE_BYTES } from "../model/batch.ts"
 import type { Change } from "../model/change.ts"
 import { isThrough, type Manifest, type Table } from "../model/table.ts"
 import { type Cell, isRefused, type Refused, type Wire } from "../model/value.ts"
@@ -94,6 +95,20 @@ const toChange = (row: Captured, outcome: Outcome, source: Source | undefined): 
   }
 }
 
+/** A change as a line that a batch has room for: values give way, the largest first. */
+const encodeFitting = (change: Change): string => {
+  const line = encodeChange(change)
+  if (Buffer.byteLength(line) <= MAX_CHANGE_BYTES) return line
+  const sizeOf = (value: Wire | Refused): number => Buffer.byteLength(JSON.stringify(value))
+  const sizes = [change.base, change.mine].flatMap((values) => Object.entries(values).map(([name, value]) => ({ values, name, size: sizeOf(value) })))
+  const largest = sizes.sort((a, b) => b.size - a.size)[0]
+  if (largest === undefined || isRefused(largest.values[largest.name] ?? null)) return line
+  const { values, name, size } = largest
+  const refused = { refused: `a value of ${size} bytes; a change has room for ${MAX_CHANGE_BYTES}, so it stays in the school's file`, hex: "" }
+  const without = (side: Record<string, Wire | Refused>) => (side === values ? { ...side, [name]: refused } : side)
+  return encodeFitting({ ...change, base: without(change.base), mine: without(change.mine) })
+}
+
 /** The table left the manifest, so its columns have no names: kept as what is known, for the hub's record. */
 const unlistedChange = (row: Captured, source: Source | undefined): Change | null => {
   if (row.op === "R") return null
@@ -138,7 +153,7 @@ const take = (
     const change = toChange(row, outcome, sources.get(row.tbl))
     if (change === null) dropped.push(row.id)
     else {
-      const line = encodeChange(change)
+      const line = encodeFitting(change)
       lines.push(line)
       bytes += line.length
       if (outcome.kind === "delete" && row.op !== "D") deletes.push(row.id)

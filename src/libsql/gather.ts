@@ -1,5 +1,6 @@
 /** Rows of a query of `lines.ts` -> the bytes of their lines, in the worker (pure). */
 import { Buffer, isUtf8 } from "node:buffer"
+import { MAX_CHANGE_BYTES } from "../model/batch.ts"
 
 export interface Lines {
   /** Writes dealt with. */
@@ -68,6 +69,10 @@ export const gatherLines = (
       const isOpening = i >= heads + 2 && isEmpty && part.length > 0
       if (isOpening) isEmpty = false
       put(part, isOpening ? 1 : 0)
+    }
+    if (end - start > MAX_CHANGE_BYTES) {
+      end = start
+      return "doubt"
     }
     if (isEmpty) end = start
     else put(END)

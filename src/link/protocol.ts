@@ -28,7 +28,9 @@ import type { Wire } from "../model/value.ts"
 export const PROTOCOL = 1
 
 /** Limits that both sides know by name. */
-export const MAX_LINE_BYTES = 16 * 1024 * 1024
+export const MAX_LINE_BYTES = 128 * 1024 * 1024
+/** A larger row goes to no school, so that it does not keep everything else from one. */
+export const MAX_ROW_BYTES = 120 * 1024 * 1024
 /** A page ends after about this many bytes of rows, uncompressed; a row is never cut. */
 export const PAGE_BYTES = 1024 * 1024
 /** Rows of one line; a line ends at the first of both. */
@@ -49,7 +51,7 @@ export const SYNC_HEADER = "schoolbus-sync"
 export const CODING_HEADER = "schoolbus-coding"
 /** One body of a push, compressed. A batch larger than this goes in numbered parts. */
 export const MAX_PART_BYTES = 4 * 1024 * 1024
-/** A batch, uncompressed. */
+/** A batch, uncompressed: room for one change of `MAX_CHANGE_BYTES`. */
 const MAX_BATCH_BYTES = 64 * 1024 * 1024
 /** What a ratio of compression may reach before a body counts as a bomb. */
 export const MAX_INFLATE_RATIO = 200

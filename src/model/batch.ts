@@ -14,6 +14,9 @@ export interface BatchHeader {
   readonly changes: number
 }
 
+/** One change as a line. Values for which it has no room stay in the school's file, and the change says so. */
+export const MAX_CHANGE_BYTES = 60 * 1024 * 1024
+
 export const encodeChange = (change: Change): string => `${JSON.stringify(change)}\n`
 
 /** `lines`: the changes, each as `encodeChange` gives it. */

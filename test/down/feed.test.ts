@@ -13,6 +13,8 @@ import type { Append, FeedTable } from "../../src/down/entry.ts"
 import { Feed } from "../../src/down/feed.ts"
 import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
 import { migrateFile } from "../../src/libsql/migrate.ts"
+import { MAX_ROW_BYTES } from "../../src/link/protocol.ts"
+import { noCursor } from "../../src/model/cursor.ts"
 import type { Table } from "../../src/model/table.ts"
 import { installation } from "../support/found.ts"
 
@@ -265,4 +267,15 @@ test("rows of two tables that lie among each other go in few lines, and a page t
     const got = new Set([...here, ...rest].flatMap((line) => line.rows.map(([name, id]) => `${name} ${id}`)))
     expect(got.size).toBe(3_000)
   }
+})
+
+test("a row that no line can hold keeps nothing else from a school", async () => {
+  const large = { ...row(900), body: `["${"x".repeat(MAX_ROW_BYTES)}"]` }
+  await run(feed.append((appender) => appender.rows([large, row(901)])))
+  const { lines, complete } = await run(feed.page({ school: "north", cursor: noCursor, staged: null }))
+  expect(complete).toBe(true)
+  expect(lines.map((line) => line.length).every((length) => length < 100_000)).toBe(true)
+  const text = lines.join("\n")
+  expect(text).toContain("[[900],null]")
+  expect(text).toContain("[[901],[901]]")
 })

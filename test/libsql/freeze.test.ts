@@ -501,3 +501,22 @@ it("what is opened again is found, also before what was frozen last", async () =
   expect((await own.freeze()).map(({ key }) => key)).toEqual([["1"], ["2"]])
   await own.close()
 })
+
+describe("a value for which no batch has room", () => {
+  it("stays in the file, and the change says so; others beside and behind it travel", async () => {
+    school.program("INSERT INTO pupils (id, code, photo) VALUES ('1', 'x', zeroblob(40000000)); INSERT INTO pupils (id) VALUES ('2')")
+    const changes = [...(await school.freeze()), ...(await school.freeze())]
+    expect(changes.map(({ key }) => key)).toEqual([["1"], ["2"]])
+    const { photo, code } = changes[0]?.mine ?? {}
+    expect(code).toBe("x")
+    expect(photo).toMatchObject({ hex: "", refused: expect.stringContaining("a value of 80000002 bytes") })
+  })
+
+  it("may be replaced by a smaller one", async () => {
+    given("INSERT INTO pupils (id, photo) VALUES ('3', zeroblob(40000000))")
+    school.program("UPDATE pupils SET photo = x'01' WHERE id = '3'")
+    const [change] = await school.freeze()
+    expect(change?.mine).toEqual({ photo: "01" })
+    expect(change?.base["photo"]).toMatchObject({ hex: "" })
+  })
+})

@@ -45,11 +45,11 @@ const body = (bytes: Uint8Array, chunk = 97): ReadableStream<Uint8Array> => {
   })
 }
 /** Everything that came of a body: the number of lines of each page, and whether it was whole. */
-const pages = async (bytes: Uint8Array) => {
+const pages = async (bytes: Uint8Array, chunk?: number) => {
   const got: Array<{ readonly lines: ReadonlyArray<string>; readonly whole: boolean }> = []
   let fault: unknown = null
   try {
-    for await (const one of pagesOf(body(bytes), false, 1_000, () => undefined)) {
+    for await (const one of pagesOf(body(bytes, chunk), false, 1_000, () => undefined)) {
       if (one !== "asked") got.push({ lines: one.lines.map((line) => sealLine(line[5])), whole: one.trailer !== null })
     }
   } catch (cause) {
@@ -218,4 +218,11 @@ it("counts what goes over the line", async () => {
   expect(link.traffic.received).toBeGreaterThanOrEqual(text.length)
   expect(link.traffic.received).toBeLessThan(text.length + 2_000)
   expect(link.traffic.sent).toBeGreaterThan(100)
+})
+
+it("a row with a photo of 40 MB comes whole", async () => {
+  const photo = sealLine(JSON.stringify(["rows", 5, 1, "public.pupils", ["id", "photo"], [[["p1"], ["p1", "00ff".repeat(20_000_000)]]]]))
+  const lines = [page[0] as string, photo, page.at(-1) as string]
+  const { got } = await pages(new TextEncoder().encode(lines.map((line) => `${line}\n`).join("")), 1024 * 1024)
+  expect(got.map((one) => [one.lines.map((line) => line.length), one.whole])).toEqual([[[photo.length], true]])
 })
