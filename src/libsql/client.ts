@@ -166,8 +166,8 @@ const WIDE_VALUES = 200
 /** Bytes on their way to the worker that do not wait for what is said in the same moment: it shall begin with them. */
 const PROMPT_BYTES = 64 * 1024
 
-/** Statements of `bulk` that may be on their way to the worker. */
-const BULK_AHEAD = 4
+/** Bytes that may be on their way to the worker: enough work for as long as a commit takes, and for the caller's pauses. */
+const AHEAD_BYTES = 4 * 1024 * 1024
 
 type Command =
   | { readonly op: "open"; readonly path: string; readonly pragmas: ReadonlyArray<string>; readonly timeoutMs: number }
@@ -273,16 +273,17 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, never, Sc
       waiting.set(id, { sql: command.op, resume: onAnswer })
       say({ ...command, id })
     }
-    // Statements under way that nobody waits for. When one fails, the worker refuses what follows it up to the rollback.
+    // Bytes of statements under way that nobody waits for. When one fails, the worker refuses what follows it up to the rollback.
     let ahead = 0
     let room = (): void => undefined
     const sendAhead = (sql: string, args: ReadonlyArray<Bind>, bytes: ReadonlyArray<Uint8Array>): void => {
       const id = ++last
-      ahead++
+      const size = bytes.reduce((sum, { buffer }) => sum + buffer.byteLength, 0)
+      ahead += size
       waiting.set(id, {
         sql,
         resume: () => {
-          ahead--
+          ahead -= size
           room()
         },
       })
@@ -292,16 +293,12 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, never, Sc
       }
       say({ op: "ahead", sql, args, id })
       // Bytes are handed over; texts would be copied twice.
-      let size = 0
-      for (const { buffer } of bytes) {
-        size += buffer.byteLength
-        given.push(buffer as ArrayBuffer)
-      }
+      for (const { buffer } of bytes) given.push(buffer as ArrayBuffer)
       if (size >= PROMPT_BYTES) flush()
     }
     const untilRoom: Effect.Effect<void> = Effect.callback((resume) => {
       room = () => {
-        if (ahead >= BULK_AHEAD) return
+        if (ahead >= AHEAD_BYTES) return
         room = () => undefined
         resume(Effect.void)
       }
@@ -322,7 +319,7 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, never, Sc
       bulk: Effect.fnUntraced(function* (sql, rows, args = []) {
         rows.close()
         for (const piece of rows.pieces.splice(0)) {
-          if (ahead >= BULK_AHEAD) yield* untilRoom
+          if (ahead >= AHEAD_BYTES) yield* untilRoom
           sendAhead(sql, [piece.rows, piece.places, piece.base, ...args], [piece.rows, piece.places])
         }
       }),
