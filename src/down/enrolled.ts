@@ -22,7 +22,7 @@ export interface EnrolledSchool {
 }
 
 export const makeEnrolled = (db: LibsqlFile) => {
-  let keys: ReadonlyMap<string, { readonly school: string; readonly hash: string; readonly revoked: boolean }> = new Map()
+  let keys: ReadonlyMap<string, SchoolKey> = new Map()
   let schools: ReadonlyMap<string, EnrolledSchool> = new Map()
 
   /** Reads them anew: after every append that wrote rows of the two tables. */
@@ -45,16 +45,19 @@ export const makeEnrolled = (db: LibsqlFile) => {
         nextSchools.set(id, { id, name: String(value("name")), number: Number(value("number")), paused: value("paused") === true, revoked })
       else nextKeys.set(id, { school: String(value("school")), hash: String(value("hash")), revoked })
     }
-    keys = nextKeys
     schools = nextSchools
+    // Asked for with every request and for every open stream.
+    keys = new Map(
+      [...nextKeys].flatMap(([id, key]) => {
+        const school = nextSchools.get(key.school)
+        if (school === undefined) return []
+        const { name, paused } = school
+        return [[id, { school: school.id, name, hash: key.hash, revoked: key.revoked || school.revoked, paused }] as const]
+      }),
+    )
   })
 
-  const keyOf = (id: string): SchoolKey | null => {
-    const key = keys.get(id)
-    const school = key === undefined ? undefined : schools.get(key.school)
-    if (key === undefined || school === undefined) return null
-    return { school: school.id, name: school.name, hash: key.hash, revoked: key.revoked || school.revoked, paused: school.paused }
-  }
+  const keyOf = (id: string): SchoolKey | null => keys.get(id) ?? null
 
   /** As its manifest names it. */
   const tell = (id: string): Manifest["school"] => {

@@ -36,7 +36,8 @@ const peakMiB = (pid: string): number => {
   return Number(kib) / 1024
 }
 
-export const openNodes = (ground: Ground): Nodes => {
+/** `isWatched` false: nothing but the program runs in the nodes; `late` knows nothing of them. */
+export const openNodes = (ground: Ground, { isWatched = true }: { readonly isWatched?: boolean } = {}): Nodes => {
   const folder = mkdtempSync(join(ground.dir, "nodes-"))
   const watchdog = watch(folder)
   const config = join(folder, "schoolbus.config.ts")
@@ -45,7 +46,14 @@ export const openNodes = (ground: Ground): Nodes => {
   const start = async (kind: "hub" | "school", dir: string, args: ReadonlyArray<string>): Promise<Node> => {
     const name = `${kind}${++count}`
     const port = await freePort()
-    const process = service(folder, name, "test/bench/watched.ts", [kind, ...args, "--data-dir", dir, "--port", String(port)])
+    const process = service(folder, name, isWatched ? "test/bench/watched.ts" : "src/main.ts", [
+      kind,
+      ...args,
+      "--data-dir",
+      dir,
+      "--port",
+      String(port),
+    ])
     process.start()
     const url = `http://127.0.0.1:${port}`
     for (const deadline = Date.now() + START_MS; ; await new Promise((resolve) => setTimeout(resolve, 10))) {
@@ -58,7 +66,7 @@ export const openNodes = (ground: Ground): Nodes => {
     }
     const pid = readFileSync(join(folder, `${name}.pid`), "utf8")
     // What starting takes is nobody's wait.
-    globalThis.process.kill(Number(pid), "SIGUSR2")
+    if (isWatched) globalThis.process.kill(Number(pid), "SIGUSR2")
     return {
       dir,
       url,
