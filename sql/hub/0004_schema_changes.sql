@@ -34,6 +34,7 @@ BEGIN
       FROM pg_event_trigger_ddl_commands() c
      WHERE EXISTS (SELECT 1 FROM schoolbus.watched w WHERE w.oid = c.objid AND w.oid <> 0)
         OR EXISTS (SELECT 1 FROM pg_index i JOIN schoolbus.watched w ON w.oid = i.indrelid WHERE i.indexrelid = c.objid AND i.indisunique)
+        OR EXISTS (SELECT 1 FROM pg_inherits i JOIN schoolbus.watched w ON w.oid = i.inhparent WHERE i.inhrelid = c.objid)
         OR EXISTS (SELECT 1 FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace
                      JOIN schoolbus.watched w ON w.name = n.nspname || '.' || r.relname WHERE r.oid = c.objid);
   END IF;

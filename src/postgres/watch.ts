@@ -45,7 +45,7 @@ export const ensureEventTriggers = (pg: PostgresPool): Effect.Effect<boolean, Po
     return made
   })
 
-/** Tells the event triggers whose DDL matters: tables, their unique indexes, the types of their columns, their schemas. */
+/** Tells the event triggers whose DDL matters: tables, what inherits from them, their unique indexes, the types of their columns, their schemas. */
 export const watchTables = (pg: PostgresPool, tables: ReadonlyArray<string>): Effect.Effect<void, PostgresError> =>
   Effect.asVoid(
     pg.execute(
@@ -58,6 +58,7 @@ export const watchTables = (pg: PostgresPool, tables: ReadonlyArray<string>): Ef
          SELECT 0::oid, name FROM name
          UNION SELECT oid, name FROM rel
          UNION SELECT relnamespace, name FROM rel
+         UNION SELECT i.inhrelid, r.name FROM rel r JOIN pg_inherits i ON i.inhparent = r.oid
          UNION SELECT i.indexrelid, r.name FROM rel r JOIN pg_index i ON i.indrelid = r.oid AND i.indisunique
          UNION SELECT t.oid, t.name FROM typ t JOIN pg_type p ON p.oid = t.oid JOIN pg_namespace n ON n.oid = p.typnamespace WHERE n.nspname <> 'pg_catalog'
          UNION SELECT p.typrelid, t.name FROM typ t JOIN pg_type p ON p.oid = t.oid WHERE p.typtype = 'c'),

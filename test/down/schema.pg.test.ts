@@ -404,6 +404,20 @@ describe("a table that lost its shape", () => {
     await world.stop()
   })
 
+  test("another table that begins to inherit from it pauses it; without that one it goes on by itself", async () => {
+    const world = await makeWorld(schema, { tables }, ["a"])
+    const a = await world.school("a")
+    await a.pull()
+    await world.sql`CREATE TABLE former_pupils () INHERITS (pupils)`
+    await until("the pause", async () => Object.keys(await pausedOf(world)).includes("public.pupils"))
+    await world.sql`INSERT INTO former_pupils SELECT * FROM ONLY pupils WHERE id = 1`
+    await world.sql`UPDATE ONLY pupils SET points = 7 WHERE id = 1`
+    await world.sql`DROP TABLE former_pupils`
+    await until("going on", async () => Object.keys(await pausedOf(world)).length === 0)
+    await same(world, a)
+    await world.stop()
+  })
+
   test("is found by its rows and by looking, where there is no event trigger", async () => {
     const world = await makeWorld(schema, { tables }, ["a"])
     const a = await world.school("a")
