@@ -193,6 +193,32 @@ export const rowsJson = ({ op, mine, changes }: Group): string =>
     }),
   )
 
+/** What tuples of a foreign key look like that new rows of the batch have, by the text of the tuple. */
+export const madeTuples = ({ groups }: Plain, { table, to }: { readonly table: string; readonly to: ReadonlyArray<string> }): ReadonlySet<string> => {
+  const made = new Set<string>()
+  for (const group of groups) {
+    if (group.op !== "insert" || group.table.name !== table) continue
+    for (const { mine } of group.changes) {
+      const tuple = tupleOf(group.table, to, mine)
+      if (tuple !== null) made.add(tuple.id)
+    }
+  }
+  return made
+}
+
+/** New rows before those of the batch that point to them; else in the order in which they came. */
+export const parentsFirst = (groups: ReadonlyArray<Group>): ReadonlyArray<Group> => {
+  const ordered: Array<Group> = []
+  const visit = (group: Group, above: ReadonlySet<Group>): void => {
+    if (ordered.includes(group) || above.has(group)) return
+    const parents = new Set(group.pointed.filter(({ tuples }) => tuples.size > 0).map(({ reference }) => reference.table))
+    for (const other of groups) if (other.op === "insert" && parents.has(other.table.name)) visit(other, new Set([...above, group]))
+    ordered.push(group)
+  }
+  for (const group of groups) visit(group, new Set())
+  return ordered
+}
+
 const isSchool = (value: unknown, school: string): boolean => value === school || (typeof value === "number" && String(value) === school)
 
 /** The values that a foreign key will have; one of which a part is empty points nowhere. */
@@ -202,12 +228,22 @@ const note = (
   row: Readonly<Record<string, unknown>>,
   mine: Readonly<Record<string, unknown>>,
 ): void => {
+  const tuple = tupleOf(table, reference.columns, mine, row)
+  if (tuple !== null && !tuples.has(tuple.id)) tuples.set(tuple.id, tuple.values)
+}
+
+/** null: a part of it is empty, or not known. */
+const tupleOf = (
+  table: Table,
+  names: ReadonlyArray<string>,
+  mine: Readonly<Record<string, unknown>>,
+  row: Readonly<Record<string, unknown>> = {},
+): { readonly id: string; readonly values: ReadonlyArray<string> } | null => {
   const values: Array<string> = []
-  for (const name of reference.columns) {
+  for (const name of names) {
     const value = name in mine ? mine[name] : row[name]
-    if (value === null || value === undefined) return
+    if (value === null || value === undefined) return null
     values.push(wireToText(table.columns.find((column) => column.name === name)?.kind ?? "text", value as Wire) as string)
   }
-  const id = values.length === 1 ? (values[0] as string) : JSON.stringify(values)
-  if (!tuples.has(id)) tuples.set(id, values)
+  return { id: values.length === 1 ? (values[0] as string) : JSON.stringify(values), values }
 }

@@ -11,7 +11,7 @@ import { ident, inOneGo, isTransient, type PostgresError, qualified, type Sessio
 import { textsOf, visibleParents } from "./authorise.ts"
 import { canonicalise } from "./canonical.ts"
 import { rowId } from "./coalesce.ts"
-import { type Group, NEW, type Plain, type PlainColumn, recognise, rowsJson } from "./plain.ts"
+import { type Group, madeTuples, NEW, parentsFirst, type Plain, type PlainColumn, recognise, rowsJson } from "./plain.ts"
 import type { Places } from "./place.ts"
 import type { Origin } from "./records.ts"
 import { readReferencing, readShapes, type ColumnShape } from "./shape.ts"
@@ -98,24 +98,28 @@ const isWithoutActions = (session: Session, { groups }: Plain): Effect.Effect<bo
   )
 }
 
-const isEachVisible = (session: Session, { groups }: Plain, places: Places, school: string): Effect.Effect<boolean, PostgresError> =>
+/** What foreign keys point to is a row that the school could see before, or one that this batch makes: if it does not, the batch is not plain. */
+const isEachVisible = (session: Session, plain: Plain, places: Places, school: string): Effect.Effect<boolean, PostgresError> =>
   Effect.gen(function* () {
-    for (const { shape, pointed } of groups) {
+    for (const { shape, pointed } of plain.groups) {
       for (const { reference, tuples } of pointed) {
-        if (tuples.size === 0) continue
+        const made = madeTuples(plain, reference)
+        const wanted = [...tuples].flatMap(([id, values]) => (made.has(id) ? [] : [values]))
+        if (wanted.length === 0) continue
         const parent = places.tables.get(reference.table)
         if (parent === undefined) return false
         const types = reference.columns.map((name) => shape.columns.get(name)?.base ?? "text")
-        const seen = yield* visibleParents(session, places, parent, reference.to, types, [...tuples.values()], school)
-        if (seen.size !== tuples.size) return false
+        const seen = yield* visibleParents(session, places, parent, reference.to, types, wanted, school)
+        if (seen.size !== wanted.length) return false
       }
     }
     return true
   })
 
 /** All of it, or nothing. */
-const write = (session: Session, { groups }: Plain): Effect.Effect<boolean, PostgresError> =>
+const write = (session: Session, plain: Plain): Effect.Effect<boolean, PostgresError> =>
   Effect.gen(function* () {
+    const groups = parentsFirst(plain.groups)
     const writing = groups.map((group) => session.execute(group.op === "insert" ? insertSql(group) : updateSql(group), [rowsJson(group)]))
     const begin = session.execute("SAVEPOINT plain; SET CONSTRAINTS ALL DEFERRED")
     const end = session.execute("SET CONSTRAINTS ALL IMMEDIATE")

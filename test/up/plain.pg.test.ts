@@ -1,7 +1,9 @@
 /** The short way of plain batches ends as the whole way does. `PLAIN_SEED=n` replays one seed. */
+import * as Effect from "effect/Effect"
 import { afterAll, beforeAll, expect, test } from "vitest"
 import { isSettled } from "../../src/up/canonical.ts"
 import { recognise } from "../../src/up/plain.ts"
+import { carryOutPlainly } from "../../src/up/plainly.ts"
 import { readShapes } from "../../src/up/shape.ts"
 import type { Change } from "../../src/model/change.ts"
 import type { Wire } from "../../src/model/value.ts"
@@ -279,4 +281,44 @@ test("a row in which something waits for a person is not plain", async () => {
   const other = change({ key: ["8"], mine: { id: "8", school_id: "a", name: "y" } })
   expect(recognise({ tables: o.tables, school: "a" }, shapes, [change({})], isOpen)).not.toBeNull()
   expect(recognise({ tables: o.tables, school: "a" }, shapes, [change({}), other], isOpen)).toBeNull()
+})
+
+const parentRow = (id: number, school = "a"): Change => change({ table: "public.parent", key: [id], mine: { id, school_id: school } })
+const childRow = (id: string, parent: number): Change => change({ key: [id], mine: { id, school_id: "a", parent } })
+
+test.each<[name: string, isPlain: boolean, changes: ReadonlyArray<Change>]>([
+  ["a row and the new one that it refers to", true, [parentRow(50), childRow("50", 50)]],
+  ["the same, the child first", true, [childRow("51", 51), childRow("52", 1), parentRow(51)]],
+  [
+    "an edit that points to a new row",
+    true,
+    [edit({ key: ["e"], base: { id: "e", school_id: "a", parent: 1 }, mine: { parent: 53 } }), parentRow(53)],
+  ],
+  ["a row that refers to none", false, [parentRow(54), childRow("54", 55)]],
+  ["a row that refers to another school's", false, [parentRow(56), childRow("56", 3)]],
+  ["one that refers to another school's, which the batch would make", false, [parentRow(3), childRow("57", 3)]],
+])("%s, in one batch: the short way %s, all of it or nothing", async (_, isPlain, changes) => {
+  const ids = changes.filter(({ op }) => op === "insert").map(({ table, key }) => `${table} ${key[0]}`)
+  const incarnation = crypto.randomUUID()
+  const [done, rows] = await o.withPg((pg) =>
+    pg.tx((session) =>
+      Effect.gen(function* () {
+        yield* session.execute("INSERT INTO plain (id, school_id, parent) VALUES ('e', 'a', 1)")
+        const done = yield* carryOutPlainly(
+          session,
+          { school: "a", tables: o.tables, had: o.had },
+          { school: "a", incarnation, number: 1 },
+          changes,
+          "",
+        )
+        const rows = yield* session.query<{ id: string }>(
+          "SELECT 'public.plain ' || id AS id FROM plain UNION ALL SELECT 'public.parent ' || id FROM parent WHERE id > 3",
+        )
+        yield* session.execute("DELETE FROM plain; DELETE FROM parent WHERE id > 3")
+        return [done, rows.map(({ id }) => id)] as const
+      }),
+    ),
+  )
+  expect(done !== null).toBe(isPlain)
+  expect(ids.filter((id) => rows.includes(id))).toEqual(isPlain ? ids : [])
 })
