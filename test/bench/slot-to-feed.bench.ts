@@ -14,7 +14,7 @@ export default bench({
     const ground = await openGround()
     try {
       const loads = [
-        ["hundreds", size(500_000, 20_000), 100],
+        ["hundreds", size(1_000_000, 20_000), 100],
         ["singles", size(200_000, 10_000), 1],
         ["million", size(1_000_000, 100_000), Number.POSITIVE_INFINITY],
       ] as const
