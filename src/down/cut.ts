@@ -48,7 +48,7 @@ interface Shield {
   readonly held: ReadonlySet<string>
 }
 
-const PENDING = `SELECT tbl, key FROM changes WHERE batch IS NOT NULL UNION SELECT tbl, new_key FROM changes WHERE new_key IS NOT NULL AND batch IS NOT NULL`
+const PENDING = `SELECT tbl, key FROM changes WHERE batch IS NOT NULL UNION ALL SELECT tbl, new_key FROM changes WHERE new_key IS NOT NULL AND batch IS NOT NULL`
 const HELD = "SELECT DISTINCT tbl, key FROM schoolbus_hold"
 const isPending = `EXISTS (SELECT 1 FROM changes c WHERE c.batch IS NOT NULL AND c.tbl = j.value ->> 0 AND c.key = j.value ->> 1)
   OR EXISTS (SELECT 1 FROM changes c WHERE c.new_key IS NOT NULL AND c.tbl = j.value ->> 0 AND c.new_key = j.value ->> 1)`

@@ -187,9 +187,10 @@ it("outside its hours a metered node waits, and says when it goes on", async () 
   if ("refused" in hours) throw new Error(hours.refused)
   const node = await startNode("e", { cycleMinutes: 0.01, budgetBytes: null, hours })
   await fetchFirst(node)
-  await until("the hours to be noticed", async () => (await node.status()).metered?.waits === "hours")
-  const { metered, reason } = await node.status()
-  expect(reason).toContain("hours")
+  const { metered } = await until("the hours to be noticed and named", async () => {
+    const now = await node.status()
+    return now.metered?.waits === "hours" && now.reason?.includes("hours") ? now : null
+  })
   const nextIn = (Date.parse(metered?.nextAt ?? "") - Date.now()) / 60_000
   expect(nextIn).toBeGreaterThan(175)
   expect(nextIn).toBeLessThan(185)
