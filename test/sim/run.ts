@@ -309,8 +309,12 @@ class Simulation {
     const conflicts: Array<string> = []
     const summed: Array<string> = []
     // In the order in which rows were first touched, each against what the ones before it made.
-    for (const change of changes) {
+    for (const [i, change] of changes.entries()) {
       const rows = wanted.get(change.table.name) as Map<string, Row>
+      // Parents go first: one that head office deleted and that the batch brings back later on, whose own turn shows whether rightly so.
+      const comesBack = (parent: string, key: string): boolean =>
+        changes.slice(i + 1).some((other) => other.table.name === parent && other.key === key && other.op !== "delete") &&
+        after.get(parent)?.get(key)?.["school_id"] === node.id
       const there = before.get(change.table.name)?.get(change.key)
       const { unique, parent } = change.table
       const rules: Expected = expected(change, {
@@ -318,7 +322,9 @@ class Simulation {
         before: there,
         flight,
         isTaken: (value) => unique !== null && [...rows].some(([key, row]) => key !== change.key && row[unique] === value),
-        hasParent: (key) => parent !== null && (wanted.get(parent.name)?.get(keyOf([key]))?.["school_id"] ?? null) === node.id,
+        hasParent: (key) =>
+          parent !== null &&
+          ((wanted.get(parent.name)?.get(keyOf([key]))?.["school_id"] ?? null) === node.id || comesBack(parent.name, keyOf([key]))),
       })
       const result = after.get(change.table.name)?.get(change.key) ?? null
       const isRefused = change.ids.some((id) => verdictOf.get(id) === "quarantined")
