@@ -17,7 +17,7 @@ import { CONTENT_AT, type MessageForm, Messages, POSITION_AT } from "./messages.
 
 /** Messages and bytes that may wait for the caller before the socket is paused. */
 export const MAX_BUFFERED = 16_384
-export const MAX_BUFFERED_BYTES = 3 * 1024 * 1024
+export const MAX_BUFFERED_BYTES = 2 * 1024 * 1024
 /**
  * So much that nobody has taken says that more stands in line: then the socket rests for a moment, so that the
  * walsender need not wake this process for each message. Under less load nothing ever waits.
