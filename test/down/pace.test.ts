@@ -101,6 +101,7 @@ test("programs that write all the time never fail, while unique numbers move, ro
   await new Promise((resolve) => program.once("close", resolve))
   const { writes, failures } = JSON.parse(output.join("").trim().split("\n").at(-1) ?? "{}") as { writes: number; failures: number }
   expect(failures).toBe(0)
-  expect(writes).toBeGreaterThan(20)
+  // How many depends on how soon the cuts are in; some in each of the three.
+  expect(writes).toBeGreaterThanOrEqual(3)
   expect(s.read("SELECT id, name FROM pupils")).toEqual([[id(1), "left"]])
 })
