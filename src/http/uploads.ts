@@ -23,6 +23,14 @@ export interface Upload {
   readonly parts: number
 }
 
+/** For what is not there, or is no folder. A folder that cannot be read is a fault, and not empty. */
+const absent =
+  <A>(instead: A) =>
+  (cause: NodeJS.ErrnoException): A => {
+    if (cause.code === "ENOENT" || cause.code === "ENOTDIR") return instead
+    throw cause
+  }
+
 /** The disk of the hub is full, or the parts of all schools together take too much of it. */
 export class UploadsFull extends Data.TaggedError("UploadsFull")<{ readonly message: string }> {}
 
@@ -39,22 +47,22 @@ export const openUploads = (root: string, now: () => number = Date.now): Effect.
   Effect.gen(function* () {
     const folderOf = (upload: Upload) => join(root, upload.incarnation, `${upload.batch}-${upload.hash}-${upload.size}-${upload.parts}`)
     const present = async (upload: Upload): Promise<ReadonlySet<number>> =>
-      new Set((await readdir(folderOf(upload)).catch(() => [])).filter((name) => /^\d+$/.test(name)).map(Number))
+      new Set((await readdir(folderOf(upload)).catch(absent([]))).filter((name) => /^\d+$/.test(name)).map(Number))
 
     /** Removes what is too old, and says how much is left. A folder counts as well: it may have been made just now. */
     const sweep = async (): Promise<number> => {
       let bytes = 0
-      for (const incarnation of await readdir(root).catch(() => [])) {
+      for (const incarnation of await readdir(root).catch(absent([]))) {
         const parent = join(root, incarnation)
-        for (const batch of await readdir(parent).catch(() => [])) {
+        for (const batch of await readdir(parent).catch(absent([]))) {
           const folder = join(parent, batch)
-          const paths = [folder, ...(await readdir(folder).catch(() => [])).map((name) => join(folder, name))]
-          const [own, ...files] = await Promise.all(paths.map((path) => stat(path).catch(() => null)))
+          const paths = [folder, ...(await readdir(folder).catch(absent([]))).map((name) => join(folder, name))]
+          const [own, ...files] = await Promise.all(paths.map((path) => stat(path).catch(absent(null))))
           const newest = Math.max(...[own, ...files].map((one) => one?.mtimeMs ?? 0))
           if (now() - newest > MAX_AGE_MS) await rm(folder, { recursive: true, force: true })
           else bytes += files.reduce((sum, file) => sum + (file?.size ?? 0), 0)
         }
-        const age = now() - ((await stat(parent).catch(() => null))?.mtimeMs ?? 0)
+        const age = now() - ((await stat(parent).catch(absent(null)))?.mtimeMs ?? 0)
         // Refused unless it is empty.
         if (age > MAX_AGE_MS) await rmdir(parent).catch(() => undefined)
       }
@@ -78,7 +86,7 @@ export const openUploads = (root: string, now: () => number = Date.now): Effect.
     const write = async (upload: Upload, part: number, bytes: Uint8Array): Promise<void> => {
       const folder = folderOf(upload)
       const parent = join(root, upload.incarnation)
-      const others = (await readdir(parent).catch(() => [])).filter((name) => join(parent, name) !== folder)
+      const others = (await readdir(parent).catch(absent([]))).filter((name) => join(parent, name) !== folder)
       for (const other of others) await rm(join(parent, other), { recursive: true, force: true })
       await mkdir(folder, { recursive: true })
       const unfinished = join(folder, `${part}.new`)
@@ -114,7 +122,7 @@ export const openUploads = (root: string, now: () => number = Date.now): Effect.
       drop: (upload) =>
         Effect.promise(async () => {
           const folder = folderOf(upload)
-          for (const name of await readdir(folder).catch(() => [])) total -= (await stat(join(folder, name)).catch(() => null))?.size ?? 0
+          for (const name of await readdir(folder).catch(absent([]))) total -= (await stat(join(folder, name)).catch(absent(null)))?.size ?? 0
           await rm(folder, { recursive: true, force: true })
         }),
     }
