@@ -118,6 +118,7 @@ export const interactive = async (stage: Stage, print: (line: string) => void): 
   })
   const lookers = watched(stage).map((place) => looker(place, print))
   while (!quit) {
+    // A service that was killed here a moment ago answers nothing: there is nothing to show then.
     for (const look of lookers) await look().catch(() => undefined)
     await new Promise((resolve) => setTimeout(resolve, LOOK_MS))
   }

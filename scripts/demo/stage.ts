@@ -116,6 +116,7 @@ export const openStage = async (say: (line: string) => void): Promise<Stage> => 
   const watchdog = watch(dir)
   const opened: Array<() => Promise<unknown> | unknown> = [() => watchdog.stdin?.end(), () => rmSync(dir, { recursive: true, force: true })]
   const close = async (): Promise<void> => {
+    // What cannot be ended keeps nothing else from its end; the watchdog takes what is left.
     for (const end of opened.splice(0).reverse()) await Promise.resolve(end()).catch(() => undefined)
   }
   try {
