@@ -1,7 +1,8 @@
 /** Writing pulled rows into the school's tables, in bulk; what a constraint or a changed table refuses is told, never thrown. */
 import * as Effect from "effect/Effect"
 import { readWire, safely } from "../libsql/cells.ts"
-import { ident, type LibsqlError, type RowFailure, type Tx } from "../libsql/client.ts"
+import { ident, type LibsqlError, type Tx } from "../libsql/client.ts"
+import type { RowFailure } from "../libsql/messages.ts"
 import { localKeySql } from "../model/key.ts"
 import type { Table } from "../model/table.ts"
 import { bytesToHex, type Cell, isRefused, type Kind, type Wire, wireToCell } from "../model/value.ts"

@@ -4,7 +4,8 @@
  * was made anew, names the rows that exist.
  */
 import * as Effect from "effect/Effect"
-import type { Bind, LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
+import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
+import type { Bind } from "../libsql/messages.ts"
 import { makeAttendance } from "./attend.ts"
 import type { Attendance, Reject } from "./cdata.ts"
 import { naiveOf, timestamptz, wallToUtc } from "./clock.ts"

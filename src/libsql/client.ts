@@ -16,8 +16,20 @@ import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type { Cell, Kind, Wire } from "../model/value.ts"
 import type { LoadPlan, LoadSource, Shown, WaitingKeys } from "./load.ts"
-import type { Lines, LinesLimits } from "./gather.ts"
-import type { LinesQuery } from "./lines.ts"
+import type { Lines } from "./gather.ts"
+import {
+  type Bind,
+  type Command,
+  type LinesScan,
+  pack,
+  packWires,
+  type PrintScan,
+  type PrintsFound,
+  type Request,
+  type Requests,
+  type Responses,
+  type RowFailure,
+} from "./messages.ts"
 import type { Slab } from "./slab.ts"
 
 /** How long a statement waits for another program's write lock before it fails with SQLITE_BUSY. */
@@ -36,16 +48,6 @@ export class LibsqlError extends Data.TaggedError("LibsqlError")<{
   readonly message: string
   readonly sql: string
 }> {}
-
-/** Whole JS numbers bind as INTEGER, others as REAL, booleans as 0 and 1. */
-export type Bind = Cell | boolean
-
-/** One row of `many` that a constraint refused; the other rows stand. */
-export interface RowFailure {
-  readonly index: number
-  readonly code: string
-  readonly message: string
-}
 
 export interface Tx {
   /** Rows as objects. INTEGER comes as number when it fits exactly, else bigint. Do not read unchecked text of school programs with it: use a CAST to BLOB. */
@@ -82,23 +84,6 @@ export interface Tx {
   readonly prints: (scan: PrintScan) => Effect.Effect<PrintsFound, LibsqlError>
 }
 
-export interface LinesScan extends LinesQuery, LinesLimits {}
-
-/** A query whose rows are: table number, key as BLOB, then the content in pieces: BLOB, REAL or NULL. */
-export interface PrintScan {
-  readonly sql: string
-  readonly args: ReadonlyArray<Bind>
-  /** Tables whose content is JSON with numbers that Postgres may print otherwise than JavaScript does. */
-  readonly renumber: ReadonlyArray<number>
-  /** Names of keys whose text is wanted, by table. */
-  readonly wanted: ReadonlyMap<number, ReadonlySet<string>>
-}
-
-export interface PrintsFound {
-  readonly byTable: ReadonlyMap<number, Uint32Array>
-  readonly keys: ReadonlyArray<readonly [table: number, key: string]>
-}
-
 export interface LibsqlFile {
   readonly path: string
   readonly write: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
@@ -122,82 +107,11 @@ export interface LibsqlFile {
   readonly readApart: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
 }
 
-/**
- * Rows on their way to the worker: all cells in one list, and which of them are INTEGER though they stand there as numbers.
- * A message of nested lists, or of bigints, takes longer than the statements themselves.
- */
-export interface Packed {
-  readonly width: number
-  readonly cells: ReadonlyArray<Cell>
-  readonly integers: Uint8Array
-}
-
-const pack = (rows: ReadonlyArray<ReadonlyArray<Cell>>): Packed => {
-  const width = rows[0]?.length ?? 0
-  const cells: Array<Cell> = new Array(width * rows.length)
-  const integers = new Uint8Array(cells.length)
-  let at = 0
-  for (const row of rows) {
-    if (row.length !== width) throw new TypeError(`rows of one statement differ in width: ${row.length} and ${width}`)
-    for (const cell of row) {
-      if (typeof cell === "bigint" && cell >= -9007199254740991n && cell <= 9007199254740991n) {
-        cells[at] = Number(cell)
-        integers[at] = 1
-      } else cells[at] = cell
-      at++
-    }
-  }
-  return { width, cells, integers }
-}
-
-/** Wire values on their way to the worker: as one text they are there sooner than as cells. */
-export interface PackedWires {
-  readonly kinds: ReadonlyArray<Kind>
-  /** A JSON list of rows. */
-  readonly json: string
-  /** The statement for `wide` rows. */
-  readonly wideSql: string
-  readonly wide: number
-}
-
-/** Values that one statement of many rows binds: beyond that it is no quicker. */
-const WIDE_VALUES = 200
-
 /** Bytes on their way to the worker that do not wait for what is said in the same moment: it shall begin with them. */
 const PROMPT_BYTES = 64 * 1024
 
 /** Bytes that may be on their way to the worker: enough work for as long as a commit takes, and for the caller's pauses. */
 const AHEAD_BYTES = 4 * 1024 * 1024
-
-type Command =
-  | { readonly op: "open"; readonly path: string; readonly pragmas: ReadonlyArray<string>; readonly timeoutMs: number }
-  | { readonly op: "begin"; readonly write: boolean }
-  | { readonly op: "end"; readonly commit: boolean }
-  | { readonly op: "exec"; readonly sql: string }
-  | { readonly op: "ahead"; readonly sql: string; readonly args: ReadonlyArray<Bind> }
-  | { readonly op: "run" | "all" | "values"; readonly sql: string; readonly args: ReadonlyArray<Bind> | undefined }
-  | ({ readonly op: "many"; readonly sql: string } & Packed)
-  | ({ readonly op: "wires"; readonly sql: string } & PackedWires)
-  | { readonly op: "load"; readonly source: LoadSource; readonly plans: ReadonlyArray<LoadPlan>; readonly place: number | null }
-  | {
-      readonly op: "show"
-      readonly place: number
-      readonly from: number
-      readonly to: number
-      readonly waiting: WaitingKeys
-      readonly most: number
-    }
-  | { readonly op: "unload" }
-  | ({ readonly op: "lines" } & LinesScan)
-  | ({ readonly op: "prints" } & PrintScan)
-  | { readonly op: "reset" | "close" }
-export type Request = Command & { readonly id: number }
-/** What goes to the worker, and what comes back: lists, for a message wakes a thread, which costs more than most statements. */
-export type Requests = ReadonlyArray<Request>
-export type Responses = ReadonlyArray<Response>
-export type Response =
-  | { readonly id: number; readonly ok: unknown }
-  | { readonly id: number; readonly error: { readonly code: string; readonly message: string } }
 
 interface Port {
   /** Opens the connection; before that the worker only starts. */
@@ -312,9 +226,7 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, never, Sc
         rows.length === 0 ? Effect.succeed([]) : (send({ op: "many", sql, ...pack(rows) }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>),
       manyWires: (sql, kinds, rows) => {
         if (rows.length === 0) return Effect.succeed([])
-        const wide = Math.max(1, Math.floor(WIDE_VALUES / Math.max(1, kinds.length)))
-        const command = { op: "wires", sql: sql(1), kinds, json: JSON.stringify(rows), wideSql: sql(wide), wide } as const
-        return send(command) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>
+        return send({ op: "wires", ...packWires(sql, kinds, rows) }) as Effect.Effect<ReadonlyArray<RowFailure>, LibsqlError>
       },
       bulk: Effect.fnUntraced(function* (sql, rows, args = []) {
         rows.close()

@@ -1,5 +1,5 @@
 /**
- * One libSQL connection in a Web Worker. Answers the messages of `client.ts`, in order; knows SQL and nothing else.
+ * One libSQL connection in a Web Worker. Answers the messages of `messages.ts`, in order; knows SQL and nothing else.
  * The native driver's synchronous interface is used here: one connection that is really ours, prepared statements that
  * stay prepared, values bound by their exact type.
  */
@@ -7,8 +7,8 @@ import Database from "libsql"
 import { Hasher, keyName, Prints } from "../model/digest.ts"
 import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
 import { gatherLines } from "./gather.ts"
-import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Requests, Response, RowFailure } from "./client.ts"
 import { Loads } from "./load.ts"
+import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Requests, Response, RowFailure } from "./messages.ts"
 
 const STATEMENT_CACHE = 256
 
