@@ -1,36 +1,34 @@
 /**
  * The hub's durable, compacted changefeed in feed.db. One writer appends whole txns with their commit LSN in one
- * transaction; readers get pages of one snapshot. A cut is complete when one snapshot has nothing left for the school.
+ * transaction (`appends.ts`); readers get pages of one snapshot. A cut is complete when one snapshot has nothing left for the
+ * school.
  */
-import { randomBytes, randomUUID } from "node:crypto"
+import { randomUUID } from "node:crypto"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
-import * as Semaphore from "effect/Semaphore"
 import { parseLsn } from "../model/lsn.ts"
 import type { Cursor } from "../model/cursor.ts"
 import type { DeviceRules, Manifest } from "../model/table.ts"
-import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
-import { type Appender, type Installing, makeAppender } from "./append.ts"
-import { EVERY_SCHOOL, planRoutes, type Route } from "./audience.ts"
+import { Libsql, type LibsqlError } from "../libsql/client.ts"
+import type { Appender } from "./append.ts"
+import { type Known, makeAppends, publish, type Series } from "./appends.ts"
+import { EVERY_SCHOOL, planRoutes } from "./audience.ts"
 import { AudienceNumbers } from "./audience-numbers.ts"
 import { type EnrolledSchool, makeEnrolled, type SchoolKey } from "./enrolled.ts"
 import type { FeedTable, Position } from "./entry.ts"
-import { heldBySchool } from "./held.ts"
 import { cutAt, readHub } from "./hub-row.ts"
 import { type Installation, installShapes } from "./install.ts"
-import { OpenAppend } from "./open-append.ts"
 import { type FeedPage, makePages, type PageListener, type PageRequest } from "./page.ts"
 import { horizonOf, prune } from "./prune.ts"
 import { type Lost, readLosing, readLost } from "./lost.ts"
 import { makeReaders, type Readers } from "./readers.ts"
 import type { Shape } from "./shape.ts"
-import { makeWatch, NEWCOMERS, type Waiter } from "./watch.ts"
+import { makeWatch, type Waiter } from "./watch.ts"
 
 const PRUNE_MS = 60_000
 
@@ -42,21 +40,6 @@ export interface FeedState {
   readonly lifeLast: string | null
   readonly systemId: string | null
   readonly timeline: number | null
-}
-
-const newCut = (): string => randomBytes(8).toString("hex")
-
-/** The appends of one stream: each begins while the one before it is being committed, and goes with it when that fails. */
-export interface Series {
-  /** Answers when its commit is under way; `onCommitted` is called once it stands, of one append after the other. */
-  readonly append: <A, E>(
-    body: (appender: Appender) => Effect.Effect<A, E>,
-    onCommitted: (value: A) => Effect.Effect<void>,
-  ) => Effect.Effect<void, E | LibsqlError>
-  /** All that was appended is committed. */
-  readonly committed: Effect.Effect<void, LibsqlError>
-  /** Fails with the first commit that does: nothing more can be appended then. */
-  readonly failed: Effect.Effect<never, LibsqlError>
 }
 
 export class Feed extends Context.Service<
@@ -128,28 +111,16 @@ export class Feed extends Context.Service<
       )
 
       const first = yield* db.read(readHub)
-      let head = {
-        epoch: first.epoch,
-        seq: first.seq,
-        cut: (yield* db.read((tx) => cutAt(tx, first.seq))) ?? "0",
-      }
       let cluster = first.cluster ?? ""
-      let manifestVersion = first.manifest
-      let devices: DeviceRules | undefined
-      let feedTables: ReadonlyArray<FeedTable> = []
-      let routes: ReadonlyMap<number, Route> = new Map()
-      // Tables with another rule than before, whose rows stay where they are until their links are loaded.
-      const frozen = new Set<number>()
       let reopen = yield* Deferred.make<void>()
-
-      /** A new version when what the schools are told has changed; answers whether it has. */
-      const publish = (tx: Tx, tables: ReadonlyArray<FeedTable>): Effect.Effect<boolean, LibsqlError> =>
-        Effect.map(
-          tx.run("UPDATE hub SET manifest = manifest + 1, tables_hash = ?1 WHERE tables_hash IS NOT ?1", [
-            JSON.stringify([tables.map(({ shape }) => shape.told), devices]),
-          ]),
-          (changed) => changed > 0,
-        )
+      const known: Known = {
+        head: { epoch: first.epoch, seq: first.seq, cut: (yield* db.read((tx) => cutAt(tx, first.seq))) ?? "0" },
+        manifest: first.manifest,
+        devices: undefined,
+        tables: [],
+        routes: new Map(),
+        frozen: new Set(),
+      }
 
       const numbers = new AudienceNumbers(
         yield* db.read((tx) => tx.all<{ no: number; value: string }>("SELECT no, value FROM audience WHERE no > 0")),
@@ -159,114 +130,10 @@ export class Feed extends Context.Service<
       yield* enrolled.load
       const readers = yield* makeReaders(db)
       const { touched: tell, wake, watch, unwatch, changed } = makeWatch(db, audienceNo)
-
-      // One append at a time, from where the one before it ends. Only its body can be interrupted: what the file holds and what
-      // is remembered of it never part.
-      const alone = Semaphore.makeUnsafe(1)
-      /** Where the next append begins: ahead of the head while a commit is under way. */
-      let tip = { seq: head.seq, cut: head.cut }
-      let underWay: Effect.Effect<void, LibsqlError> = Effect.void
-      type Body<A, E> = (appender: Appender & Installing, open: OpenAppend) => Effect.Effect<A, E>
-      /**
-       * Answers when the commit is under way; `settled`: it stands, and so does what is remembered of it. `before`: the commit
-       * that it goes with when that fails.
-       */
-      const begin = <A, E>(body: Body<A, E>, before: Effect.Effect<void, LibsqlError>) =>
-        Effect.gen(function* () {
-          const withReady = (ready: ReadonlyMap<number, Shape>) =>
-            feedTables.map((table) => {
-              const shape = ready.get(table.id)
-              return shape === undefined ? table : { ...table, table: shape.table, shape, loading: false, recheck: false }
-            })
-          const written = db.writeAhead((tx) =>
-            Effect.gen(function* () {
-              const held = () => heldBySchool(readers.now(), readers.sent, head.epoch)
-              const open = new OpenAppend({ tx, seq: tip.seq, tables: feedTables, routes, frozen, numbers, held })
-              const { appender, settle } = makeAppender(open)
-              const value = yield* body(appender, open)
-              yield* settle
-              const isPublished = open.ready.size > 0 && (yield* publish(tx, withReady(open.ready)))
-              let { cut } = tip
-              if (open.seq > tip.seq) {
-                cut = newCut()
-                yield* tx.ahead("UPDATE hub SET seq = ?", [open.seq])
-                yield* tx.ahead("INSERT INTO cut (seq, id) VALUES (?, ?)", [open.seq, cut])
-              }
-              return { value, cut, isPublished, isNamed: numbers.hasFresh, open }
-            }).pipe(
-              // Whatever it met in a file without the one before.
-              Effect.catchCause((cause) => Effect.andThen(before, Effect.failCause(cause))),
-              Effect.tap(before),
-            ),
-          )
-          const { value: done, committed } = yield* written.pipe(Effect.tapCause(() => Effect.sync(() => numbers.forget())))
-          const { value, cut, isPublished, isNamed, open } = done
-          const { seq } = open
-          tip = { seq, cut }
-          const apply = Effect.gen(function* () {
-            head = { epoch: head.epoch, seq, cut }
-            routes = open.routes
-            if (open.ready.size > 0) feedTables = withReady(open.ready)
-            if (isPublished) manifestVersion++
-            if (open.hubRowsChanged) yield* enrolled.load
-            if (isNamed) {
-              numbers.keep()
-              open.touch(NEWCOMERS)
-            }
-            tell(open.touched, seq)
-            if (isPublished) wake(EVERY_SCHOOL)
-          })
-          const lose = Effect.sync(() => {
-            tip = { seq: head.seq, cut: head.cut }
-            if (isNamed) numbers.forget()
-          })
-          /** It changes nothing that is remembered but the head: the next append may begin before it has settled. */
-          const isPlain = open.ready.size === 0 && !open.hubRowsChanged && !isNamed
-          return {
-            value,
-            isPlain,
-            settled: Effect.andThen(
-              Effect.tapCause(committed, () => lose),
-              apply,
-            ),
-          }
-        })
-      const append = <A, E>(body: Body<A, E>): Effect.Effect<A, E | LibsqlError> =>
-        alone.withPermit(
-          Effect.uninterruptibleMask((restore) =>
-            Effect.gen(function* () {
-              yield* Effect.ignore(underWay)
-              const { value, settled } = yield* begin((appender, open) => restore(body(appender, open)), Effect.void)
-              yield* settled
-              return value
-            }),
-          ),
-        )
-
-      const series: Effect.Effect<Series, never, Scope.Scope> = Effect.gen(function* () {
-        const failed = Deferred.makeUnsafe<never, LibsqlError>()
-        let last: Effect.Effect<void, LibsqlError> = Effect.void
-        yield* Effect.addFinalizer(() => Effect.ignore(last))
-        const appendNext: Series["append"] = (body, onCommitted) =>
-          alone.withPermit(
-            Effect.uninterruptibleMask((restore) =>
-              Effect.gen(function* () {
-                const { value, isPlain, settled } = yield* begin((appender) => restore(body(appender)), last)
-                const ending = Effect.andThen(
-                  settled,
-                  Effect.suspend(() => onCommitted(value)),
-                )
-                last = Fiber.join(yield* Effect.forkDetach(Effect.tapError(ending, (error) => Deferred.fail(failed, error))))
-                underWay = last
-                if (!isPlain) yield* last
-              }),
-            ),
-          )
-        return { append: appendNext, committed: Effect.suspend(() => last), failed: Deferred.await(failed) }
-      })
+      const { append, series, newEpoch } = makeAppends({ db, known, numbers, readers, enrol: enrolled.load, tell, wake })
 
       const install = Effect.fnUntraced(function* (installation: Installation, rules: DeviceRules | undefined) {
-        devices = rules
+        known.devices = rules
         const installed = yield* append((appender, open) =>
           Effect.gen(function* () {
             const { tx, renumber, reroute, use } = appender
@@ -274,28 +141,28 @@ export class Feed extends Context.Service<
             const plan = planRoutes(tables)
             const levels = tables.map((table) => ({ ...table, level: plan.get(table.id)?.level ?? 0 }))
             use(levels, plan)
-            frozen.clear()
+            known.frozen.clear()
             const isLoading = new Set(levels.flatMap(({ id, loading }) => (loading ? [id] : [])))
             for (const table of levels.toSorted((a, b) => a.level - b.level)) {
               if (!rerouted.has(table.id)) continue
-              if (!table.loading && open.linksOf(table.id).some((link) => isLoading.has(link))) frozen.add(table.id)
+              if (!table.loading && open.linksOf(table.id).some((link) => isLoading.has(link))) known.frozen.add(table.id)
               else yield* reroute(table)
             }
-            yield* publish(tx, levels)
+            yield* publish(tx, levels, rules)
             return { tables: levels, reread }
           }),
         )
-        feedTables = installed.tables
-        const before = manifestVersion
-        manifestVersion = (yield* db.read(readHub)).manifest
-        if (manifestVersion !== before) wake(EVERY_SCHOOL)
+        known.tables = installed.tables
+        const before = known.manifest
+        known.manifest = (yield* db.read(readHub)).manifest
+        if (known.manifest !== before) wake(EVERY_SCHOOL)
         yield* enrolled.load
         return installed
       })
 
       const forget = Effect.gen(function* () {
         const now = yield* Clock.currentTimeMillis
-        const horizon = horizonOf(yield* readers.all, head, enrolled.isOpen, now)
+        const horizon = horizonOf(yield* readers.all, known.head, enrolled.isOpen, now)
         yield* db.write((tx) => prune(tx, horizon, now))
       })
       // Not at once: what schools told a hub that was killed may not have been written down; by then they have told it again.
@@ -311,11 +178,11 @@ export class Feed extends Context.Service<
           systemId: row.system_id,
           timeline: row.timeline,
         })),
-        head: Effect.sync(() => head),
+        head: Effect.sync(() => known.head),
         append,
         series,
         install,
-        tables: Effect.sync(() => feedTables),
+        tables: Effect.sync(() => known.tables),
         heldTables: db.read((tx) =>
           Effect.map(tx.all<{ name: string }>("SELECT name FROM tables WHERE status = 'ready' AND paused IS NULL AND recheck = 0"), (rows) =>
             rows.map(({ name }) => name),
@@ -341,7 +208,7 @@ export class Feed extends Context.Service<
           db.read((tx) => tx.all<{ tbl: number; key: string; why: string }>("SELECT tbl, key, why FROM reread LIMIT ?", [limit])),
         had: (school, name, keys) =>
           Effect.suspend(() => {
-            const table = feedTables.find((one) => one.name === name)
+            const table = known.tables.find((one) => one.name === name)
             if (table === undefined) return Effect.succeed(new Set<string>())
             const rows = db.read((tx) =>
               tx.all<{ key: string }>(
@@ -351,17 +218,7 @@ export class Feed extends Context.Service<
             )
             return Effect.orDie(Effect.map(rows, (found) => new Set(found.map(({ key }) => key))))
           }),
-        newEpoch: alone.withPermit(
-          Effect.uninterruptible(
-            Effect.gen(function* () {
-              const epoch = randomUUID()
-              yield* db.write((tx) =>
-                Effect.andThen(tx.run("UPDATE hub SET epoch = ?", [epoch]), tx.run("DELETE FROM cut WHERE seq <> (SELECT seq FROM hub)")),
-              )
-              head = { ...head, epoch }
-            }),
-          ),
-        ),
+        newEpoch: Effect.suspend(() => newEpoch(randomUUID())),
         published: db.read((tx) =>
           Effect.map(tx.all<{ publication: string | null }>("SELECT publication FROM hub"), ([row]) =>
             row?.publication == null ? null : (JSON.parse(row.publication) as Readonly<Record<string, string>>),
@@ -377,17 +234,17 @@ export class Feed extends Context.Service<
             if (name !== cluster) yield* db.write((tx) => tx.run("UPDATE hub SET cluster = ?", [name]))
             cluster = name
           }),
-        ready: Effect.sync(() => feedTables.length > 0 && feedTables.every((table) => !table.loading || table.paused !== null)),
+        ready: Effect.sync(() => known.tables.length > 0 && known.tables.every((table) => !table.loading || table.paused !== null)),
         key: (id) => Effect.sync(() => enrolled.keyOf(id)),
         keyNow: enrolled.keyOf,
         schools: Effect.sync(enrolled.all),
         manifest: (school) =>
           Effect.sync(() => ({
-            version: manifestVersion,
+            version: known.manifest,
             school: enrolled.tell(school),
-            tables: feedTables.filter((table) => !table.hubOnly).map((table) => table.shape.told),
-            lives: Object.fromEntries(feedTables.filter((table) => !table.hubOnly).map((table) => [table.name, table.id])),
-            ...(devices === undefined ? {} : { devices }),
+            tables: known.tables.filter((table) => !table.hubOnly).map((table) => table.shape.told),
+            lives: Object.fromEntries(known.tables.filter((table) => !table.hubOnly).map((table) => [table.name, table.id])),
+            ...(known.devices === undefined ? {} : { devices: known.devices }),
           })),
         cluster: Effect.sync(() => cluster),
         page: makePages(db, audienceNo),
@@ -396,7 +253,7 @@ export class Feed extends Context.Service<
         unwatch,
         audienceNo: (school) => Effect.sync(() => audienceNo(school)),
         knows: (cursor) =>
-          cursor.epoch !== head.epoch
+          cursor.epoch !== known.head.epoch
             ? Effect.succeed(false)
             : db.read((tx) => Effect.map(tx.all("SELECT 1 FROM cut WHERE seq = ? AND id = ?", [cursor.seq, cursor.cut]), (rows) => rows.length > 0)),
         reader: readers,
