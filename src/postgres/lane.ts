@@ -78,9 +78,14 @@ export const ask = <A>(lane: Lane, send: (sql: postgres.Sql) => Promise<A>): Pro
     lane.waiting.add(refuse)
     lane.statement++
     lane.askedAt = performance.now()
-    void send(lane.sql)
-      .then(done, refuse)
-      .finally(() => lane.waiting.delete(refuse))
+    // Who is told goes on at once: the lane must be free by then.
+    const told =
+      <B>(tell: (answer: B) => void) =>
+      (answer: B): void => {
+        lane.waiting.delete(refuse)
+        tell(answer)
+      }
+    void send(lane.sql).then(told(done), told(refuse))
   })
 
 /** A new connection of its own, and its answer within the time in which a lane may be looked up again. */

@@ -44,6 +44,27 @@ test("kept statements go on over a DDL, on every connection that keeps them", as
   await db.drop()
 })
 
+test("one after the other, statements and transactions go over one connection, also after one that failed", async () => {
+  const db = await createDatabase()
+  const scope = Scope.makeUnsafe()
+  const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test" }), scope))
+  const pid = "SELECT pg_backend_pid() AS pid"
+  const ask = [
+    pg.query<{ pid: number }>(pid),
+    pg.tx((session) => session.query<{ pid: number }>(pid)),
+    pg.tx((_, keeping) => keeping.query<{ pid: number }>(`${pid} WHERE $1::text IS NOT NULL`, ["a"])),
+  ]
+  const pids: Array<number> = []
+  for (let i = 0; i < 3; i++) {
+    for (const one of ask) pids.push((await Effect.runPromise(one))[0]?.pid ?? 0)
+    expect(Exit.isFailure(await Effect.runPromiseExit(pg.query("SELECT nothing")))).toBe(true)
+    expect(Exit.isFailure(await Effect.runPromiseExit(pg.tx((session) => session.query("SELECT nothing"))))).toBe(true)
+  }
+  expect(new Set(pids).size, String(pids)).toBe(1)
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  await db.drop()
+})
+
 test("statements in one go run in their order, and the first failure is told", async () => {
   const db = await createDatabase()
   const scope = Scope.makeUnsafe()
