@@ -18,7 +18,7 @@ import { listen } from "./http/listen.ts"
 import { authFor, makeApp } from "./http/server.ts"
 import { conflictRoutes } from "./http/conflicts.ts"
 import { healthRoutes } from "./http/health.ts"
-import { linkRoutes } from "./http/link.ts"
+import { openLink } from "./http/link.ts"
 import { tableRoutes } from "./http/tables.ts"
 import { settingsRoutes } from "./http/settings.ts"
 import { slotRoutes, syncRoutes } from "./http/sync.ts"
@@ -164,8 +164,9 @@ const hub = (options: HubOptions, config: Config) =>
           : Effect.logWarning(`Postgres does not answer yet: ${error.message}`),
       ),
     )
+    const link = yield* openLink({ dataDir: options.dataDir })
     const plugins = [
-      yield* linkRoutes({ dataDir: options.dataDir }),
+      link.routes,
       yield* healthRoutes,
       yield* syncRoutes,
       yield* settingsRoutes,
@@ -176,7 +177,8 @@ const hub = (options: HubOptions, config: Config) =>
     ]
     const app = makeApp({ plugins, auth: authFor(options) })
     const { port, host: hostname } = options
-    const server = yield* listen({ port, hostname, idleSeconds: IDLE_SECONDS, maxBodyBytes: MAX_BODY_BYTES, fetch: (request) => app.handle(request) })
+    const fetch = (request: Request) => link.direct(request) ?? app.handle(request)
+    const server = yield* listen({ port, hostname, idleSeconds: IDLE_SECONDS, maxBodyBytes: MAX_BODY_BYTES, fetch })
     yield* Effect.logInfo(`hub listens on http://${hostname}:${server.port}`)
     yield* tend(pg, yield* Tables)
     yield* Effect.forkScoped(askSchools)

@@ -13,17 +13,14 @@ export const bodyFault = (status: 400 | 422, code: "invalid" | "not_a_batch") =>
 /** A body whose length is told beforehand, and so short that the runtime has it at once or not at all. */
 const SMALL_BYTES = 16 * 1024
 
-const readSmall = async (request: Request): Promise<Uint8Array> => {
-  let timer: ReturnType<typeof setTimeout> | undefined
-  const silence = new Promise<never>((_, fail) => {
-    timer = setTimeout(() => fail(new BodyFault(`no body for ${IDLE_MS / 1000} s`)), IDLE_MS)
+const readSmall = (request: Request): Promise<Uint8Array> =>
+  new Promise((done, fail) => {
+    const timer = setTimeout(() => fail(new BodyFault(`no body for ${IDLE_MS / 1000} s`)), IDLE_MS)
+    request
+      .arrayBuffer()
+      .then((buffer) => done(new Uint8Array(buffer)), fail)
+      .finally(() => clearTimeout(timer))
   })
-  try {
-    return new Uint8Array(await Promise.race([request.arrayBuffer(), silence]))
-  } finally {
-    clearTimeout(timer)
-  }
-}
 
 const isSmall = (request: Request, maxBytes: number): boolean => {
   const length = request.headers.get("content-length")
@@ -36,23 +33,28 @@ const bytesOf = (request: Request, maxBytes: number): Promise<Uint8Array> =>
 export const readBody = (request: Request, maxBytes: number) =>
   Effect.tryPromise({ try: () => bytesOf(request, maxBytes), catch: bodyFault(400, "invalid") })
 
-const jsonOf = (bytes: Uint8Array): unknown => {
+const decoder = new TextDecoder()
+
+/** The body's text; rejects with the Answer that refuses it. */
+export const takeText = async (request: Request, maxBytes = MAX_JSON_BYTES): Promise<string> =>
+  decoder.decode(
+    await bytesOf(request, maxBytes).catch((cause: unknown) => {
+      throw bodyFault(400, "invalid")(cause)
+    }),
+  )
+
+export const jsonOf = (text: string): unknown => {
   try {
-    return JSON.parse(new TextDecoder().decode(bytes))
+    return JSON.parse(text)
   } catch {
     throw refuse(400, "invalid", "Malformed body", "the body is not valid JSON")
   }
 }
 
-/** What the body says; rejects with the Answer that refuses it. */
-export const takeJson = async <S extends z.ZodType>(request: Request, schema: S, maxBytes = MAX_JSON_BYTES): Promise<z.infer<S>> => {
-  const bytes = await bytesOf(request, maxBytes).catch((cause: unknown) => {
-    throw bodyFault(400, "invalid")(cause)
-  })
-  return parse(schema, jsonOf(bytes))
-}
+const takeJson = async <S extends z.ZodType>(request: Request, schema: S, maxBytes: number): Promise<z.infer<S>> =>
+  parse(schema, jsonOf(await takeText(request, maxBytes)))
 
-/** The same as an Effect. */
+/** What the body says. */
 export const readJson = <S extends z.ZodType>(request: Request, schema: S, maxBytes = MAX_JSON_BYTES) =>
   Effect.tryPromise({ try: () => takeJson(request, schema, maxBytes), catch: (cause) => cause as Answer })
 

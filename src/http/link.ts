@@ -1,4 +1,4 @@
-/** The hub's end of the link (link/protocol.ts): its routes, and the short ones: manifest and compare. */
+/** The hub's end of the link (link/protocol.ts): its routes, the short ones among them, and what goes past the router. */
 import { join } from "node:path"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -12,7 +12,7 @@ import { CompareAsk, MAX_COMPARE_BYTES } from "../link/protocol.ts"
 import type { Postgres, PostgresError } from "../postgres/client.ts"
 import type { Apply } from "../up/apply.ts"
 import { Calls } from "./calls.ts"
-import { heartbeat } from "./heartbeat.ts"
+import { isHeartbeat, openHeartbeats } from "./heartbeat.ts"
 import { hello } from "./hello.ts"
 import { answerJson, readJson } from "./link-body.ts"
 import { type Answer, authenticate, identify, parsed, paused, queryOf, refuse, refuseCaller } from "./link-caller.ts"
@@ -62,10 +62,13 @@ const compare = (request: Request) =>
       )
   })
 
-export const linkRoutes = (options: {
-  readonly dataDir: string
-  readonly watch?: StreamWatch
-}): Effect.Effect<AnyElysia, never, Services | Scope.Scope> =>
+export interface Link {
+  readonly routes: AnyElysia
+  /** The answer to a request that needs no router; null: any other. */
+  readonly direct: (request: Request) => Promise<Response> | null
+}
+
+export const openLink = (options: { readonly dataDir: string; readonly watch?: StreamWatch }): Effect.Effect<Link, never, Services | Scope.Scope> =>
   Effect.gen(function* () {
     const streams = yield* openStreams(options.watch)
     const context = yield* Effect.context<Services>()
@@ -77,13 +80,20 @@ export const linkRoutes = (options: {
         request,
         Effect.catchTag(effect, "Answer", ({ respond }) => Effect.sync(respond)),
       )
+    const hear = openHeartbeats(streams)
+    const heartbeat = (request: Request): Promise<Response> =>
+      hear(request).then(
+        (response) => response ?? run(request, refuseCaller(request)),
+        (cause: unknown) => run(request, Effect.fail(cause as LibsqlError)),
+      )
     const raw = { parse: "none" } as const
-    return new Elysia({ name: "link" })
+    const routes = new Elysia({ name: "link" })
       .post("/api/sync/hello", ({ request }) => run(request, hello(request, hellos)), raw)
       .get("/api/sync/manifest", ({ request }) => run(request, manifest(request)))
       .get("/api/sync/pull", ({ request }) => run(request, pull(request)))
       .get("/api/sync/stream", ({ request }) => run(request, stream(request, streams)))
       .post("/api/sync/push", ({ request }) => run(request, push(request, gates)), raw)
       .post("/api/sync/compare", ({ request }) => run(request, compare(request)), raw)
-      .post("/api/sync/heartbeat", async ({ request }) => (await heartbeat(request, streams)) ?? run(request, refuseCaller(request)), raw)
+      .post("/api/sync/heartbeat", ({ request }) => heartbeat(request), raw)
+    return { routes, direct: (request) => (isHeartbeat(request) ? heartbeat(request) : null) }
   })

@@ -40,7 +40,7 @@ export const MAX_WAIT_SECONDS = 25
 /** A connection that is silent for longer is dead. */
 export const IDLE_MS = 45_000
 /** In a stream something comes at least this often. */
-export const BEAT_MS = 15_000
+export const BEAT_MS = 20_000
 /** Bytes a second, over the time of a whole page: a peer that is slower for long gets a new connection. */
 export const LEAST_RATE = 250
 /** A body that takes longer in all is not waited for. */

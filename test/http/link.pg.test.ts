@@ -332,6 +332,37 @@ it("a heartbeat is kept for the status and brings the wish to sync", async () =>
   expect(await codeOf(await hub.post(key.text, "heartbeat", { ...beat, incarnation: crypto.randomUUID() }))).toEqual([409, "hello"])
 })
 
+it("heartbeats that differ in the time alone are each taken with their own; anything else is read and judged anew", async () => {
+  const incarnation = crypto.randomUUID()
+  await greet(incarnation)
+  const rest = { oldestPendingAt: null, conflicts: 0, behind: 0, quarantined: 0, devices: 0, state: "up_to_date" }
+  // A text of the school's own that looks like the time stands before and after it.
+  const textOf = (clock: string, pending = 0) =>
+    JSON.stringify({ incarnation, pending, ...rest, clock: 0, reason: '"clock":7,' }).replace('"clock":0', `"clock":${clock}`)
+  const say = async (text: string) => {
+    const response = await hub.call(key.text, "heartbeat", { method: "POST", body: text })
+    const reader = await world.run(world.feed.reader.get(incarnation))
+    return [response.status, reader?.pending, JSON.parse(reader?.status ?? "{}").clock]
+  }
+  expect(await say(textOf("1000"))).toEqual([200, 0, 1000])
+  expect(await say(textOf("2000"))).toEqual([200, 0, 2000])
+  expect(await say(textOf("3000"))).toEqual([200, 0, 3000])
+  expect(await say(textOf("4000", 5))).toEqual([200, 5, 4000])
+  expect(await say(textOf("-5000.5", 5))).toEqual([200, 5, -5000.5])
+  expect(await say(textOf("6000", 5))).toEqual([200, 5, 6000])
+  for (const damaged of ["", "70x0", '7000,"pending":"no"', "7000}", "null", '"7000"', "[7000]", "0x7000"])
+    expect([400, 422]).toContain((await say(textOf(damaged, 5)))[0])
+  // The last of two holds, as everywhere in JSON.
+  expect(await say(textOf('8000,"clock":9000', 5))).toEqual([200, 5, 9000])
+  expect(await say(textOf('8001,"clock":9000', 5))).toEqual([200, 5, 9000])
+  expect(await say(textOf("9500", 5))).toEqual([200, 5, 9500])
+  // Through the router, under another spelling of the path.
+  expect(await codeOf(await hub.call(key.text, "heartbeat?again", { method: "POST", body: textOf("nothing") }))).toEqual([400, "invalid"])
+  const other = await hub.key("b")
+  expect(await codeOf(await hub.call(other.text, "heartbeat", { method: "POST", body: textOf("9600", 5) }))).toEqual([409, "hello"])
+  expect(await say(textOf("9700", 5))).toEqual([200, 5, 9700])
+})
+
 interface Sent {
   readonly number: number
   readonly hash: string

@@ -10,7 +10,7 @@ import * as Scope from "effect/Scope"
 import { Compare } from "../../src/down/compare.ts"
 import { Feed } from "../../src/down/feed.ts"
 import { Calls } from "../../src/http/calls.ts"
-import { linkRoutes } from "../../src/http/link.ts"
+import { openLink } from "../../src/http/link.ts"
 import type { StreamWatch } from "../../src/http/stream.ts"
 import { Libsql } from "../../src/libsql/client.ts"
 import { makeApp } from "../../src/http/server.ts"
@@ -44,20 +44,21 @@ export const openHubLink = async (world: World, watch?: StreamWatch): Promise<Hu
     Calls.layer.pipe(Layer.provideMerge(HubFactStore.layer)),
   )
   const context = await Effect.runPromise(Scope.provide(Layer.build(services), scope))
-  const plugin = await Effect.runPromise(
-    Scope.provide(Effect.provide(linkRoutes({ dataDir, ...(watch === undefined ? {} : { watch }) }), context), scope),
+  const link = await Effect.runPromise(
+    Scope.provide(Effect.provide(openLink({ dataDir, ...(watch === undefined ? {} : { watch }) }), context), scope),
   )
-  const app = makeApp({ plugins: [plugin], auth: { mode: "closed" } })
+  const app = makeApp({ plugins: [link.routes], auth: { mode: "closed" } })
+  const fetch = (request: Request) => link.direct(request) ?? app.handle(request)
   const server = await serve({
     port: 0,
     hostname: "127.0.0.1",
     idleSeconds: 60,
     maxBodyBytes: 16 * 1024 * 1024,
-    fetch: (request) => app.handle(request),
+    fetch,
   })
   const call: HubLink["call"] = (key, path, init = {}) =>
     Promise.resolve(
-      app.handle(
+      fetch(
         new Request(`http://localhost/api/sync/${path}`, {
           ...init,
           headers: { ...(key === null ? {} : { authorization: `Bearer ${key}` }), ...(init.headers as Record<string, string>) },
