@@ -11,6 +11,8 @@ import { Loads } from "./load.ts"
 import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Requests, Response, RowFailure } from "./messages.ts"
 
 const STATEMENT_CACHE = 256
+/** How often the write lock is looked for while a program has it. */
+const LOOK_MS = 1
 
 let path = ""
 let pragmas: ReadonlyArray<string> = []
@@ -59,6 +61,27 @@ const bind = (value: Bind): null | bigint | number | string | Uint8Array =>
     : typeof value === "number" && Number.isSafeInteger(value) && !Object.is(value, -0)
       ? BigInt(value)
       : value
+
+/**
+ * A program that writes without a pause leaves the lock free for moments only. SQLite looks for it ever more seldom, and would
+ * meet none of them for seconds.
+ */
+const beginWrite = (): void => {
+  const connection = open()
+  connection.exec(`PRAGMA busy_timeout = ${LOOK_MS}`)
+  try {
+    for (const began = performance.now(); ; ) {
+      try {
+        connection.exec("BEGIN IMMEDIATE")
+        return
+      } catch (error) {
+        if (!failure(error).code.startsWith("SQLITE_BUSY") || performance.now() - began >= timeoutMs) throw error
+      }
+    }
+  } finally {
+    connection.exec(`PRAGMA busy_timeout = ${timeoutMs}`)
+  }
+}
 
 const toArray = (args: ReadonlyArray<Bind> | undefined): Array<unknown> => (args === undefined ? [] : args.map(bind))
 
@@ -204,7 +227,8 @@ const answer = (request: Request): unknown => {
       return null
     case "begin":
       try {
-        open().exec(request.write ? "BEGIN IMMEDIATE" : "BEGIN")
+        if (request.write) beginWrite()
+        else open().exec("BEGIN")
       } catch (error) {
         // Nobody waits for the beginning.
         spoiled = error

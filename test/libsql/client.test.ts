@@ -1,3 +1,5 @@
+import { spawn } from "node:child_process"
+import { once } from "node:events"
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -156,3 +158,18 @@ test("a write that does not get the lock says so, also when no statement of it n
   other.close()
   expect(await Effect.runPromise(file.read((tx) => tx.all("SELECT a FROM t")))).toEqual([{ a: 2 }])
 }, 20_000)
+
+test("a write gets its turn beside a program that leaves the lock free for moments only", async () => {
+  const program = `import Database from "libsql"; const d = new Database(process.argv[1], { timeout: 20000 })
+    for (;;) { d.exec("BEGIN IMMEDIATE"); for (const end = performance.now() + 15; performance.now() < end; ); d.exec("COMMIT"); process.stdout.write(".") }`
+  await Effect.runPromise(file.write((tx) => tx.run("INSERT INTO t VALUES (0, 'first')")))
+  const writing = spawn(process.execPath, ["-e", program, join(folder, "t.db")], { cwd: import.meta.dirname, stdio: ["ignore", "pipe", "inherit"] })
+  try {
+    await once(writing.stdout, "data")
+    for (let a = 1; a <= 10; a++) await Effect.runPromise(file.write((tx) => tx.run("INSERT INTO t VALUES (?, 'node')", [a])))
+  } finally {
+    writing.kill("SIGKILL")
+    await once(writing, "exit")
+  }
+  expect(await Effect.runPromise(file.read((tx) => tx.all("SELECT count(*) AS n FROM t WHERE b = 'node'")))).toEqual([{ n: 10 }])
+}, 60_000)
