@@ -197,7 +197,7 @@ export default bench({
   },
   run: async function* ({ rounds, size, say }) {
     const ground = await openGround()
-    const nodes = openNodes(ground)
+    const nodes = openNodes(ground, { isWatched: false })
     try {
       const rows = size(100_000, 20_000)
       for (let round = 0; round < rounds; round++) {

@@ -2,7 +2,7 @@
  * A node as its command starts it, with its event loop watched: how late it was since the last SIGUSR2 stands in a file beside
  * its log, renewed all the time.
  */
-import { renameSync, writeFileSync } from "node:fs"
+import { rename, writeFile } from "node:fs/promises"
 import { monitorEventLoopDelay } from "node:perf_hooks"
 import process from "node:process"
 
@@ -13,9 +13,14 @@ const delays = monitorEventLoopDelay({ resolution: 10 })
 delays.enable()
 process.on("SIGUSR2", () => delays.reset())
 const file = `${process.pid}.loop.json`
-setInterval(() => {
-  writeFileSync(`${file}.new`, JSON.stringify({ p999: delays.percentile(99.9) / NS_PER_MS, most: delays.max / NS_PER_MS }))
-  renameSync(`${file}.new`, file)
-}, WRITE_MS).unref()
+/** Not on the event loop that is watched: a busy disk takes its time. */
+const write = async (): Promise<void> => {
+  await writeFile(`${file}.new`, JSON.stringify({ p999: delays.percentile(99.9) / NS_PER_MS, most: delays.max / NS_PER_MS }))
+  await rename(`${file}.new`, file)
+}
+const writeOn = (): void => {
+  setTimeout(() => void write().finally(writeOn), WRITE_MS).unref()
+}
+writeOn()
 
 await import("../../src/main.ts")
