@@ -174,7 +174,9 @@ export class Roster extends Context.Service<
             yield* db.write((tx) => writeSteps(tx, state, device, chunk, now))
             yield* commands.changed(device.id)
           }
-          const owned = steps.flatMap((step) => (step.kind === "add" && input.unknown.has(step.pin) ? [step.pin] : []))
+          const freed = new Set(steps.flatMap((step) => (step.kind === "free" ? [step.pin] : [])))
+          const given = [...input.held.filter(({ pin }) => !freed.has(pin)), ...steps.filter((step) => step.kind === "add")]
+          const owned = [...new Set(given.map(({ pin }) => pin))].filter((pin) => input.unknown.has(pin))
           if (owned.length > 0) yield* giveWaiting(state, device, owned)
           const { listedAt } = input
           if (listedAt !== null && again !== "nothing") yield* db.write((tx) => forgetUnlisted(tx, device, listedAt))

@@ -5,7 +5,7 @@ import { ident, type LibsqlError, type Tx } from "../libsql/client.ts"
 import type { Manifest } from "../model/table.ts"
 import type { Cell } from "../model/value.ts"
 import { normalCard } from "./cdata.ts"
-import { timestamptz } from "./clock.ts"
+import { momentOf, timestamptz } from "./clock.ts"
 import { cardFault, isDelete, QUERY_USERS } from "./command.ts"
 import type { Device } from "./device.ts"
 import type { School } from "./school.ts"
@@ -47,6 +47,18 @@ export const readPeople = (tx: Tx, manifest: Manifest): Effect.Effect<ReadonlyAr
 const UNSENT = `(s.command_id IS NOT NULL AND s.synced_at IS NULL
                 AND NOT EXISTS (SELECT 1 FROM device_commands d WHERE d.device_id = m.device_id AND d.pin = m.pin AND d.attempts > 0)
                 AND m.from_at >= (SELECT min(d.created_at) FROM device_commands d WHERE d.device_id = m.device_id AND d.pin = m.pin))`
+
+/** Pins of which the terminal has not been told yet, and since when (ms since 1970) they are their owners'. */
+export const readUntold = (tx: Tx, device: Pick<Device, "id">): Effect.Effect<ReadonlyMap<string, number>, LibsqlError> =>
+  Effect.map(
+    tx.all<{ pin: string; from_at: string }>(
+      `SELECT m.pin, m.from_at FROM device_user_mappings m
+         JOIN device_user_sync_status s ON s.school = m.school AND s.device_id = m.device_id AND s.pin = m.pin
+        WHERE m.device_id = ? AND ${UNSENT}`,
+      [device.id],
+    ),
+    (rows) => new Map(rows.map(({ pin, from_at }) => [pin, momentOf(from_at)])),
+  )
 
 export interface HeldRow {
   readonly pin: string
@@ -164,6 +176,12 @@ export const readRoster = (
         ORDER BY device_id = ?2, to_at IS NULL, device_id, from_at`,
       [school, device.id],
     )
+    // What is set again moves to the end: in a map it would keep the place of another terminal's row.
+    const taken = new Map<string, { readonly table: string; readonly id: string; readonly here: boolean }>()
+    for (const { pin, person_table: table, person_id: id, here } of mappings) {
+      taken.delete(pin)
+      taken.set(pin, { table, id, here: here === 1 })
+    }
     const { rows, listedAt } = yield* readHeld(tx, school, device, of.now)
     const held = rows.filter((row) => {
       // Without its table nothing is known about a person; that is no reason to remove them.
@@ -190,7 +208,7 @@ export const readRoster = (
           unsent: row.unsent === 1,
         }),
       ),
-      taken: new Map(mappings.map((row) => [row.pin, { table: row.person_table, id: row.person_id, here: row.here === 1 }])),
+      taken,
       foreign: yield* readForeign(tx, school, device),
       unknown,
       letters: listed?.n === 1 || [...unknown].some(hasLetters),

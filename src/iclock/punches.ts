@@ -29,6 +29,8 @@ export interface PunchUpload extends School {
   readonly now: number
   /** The terminal's clock minus ours as measured by this upload; null = it does not tell. */
   readonly skewMs: number | null
+  /** Ids of punches that were made before their pin was given to somebody of whom the terminal has not been told: another's. */
+  readonly strangers: ReadonlySet<string>
 }
 
 /** What the upload alone tells about the clock: a record from the future, or a single one from a terminal that was just in touch. */
@@ -180,6 +182,9 @@ export const insertPunches = (db: LibsqlFile, upload: PunchUpload, records: Read
 /** A program's trigger or constraint of this file refuses a row: the terminal's sending it again would not help. */
 const isRefusal = (error: LibsqlError): boolean => error.code.startsWith("SQLITE_CONSTRAINT")
 
+/** No terminal has this number, so none of its pins is anybody's. */
+const NO_DEVICE = -1
+
 interface Inserted {
   /** Owners by punch, null: nobody. */
   readonly stored: ReadonlyMap<string, Owner | null>
@@ -194,6 +199,7 @@ const refusal = ({ record }: Stamped, { message }: LibsqlError): Reject => ({
 
 /** Stores what is new, all at once, or one by one when that is refused; what a program's trigger does not let in is kept as it came. */
 const insertIn = (tx: Tx, upload: PunchUpload, records: ReadonlyArray<Stamped>): Effect.Effect<Inserted, LibsqlError> => {
+  if (records.length === 0) return Effect.succeed({ stored: new Map(), refused: [] })
   const inserted = Effect.map(
     tx.values(`${INSERT} RETURNING id, person_table, person_id`, argsOf(upload, records)),
     (rows): Inserted => ({
@@ -219,7 +225,15 @@ const insertIn = (tx: Tx, upload: PunchUpload, records: ReadonlyArray<Stamped>):
 export const storePunches = (tx: Tx, upload: PunchUpload, records: ReadonlyArray<Stamped>): Effect.Effect<ReadonlyArray<Reject>, LibsqlError> =>
   Effect.gen(function* () {
     if (records.length === 0) return []
-    const { stored, refused } = yield* insertIn(tx, upload, records)
+    const mapped = yield* insertIn(
+      tx,
+      upload,
+      records.filter(({ id }) => !upload.strangers.has(id)),
+    )
+    const others = records.filter(({ id }) => upload.strangers.has(id))
+    const unmapped = yield* insertIn(tx, { ...upload, device: { ...upload.device, id: NO_DEVICE } }, others)
+    const stored = new Map([...mapped.stored, ...unmapped.stored])
+    const refused = [...mapped.refused, ...unmapped.refused]
     if (makesAttendance(upload) && stored.size > 0)
       yield* makeAttendance(
         tx,

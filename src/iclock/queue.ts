@@ -13,6 +13,7 @@ import { type Device, DeviceRefused, invalid, notApproved } from "./device.ts"
 import { Devices } from "./devices.ts"
 import { dialectOf, knows, unsupportedOf } from "./dialect.ts"
 import { readDue } from "./due.ts"
+import { readUntold } from "./held.ts"
 import { type CommandRecord, dropHistory, notOpen, queueCommands, readHistory, unsafeToClear } from "./outbox.ts"
 import { MAX_ATTEMPTS, setStatus, settle } from "./settle.ts"
 
@@ -58,6 +59,8 @@ export class Commands extends Context.Service<
     readonly send: (idOrSerial: string, request: CommandRequest) => Effect.Effect<number, DeviceRefused | LibsqlError>
     /** Newest first. */
     readonly history: (idOrSerial: string, limit: number) => Effect.Effect<ReadonlyArray<CommandRecord>, DeviceRefused | LibsqlError>
+    /** `readUntold` of this terminal, from memory where nothing has changed. */
+    readonly untold: (device: Device) => Effect.Effect<ReadonlyMap<string, number>, LibsqlError>
     /** Asks a terminal that may have lost users whom it holds. */
     readonly suspect: (device: Device) => Effect.Effect<void, LibsqlError>
     /** Makes a terminal shake hands again, with other options. */
@@ -75,19 +78,29 @@ export class Commands extends Context.Service<
       // Terminals with nothing due until then; what was read before a change is not kept after it.
       const idleUntil = new Map<number, number>()
       const generations = new Map<number, number>()
+      const untoldOf = new Map<number, ReadonlyMap<string, number>>()
       const forget = (deviceId: number): void => {
+        untoldOf.delete(deviceId)
         generations.set(deviceId, (generations.get(deviceId) ?? 0) + 1)
         idleUntil.delete(deviceId)
       }
       const changed = (deviceId?: number) =>
         Effect.sync(() => {
           if (deviceId !== undefined) forget(deviceId)
-          else for (const id of [...idleUntil.keys()]) forget(id)
+          else for (const id of [...idleUntil.keys(), ...untoldOf.keys()]) forget(id)
         })
       const noteIdle = (deviceId: number, generation: number | undefined, until: number): void => {
         if (generations.get(deviceId) === generation) idleUntil.set(deviceId, until)
       }
       const change = <A, E>(device: Device, body: (tx: Tx) => Effect.Effect<A, E>) => Effect.tap(db.write(body), () => changed(device.id))
+      const untold = Effect.fnUntraced(function* (device: Device) {
+        const known = untoldOf.get(device.id)
+        if (known !== undefined) return known
+        const before = generations.get(device.id)
+        const found = yield* db.read((tx) => readUntold(tx, device))
+        if (generations.get(device.id) === before) untoldOf.set(device.id, found)
+        return found
+      })
       const isIdle = (device: Device, now: number): boolean => (idleUntil.get(device.id) ?? 0) > now
 
       /** Terminals that have had people sent before, or have told whom they hold. */
@@ -144,7 +157,8 @@ export class Commands extends Context.Service<
                 ])
             }),
           )
-          if (sent.length === 0) noteIdle(device.id, before, now + 1000)
+          if (sent.length > 0) untoldOf.delete(device.id)
+          else noteIdle(device.id, before, now + 1000)
           return sent.length === 0 ? null : text
         })
       const takeAgain = (device: Device): Effect.Effect<string | null, LibsqlError> => Effect.suspend(() => take(device))
@@ -231,7 +245,7 @@ export class Commands extends Context.Service<
         yield* db.write((tx) => dropHistory(tx, now))
       })
 
-      return Commands.of({ isIdle, take, results, send, history, suspect, recheck, trim, changed })
+      return Commands.of({ isIdle, take, results, send, history, untold, suspect, recheck, trim, changed })
     }),
   )
 }

@@ -34,4 +34,6 @@ export const readSchool = (tx: Tx): Effect.Effect<School | null, LibsqlError> =>
 export const markAll = (tx: Tx): Effect.Effect<number, LibsqlError> => mark(tx, "*")
 /** Makes the roster send this terminal everyone. */
 export const markWhole = (tx: Tx, deviceId: number): Effect.Effect<number, LibsqlError> => mark(tx, `=${deviceId}`)
+/** Makes the roster look at whose the pins of new punches are. */
+export const markPunches = (tx: Tx): Effect.Effect<number, LibsqlError> => mark(tx, "punches")
 const mark = (tx: Tx, what: string) => tx.run("INSERT OR IGNORE INTO schoolbus_roster_dirty (tbl, taken) VALUES (?, 0)", [what])

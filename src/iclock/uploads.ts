@@ -14,7 +14,7 @@ import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import type { Reject, Upload } from "./cdata.ts"
 import type { Device, DeviceFacts } from "./device.ts"
 import { type DeviceNews, Devices } from "./devices.ts"
-import { readSchool } from "./school.ts"
+import { markPunches, readSchool } from "./school.ts"
 import {
   insertPunches,
   makesAttendance,
@@ -94,6 +94,15 @@ const storeRejects = (tx: Tx, { of: { device, now }, table }: Job, rejects: Read
   )
 }
 
+/**
+ * A terminal that was in use before has punches of whoever had its numbers then. Those of a number that it has not been told of
+ * yet, made before the number was given, are kept without an owner, and the roster finds another number.
+ */
+const strangersOf = (untold: ReadonlyMap<string, number>, punches: ReadonlyArray<Stamped>): ReadonlySet<string> =>
+  new Set(punches.flatMap(({ id, record, at }) => (at < (untold.get(record.pin) ?? 0) ? [id] : [])))
+
+const wasInUse = ({ users_reported, punches_reported }: Device): boolean => (users_reported ?? 0) + (punches_reported ?? 0) > 0
+
 const storeJob = (tx: Tx, job: Job): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     const refused = yield* storePunches(tx, job.of, job.fresh)
@@ -102,12 +111,15 @@ const storeJob = (tx: Tx, job: Job): Effect.Effect<void, LibsqlError> =>
     yield* storeEvents(tx, job)
     yield* storeRejects(tx, job, [...job.upload.rejects, ...refused])
     if (job.news !== null) yield* job.news.write(tx)
+    if (job.of.strangers.size > 0) yield* markPunches(tx)
   })
 
 const othersOf = ({ users, events, rejects }: Upload): number => users.length + events.length + rejects.length
 
 /** Operations 9, 13 and 22: a user was deleted, the data cleared, the terminal set back, by hand. */
 const isLoss = (event: Uint8Array): boolean => /^OPLOG (9|13|22)[\t ]/.test(new TextDecoder("latin1").decode(event.subarray(0, 16)))
+
+const NOBODY: ReadonlySet<string> = new Set()
 
 export class Uploads extends Context.Service<
   Uploads,
@@ -132,7 +144,7 @@ export class Uploads extends Context.Service<
 
       const writeOne = (job: Job): Effect.Effect<void, LibsqlError> =>
         Effect.gen(function* () {
-          const isPunchesOnly = job.news === null && othersOf(job.upload) + job.twins.length === 0 && !makesAttendance(job.of)
+          const isPunchesOnly = job.news === null && othersOf(job.upload) + job.twins.length + job.of.strangers.size === 0 && !makesAttendance(job.of)
           if (!isPunchesOnly || !(yield* insertPunches(db, job.of, job.fresh))) yield* db.write((tx) => storeJob(tx, job))
         })
       const finish = (job: Job, write: Effect.Effect<void, LibsqlError>) =>
@@ -178,9 +190,10 @@ export class Uploads extends Context.Service<
         const fresh = isNews ? punches : yield* db.read((tx) => unknownOf(tx, punches))
         // Not asked on the way of every upload: few have any.
         const twins = punches.some(({ extra }) => extra > 0) ? yield* db.read((tx) => unknownTwins(tx, punches)) : []
+        const strangers = fresh.length > 0 && wasInUse(device) ? strangersOf(yield* commands.untold(device), fresh) : NOBODY
         const news = devices.newsOf(device, factsOf(device, upload, skewMs, stamps))
         if (fresh.length + twins.length + othersOf(upload) > 0 || news !== null)
-          yield* write({ ...state, device, now, skewMs }, { table, upload, fresh, twins, news })
+          yield* write({ ...state, device, now, skewMs, strangers }, { table, upload, fresh, twins, news })
         newestAt.set(
           device.serial,
           punches.reduce((max, { record }) => (record.at > max ? record.at : max), newest ?? ""),
