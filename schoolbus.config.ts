@@ -29,7 +29,15 @@ export default defineConfig({
     audit_logs: { audience: own, direction: "up", priority: "background", strategy: "school_wins" },
   },
   devices: {
-    people: { students: { id: "id", name: "full_name", card: "rfid_card_id", active: "is_active", group: "class_id" } },
+    people: {
+      students: {
+        id: "id",
+        name: "full_name",
+        card: "rfid_card_id",
+        active: "is_active",
+        group: { column: "class_id", table: "classes", name: "name" },
+      },
+    },
     attendance: { table: "attendance", person: "student_id", at: "punched_at" },
   },
 })

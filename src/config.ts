@@ -5,6 +5,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import { z } from "zod"
 import {
+  type AttendanceRules,
   type Audience,
   type ColumnRule,
   type DeviceRules,
@@ -80,7 +81,8 @@ const PeopleRule = z.strictObject({
   active: z.string().exactOptional(),
   /** Texts of `active` that count; absent: everything but no, false, inactive, 0 and nothing. */
   activeValues: z.array(z.string()).min(1).exactOptional(),
-  group: z.string().exactOptional(),
+  /** The column of the class; with `table` and `name`, what the class is called there. */
+  group: z.union([z.string(), z.strictObject({ column: z.string(), table: z.string(), name: z.string() })]).exactOptional(),
 })
 
 export type PluginName = "wal2json" | "pgoutput"
@@ -98,6 +100,7 @@ const ConfigFile = z.strictObject({
         .strictObject({
           table: z.string(),
           person: z.string(),
+          people: z.union([z.string().transform((name) => [name]), z.array(z.string()).min(1)]).exactOptional(),
           at: z.string(),
           status: z.string().exactOptional(),
           device: z.string().exactOptional(),
@@ -211,6 +214,32 @@ const importFault = (cause: unknown): string => {
   return (cause instanceof AggregateError ? cause.errors.slice(0, SYNTAX_ERRORS) : [cause]).map(place).join("; ")
 }
 
+type DevicesFile = NonNullable<z.output<typeof ConfigFile>["devices"]>
+
+const peopleProblems = (devices: DevicesFile | undefined): ReadonlyArray<string> => {
+  const known = Object.keys(devices?.people ?? {})
+  return (devices?.attendance?.people ?? []).flatMap((name) =>
+    known.some((one) => qualify(one) === qualify(name))
+      ? []
+      : [`devices.attendance.people: ${name} is not among devices.people; these are ${known.join(", ") || "none"}`],
+  )
+}
+
+const peopleOf = ({ group, ...rule }: z.output<typeof PeopleRule>): DeviceRules["people"][string] => ({
+  ...rule,
+  ...(group === undefined
+    ? {}
+    : typeof group === "string"
+      ? { group }
+      : { group: group.column, groupFrom: { table: qualify(group.table), name: group.name } }),
+})
+
+const attendanceOf = ({ people, ...rule }: NonNullable<DevicesFile["attendance"]>): AttendanceRules => ({
+  ...rule,
+  table: qualify(rule.table),
+  ...(people === undefined ? {} : { people: people.map(qualify) }),
+})
+
 export const parseConfig = (source: string, value: unknown): Config | ConfigRefused => {
   const parsed = ConfigFile.safeParse(value)
   if (!parsed.success) {
@@ -221,7 +250,7 @@ export const parseConfig = (source: string, value: unknown): Config | ConfigRefu
   }
   const { plugin, tables, devices } = parsed.data
   const audiences = new Map(Object.entries(tables).map(([name, rule]) => [qualify(name), audienceOf(rule.audience)]))
-  const problems = [...nameProblems(Object.keys(tables)), ...throughProblems(audiences)]
+  const problems = [...nameProblems(Object.keys(tables)), ...throughProblems(audiences), ...peopleProblems(devices)]
   if (problems.length > 0) return new ConfigRefused({ source, problems })
   return {
     plugin,
@@ -241,8 +270,8 @@ export const parseConfig = (source: string, value: unknown): Config | ConfigRefu
       : {
           devices: {
             ...(devices.terminalUsers === undefined ? {} : { terminalUsers: devices.terminalUsers }),
-            people: Object.fromEntries(Object.entries(devices.people).map(([name, rule]) => [qualify(name), rule])),
-            ...(devices.attendance === undefined ? {} : { attendance: { ...devices.attendance, table: qualify(devices.attendance.table) } }),
+            people: Object.fromEntries(Object.entries(devices.people).map(([name, rule]) => [qualify(name), peopleOf(rule)])),
+            ...(devices.attendance === undefined ? {} : { attendance: attendanceOf(devices.attendance) }),
           },
         }),
   }

@@ -69,7 +69,9 @@ export const approve = async (input: Input, io: Io): Promise<number> => {
   io.out(
     input.flag("json")
       ? `${JSON.stringify(answer)}\n`
-      : `Terminal ${clean(input.args["serial"] ?? "")} is approved; it gets its people at its next call.\n`,
+      : answer["lastSeenAt"] == null
+        ? `Terminal ${clean(input.args["serial"] ?? "")} is approved, but has never called: see that this is its serial number, and its cloud settings.\n`
+        : `Terminal ${clean(input.args["serial"] ?? "")} is approved; it gets its people at its next call.\n`,
   )
   return EXIT.ok
 }
@@ -88,7 +90,7 @@ export const status = async (input: Input, io: Io): Promise<number> => {
   )
   const students = data.students ?? []
   if (students.length > 0) {
-    const columns = ["Pin", "Name", "Card", "State", "Attempts", "Error"].map((title) => ({ title }))
+    const columns = ["Pin", "Name", "Card", "Class", "State", "Last success", "Attempts", "Error"].map((title) => ({ title }))
     io.out(
       `\n${table(
         io.look,
@@ -97,7 +99,9 @@ export const status = async (input: Input, io: Io): Promise<number> => {
           text(s["pin"]),
           text(s["name"]),
           text(s["card"]),
+          text(s["class"]),
           text(s["status"] ?? s["sync_status"]),
+          text(s["lastSuccessAt"]),
           text(s["attempts"]),
           text(s["error"]),
         ]),

@@ -54,6 +54,9 @@ const deviceProblems = (config: Config, catalog: Catalog, shapes: ReadonlyArray<
         Object.values(rule).filter((value) => typeof value === "string"),
       ),
     ),
+    ...Object.values(devices.people).flatMap(({ groupFrom }) =>
+      groupFrom === undefined ? [] : check("devices.people", groupFrom.table, [groupFrom.name]),
+    ),
     ...(devices.attendance === undefined
       ? []
       : check("devices.attendance", devices.attendance.table, [

@@ -160,6 +160,24 @@ export const deviceRoutes: Effect.Effect<AnyElysia, never, Needs> = Effect.map(E
       (commandId) => ({ id: commandId }),
     )
 
+  const retire = (id: string) => Devices.use((devices) => devices.retire(id))
+  const replace = (id: string, serial: string) => Devices.use((devices) => devices.replace(id, serial))
+  const claim = (id: string, body: z.infer<typeof Claim>) =>
+    Effect.map(
+      Roster.use((roster) => roster.claim(id, body)),
+      (punches) => ({ punches }),
+    )
+  const history = (id: string, limit: number) =>
+    Effect.map(
+      Commands.use((commands) => commands.history(id, limit)),
+      (rows) => ({ items: rows.map(commandView) }),
+    )
+  const succeeded = <A>(request: Request, effect: Effect.Effect<A, DeviceRefused | LibsqlError, Needs>) =>
+    run(
+      request,
+      Effect.map(effect, (data) => ({ success: true, data })),
+    )
+
   return new Elysia({ name: "devices" })
     .get("/api/devices", ({ request }) =>
       run(
@@ -170,24 +188,11 @@ export const deviceRoutes: Effect.Effect<AnyElysia, never, Needs> = Effect.map(E
     .post("/api/devices/:id/approve", ({ request, params, body }) => run(request, shown(approve(params.id, body))), {
       body: Approval,
     })
-    .post("/api/devices/:id/retire", ({ request, params }) => run(request, shown(Devices.use((devices) => devices.retire(params.id)))))
-    .post(
-      "/api/devices/:id/replace",
-      ({ request, params, body }) => run(request, shown(Devices.use((devices) => devices.replace(params.id, body.serial)))),
-      { body: Replacement },
-    )
-    .post(
-      "/api/devices/:id/claims",
-      ({ request, params, body }) =>
-        run(
-          request,
-          Effect.map(
-            Roster.use((roster) => roster.claim(params.id, body)),
-            (punches) => ({ punches }),
-          ),
-        ),
-      { body: Claim },
-    )
+    .post("/api/devices/:id/retire", ({ request, params }) => run(request, shown(retire(params.id))))
+    .post("/api/devices/:id/replace", ({ request, params, body }) => run(request, shown(replace(params.id, body.serial))), {
+      body: Replacement,
+    })
+    .post("/api/devices/:id/claims", ({ request, params, body }) => run(request, claim(params.id, body)), { body: Claim })
     .get("/api/devices/:id/sync-status", ({ request, params }) =>
       run(
         request,
@@ -209,18 +214,7 @@ export const deviceRoutes: Effect.Effect<AnyElysia, never, Needs> = Effect.map(E
         Effect.map(sync(params.id), (data) => ({ ...data, message: queued(data) })),
       ),
     )
-    .get(
-      "/api/devices/:id/commands",
-      ({ request, params, query }) =>
-        run(
-          request,
-          Effect.map(
-            Commands.use((commands) => commands.history(params.id, query.limit)),
-            (rows) => ({ items: rows.map(commandView) }),
-          ),
-        ),
-      { query: History },
-    )
+    .get("/api/devices/:id/commands", ({ request, params, query }) => run(request, history(params.id, query.limit)), { query: History })
     .post("/api/devices/:id/commands", ({ request, params, body }) => run(request, command(params.id, body)), { body: Command })
     .get(
       "/api/punches.csv",
@@ -246,15 +240,15 @@ export const deviceRoutes: Effect.Effect<AnyElysia, never, Needs> = Effect.map(E
         Effect.map(sync(params.id), (data) => ({ success: true, message: queued(data), data })),
       ),
     )
-    .post(
-      "/api/v1/device/:id/approve",
-      ({ request, params, body }) =>
-        run(
-          request,
-          Effect.map(shown(approve(params.id, body)), (data) => ({ success: true, data })),
-        ),
-      { body: Approval },
-    )
+    .post("/api/v1/device/:id/approve", ({ request, params, body }) => succeeded(request, shown(approve(params.id, body))), { body: Approval })
+    .post("/api/v1/device/:id/retire", ({ request, params }) => succeeded(request, shown(retire(params.id))))
+    .post("/api/v1/device/:id/replace", ({ request, params, body }) => succeeded(request, shown(replace(params.id, body.serial))), {
+      body: Replacement,
+    })
+    .post("/api/v1/device/:id/claims", ({ request, params, body }) => succeeded(request, claim(params.id, body)), { body: Claim })
+    .get("/api/v1/device/:id/commands", ({ request, params, query }) => succeeded(request, history(params.id, query.limit)), {
+      query: History,
+    })
     .post(
       "/api/v1/device/:id/commands",
       ({ request, params, body }) =>

@@ -8,7 +8,7 @@ import {
   type AttendanceRow,
   type AttendanceRule,
   attendanceRow,
-  concerns,
+  concerned,
   dayColumnOf,
   isDayOff,
   isOurs,
@@ -42,14 +42,18 @@ export const makeAttendance = (tx: Tx, upload: AttendUpload, punches: ReadonlyAr
     const table = manifest.tables.find((one) => one.name === rule?.table)
     if (rule === undefined || table === undefined) return
     const faults: Array<Fault> = []
-    for (const [name, people] of Object.entries(manifest.devices?.people ?? {})) {
+    const all = Object.entries(manifest.devices?.people ?? {}).flatMap(([name, people]) => {
       const peopleTable = manifest.tables.find((one) => one.name === name)
-      const theirs = punches.filter((punch) => punch.owner?.table === name)
-      if (theirs.length === 0 || peopleTable === undefined) continue
-      const config: AttendanceRule = { table, rule, people: peopleTable, idColumn: people.id, groupColumn: people.group ?? null }
-      if (!concerns(config)) continue
+      return peopleTable === undefined ? [] : [{ people: peopleTable, idColumn: people.id, groupColumn: people.group ?? null }]
+    })
+    const wanted = concerned(table, rule, all)
+    for (const one of all) {
+      const { people: peopleTable, idColumn } = one
+      const theirs = punches.filter((punch) => punch.owner?.table === peopleTable.name)
+      if (theirs.length === 0 || !wanted.includes(peopleTable.name)) continue
+      const config: AttendanceRule = { table, rule, ...one }
       const onDuty = theirs.filter((punch) => !isDayOff(rule, utcToWall(punch.at, upload.device.zone).slice(0, 10)))
-      const persons = yield* readRows(tx, peopleTable, people.id, [...new Set(onDuty.flatMap((punch) => punch.owner?.id ?? []))])
+      const persons = yield* readRows(tx, peopleTable, idColumn, [...new Set(onDuty.flatMap((punch) => punch.owner?.id ?? []))])
       const isThere = (punch: Attended) => persons.has(punch.owner?.id ?? "")
       for (const punch of onDuty) if (!isThere(punch)) faults.push([punch.id, "attendance: the person is not in this school any more"])
       const write = rule.rows === "day" ? writeDays : writeEach

@@ -87,10 +87,31 @@ export const isOurs = (rule: AttendanceRules, status: string | null): boolean =>
 export const dayColumnOf = ({ table, rule }: Pick<AttendanceRule, "table" | "rule">): string | null =>
   rule.day ?? (table.columns.find((column) => column.name === rule.at)?.type === "date" ? rule.at : null)
 
-/** False: this table is about other people, e.g. attendance of pupils when a teacher punched. */
-export const concerns = ({ table, rule, people }: AttendanceRule): boolean => {
+const isNumber = (column: Column | undefined): boolean => column !== undefined && ["int", "bigint", "numeric"].includes(column.kind)
+
+/** Where ids of people stand: a table and its id column by the people rule. */
+export interface PeopleIds {
+  readonly people: Table
+  readonly idColumn: string
+}
+
+/**
+ * Whose attendance the table is about, by table name: those that the rule names, else the table that the person column refers to,
+ * else those whose ids the column can hold. A number says nothing of its table, so of several with numbers only the first.
+ */
+export const concerned = (table: Table, rule: AttendanceRules, all: ReadonlyArray<PeopleIds>): ReadonlyArray<string> => {
+  const named = rule.people
+  if (named !== undefined) return all.flatMap(({ people }) => (named.includes(people.name) ? [people.name] : []))
   const reference = table.references.find((one) => one.columns.length === 1 && one.columns[0] === rule.person)
-  return reference === undefined || reference.table === people.name
+  if (reference !== undefined) return all.flatMap(({ people }) => (people.name === reference.table ? [people.name] : []))
+  const column = table.columns.find(({ name }) => name === rule.person)
+  const idOf = ({ people, idColumn }: PeopleIds) => people.columns.find(({ name }) => name === idColumn)
+  const fitting = all.filter((one) => {
+    const id = idOf(one)
+    return isNumber(column) ? isNumber(id) : column?.type !== "uuid" || id?.type === "uuid"
+  })
+  const firstNumber = fitting.find((one) => isNumber(idOf(one)))
+  return fitting.filter((one) => one === firstNumber || !isNumber(idOf(one))).map(({ people }) => people.name)
 }
 
 export const attendanceRow = (config: AttendanceRule, person: ReadonlyMap<string, Cell>, punch: AttendancePunch): AttendanceRow => {

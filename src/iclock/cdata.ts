@@ -161,17 +161,20 @@ const readUser = (fields: ReadonlyMap<string, string>): Read => {
   }
 }
 
-/** The first word of each line tells its kind; a USERINFO table may leave it out. */
-const readOperation = (text: string): Read => {
+/** The first word of each line tells its kind; a USERINFO table may leave it out. A punch among them is one. */
+const readOperation = (text: string, zone: string): Read => {
   const word = /^([A-Za-z][A-Za-z0-9]*)[ \t]/.exec(text)?.[1] ?? ""
   const kind = word.toUpperCase()
   if (kind === "USER") return readUser(fieldsOf(text.slice(word.length + 1).split("\t")))
-  if (/^PIN=/i.test(text)) return readUser(fieldsOf(text.split("\t")))
+  if (/^PIN=/i.test(text)) return /\t(Date)?Time=/i.test(text) ? readAttendance(text, zone) : readUser(fieldsOf(text.split("\t")))
   if (kind === "OPLOG") return { kind: "event" }
-  return BIOMETRIC.has(kind) ? { kind: "biometric" } : reject("an unknown kind of line")
+  if (BIOMETRIC.has(kind)) return { kind: "biometric" }
+  const punch = readAttendance(text, zone)
+  return punch.kind === "punch" ? punch : reject("an unknown kind of line")
 }
 
-export const parseOperlog = (body: Uint8Array): Upload => collect(body, readOperation)
+/** Also a body of which nobody says what it is. */
+export const parseOperlog = (body: Uint8Array, zone: string): Upload => collect(body, (text) => readOperation(text, zone))
 
 /** Tables of which every line is kept as it came. */
 export const parseEvents = (body: Uint8Array): Upload => collect(body, () => ({ kind: "event" }))

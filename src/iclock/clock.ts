@@ -71,12 +71,12 @@ const isDay = (year: number, month: number, day: number): boolean =>
 
 /**
  * A wall clock in its usual form, `"2026-03-03 07:41:09"`; null when it is none of 1970 to 9998, so that its moment has four
- * digits of the year in any zone. One-digit parts and a `T` are accepted.
+ * digits of the year in any zone. One-digit parts, a `T` and a time without seconds are accepted.
  */
 export const readWall = (text: string): string | null => {
-  const match = /^\s*(\d{4})[-/](\d{1,2})[-/](\d{1,2})[ T]+(\d{1,2}):(\d{1,2}):(\d{1,2})\s*$/.exec(text)
+  const match = /^\s*(\d{4})[-/](\d{1,2})[-/](\d{1,2})[ T]+(\d{1,2}):(\d{1,2})(?::(\d{1,2}))?\s*$/.exec(text)
   if (match === null) return null
-  const [, year = "", month = "", day = "", hour = "", minute = "", second = ""] = match
+  const [, year = "", month = "", day = "", hour = "", minute = "", second = "0"] = match
   if (!isDay(Number(year), Number(month), Number(day)) || Number(hour) > 23 || Number(minute) > 59 || Number(second) > 59) return null
   return `${year}-${two(month)}-${two(day)} ${two(hour)}:${two(minute)}:${two(second)}`
 }

@@ -88,8 +88,12 @@ export const insertPending = (tx: Tx, school: string, serial: string, address: s
 
 export const readDevices = (tx: Tx) => tx.all<Omit<Device, "memory" | "listeningSince">>(`SELECT ${COLUMNS} FROM devices ORDER BY id`)
 
-export const pick = <D extends { readonly serial: string; readonly id: number }>(devices: ReadonlyArray<D>, wanted: string): D | undefined =>
-  devices.find((device) => device.serial === wanted) ?? devices.find((device) => String(device.id) === wanted)
+/** A short number is the number in the list before it is a serial one: who calls as terminal 1 is not taken for it. */
+export const pick = <D extends { readonly serial: string; readonly id: number }>(devices: ReadonlyArray<D>, wanted: string): D | undefined => {
+  const bySerial = devices.find((device) => device.serial === wanted)
+  const byId = devices.find((device) => String(device.id) === wanted)
+  return /^\d{1,4}$/.test(wanted) ? (byId ?? bySerial) : (bySerial ?? byId)
+}
 
 /** Open commands of a terminal that is not served any more. */
 export const cancelOpen = (tx: Tx, deviceId: number, now: number) =>

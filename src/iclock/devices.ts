@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Semaphore from "effect/Semaphore"
 import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
-import { isZone, timestamptz } from "./clock.ts"
+import { isZone, momentOf, timestamptz } from "./clock.ts"
 import {
   cancelOpen,
   copyPins,
@@ -35,14 +35,24 @@ const LIVE_MS = 60_000
 /** Two addresses that take turns within this are two terminals with one serial number. */
 const TURNS_MS = 600_000
 const TURNS = 3
+/** What a terminal is listed with. */
+const UNSET_ZONE = "UTC"
 /** No zone has it: the terminal is told to shake hands. */
 const UNTOLD = 9999
 
+export interface Contact {
+  /** It was in touch just before. */
+  readonly isLive: boolean
+  /** When it was last not in touch, ms since 1970, with the moments of contact around it: what it made then it sends afterwards. */
+  readonly silence: Silence | null
+}
+export interface Silence {
+  readonly from: number
+  readonly to: number
+}
+
 /** Who calls. `unknown`: not listed, or listed just now. `not_ready`: this node does not know its school yet. */
-export type Met =
-  | { readonly kind: "known"; readonly device: Device; readonly isLive: boolean }
-  | { readonly kind: "unknown" }
-  | { readonly kind: "not_ready" }
+export type Met = ({ readonly kind: "known"; readonly device: Device } & Contact) | { readonly kind: "unknown" } | { readonly kind: "not_ready" }
 
 export interface DeviceNews {
   readonly write: (tx: Tx) => Effect.Effect<void, LibsqlError>
@@ -69,6 +79,8 @@ export class Devices extends Context.Service<
     readonly list: Effect.Effect<ReadonlyArray<Device>, LibsqlError>
     /** By numeric id or serial. */
     readonly find: (idOrSerial: string) => Effect.Effect<Device, DeviceRefused | LibsqlError>
+    /** The same terminal with what has been learned of it meanwhile. */
+    readonly renewed: (device: Device) => Effect.Effect<Device, LibsqlError>
     /** The school, for writers; refused before the first contact with the hub. */
     readonly school: (tx: Tx) => Effect.Effect<School, DeviceRefused | LibsqlError>
     /** The school as the memory has it; null: it must be read. */
@@ -99,7 +111,14 @@ export class Devices extends Context.Service<
       const listeningSince = yield* Clock.currentTimeMillis
       const seen = new Map<
         string,
-        { at: number; address: string; savedAt: number; countedAt: number | null; turns: ReadonlyArray<readonly [number, string]> }
+        {
+          at: number
+          address: string
+          savedAt: number
+          countedAt: number | null
+          silence: Silence | null
+          turns: ReadonlyArray<readonly [number, string]>
+        }
       >()
 
       // What was read before a change is not kept after it.
@@ -172,6 +191,12 @@ export class Devices extends Context.Service<
           const found = pick(devices, wanted)
           return found === undefined ? Effect.fail(notFound(wanted)) : Effect.succeed(found)
         })
+      const bySerial = (serial: string) =>
+        Effect.flatMap(list, (devices) => {
+          const found = devices.find((device) => device.serial === serial)
+          return found === undefined ? Effect.fail(notFound(serial)) : Effect.succeed(found)
+        })
+      const renewed = (device: Device) => Effect.map(list, (devices) => devices.find(({ id }) => id === device.id) ?? device)
       const school = (tx: Tx) =>
         Effect.flatMap(readSchool(tx), (state) =>
           state === null
@@ -207,16 +232,19 @@ export class Devices extends Context.Service<
         const before = seen.get(serial)
         const isSameAddress = before?.address === address
         const isSaved = before !== undefined && now - before.savedAt < SEEN_SAVE_MS && (isSameAddress || before.turns.length > 1)
+        const lastAt = before?.at ?? (device.last_seen_at === null ? now : momentOf(device.last_seen_at))
+        const silence = now - lastAt < LIVE_MS ? (before?.silence ?? null) : { from: lastAt, to: now }
         seen.set(serial, {
           at: now,
           address,
+          silence,
           savedAt: isSaved ? before.savedAt : now,
           countedAt: before?.countedAt ?? null,
           turns: isSameAddress ? before.turns : [...(before?.turns ?? []).filter(([at]) => now - at < TURNS_MS).slice(-4), [now, address]],
         })
         if (!isSaved)
           yield* db.write((tx) => tx.run("UPDATE devices SET last_seen_at = ?, address = ? WHERE serial = ?", [timestamptz(now), address, serial]))
-        return { kind: "known", device: live(device), isLive: before !== undefined && now - before.at < LIVE_MS } as const
+        return { kind: "known", device: live(device), isLive: before !== undefined && now - before.at < LIVE_MS, silence } as const
       })
 
       const glance = (serial: string, address: string, now: number) => {
@@ -224,8 +252,9 @@ export class Devices extends Context.Service<
         const before = seen.get(serial)
         if (device === undefined || before === undefined || before.address !== address || now - before.savedAt >= SEEN_SAVE_MS) return null
         const isLive = now - before.at < LIVE_MS
+        if (!isLive) before.silence = { from: before.at, to: now }
         before.at = now
-        return { kind: "known", device, isLive } as const
+        return { kind: "known", device, isLive, silence: before.silence } as const
       }
 
       /** The row of a terminal, made when it has not called yet. */
@@ -253,7 +282,8 @@ export class Devices extends Context.Service<
           Effect.gen(function* () {
             const state = yield* school(tx)
             const found = yield* rowOf(tx, state.school, wanted, now)
-            const zone = options.zone ?? (found.approved_at === null ? here : found.zone)
+            // What head office has set already stays.
+            const zone = options.zone ?? (found.status === "pending" && found.zone === UNSET_ZONE ? here : found.zone)
             const address = options.address === undefined ? found.pinned_address : options.address || null
             yield* tx.run(
               "UPDATE devices SET status = 'approved', approved_at = coalesce(approved_at, ?), zone = ?, name = ?, pinned_address = ? WHERE serial = ?",
@@ -263,7 +293,7 @@ export class Devices extends Context.Service<
             return found.serial
           }),
         )
-        return yield* find(serial)
+        return yield* bySerial(serial)
       })
 
       const retire = Effect.fnUntraced(function* (wanted: string) {
@@ -276,20 +306,23 @@ export class Devices extends Context.Service<
             yield* cancelOpen(tx, device.id, now)
           }),
         )
-        return yield* find(device.serial)
+        return yield* bySerial(device.serial)
       })
 
       const replace = Effect.fnUntraced(function* (wanted: string, serial: string) {
         const now = yield* Clock.currentTimeMillis
         const old = yield* find(wanted)
         if (old.serial === serial) return yield* invalid("a terminal cannot replace itself")
-        if (old.approved_at === null) return yield* invalid(`terminal ${old.serial} was never approved; approve ${serial} instead`)
+        if (old.status === "pending") return yield* invalid(`terminal ${old.serial} was never approved; approve ${serial} instead`)
         if (!SERIAL.test(serial)) return yield* invalid(`${serial} is not a serial number`)
         yield* change((tx) =>
           Effect.gen(function* () {
             const state = yield* school(tx)
             const next = yield* rowOf(tx, state.school, serial, now)
-            if (next.approved_at !== null) return yield* invalid(`terminal ${serial} is in use already; retire ${old.serial} instead`)
+            if (next.status !== "pending")
+              return yield* invalid(
+                `terminal ${serial} ${next.status === "approved" ? "is" : "was"} in use already, with pins of its own; retire ${old.serial} and approve it instead`,
+              )
             yield* tx.run("UPDATE devices SET status = 'approved', approved_at = ?, zone = ?, name = ?, pinned_address = ? WHERE id = ?", [
               timestamptz(now),
               old.zone,
@@ -303,7 +336,7 @@ export class Devices extends Context.Service<
             yield* markAll(tx)
           }),
         )
-        return yield* find(serial)
+        return yield* bySerial(serial)
       })
 
       const newsOf = (device: Device, facts: DeviceFacts): DeviceNews | null => {
@@ -336,6 +369,7 @@ export class Devices extends Context.Service<
       return Devices.of({
         list,
         find,
+        renewed,
         school,
         present: () => cached?.state ?? null,
         meet,

@@ -10,6 +10,9 @@ import { OPEN, unsafeToClear } from "./outbox.ts"
 /** A command whose result has not come is sent again after this. */
 export const RESEND_MS = 60_000
 
+/** Not sent again unless the terminal has said that it did not do it: twice is not what was asked for. */
+const ONCE = "'REBOOT', 'AC_UNLOCK'"
+
 interface Due extends QueuedCommand {
   readonly attempts: number
   readonly pin: string | null
@@ -52,7 +55,8 @@ export const readDue = (tx: Tx, met: Set<number>, device: Device, now: number): 
     const [whole] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_roster_dirty WHERE tbl = ?) AS n", [`=${device.id}`])
     const fill = whole?.n !== 1 && (yield* mayFill(tx, met, device))
     const due = yield* tx.all<Due>(
-      `SELECT id, command, attempts, pin FROM device_commands WHERE device_id = ?1 AND ${OPEN} AND (status = 'pending' OR sent_at < ?2)
+      `SELECT id, command, attempts, pin FROM device_commands WHERE device_id = ?1 AND ${OPEN}
+          AND (status = 'pending' OR (sent_at < ?2 AND (error IS NOT NULL OR command NOT IN (${ONCE}))))
           AND (expires_at IS NULL OR expires_at > ?3) AND (?4 OR pin IS NULL) ORDER BY id LIMIT 50`,
       [device.id, timestamptz(now - RESEND_MS), timestamptz(now), fill],
     )

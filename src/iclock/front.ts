@@ -10,7 +10,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { Devices } from "./devices.ts"
-import { CONTINUE, type Head, type IclockAnswer, MAX_BODY_BYTES, readChunks, readHead, writeAnswer } from "./http.ts"
+import { CONTINUE, type Head, type IclockAnswer, isMaybeLastChunk, MAX_BODY_BYTES, readChunks, readHead, writeAnswer } from "./http.ts"
 import { type IclockRequest, parseRequest } from "./request.ts"
 import { Commands } from "./queue.ts"
 import { type Admitted, admit, admitAtOnce, exchange, type IclockServices, pollAtOnce } from "./routes.ts"
@@ -101,7 +101,10 @@ const converse = (socket: Socket, desk: Desk): void => {
   desk.connections.add(me)
   let head: Head | null = null
   let request: IclockRequest | null = null
+  let first: Admitted | null = null
   let admitted: Admitted | null = null
+  /** What is known of the sender was found out with the last bytes that came. */
+  let isNew = false
   let isEnded = false
 
   const forget = (): void => {
@@ -123,9 +126,7 @@ const converse = (socket: Socket, desk: Desk): void => {
       return received >= of.length ? inbox.bytes().subarray(of.bodyAt, of.bodyAt + of.length) : isEnded ? "drop" : "more"
     }
     if (of.length === null) return isEnded ? inbox.bytes().subarray(of.bodyAt) : "more"
-    // Chunks end with an empty one; only then is it worth looking.
-    const isMaybeWhole = Buffer.from(inbox.bytes().subarray(-8)).includes("0\r\n")
-    const body = isMaybeWhole || isEnded ? readChunks(inbox.bytes().subarray(of.bodyAt)) : "more"
+    const body = isEnded || isMaybeLastChunk(inbox.bytes()) ? readChunks(inbox.bytes().subarray(of.bodyAt)) : "more"
     if (body === "bad") return NOT_UNDERSTOOD
     return body === "more" && isEnded ? "drop" : body
   }
@@ -142,8 +143,11 @@ const converse = (socket: Socket, desk: Desk): void => {
     })
   }
   const enter = (who: Admitted): void => {
-    admitted = who
-    if (head?.expectsContinue === true) socket.write(CONTINUE)
+    // How it was in touch before is told by its first bytes.
+    if (first === null && head?.expectsContinue === true) socket.write(CONTINUE)
+    first ??= who
+    admitted = { ...first, device: who.device }
+    isNew = true
   }
 
   const advance = (): void => {
@@ -189,6 +193,12 @@ const converse = (socket: Socket, desk: Desk): void => {
       reply(body)
       return
     }
+    // A body takes its time: what is known of the terminal, and whether it may speak, counts when it is here.
+    if (!isNew) {
+      admitted = null
+      advance()
+      return
+    }
     const atOnce = body.length === 0 ? pollAtOnce(desk.commands, admitted, request, me.lastAt) : null
     if (atOnce === null) decide(exchange(admitted, request, body))
     else reply(atOnce)
@@ -204,6 +214,7 @@ const converse = (socket: Socket, desk: Desk): void => {
     // What comes after a refusal is read and forgotten.
     if (me.state === "done") return
     me.lastAt = desk.now()
+    isNew = false
     me.bytes += chunk.length
     inbox.add(chunk as Uint8Array)
     desk.inboxBytes += chunk.length

@@ -2,7 +2,7 @@
 import * as Effect from "effect/Effect"
 import { readText, safely } from "../libsql/cells.ts"
 import { ident, type LibsqlError, type Tx } from "../libsql/client.ts"
-import type { Manifest } from "../model/table.ts"
+import type { DeviceRules, Manifest, Table } from "../model/table.ts"
 import type { Cell } from "../model/value.ts"
 import { normalCard } from "./cdata.ts"
 import { momentOf, timestamptz } from "./clock.ts"
@@ -14,12 +14,26 @@ import { type ForeignUser, hasLetters, type Held, type Person, type Roster } fro
 /** A list that is shorter than the terminal's own count is taken for whole after this: more of it does not come. */
 const LIST_WHOLE_MS = 300_000
 
+type PeopleRule = DeviceRules["people"][string]
+
 const NOT_ACTIVE = "'0', 'f', 'false', 'n', 'no', 'inactive', ''"
 
 const activeSql = (column: string, values: ReadonlyArray<string> | undefined): string =>
   values === undefined
     ? `(${column} IS NOT NULL AND lower(${column}) NOT IN (${NOT_ACTIVE}))`
     : `coalesce(CAST(${column} AS TEXT), '') IN (${values.map((value) => `'${value.replaceAll("'", "''")}'`).join(", ")})`
+
+/** What the person's class is called, or its id where nobody says. */
+const groupSql = (manifest: Manifest, people: Table, rule: PeopleRule): string => {
+  if (rule.group === undefined) return "NULL"
+  const id = `people.${ident(rule.group)}`
+  const groups = manifest.tables.find((one) => one.name === rule.groupFrom?.table)
+  const reference = people.references.find((one) => one.columns.length === 1 && one.columns[0] === rule.group && one.table === groups?.name)
+  const key = reference?.to[0] ?? groups?.key[0]
+  if (groups === undefined || rule.groupFrom === undefined || key === undefined) return safely(id)
+  const name = `(SELECT g.${ident(rule.groupFrom.name)} FROM ${ident(groups.local)} g WHERE g.${ident(key)} = ${id})`
+  return safely(`coalesce(${name}, ${id})`)
+}
 
 /** People whom terminals should hold, by the config's rule: active, with a card or pin where the rule names such columns. */
 export const readPeople = (tx: Tx, manifest: Manifest): Effect.Effect<ReadonlyArray<Person>, LibsqlError> =>
@@ -32,7 +46,7 @@ export const readPeople = (tx: Tx, manifest: Manifest): Effect.Effect<ReadonlyAr
       const isActive = rule.active === undefined ? "1" : activeSql(ident(rule.active), rule.activeValues)
       const carries = [rule.card, rule.pin].flatMap((one) => (one === undefined ? [] : [`coalesce(${ident(one)}, '') <> ''`]))
       const rows = yield* tx.values(
-        `SELECT ${[rule.id, rule.name, rule.card, rule.pin, rule.group].map(column).join(", ")} FROM ${ident(table.local)}
+        `SELECT ${[rule.id, rule.name, rule.card, rule.pin].map(column).join(", ")}, ${groupSql(manifest, table, rule)} FROM ${ident(table.local)} AS people
           WHERE ${isActive} ${carries.length === 0 ? "" : `AND (${carries.join(" OR ")})`} ORDER BY ${ident(rule.id)}`,
       )
       for (const row of rows) {

@@ -23,6 +23,8 @@ export interface Head {
 }
 
 const LF = 10
+const CR = 13
+const isLetter = (byte: number): boolean => (byte >= 65 && byte <= 90) || (byte >= 97 && byte <= 122)
 const latin1 = (bytes: Uint8Array): string => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("latin1")
 
 /** Where the empty line after the headers ends; -1 = not yet. */
@@ -34,13 +36,23 @@ const endOfHead = (bytes: Uint8Array): number => {
   return -1
 }
 
+/** What a sender of the body would have to end by hanging up: only where there is one to expect. */
+const mayHaveBody = (method: string, path: string): boolean =>
+  /^(POST|PUT)$/.test(method) && !/\/(push|ping|getrequest|rtdata)(\.\w+)?\/*$/i.test(path)
+
 /** The head of a request; `"more"` while it is incomplete, `"bad"` when it cannot become one. */
-export const readHead = (bytes: Uint8Array): Head | "more" | "bad" => {
+export const readHead = (received: Uint8Array): Head | "more" | "bad" => {
+  // Some firmware ends the body before with a line end more than it announced.
+  let start = 0
+  while (received[start] === CR || received[start] === LF) start++
+  const bytes = received.subarray(start)
+  if (start > 2) return "bad"
+  if (bytes.length > 0 && !isLetter(bytes[0] as number)) return "bad"
   const bodyAt = endOfHead(bytes)
-  if (bodyAt === -1) return bytes.length > MAX_HEAD_BYTES ? "bad" : "more"
+  if (bodyAt === -1) return received.length > MAX_HEAD_BYTES ? "bad" : "more"
   const [first = "", ...rest] = latin1(bytes.subarray(0, bodyAt)).split(/\r?\n/)
   const line = /^([A-Za-z]{1,16}) +(\S.*?)(?: +HTTP\/\d(?:\.\d)?)? *$/.exec(first)
-  if (line === null || bodyAt > MAX_HEAD_BYTES) return "bad"
+  if (line === null || start + bodyAt > MAX_HEAD_BYTES) return "bad"
   const headers = new Map<string, string>()
   for (const header of rest) {
     const colon = header.indexOf(":")
@@ -49,24 +61,29 @@ export const readHead = (bytes: Uint8Array): Head | "more" | "bad" => {
   const method = (line[1] ?? "").toUpperCase()
   const target = (line[2] ?? "").replace(/^https?:\/\/[^/?]*/i, "").replace(/#.*$/, "")
   const query = target.indexOf("?")
+  const path = query === -1 ? target : target.slice(0, query)
   const declared = headers.get("content-length")
   if (declared !== undefined && !/^\d{1,15}$/.test(declared)) return "bad"
   return {
     method,
-    path: query === -1 ? target : target.slice(0, query),
+    path,
     search: query === -1 ? "" : target.slice(query),
     length:
       headers.get("transfer-encoding")?.toLowerCase() === "chunked"
         ? "chunked"
         : declared !== undefined
           ? Number(declared)
-          : method === "GET" || method === "HEAD"
-            ? 0
-            : null,
+          : mayHaveBody(method, path)
+            ? null
+            : 0,
     expectsContinue: headers.get("expect")?.toLowerCase() === "100-continue",
-    bodyAt,
+    bodyAt: start + bodyAt,
   }
 }
+
+/** The last bytes of a chunked body, with trailers that nobody needs: only when they are here is it worth looking at the whole. */
+export const isMaybeLastChunk = (received: Uint8Array): boolean => /(^|\n)0+(;[^\n]*)?\r?\n/.test(latin1(received.subarray(-MAX_TRAILER_BYTES)))
+const MAX_TRAILER_BYTES = 1_024
 
 /** Chunks joined; `"more"` while the last one is missing, `"bad"` when they are none. */
 export const readChunks = (bytes: Uint8Array): Uint8Array | "more" | "bad" => {

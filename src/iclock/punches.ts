@@ -10,6 +10,7 @@ import { makeAttendance } from "./attend.ts"
 import type { Attendance, Reject } from "./cdata.ts"
 import { naiveOf, timestamptz, wallToUtc } from "./clock.ts"
 import { type Owner, uuidOf } from "./persons.ts"
+import type { Contact } from "./devices.ts"
 import type { School } from "./school.ts"
 
 const DAY_MS = 86_400_000
@@ -33,12 +34,17 @@ export interface PunchUpload extends School {
   readonly strangers: ReadonlySet<string>
 }
 
-/** What the upload alone tells about the clock: a record from the future, or a single one from a terminal that was just in touch. */
-export const skewOf = (records: ReadonlyArray<Attendance>, zone: string, now: number, isLive: boolean): number | null => {
+/**
+ * What the upload alone tells about the clock: a record from the future, or a single one from a terminal that was just in touch,
+ * unless it may have been made while the terminal was not.
+ */
+export const skewOf = (records: ReadonlyArray<Attendance>, zone: string, now: number, { isLive, silence }: Contact): number | null => {
   if (records.length === 0) return null
   const newest = records.reduce((max, record) => (record.at > max ? record.at : max), "")
   const at = wallToUtc(newest, zone, now)
-  return at - now > SKEW_MS || (isLive && records.length === 1 && now - at < DAY_MS) ? Math.min(at - now, MAX_SKEW_MS) : null
+  const wasSilent = silence !== null && at > silence.from - SKEW_MS && at < silence.to + SKEW_MS
+  const isOfNow = isLive && !wasSilent && records.length === 1 && now - at < DAY_MS
+  return at - now > SKEW_MS || isOfNow ? Math.min(at - now, MAX_SKEW_MS) : null
 }
 
 const flagOf = (at: number, now: number, skewMs: number | null): string | null =>

@@ -31,6 +31,12 @@ export interface CommandRequest {
   readonly confirm?: string
 }
 
+/** A wall clock, or a whole day from its beginning or to its end. */
+const momentIn = (text: string | undefined, time: string): string | null => {
+  const given = (text ?? "").trim()
+  return readWall(/^\S+$/.test(given) && !given.includes("T") ? `${given} ${time}` : given)
+}
+
 /** The text of a request, and how long it may wait. */
 const textOf = (request: CommandRequest, device: Device): { readonly text: string; readonly expiresMs: number } | DeviceRefused => {
   const name = manualName(request.command)
@@ -41,9 +47,9 @@ const textOf = (request: CommandRequest, device: Device): { readonly text: strin
   if (name === "CLEAR_LOG" && request.confirm !== device.serial)
     return invalid(`CLEAR_LOG removes all punches from the terminal; confirm it with the serial number ${device.serial}`)
   if (name !== "QUERY_ATTLOG") return known
-  const from = readWall(request.from ?? "")
-  const to = readWall(request.to ?? "")
-  if (from === null || to === null || from > to) return invalid("QUERY_ATTLOG needs from and to, like 2026-03-03 00:00:00")
+  const from = momentIn(request.from, "00:00:00")
+  const to = momentIn(request.to, "23:59:59")
+  if (from === null || to === null || from > to) return invalid("QUERY_ATTLOG needs from and to, like 2026-03-03 or 2026-03-03 07:30:00")
   return { ...known, text: queryPunches(from, to) }
 }
 
@@ -145,7 +151,7 @@ export class Commands extends Context.Service<
                 tx,
                 device,
                 ids(expired),
-                "status = 'expired', done_at = ?3, error = coalesce(error, 'the terminal did not call in time')",
+                "status = 'expired', done_at = ?3, error = coalesce(error, iif(attempts > 0, 'sent, but the terminal did not say what became of it', 'the terminal did not call in time'))",
                 now,
               )
               yield* setStatus(tx, device, sent, "status = 'sent', attempts = attempts + 1, sent_at = ?3", now)

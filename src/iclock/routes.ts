@@ -22,7 +22,7 @@ import {
 import { offsetMinutes, offsetText, utcToWall, wallNumber } from "./clock.ts"
 import { inDialect, parseResults, updateUser } from "./command.ts"
 import type { Device, DeviceFacts } from "./device.ts"
-import { Devices, type Met } from "./devices.ts"
+import { type Contact, Devices, type Met } from "./devices.ts"
 import { accessOptions, handshakeReply, readsDigitsOnly, registryCode } from "./handshake.ts"
 import type { IclockAnswer } from "./http.ts"
 import { dialectOf } from "./dialect.ts"
@@ -37,17 +37,15 @@ const accepted = (text: string): IclockAnswer => ({ status: 200, text })
 const refused = (text: string): IclockAnswer => ({ status: 403, text })
 
 /** A terminal that may speak: what is left of the exchange concerns its request only. */
-export interface Admitted {
+export interface Admitted extends Contact {
   readonly device: Device
-  /** It was in touch just before: what it sends now happened now. */
-  readonly isLive: boolean
 }
 
-const letIn = ({ device, isLive }: Met & { readonly kind: "known" }, address: string): Admitted | IclockAnswer => {
+const letIn = ({ device, isLive, silence }: Met & { readonly kind: "known" }, address: string): Admitted | IclockAnswer => {
   if (device.status !== "approved") return refused("refused: this terminal is not approved")
   return device.pinned_address !== null && !isFrom(device.pinned_address, address)
     ? refused("refused: another address is expected")
-    : { device, isLive }
+    : { device, isLive, silence }
 }
 
 /** Who is it and may it: decided before a byte of the body is read. */
@@ -116,14 +114,21 @@ const hear = (device: Device, options: ReadonlyMap<string, string>): Effect.Effe
     if ((row?.n ?? 0) > facts.users_reported) yield* (yield* Commands).suspect(device)
   })
 
+/** Before 3.0 there was attendance only, also on a terminal that was switched to it. */
+const familyOf = (query: ReadonlyMap<string, string>): Pick<DeviceFacts, "family"> => {
+  const type = query.get("devicetype")?.toLowerCase()
+  if (type === "acc") return { family: "acc" }
+  return type === "att" || (type === undefined && /^2\./.test(query.get("pushver") ?? "")) ? { family: "att" } : {}
+}
+
 const handshake = ({ device }: Admitted, query: ReadonlyMap<string, string>) =>
   Effect.gen(function* () {
     const pushver = query.get("pushver")
-    const isAccess = query.get("devicetype")?.toLowerCase() === "acc"
+    const isAccess = familyOf(query).family === "acc"
     const now = yield* Clock.currentTimeMillis
     yield* (yield* Devices).learn(device, {
       ...(pushver !== undefined && /^[\w.]{1,20}$/.test(pushver) && device.push_version === null ? { push_version: pushver } : {}),
-      ...(isAccess ? { family: "acc" } : query.get("devicetype")?.toLowerCase() === "att" ? { family: "att" } : {}),
+      ...familyOf(query),
       offset_told: offsetMinutes(device.zone, now),
     })
     if (isAccess) {
@@ -167,9 +172,10 @@ const cdata = (admitted: Admitted, request: IclockRequest, body: Uint8Array) =>
       case "ATTLOG":
         return yield* counted(parseAttlog(body, device.zone), isStamp(attStamp) ? { att_stamp: attStamp } : {})
       case "OPERLOG":
-      case "USERINFO": {
+      case "USERINFO":
+      case "": {
         const stamp = opStamp ?? query.get("stamp")
-        return yield* counted(parseOperlog(body), table === "OPERLOG" && isStamp(stamp) ? { op_stamp: stamp } : {})
+        return yield* counted(parseOperlog(body, device.zone), table === "OPERLOG" && isStamp(stamp) ? { op_stamp: stamp } : {})
       }
       case "RTLOG":
         yield* (yield* Devices).learn(device, { family: "acc" })
@@ -210,9 +216,8 @@ const getrequest = ({ device }: Admitted, request: IclockRequest) =>
     if (info === undefined) return accepted((yield* (yield* Commands).take(device)) ?? "OK")
     const [firmware = "", users = "", , punches = ""] = info
     yield* hear(device, new Map(Object.entries({ fwversion: firmware, usercount: users, transactioncount: punches })))
-    const now = yield* (yield* Devices).find(device.serial)
-    return accepted((yield* (yield* Commands).take(now)) ?? "OK")
-  }).pipe(Effect.catchTag("DeviceRefused", (error) => Effect.succeed(refused(error.message))))
+    return accepted((yield* (yield* Commands).take(yield* (yield* Devices).renewed(device))) ?? "OK")
+  })
 
 const devicecmd = ({ device }: Admitted, request: IclockRequest, body: Uint8Array) =>
   Effect.gen(function* () {

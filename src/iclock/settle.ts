@@ -30,6 +30,20 @@ export const setStatus = (tx: Tx, device: Device, ids: ReadonlyArray<number>, se
     )
   })
 
+/** How many finished commands are looked at. */
+const MAX_LOOKED_AT = 1_000
+
+/** The terminal has said of such a command that it is done. */
+const hasDone = (tx: Tx, device: Device, capability: string) =>
+  Effect.map(
+    tx.all<{ n: number }>(
+      `SELECT EXISTS (SELECT 1 FROM (SELECT command, status, result FROM device_commands WHERE device_id = ?1 ORDER BY id DESC LIMIT ${MAX_LOOKED_AT})
+                       WHERE status = 'done' AND result = 0 AND (command = ?2 OR substr(command, 1, length(?2) + 1) = ?2 || ' ')) AS n`,
+      [device.id, capability],
+    ),
+    ([row]) => row?.n === 1 && !device.unsupported.split(",").includes(capability),
+  )
+
 type Row = Pick<CommandRecord, "command" | "pin" | "status" | "attempts" | "result" | "error">
 
 export const settle = (tx: Tx, device: Device, { id, result }: CommandResult, now: string) =>
@@ -40,9 +54,12 @@ export const settle = (tx: Tx, device: Device, { id, result }: CommandResult, no
     ])
     // A repeated result, one of a command that no longer counts, and an id that was never given out change nothing.
     if (row === undefined || ["done", "cancelled"].includes(row.status) || (row.status === "failed" && row.result !== null)) return null
-    const { outcome, error } = judgeResult(row.command, result, device.family)
-    if (outcome === "later") return null
     const capability = capabilityOf(row.command)
+    const judged = judgeResult(row.command, result, device.family)
+    // What it has done for others it knows: it refuses this one.
+    const isKnown = judged.outcome === "unsupported" && (yield* hasDone(tx, device, capability))
+    const { outcome, error } = isKnown ? ({ outcome: "failed", error: `the terminal refused it (${result})` } as const) : judged
+    if (outcome === "later") return null
     // Old firmware knows the same under an older word: it is said once more in that.
     const isOlder =
       outcome === "unsupported" && device.family === "att" && /^DATA (UPDATE|DELETE) USERINFO$/.test(capability) && row.error !== OLDER_WORDS

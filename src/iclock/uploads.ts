@@ -13,7 +13,7 @@ import * as Semaphore from "effect/Semaphore"
 import { Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import type { Reject, Upload } from "./cdata.ts"
 import type { Device, DeviceFacts } from "./device.ts"
-import { type DeviceNews, Devices } from "./devices.ts"
+import { type Contact, type DeviceNews, Devices } from "./devices.ts"
 import { markPunches, readSchool } from "./school.ts"
 import {
   insertPunches,
@@ -39,10 +39,8 @@ const MAX_AT_ONCE = 8
 const MAX_TOGETHER = 32
 const MAX_TOGETHER_LINES = 2_000
 
-export interface ReceivedUpload {
+export interface ReceivedUpload extends Contact {
   readonly device: Device
-  /** It was in touch just before: what it sends now happened now. */
-  readonly isLive: boolean
   readonly table: string
   readonly upload: Upload
   readonly stamps?: Partial<Pick<Device, "att_stamp" | "op_stamp">>
@@ -178,9 +176,9 @@ export class Uploads extends Context.Service<
         if (job.news !== null) yield* job.news.committed
       })
 
-      const store = Effect.fnUntraced(function* ({ device, isLive, table, upload, stamps }: ReceivedUpload) {
+      const store = Effect.fnUntraced(function* ({ device, isLive, silence, table, upload, stamps }: ReceivedUpload) {
         const now = yield* Clock.currentTimeMillis
-        const skewMs = skewOf(upload.punches, device.zone, now, isLive)
+        const skewMs = skewOf(upload.punches, device.zone, now, { isLive, silence })
         const state = devices.present() ?? (yield* db.read(readSchool))
         if (state === null) return yield* Effect.die(new Error("a terminal was admitted before the school was known"))
         const punches = stamped(state.school, device, upload.punches, now)

@@ -145,6 +145,8 @@ export interface Table {
 export interface AttendanceRules {
   readonly table: string
   readonly person: string
+  /** The tables of people whose attendance it is, where no foreign key of `person` tells. */
+  readonly people?: ReadonlyArray<string>
   readonly at: string
   readonly status?: string
   readonly device?: string
@@ -178,6 +180,8 @@ export interface DeviceRules {
         readonly active?: string
         readonly activeValues?: ReadonlyArray<string>
         readonly group?: string
+        /** Where the group that `group` refers to has its name. */
+        readonly groupFrom?: { readonly table: string; readonly name: string }
       }
     >
   >

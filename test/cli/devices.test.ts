@@ -47,7 +47,9 @@ it("a terminal from its first call to its replacement", async () => {
   expect((await run("approve", SN, "--zone", "Africa/Nairobi", "--name", "Gate", "--address", "127.0.0.0/8")).out).toContain("is approved")
   expect((await run("approve", SN, "--address", "gate")).code).toBe(64)
   await node.run(node.roster.settle)
-  expect((await run("status", SN)).out).toMatch(/^total 1, synced 0, pending 1, failed 0, not synced 0\n[\s\S]*Amina Okafor/)
+  expect((await run("status", SN)).out).toMatch(
+    /^total 1, synced 0, pending 1, failed 0, not synced 0\n[\s\S]*Class +State +Last success[\s\S]*Amina Okafor +42 +c1 +pending/,
+  )
   expect((await run("sync", "1")).out).toBe("full sync of 1 people: 1 commands queued\n")
 
   await node.post(`/iclock/cdata?SN=${SN}&table=ATTLOG&Stamp=9999`, "77\t2026-03-03 07:41:15\t0\t1\n")
@@ -72,11 +74,14 @@ it("a terminal from its first call to its replacement", async () => {
   expect((await run("replace", SN, "NEW0000002")).out).toContain("Terminal NEW0000002 takes over")
   expect((await run("retire", "NEW0000002", "--json")).out).toContain('"status":"retired"')
   expect((await run("retire", "GONE0001")).code).toBe(1)
+  expect((await run("approve", "NOTSEEN01")).out).toContain("has never called: see that this is its serial number")
+  expect((await run("retire", "NOTSEEN01")).code).toBe(0)
   const list = JSON.parse((await run("list", "--json")).out) as {
     items: ReadonlyArray<{ serial: string; status: string; replacedBy: number | null }>
   }
   expect(list.items.map(({ serial, status, replacedBy }) => [serial, status, replacedBy])).toEqual([
     [SN, "retired", 2],
     ["NEW0000002", "retired", null],
+    ["NOTSEEN01", "retired", null],
   ])
 })

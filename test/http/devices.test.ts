@@ -6,7 +6,8 @@ import { Devices } from "../../src/iclock/devices.ts"
 import { Roster } from "../../src/iclock/fill.ts"
 import { Commands } from "../../src/iclock/queue.ts"
 import { Libsql } from "../../src/libsql/client.ts"
-import { type Node, openNode } from "../iclock/node.ts"
+import { type Node, openNode, students } from "../iclock/node.ts"
+import { column, table } from "../support/school-file.ts"
 
 const SN = "TSTA240300017"
 let node: Node
@@ -73,6 +74,53 @@ it("a serial can be approved before the terminal has called, without a body, in 
   expect(body).toMatchObject({ serial: "NEW123", status: "approved", zone: Intl.DateTimeFormat().resolvedOptions().timeZone, lastSeenAt: null })
 })
 
+it("a short number is the number in the list, also when a terminal calls itself by it", async () => {
+  await node.approve(SN, "UTC")
+  await node.get("/iclock/cdata?SN=1&options=all")
+  expect((await call("POST", "/api/devices/1/approve", { name: "Gate" })).body).toMatchObject({ id: 1, serial: SN, name: "Gate" })
+  expect((await call("POST", "/api/devices/2/approve")).body).toMatchObject({ id: 2, serial: "1", status: "approved" })
+  // It is spoken to as itself.
+  await node.run(node.commands.send("2", { command: "LOG" }))
+  expect((await node.get("/iclock/getrequest?SN=1&INFO=Ver 6.60,0,0,0,10.0.0.1")).body).toBe("C:1:LOG\n")
+})
+
+it("a terminal that head office approved in SQL keeps its zone, and another can take its place", async () => {
+  await node.get(`/iclock/cdata?SN=${SN}&options=all`)
+  await node.program("UPDATE devices SET status = 'approved', zone = 'Asia/Kolkata'")
+  await node.run(node.devices.changed)
+  expect((await call("POST", `/api/devices/${SN}/approve`, { name: "Gate" })).body).toMatchObject({ zone: "Asia/Kolkata" })
+  await node.program("UPDATE devices SET approved_at = NULL")
+  await node.run(node.devices.changed)
+  expect((await call("POST", `/api/devices/${SN}/replace`, { serial: "NEW0000002" })).body).toMatchObject({ name: "Gate", zone: "Asia/Kolkata" })
+  expect((await call("POST", "/api/devices/NEW0000002/replace", { serial: SN })).body["detail"]).toMatch(/was in use already, with pins of its own/)
+})
+
+it("what is under /api/devices is under /api/v1/device too, in the form that other tools expect", async () => {
+  const amina = await node.student("Amina")
+  await node.approve(SN, "UTC")
+  await node.post(`/iclock/cdata?SN=${SN}&table=ATTLOG&Stamp=1`, "77\t2026-03-03 07:41:15\t0\t1\n")
+  const v1 = async (method: string, path: string, body?: unknown) => (await call(method, `/api/v1/device/${path}`, body)).body
+  expect(await v1("POST", "1/claims", { pin: "77", person: amina })).toEqual({ success: true, data: { punches: 1 } })
+  expect(await v1("GET", "1/commands?limit=1")).toMatchObject({ success: true, data: { items: [{ id: 1 }] } })
+  expect(await v1("POST", "1/replace", { serial: "NEW0000002" })).toMatchObject({ success: true, data: { serial: "NEW0000002" } })
+  expect(await v1("POST", "NEW0000002/retire")).toMatchObject({ success: true, data: { status: "retired" } })
+  expect(await v1("POST", "9/retire")).toMatchObject({ status: 404, code: "device_not_found" })
+})
+
+it("a class is shown by its name, where the config says where that stands", async () => {
+  await node.close()
+  const classes = table("classes", [column("code", "text", { notNull: true }), column("label", "text")], { key: ["code"] })
+  const people = { "public.students": { id: "id", name: "full_name", card: "rfid_card_id", group: "class_id" } }
+  const groupFrom = { table: "public.classes", name: "label" }
+  node = await openNode({ tables: [students, classes], devices: { people: { "public.students": { ...people["public.students"], groupFrom } } } })
+  await node.program("INSERT INTO classes (code, label) VALUES ('5b', 'Form 5 B')")
+  await node.student("Amina", { classId: "5b" })
+  await node.student("Bilal", { classId: "gone" })
+  await node.approve(SN, "UTC")
+  const { students: shown } = (await call("GET", "/api/devices/1/sync-status")).body as { students: ReadonlyArray<{ class: string }> }
+  expect(shown.map((one) => one.class).sort()).toEqual(["Form 5 B", "gone"])
+})
+
 it("another zone of an approved terminal reaches it by a new handshake", async () => {
   await node.approve(SN, "Africa/Nairobi")
   await node.get(`/iclock/cdata?SN=${SN}&options=all`)
@@ -125,6 +173,10 @@ describe("problems", () => {
       ["POST", `/api/devices/${SN}/claims`],
       ["GET", "/api/punches.csv"],
       ["POST", "/api/v1/device/1/commands"],
+      ["GET", "/api/v1/device/1/commands"],
+      ["POST", "/api/v1/device/1/retire"],
+      ["POST", "/api/v1/device/1/replace"],
+      ["POST", "/api/v1/device/1/claims"],
     ] as const) {
       expect((await call(method, path, undefined, { mode: "token", token: "right" })).status).toBe(401)
       expect((await call(method, path, undefined, { mode: "closed" })).status).toBe(403)

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest"
-import { type AttendancePunch, type AttendanceRule, attendanceRow, concerns, isDayOff, isOurs, statusFor } from "../../src/iclock/attendance.ts"
+import { type AttendancePunch, type AttendanceRule, attendanceRow, concerned, isDayOff, isOurs, statusFor } from "../../src/iclock/attendance.ts"
 import type { Column, Table } from "../../src/model/table.ts"
 import type { Cell } from "../../src/model/value.ts"
 import { column, table } from "../support/school-file.ts"
@@ -95,11 +95,29 @@ it.each([
   ["a school in a column of another kind", [key, pupil, at, column("school_id", "int", { type: "integer", ...must })], /attendance\.school_id/],
 ] as const)("%s is a fault in words", (_, columns, fault) => expect(made(rule(columns))).toMatch(fault))
 
-it("a table about pupils is not about a teacher who punches", () => {
-  const references = [{ columns: ["student_id"], table: "public.students", to: ["id"] }]
-  expect(concerns(rule([key, pupil, at], { references }))).toBe(true)
-  expect(concerns({ ...rule([key, pupil, at], { references }), people: table("teachers", []) })).toBe(false)
-  expect(concerns({ ...rule([key, pupil, at]), people: table("teachers", []) })).toBe(true)
+describe("whose attendance a table is about", () => {
+  const people = (name: string, kind: "text" | "bigint" | "int", type: string) => ({
+    people: table(name, [column("no", kind, { type })]),
+    idColumn: "no",
+  })
+  const pupils = people("pupils", "bigint", "bigint")
+  const staff = people("staff", "int", "integer")
+  const guests = people("guests", "text", "uuid")
+  const parents = people("parents", "text", "uuid")
+  const all = [guests, pupils, staff, parents]
+  const about = (kind: "text" | "bigint", type: string, more: Partial<Table> = {}, names: Partial<AttendanceRule["rule"]> = {}) => {
+    const { table: rows, rule: of } = rule([key, column("student_id", kind, { type }), at], more, names)
+    return concerned(rows, of, all)
+  }
+  const references = [{ columns: ["student_id"], table: "public.staff", to: ["no"] }]
+
+  it("those whom the rule names", () =>
+    expect(about("bigint", "bigint", { references }, { people: ["public.pupils", "public.staff"] })).toEqual(["public.pupils", "public.staff"]))
+  it("else the one that the person column refers to", () => expect(about("bigint", "bigint", { references })).toEqual(["public.staff"]))
+  it("else, of those whose ids are numbers, the first", () => expect(about("bigint", "bigint")).toEqual(["public.pupils"]))
+  it("a uuid column takes uuids only, of any table", () => expect(about("text", "uuid")).toEqual(["public.guests", "public.parents"]))
+  it("a text takes all of which one id is one person", () =>
+    expect(about("text", "text")).toEqual(["public.guests", "public.pupils", "public.parents"]))
 })
 
 describe("hours and days", () => {

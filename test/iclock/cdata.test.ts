@@ -81,10 +81,14 @@ describe("OPERLOG and USERINFO", () => {
     const upload = parseOperlog(
       bytes(
         "OPLOG 4\t0\t2025-03-03 07:30:02\t0\t0\t0\t0\nUSER PIN=1201\tName=Amina=Okafor\tPri=0\tPasswd=\tCard=[15cd5b0700]\tGrp=1\nuser pin=0042\tname=B\tprivilege=0\tcard=\n" +
-          "FP PIN=1\tFID=6\tTMP=AA==\nFACE PIN=1\tTMP=AA==\nPIN=77\tName=C\tCard=0\nUSER Name=nobody\nHELLO there\n",
+          "FP PIN=1\tFID=6\tTMP=AA==\nFACE PIN=1\tTMP=AA==\nPIN=77\tName=C\tCard=0\nUSER Name=nobody\nHELLO there\n" +
+          "7\t2026-03-03 07:41\t0\t1\nPIN=8\tTime=2026-03-03 07:42:00\n",
       ),
+      "UTC",
     )
-    expect(upload.count).toBe(8)
+    expect(upload.count).toBe(10)
+    // Whatever table it comes in, a punch is one.
+    expect(upload.punches.map(({ pin, at }) => `${pin} ${at}`)).toEqual(["7 2026-03-03 07:41:00", "8 2026-03-03 07:42:00"])
     expect(upload.users).toEqual([
       { pin: "1201", name: "Amina=Okafor", card: "123456789", cardForm: "bracket", privilege: 0 },
       { pin: "42", name: "B", card: null, cardForm: null, privilege: 0 },
@@ -100,7 +104,7 @@ describe("OPERLOG and USERINFO", () => {
       Buffer.concat([Buffer.from("USER PIN=2\tName=李"), Buffer.from([0xe6, 0x98]), Buffer.from("\tCard=")]),
       Buffer.concat([Buffer.from("USER PIN=3\tName="), Buffer.from([0xc0, 0xee, 0xc3, 0xf7]), Buffer.from("\tCard=")]),
     ]
-    const upload = parseOperlog(Buffer.concat(lines.flatMap((line) => [line, Buffer.from("\n")])))
+    const upload = parseOperlog(Buffer.concat(lines.flatMap((line) => [line, Buffer.from("\n")])), "UTC")
     expect(upload.users.map((user) => user.name)).toEqual(["Zoë", "李", "李明"])
   })
 })
@@ -158,7 +162,7 @@ const anyBody = fc.oneof(
 
 const parsers: ReadonlyArray<readonly [string, (body: Uint8Array) => Upload]> = [
   ["ATTLOG", (body) => parseAttlog(body, "America/St_Johns")],
-  ["OPERLOG", parseOperlog],
+  ["OPERLOG", (body) => parseOperlog(body, "UTC")],
   ["rtlog", (body) => parseRtlog(body, "UTC")],
   ["tabledata", (body) => parseTableData(body, "UTC")],
   ["ERRORLOG", parseEvents],

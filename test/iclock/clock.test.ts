@@ -23,7 +23,7 @@ it.each([
   ["2026-03-03 07:60:09", null],
   ["1969-12-31 23:59:59", null],
   ["26-03-03 07:41:09", null],
-  ["2026-03-03 07:41", null],
+  ["2026-03-03 07:41", "2026-03-03 07:41:00"],
 ])("wall clock %j reads as %j", (text, wall) => expect(readWall(text)).toBe(wall))
 
 it("a wall clock in its usual form is judged and counted as one that is read, whatever day came before it", () => {

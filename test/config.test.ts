@@ -1,0 +1,32 @@
+/** What a config says about terminals, as the hub takes it. */
+import { expect, it } from "vitest"
+import { type Config, type ConfigInput, ConfigRefused, parseConfig } from "../src/config.ts"
+
+const tables: ConfigInput["tables"] = {
+  pupils: { audience: "all" },
+  staff: { audience: "all" },
+  forms: { audience: "all" },
+  presence: { audience: "all" },
+}
+const devices = (people: string | Array<string> | undefined) => ({
+  people: { pupils: { id: "no", name: "name", group: { column: "form", table: "forms", name: "label" } }, staff: { id: "no", name: "name" } },
+  attendance: { table: "presence", person: "who", at: "came", ...(people === undefined ? {} : { people }) },
+})
+const parse = (people?: string | Array<string>): Config | ConfigRefused => parseConfig("test", { tables, devices: devices(people) })
+
+it("names whose attendance it is, and where a class has its name", () => {
+  expect(parse()).toMatchObject({ devices: { attendance: { table: "public.presence" } } })
+  expect(parse("pupils")).toMatchObject({
+    devices: {
+      people: { "public.pupils": { group: "form", groupFrom: { table: "public.forms", name: "label" } } },
+      attendance: { people: ["public.pupils"] },
+    },
+  })
+  expect(parse(["pupils", "public.staff"])).toMatchObject({ devices: { attendance: { people: ["public.pupils", "public.staff"] } } })
+})
+
+it("refuses people who are none of it", () => {
+  const refused = parse("parents")
+  expect(refused).toBeInstanceOf(ConfigRefused)
+  expect(refused).toMatchObject({ problems: ["devices.attendance.people: parents is not among devices.people; these are pupils, staff"] })
+})
