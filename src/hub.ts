@@ -1,5 +1,4 @@
 /** What runs on the VPS: its layers, wired once. */
-import { mkdir } from "node:fs/promises"
 import { join } from "node:path"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -24,8 +23,9 @@ import { settingsRoutes } from "./http/settings.ts"
 import { slotRoutes, syncRoutes } from "./http/sync.ts"
 import { verifyRoutes } from "./http/verify.ts"
 import { Libsql } from "./libsql/client.ts"
-import { lockFile } from "./libsql/lock.ts"
+import { lockIn } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
+import { untilFileServes, watchPlace } from "./libsql/trouble.ts"
 import type { Catalog } from "./postgres/catalog.ts"
 import { Postgres, PostgresError, type PostgresPool } from "./postgres/client.ts"
 import { keyProblems } from "./postgres/key-types.ts"
@@ -182,7 +182,7 @@ const hub = (options: HubOptions, config: Config) =>
     yield* Effect.logInfo(`hub listens on http://${hostname}:${server.port}`)
     yield* tend(pg, yield* Tables)
     yield* Effect.forkScoped(askSchools)
-    return yield* streamLoop({ url: options.databaseUrl, pg, config })
+    return yield* Effect.raceFirst(streamLoop({ url: options.databaseUrl, pg, config }), watchPlace(yield* Libsql))
   })
 
 const layers = (options: HubOptions) => {
@@ -232,10 +232,9 @@ export const runHub = async (options: HubOptions): Promise<number> => {
   }
   const program = Effect.gen(function* () {
     const config = yield* loadConfig(options.config)
-    yield* Effect.promise(() => mkdir(options.dataDir, { recursive: true }))
-    yield* lockFile(join(options.dataDir, "feed.db"))
-    // What runs ends before what it runs on.
-    return yield* Effect.scoped(hub(options, config)).pipe(Effect.provide(layers(options)))
+    yield* untilFileServes(lockIn(options.dataDir, "feed.db"))
+    // What runs ends before what it runs on, also before another attempt.
+    return yield* untilFileServes(Effect.scoped(hub(options, config)).pipe(Effect.provide(layers(options))))
   }).pipe(
     Effect.scoped,
     Effect.as(0),

@@ -1,5 +1,4 @@
 /** What runs in a school: its layers, wired once. */
-import { mkdir } from "node:fs/promises"
 import { join } from "node:path"
 import { Cron } from "croner"
 import * as Clock from "effect/Clock"
@@ -23,8 +22,9 @@ import { Commands } from "./iclock/queue.ts"
 import { Uploads } from "./iclock/uploads.ts"
 import { Libsql } from "./libsql/client.ts"
 import { newLife } from "./libsql/life.ts"
-import { lockFile } from "./libsql/lock.ts"
+import { lockIn } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
+import { untilFileServes, watchPlace } from "./libsql/trouble.ts"
 import type { Metered } from "./link/metered.ts"
 import { OpenLink } from "./link/open.ts"
 import { stopSignal } from "./runtime.ts"
@@ -132,7 +132,7 @@ const school = (options: SchoolOptions) =>
       Effect.repeat(Effect.ignoreCause(guardTriggers({ streams, adopt: options.adopt }), { log: "Warn" }), Schedule.spaced(SCHEMA_POLL_MS)),
     )
     if (options.workers !== null) yield* startWorkers({ folder: options.workers, outDir: options.dataDir })
-    return yield* sessions({ ...options, streams })
+    return yield* Effect.raceFirst(sessions({ ...options, streams }), watchPlace(db))
   })
 
 const layers = (options: SchoolOptions) => {
@@ -161,9 +161,6 @@ const layers = (options: SchoolOptions) => {
   return Layer.mergeAll(Deliver.layer, terminals, schoolConflicts, schoolQuarantine, schoolRuns, schoolVerify, syncNow).pipe(Layer.provideMerge(base))
 }
 
-/** How often a file that cannot be written is tried again at the start. */
-const fileAgain = Schedule.spaced("2 seconds")
-
 /** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the file or the port, 78 when the file is newer than this program. */
 export const runSchool = async (options: SchoolOptions): Promise<number> => {
   const stop = stopSignal()
@@ -172,15 +169,9 @@ export const runSchool = async (options: SchoolOptions): Promise<number> => {
     return code
   }
   const program = Effect.gen(function* () {
-    yield* Effect.promise(() => mkdir(options.dataDir, { recursive: true }))
-    yield* lockFile(join(options.dataDir, "school.db"))
+    yield* untilFileServes(lockIn(options.dataDir, "school.db"))
     // What runs ends before what it runs on, also before another attempt.
-    return yield* Effect.scoped(school(options)).pipe(
-      Effect.provide(layers(options)),
-      Effect.tapErrorTag("LibsqlError", (error) => Effect.logWarning(`the school's file: ${error.message}`)),
-      // A program that holds the file's lock, or a full disk, is waited for.
-      Effect.retry({ while: (error) => error._tag === "LibsqlError" && /^SQLITE_(BUSY|LOCKED|FULL|IOERR)/.test(error.code), schedule: fileAgain }),
-    )
+    return yield* untilFileServes(Effect.scoped(school(options)).pipe(Effect.provide(layers(options))))
   }).pipe(
     Effect.scoped,
     Effect.as(0),

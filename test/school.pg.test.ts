@@ -1,11 +1,11 @@
-import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import Database from "libsql"
 import { afterAll, beforeAll, expect, it } from "vitest"
 import { type HubLink, openHubLink } from "./support/hub-link.ts"
 import { startNode as startProcess, upToDate } from "./support/node.ts"
-import { program } from "./support/processes.ts"
+import { program, startSchool } from "./support/processes.ts"
 import { until } from "./support/until.ts"
 import { makeWorld, type World } from "./support/world.ts"
 
@@ -146,6 +146,42 @@ it("a node that starts while a program holds the file's lock says so, waits and 
   holder.close()
   await upToDate(node)
   await node.stop()
+})
+
+it("a file that is deleted while the node runs is back in a moment, and what programs had written goes up", async () => {
+  const school = await newSchool()
+  const dir = newDir()
+  const node = await startSchool(dir, hub.url, (await hub.key(school)).text)
+  const settled = () => until("the node to be up to date", async () => (await node.status()).state === "up_to_date")
+  try {
+    await settled()
+    program(dir, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-1', '${school}', 'before')`)
+    for (const rest of ["", "-wal", "-shm"]) rmSync(join(dir, `school.db${rest}`), { force: true })
+    await until("the file", () => existsSync(join(dir, "school.db")))
+    expect(node.log()).toContain("school.db was deleted while it was in use")
+    await settled()
+    program(dir, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-2', '${school}', 'since')`)
+    await until("both writes at head office", async () => (await atOffice(`${school}-1`)) === "before" && (await atOffice(`${school}-2`)) === "since")
+    expect(names(dir)).toEqual(["before", "since"])
+  } finally {
+    await node.kill()
+  }
+})
+
+it("a node that starts on a file which it cannot open says what to do, waits and goes on", async () => {
+  const school = await newSchool()
+  const dir = newDir()
+  const file = join(dir, "school.db")
+  // For root no file is read only; what is no file cannot be opened by anybody.
+  mkdirSync(file, { recursive: true })
+  const node = await startSchool(dir, hub.url, (await hub.key(school)).text)
+  try {
+    await until("the node to say what it waits for", () => node.log().includes("let this process's user write the file"))
+    rmSync(file, { recursive: true })
+    await until("the node to be up to date", async () => (await node.status()).state === "up_to_date")
+  } finally {
+    await node.kill()
+  }
 })
 
 it("a copied file is noticed, stops by name, and goes on with a new life; nothing is lost or doubled", async () => {

@@ -12,6 +12,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { type AnyElysia, Elysia } from "elysia"
+import { cureOf } from "../libsql/cure.ts"
 
 /** Bodies of operator routes; those of the link have their own limits. */
 export const MAX_OPERATOR_BODY_BYTES = 64 * 1024
@@ -189,9 +190,8 @@ const toProblem = (error: unknown): Response | null => {
     }
     case "LibsqlError": {
       const { code } = error as unknown as { readonly code: string }
-      return /^SQLITE_(BUSY|LOCKED|FULL|IOERR)/.test(code)
-        ? problem(503, "unavailable", "The database file is not available", `${code}; try again in a moment`, {}, { "retry-after": "5" })
-        : null
+      const cure = /^SQLITE_(BUSY|LOCKED)/.test(code) ? "try again in a moment" : cureOf(code)
+      return cure === null ? null : problem(503, "unavailable", "The database file is not available", `${code}; ${cure}`, {}, { "retry-after": "5" })
     }
     default:
       return null

@@ -103,6 +103,8 @@ export interface LibsqlFile {
   readonly load: (place: number | null, source: LoadSource, plans: ReadonlyArray<LoadPlan>) => Effect.Effect<number, LibsqlError>
   readonly unload: Effect.Effect<void>
   readonly read: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
+  /** What has happened to the file on the disk while it is open, see place.ts; null: nothing. After anything else it must be opened anew. */
+  readonly moved: Effect.Effect<string | null, LibsqlError>
   /** A read on a connection and worker of its own: for scans that others shall not wait for. */
   readonly readApart: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
 }
@@ -243,21 +245,23 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, never, Sc
     }
     const open = Effect.gen(function* () {
       yield* send({ op: "open", path, pragmas: [...PRAGMAS, `cache_size=-${cacheKiB}`], timeoutMs: BUSY_TIMEOUT_MS })
-      // The worker closes its connection by itself: ending it first would leave the WAL behind.
+      // The worker leaves its connection by itself: ending it first would leave the WAL behind.
       yield* Effect.addFinalizer(() => Effect.ignoreCause(send({ op: "close" })))
     })
     return { open, tx, send, post }
   })
 
+const movedOf = (port: Port) => Effect.suspend(() => port.send({ op: "keep" }) as Effect.Effect<string | null, LibsqlError>)
+
 /**
  * A read waits for nothing but its statements: its transaction begins and ends on the way to and from them. When it does not
  * begin, the worker refuses the statements that follow.
  */
-const makeRead = (port: Port): LibsqlFile["read"] => {
+const makeRead = (port: Port): Pick<LibsqlFile, "read" | "moved"> => {
   const one = Semaphore.makeUnsafe(1)
   const begin = Effect.sync(() => port.post({ op: "begin", write: false }, () => undefined))
   const end = (commit: boolean) => Effect.sync(() => port.post({ op: "end", commit }, () => undefined))
-  return (body) =>
+  const read: LibsqlFile["read"] = (body) =>
     one.withPermit(
       Effect.acquireUseRelease(
         begin,
@@ -265,6 +269,7 @@ const makeRead = (port: Port): LibsqlFile["read"] => {
         (_, exit) => end(Exit.isSuccess(exit)),
       ),
     )
+  return { read, moved: one.withPermit(movedOf(port)) }
 }
 
 const makeWrite = (port: Port) => {
@@ -296,7 +301,7 @@ const makeWrite = (port: Port) => {
   const load: LibsqlFile["load"] = (place, source, plans) =>
     one.withPermit(Effect.suspend(() => port.send({ op: "load", place, source, plans }) as Effect.Effect<number, LibsqlError>))
   const unload: LibsqlFile["unload"] = one.withPermit(Effect.sync(() => port.post({ op: "unload" }, () => undefined)))
-  return { write, writeAhead, alone, load, unload }
+  return { write, writeAhead, alone, load, unload, moved: one.withPermit(movedOf(port)) }
 }
 
 /** Opens the file, creating it when it does not exist; closed with the scope. */
@@ -307,11 +312,16 @@ export const openFile = (path: string): Effect.Effect<LibsqlFile, LibsqlError, S
     // The workers start side by side; the writer makes the file.
     yield* writer.open
     yield* reader.open
+    // A file that is stopped stands alone: whoever copies it, or deletes what lies beside it, loses nothing.
+    yield* Effect.addFinalizer(() => Effect.ignoreCause(writer.send({ op: "empty" })))
+    const [write, read] = [makeWrite(writer), makeRead(reader)]
     return {
       path,
-      ...makeWrite(writer),
-      read: makeRead(reader),
-      readApart: (body) => Effect.scoped(Effect.flatMap(makePort(path, READER_CACHE_KIB), (port) => Effect.andThen(port.open, makeRead(port)(body)))),
+      ...write,
+      read: read.read,
+      // After a failure a connection is closed until its next statement, and knows nothing.
+      moved: Effect.flatMap(write.moved, (message) => (message === null ? read.moved : Effect.succeed(message))),
+      readApart: (body) => Effect.scoped(Effect.flatMap(makePort(path, READER_CACHE_KIB), (port) => Effect.andThen(port.open, makeRead(port).read(body)))),
     }
   })
 

@@ -103,7 +103,7 @@ export type Command =
   | { readonly op: "unload" }
   | ({ readonly op: "lines" } & LinesScan)
   | ({ readonly op: "prints" } & PrintScan)
-  | { readonly op: "reset" | "close" }
+  | { readonly op: "keep" | "reset" | "empty" | "close" }
 export type Request = Command & { readonly id: number }
 /** What goes to the worker, and what comes back: lists, for a message wakes a thread, which costs more than most statements. */
 export type Requests = ReadonlyArray<Request>

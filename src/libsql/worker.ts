@@ -6,18 +6,23 @@
 import Database from "libsql"
 import { Hasher, keyName, Prints } from "../model/digest.ts"
 import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
+import { faultOf } from "./fault.ts"
 import { gatherLines } from "./gather.ts"
 import { Loads } from "./load.ts"
 import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Requests, Response, RowFailure } from "./messages.ts"
+import { keepPlace, movedFrom, type Place, placeOf } from "./place.ts"
 
 const STATEMENT_CACHE = 256
 /** How often the write lock is looked for while a program has it. */
 const LOOK_MS = 1
+/** How long the last act on a file, to move its -wal into it, waits for programs. */
+const LAST_WAIT_MS = 200
 
 let path = ""
 let pragmas: ReadonlyArray<string> = []
 let timeoutMs = 0
 let db: Database.Database | undefined
+let place: Place = { main: null, wal: null }
 let statements = new Map<string, Database.Statement>()
 /** Why the transaction cannot go on: what nobody waited for has failed, its beginning or a statement, so others may have been sent after it. */
 let spoiled: unknown = null
@@ -27,6 +32,7 @@ const open = (): Database.Database => {
   const fresh = new Database(path, { timeout: timeoutMs })
   for (const pragma of pragmas) fresh.prepare(`PRAGMA ${pragma}`).all()
   db = fresh
+  place = placeOf(path)
   return fresh
 }
 
@@ -36,6 +42,16 @@ const close = (): void => {
   const old = db
   db = undefined
   old?.close()
+}
+
+/** The driver closes a connection when its statements are collected, so never at an end: a file that is stopped would not stand without its -wal. */
+const emptyLog = (): void => {
+  try {
+    if (db === undefined || movedFrom(place, placeOf(path)) !== null) return
+    db.exec(`PRAGMA busy_timeout = ${LAST_WAIT_MS}; PRAGMA wal_checkpoint(TRUNCATE)`)
+  } catch {
+    // A program reads in it: the -wal stays for the next start.
+  }
 }
 
 const prepare = (sql: string): Database.Statement => {
@@ -75,7 +91,7 @@ const beginWrite = (): void => {
         connection.exec("BEGIN IMMEDIATE")
         return
       } catch (error) {
-        if (!failure(error).code.startsWith("SQLITE_BUSY") || performance.now() - began >= timeoutMs) throw error
+        if (!faultOf(error).code.startsWith("SQLITE_BUSY") || performance.now() - began >= timeoutMs) throw error
       }
     }
   } finally {
@@ -84,11 +100,6 @@ const beginWrite = (): void => {
 }
 
 const toArray = (args: ReadonlyArray<Bind> | undefined): Array<unknown> => (args === undefined ? [] : args.map(bind))
-
-const failure = (error: unknown): { code: string; message: string } => {
-  const { code, message } = error as { code?: string; message?: string }
-  return { code: code ?? "SQLITE_ERROR", message: message ?? String(error) }
-}
 
 const utf8 = new TextEncoder()
 const text = new TextDecoder()
@@ -139,7 +150,7 @@ const runRows = ({ sql, width, cells, integers }: Packed & { readonly sql: strin
     try {
       statement.run(row)
     } catch (error) {
-      const { code, message } = failure(error)
+      const { code, message } = faultOf(error)
       if (!isRefusal(code)) throw error
       failures.push({ index, code, message })
     }
@@ -161,7 +172,7 @@ const writeWires = ({ sql, kinds, json, wideSql, wide }: PackedWires & { readonl
       prepare(index < 0 ? wideSql : sql).run(cells)
       return null
     } catch (error) {
-      const { code, message } = failure(error)
+      const { code, message } = faultOf(error)
       if (!isRefusal(code)) throw error
       return { index, code, message }
     }
@@ -188,7 +199,7 @@ const loads = new Loads({
     )[0],
   exec: (sql) => open().exec(sql),
   refusal: (error) => {
-    const { code, message } = failure(error)
+    const { code, message } = faultOf(error)
     // A statement that does not fit the file: a program dropped the table or a column.
     return isRefusal(code) || code === "SQLITE_ERROR" ? message : null
   },
@@ -217,7 +228,7 @@ const commit = (): void => {
 
 const answer = (request: Request): unknown => {
   // Without this, what was sent after the failure would stand without it, or even outside the transaction, which some failures end.
-  if (spoiled !== null && request.op !== "close" && request.op !== "reset" && request.op !== "end") throw spoiled
+  if (spoiled !== null && request.op !== "close" && request.op !== "empty" && request.op !== "reset" && request.op !== "end") throw spoiled
   switch (request.op) {
     case "open":
       path = request.path
@@ -291,8 +302,15 @@ const answer = (request: Request): unknown => {
     }
     case "prints":
       return print(request)
+    case "keep":
+      // The -wal comes with the first statement.
+      if (place.wal === null) place = { ...place, wal: placeOf(path).wal }
+      return db === undefined ? null : keepPlace(path, db, place)
     case "reset":
       close()
+      return null
+    case "empty":
+      emptyLog()
       return null
     case "close":
       close()
@@ -304,7 +322,7 @@ const respond = (request: Request): Response => {
   try {
     return { id: request.id, ok: answer(request) }
   } catch (error) {
-    const fault = failure(error)
+    const fault = faultOf(error)
     // One SQLITE_BUSY leaves this driver's connection unable to commit; a transaction that did not end cleanly is no better.
     if (fault.code.startsWith("SQLITE_BUSY") || (request.op === "end" && request.commit === false)) {
       try {

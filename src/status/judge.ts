@@ -2,6 +2,7 @@
  * Which state a node is in, from the facts (pure). The order of the rules is the order of what a person must know first:
  * a named stop, then a person's own pause, then contact, then work.
  */
+import { cureOf } from "../libsql/cure.ts"
 import type { State } from "./snapshot.ts"
 
 /** A school that was not heard for this long is offline: a long poll ends every 25 s, and a half-open one is found in 45 s. */
@@ -40,17 +41,12 @@ export interface SchoolOwnFacts {
   readonly standingMs: number
 }
 
-/** The link's words when the school's own file is what fails. A lock of another program passes by itself. */
-const FILE_FAULT = /^SQLITE_(FULL|IOERR|CORRUPT|NOTADB|READONLY|CANTOPEN)/
-
 export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
   if (facts.stop !== null) return { state: "stuck", reason: (facts.link === "stopped" && facts.linkDetail) || stopReason(facts.stop) }
   if (facts.link === "stopped") return { state: "stuck", reason: facts.linkDetail || "the hub refuses this node; see its log" }
-  if (FILE_FAULT.test(facts.linkDetail))
-    return {
-      state: "stuck",
-      reason: `the school's file cannot be written (${facts.linkDetail}): see to the disk's free space and the folder's owner`,
-    }
+  // The link's words when the school's own file is what fails.
+  const cure = cureOf(facts.linkDetail)
+  if (cure !== null) return { state: "stuck", reason: `the school's file cannot be used (${facts.linkDetail}): ${cure}` }
   if (facts.paused) return { state: "paused", reason: "paused at head office; resume with: schoolbus schools resume" }
   const wait = facts.waits == null ? "" : waitReason(facts.waits)
   if (!facts.hasCut) return { state: "new", reason: facts.linkDetail || wait }

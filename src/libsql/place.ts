@@ -1,0 +1,105 @@
+/**
+ * A file that somebody deletes, replaces or parts from its -wal while it is open. SQLite does not look: its connections go on in
+ * files that nobody else can reach, and what is written there is gone with the process. So the connection looks itself. What it
+ * still has open is the school's data: where the file is gone, or is no file of ours, it is put back; a file of ours in its place,
+ * from a backup, is taken as it is, and what only the former one knows is kept beside it.
+ */
+import { closeSync, copyFileSync, existsSync, fsyncSync, openSync, renameSync, rmSync, statSync } from "node:fs"
+import Database from "libsql"
+
+/** Which files stand at a path, `"device/inode"`; null: none. */
+export interface Place {
+  readonly main: string | null
+  readonly wal: string | null
+}
+
+const identity = (path: string): string | null => {
+  const found = statSync(path, { bigint: true, throwIfNoEntry: false })
+  return found === undefined ? null : `${found.dev}/${found.ino}`
+}
+
+export const placeOf = (path: string): Place => ({ main: identity(path), wal: identity(`${path}-wal`) })
+
+type Moved = "deleted" | "replaced" | "parted"
+
+/** While a connection is open, nobody may delete or replace either file: SQLite itself deletes the -wal with the last connection only. */
+export const movedFrom = (then: Place, now: Place): Moved | null => {
+  if (now.main === null) return "deleted"
+  if (now.main !== then.main) return "replaced"
+  return then.wal !== null && now.wal !== then.wal ? "parted" : null
+}
+
+const literal = (text: string): string => `'${text.replaceAll("'", "''")}'`
+
+const OWN_TABLES = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN ('schoolbus_state', 'entry')"
+const TABLES = "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
+
+const count = (db: Database.Database, sql: string): number => Number((db.prepare(sql).raw(true).get([]) as ReadonlyArray<unknown>)[0])
+
+/** null: it is no database. Not opened to be read only: without a -wal that would not open it. */
+const countAt = (path: string, sql: string): number | null => {
+  let other: Database.Database | undefined
+  try {
+    other = new Database(path, { timeout: 0 })
+    return count(other, sql)
+  } catch {
+    return null
+  } finally {
+    other?.close()
+  }
+}
+
+const isOurs = (path: string): boolean => (countAt(path, OWN_TABLES) ?? 0) > 0
+const isEmpty = (path: string): boolean => countAt(path, TABLES) === 0
+
+const hasUnsent = (db: Database.Database): boolean =>
+  count(db, "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'changes'") > 0 && count(db, "SELECT count(*) FROM changes") > 0
+
+const dropLog = (path: string): void => {
+  for (const rest of ["-wal", "-shm"]) rmSync(`${path}${rest}`, { force: true })
+}
+
+/** Everything that the connection sees, on the disk under another name, and then under its own. */
+const save = (db: Database.Database, to: string): void => {
+  const part = `${to}.part`
+  rmSync(part, { force: true })
+  try {
+    db.exec(`VACUUM INTO ${literal(part)}`)
+    const handle = openSync(part, "r+")
+    fsyncSync(handle)
+    closeSync(handle)
+    dropLog(to)
+    renameSync(part, to)
+  } finally {
+    rmSync(part, { force: true })
+  }
+}
+
+/** A name beside the file that is free. */
+const aside = (path: string): string => {
+  for (let n = 1; ; n++) if (!existsSync(`${path}.aside-${n}`)) return `${path}.aside-${n}`
+}
+
+/**
+ * What has happened to the file, and what became of its rows; null: it stands where it was opened. Not inside a transaction.
+ * Afterwards every connection is one to the former file: SQLite leaves the new one alone when they close.
+ */
+export const keepPlace = (path: string, db: Database.Database, then: Place): string | null => {
+  const now = placeOf(path)
+  const moved = movedFrom(then, now)
+  if (moved === null) return null
+  const programs = "Programs that have it open must open it again"
+  // Over another file, our -wal would be taken for its own. What stands in it we have open.
+  if (moved !== "parted" && now.wal === then.wal) dropLog(path)
+  if (moved === "replaced" && isOurs(path)) {
+    const taken = `another file was put in the place of ${path} while it was in use; that one is taken`
+    if (!hasUnsent(db)) return `${taken}. ${programs}`
+    const kept = aside(path)
+    save(db, kept)
+    return `${taken}. Changes that had not been sent stand in ${kept}. ${programs}`
+  }
+  if (moved === "replaced" && !isEmpty(path)) copyFileSync(path, aside(path))
+  save(db, path)
+  const what = moved === "parted" ? `${path}-wal was deleted or replaced` : moved === "replaced" ? `${path} was replaced by a foreign file` : `${path} was deleted`
+  return `${what} while it was in use; it is put back as it was. ${programs}`
+}

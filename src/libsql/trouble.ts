@@ -1,0 +1,32 @@
+/** A file that cannot be used now, or is no longer where it was: the wait until it serves again. */
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import { LibsqlError, type LibsqlFile } from "./client.ts"
+import { cureOf } from "./cure.ts"
+
+/** How often a file is tried again at the start, and looked for while it is open. */
+const AGAIN = Schedule.spaced("2 seconds")
+const LOOK = "1 second"
+
+const passes = (error: unknown): boolean => error instanceof LibsqlError && /^SQLITE_(BUSY|LOCKED|FULL|IOERR|READONLY|CANTOPEN)/.test(error.code)
+
+const sentence = ({ code, message }: LibsqlError): string => [message, cureOf(code)].filter((text) => text !== null).join("; ")
+
+/** Fails once the file is no longer where it was opened. A disk that has no room for what must be saved is waited for. */
+export const watchPlace = (file: LibsqlFile): Effect.Effect<never, LibsqlError> =>
+  Effect.forever(
+    Effect.sleep(LOOK).pipe(
+      Effect.andThen(file.moved),
+      Effect.catch((error) => Effect.as(Effect.logWarning(`the file is gone from its place and cannot be saved yet: ${sentence(error)}`), null)),
+      Effect.flatMap((message) =>
+        message === null ? Effect.void : Effect.fail(new LibsqlError({ file: file.path, sql: "", code: "SQLITE_READONLY_DBMOVED", message })),
+      ),
+    ),
+  )
+
+/** What runs on a file, begun again when the file could not be used and may be later: a program holds its lock, a full disk, a right that lacks. */
+export const untilFileServes = <A, E, R>(program: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  program.pipe(
+    Effect.tapError((error) => (error instanceof LibsqlError ? Effect.logWarning(`the file: ${sentence(error)}`) : Effect.void)),
+    Effect.retry({ while: passes, schedule: AGAIN }),
+  )
