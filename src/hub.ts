@@ -30,6 +30,7 @@ import type { Catalog } from "./postgres/catalog.ts"
 import { Postgres, PostgresError, type PostgresPool } from "./postgres/client.ts"
 import { keyProblems } from "./postgres/key-types.ts"
 import { hubScript } from "./postgres/migrate.ts"
+import { remedyOf } from "./postgres/remedy.ts"
 import { stopSignal } from "./runtime.ts"
 import { HubFactStore } from "./status/facts.ts"
 import { hubVerify } from "./status/hub-verify.ts"
@@ -61,12 +62,16 @@ const TEND_MS = 10_000
 const MAX_BODY_BYTES = 16 * 1024 * 1024
 const IDLE_SECONDS = 250
 
+const withRemedy = (text: string, sqlstate: string): string => [text, remedyOf(sqlstate)].filter((part) => part !== null).join("; ")
+
 const sentence = (error: SourceError): string => {
   switch (error._tag) {
     case "SlotBusy":
       return `another hub holds slot ${error.slot}: ${error.holder}`
     case "PostgresError":
-      return error.sqlstate === "" ? `Postgres does not answer: ${error.message}` : `${error.message} (${error.sqlstate})`
+      return error.sqlstate === "" ? `Postgres does not answer: ${error.message}` : withRemedy(`${error.message} (${error.sqlstate})`, error.sqlstate)
+    case "WalStopped":
+      return withRemedy(error.message, error.sqlstate)
     default:
       return error.message
   }
@@ -254,7 +259,7 @@ export const runHub = async (options: HubOptions): Promise<number> => {
                 `the role of --database-url may not set up schema "schoolbus": ${error.message}.\nA DBA can do it once: the SQL stands on standard output (schoolbus hub … > schoolbus.sql; psql -f schoolbus.sql).\nOr: GRANT CREATE ON DATABASE ${databaseOf(options.databaseUrl)} TO ${roleOf(options.databaseUrl)};`,
               )
             })
-          : Effect.sync(() => fail(69, `Postgres refuses the connection: ${error.message}`)),
+          : Effect.sync(() => fail(69, withRemedy(`Postgres refuses the connection: ${error.message}`, error.sqlstate))),
     }),
   )
   try {

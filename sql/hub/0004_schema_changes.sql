@@ -36,7 +36,9 @@ BEGIN
         OR EXISTS (SELECT 1 FROM pg_index i JOIN schoolbus.watched w ON w.oid = i.indrelid WHERE i.indexrelid = c.objid AND i.indisunique)
         OR EXISTS (SELECT 1 FROM pg_inherits i JOIN schoolbus.watched w ON w.oid = i.inhparent WHERE i.inhrelid = c.objid)
         OR EXISTS (SELECT 1 FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace
-                     JOIN schoolbus.watched w ON w.name = n.nspname || '.' || r.relname WHERE r.oid = c.objid);
+                     JOIN schoolbus.watched w ON w.name = n.nspname || '.' || r.relname WHERE r.oid = c.objid)
+        OR EXISTS (SELECT 1 FROM pg_namespace n JOIN schoolbus.watched w ON split_part(w.name, '.', 1) = n.nspname
+                    WHERE n.oid = c.objid AND c.classid = 'pg_namespace'::regclass);
   END IF;
   IF touched IS NOT NULL THEN
     INSERT INTO schoolbus.schema_changes (command, object) VALUES (tg_tag, touched);

@@ -9,6 +9,7 @@
 import type { Column, Table } from "../model/table.ts"
 import type { Kind, Wire } from "../model/value.ts"
 import type { Found } from "../postgres/catalog.ts"
+import { spelled, spelledTable } from "../postgres/spelling.ts"
 
 /** A table's shape as the feed holds it. */
 export interface Shape {
@@ -153,8 +154,8 @@ export const judge = (
 const putBack = (isMoved: boolean, name: string, now: string): string => {
   const [schema, table] = [name.slice(0, name.indexOf(".")), name.slice(name.indexOf(".") + 1)]
   return isMoved
-    ? `move it back (ALTER TABLE ${now} SET SCHEMA ${schema}), or list it in the config under its new name`
-    : `rename it back (ALTER TABLE ${now} RENAME TO ${table}), or list it in the config under its new name`
+    ? `move it back (ALTER TABLE ${spelledTable(now)} SET SCHEMA ${spelled(schema)}), or list it in the config under its new name`
+    : `rename it back (ALTER TABLE ${spelledTable(now)} RENAME TO ${spelled(table)}), or list it in the config under its new name`
 }
 
 const judgeColumns = (shape: Shape, found: Found, now: Table, sameDatabase: boolean): Fitting | ({ readonly kind: "pause" } & Pause) => {

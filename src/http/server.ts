@@ -13,6 +13,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { type AnyElysia, Elysia } from "elysia"
 import { cureOf } from "../libsql/cure.ts"
+import { remedyOf } from "../postgres/remedy.ts"
 
 /** Bodies of operator routes; those of the link have their own limits. */
 export const MAX_OPERATOR_BODY_BYTES = 64 * 1024
@@ -184,7 +185,9 @@ const toProblem = (error: unknown): Response | null => {
   switch ((error as { readonly _tag?: unknown } | null)?._tag) {
     case "PostgresError": {
       const { sqlstate } = error as unknown as { readonly sqlstate: string }
-      return sqlstate === "" || /^(08|40|53|55P03|57P0|57014|25006)/.test(sqlstate)
+      const remedy = remedyOf(sqlstate)
+      if (remedy !== null) return problem(503, "unavailable", "Postgres refuses the hub", remedy, {}, { "retry-after": "5" })
+      return sqlstate === "" || /^(08|40|53|55P03|57P0|57014)/.test(sqlstate)
         ? problem(503, "unavailable", "Postgres does not answer", "try again in a moment", {}, { "retry-after": "5" })
         : null
     }

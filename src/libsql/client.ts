@@ -321,7 +321,8 @@ export const openFile = (path: string): Effect.Effect<LibsqlFile, LibsqlError, S
       read: read.read,
       // After a failure a connection is closed until its next statement, and knows nothing.
       moved: Effect.flatMap(write.moved, (message) => (message === null ? read.moved : Effect.succeed(message))),
-      readApart: (body) => Effect.scoped(Effect.flatMap(makePort(path, READER_CACHE_KIB), (port) => Effect.andThen(port.open, makeRead(port).read(body)))),
+      readApart: (body) =>
+        Effect.scoped(Effect.flatMap(makePort(path, READER_CACHE_KIB), (port) => Effect.andThen(port.open, makeRead(port).read(body)))),
     }
   })
 

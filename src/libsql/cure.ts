@@ -2,7 +2,10 @@
 const CURES: ReadonlyArray<readonly [codes: RegExp, cure: string]> = [
   [/^SQLITE_READONLY_DBMOVED/, "it is opened anew"],
   [/^SQLITE_FULL/, "free space on its disk; everything goes on by itself"],
-  [/^SQLITE_(READONLY|CANTOPEN|PERM|AUTH)/, "let this process's user write the file, what lies beside it and its folder; everything goes on by itself"],
+  [
+    /^SQLITE_(READONLY|CANTOPEN|PERM|AUTH)/,
+    "let this process's user write the file, what lies beside it and its folder; everything goes on by itself",
+  ],
   [/^SQLITE_(CORRUPT|NOTADB)/, "the file is damaged: see README, A damaged file"],
   [/^SQLITE_IOERR/, "see to the disk and its free space, and to what the system's log says of it"],
 ]

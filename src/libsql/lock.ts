@@ -32,7 +32,8 @@ export const lockFile = (path: string): Effect.Effect<void, AlreadyRunning | Lib
         catch: (cause) => {
           const { code, message } = faultOf(cause)
           // Room comes back by itself.
-          if (code === "SQLITE_FULL") return new LibsqlError({ file: path, sql: "", code, message: `${path}-lock cannot be written: the disk is full` })
+          if (code === "SQLITE_FULL")
+            return new LibsqlError({ file: path, sql: "", code, message: `${path}-lock cannot be written: the disk is full` })
           const isBusy = code.startsWith("SQLITE_BUSY")
           return new AlreadyRunning({
             path,

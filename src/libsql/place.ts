@@ -100,6 +100,11 @@ export const keepPlace = (path: string, db: Database.Database, then: Place): str
   }
   if (moved === "replaced" && !isEmpty(path)) copyFileSync(path, aside(path))
   save(db, path)
-  const what = moved === "parted" ? `${path}-wal was deleted or replaced` : moved === "replaced" ? `${path} was replaced by a foreign file` : `${path} was deleted`
+  const what =
+    moved === "parted"
+      ? `${path}-wal was deleted or replaced`
+      : moved === "replaced"
+        ? `${path} was replaced by a foreign file`
+        : `${path} was deleted`
   return `${what} while it was in use; it is put back as it was. ${programs}`
 }

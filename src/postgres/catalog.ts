@@ -5,6 +5,7 @@ import { kindOf, type Wire } from "../model/value.ts"
 import { hasKeyRange } from "./key-types.ts"
 import type { PostgresError, Session } from "./client.ts"
 import { computedDefault, mustGive } from "./defaults.ts"
+import { spelled, spelledTable } from "./spelling.ts"
 
 /**
  * Why a table cannot be synced as it stands: the code is for scripts, the text says the thing, the reason and the remedy.
@@ -222,7 +223,7 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         return found(null, { code: "not_a_table", text })
       }
       if (relation.persistence !== "p") {
-        const text = `table ${name} is unlogged or temporary, so its changes are not in the WAL; run ALTER TABLE ${name} SET LOGGED`
+        const text = `table ${name} is unlogged or temporary, so its changes are not in the WAL; run ALTER TABLE ${spelledTable(name)} SET LOGGED`
         return found(null, { code: "unlogged", text })
       }
       const unique = indexes
@@ -230,19 +231,19 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         .map((index) => ({ primary: index.is_primary, cols: JSON.parse(index.cols) as Array<string> }))
       const key = unique.find((index) => index.primary)?.cols
       if (key === undefined) {
-        const text = `table ${name} has no primary key, so its updates and deletes cannot be told apart; add one: ALTER TABLE ${name} ADD PRIMARY KEY (…)`
+        const text = `table ${name} has no primary key, so its updates and deletes cannot be told apart; add one: ALTER TABLE ${spelledTable(name)} ADD PRIMARY KEY (…)`
         return found(null, { code: "no_key", text })
       }
       if (relation.identity !== "d" && relation.identity !== "f") {
-        const text = `table ${name} has a replica identity that leaves out its key; run ALTER TABLE ${name} REPLICA IDENTITY DEFAULT`
+        const text = `table ${name} has a replica identity that leaves out its key; run ALTER TABLE ${spelledTable(name)} REPLICA IDENTITY DEFAULT`
         problems.push({ code: "replica_identity", text })
       }
       if (rule.direction !== "up" && !relation.readable) {
-        const text = `the hub's role may not read all columns of table ${name}; a DBA can allow it: GRANT SELECT ON ${name} TO ${relation.role}`
+        const text = `the hub's role may not read all columns of table ${name}; a DBA can allow it: GRANT SELECT ON ${spelledTable(name)} TO ${spelled(relation.role)}`
         problems.push({ code: "no_right", text })
       }
       if (rule.direction !== "up" && relation.filtered) {
-        const text = `row security hides rows of table ${name} from the hub's role; make it the table's owner, or let it see all: ALTER ROLE ${relation.role} BYPASSRLS`
+        const text = `row security hides rows of table ${name} from the hub's role; make it the table's owner, or let it see all: ALTER ROLE ${spelled(relation.role)} BYPASSRLS`
         problems.push({ code: "row_security", text })
       }
       const local = rule.local ?? localName(name)

@@ -418,6 +418,25 @@ describe("a table that lost its shape", () => {
     await world.stop()
   })
 
+  test("with its whole schema under another name pauses; under the old one it goes on by itself", async () => {
+    const world = await makeWorld(schema, { tables }, ["a"])
+    const a = await world.school("a")
+    await a.pull()
+    await world.sql`ALTER SCHEMA public RENAME TO former`
+    await until(
+      "the pauses",
+      async () => Object.values(await pausedOf(world)).filter((code) => code === "table_moved").length === Object.keys(tables).length,
+    )
+    // From now on nothing but its old name tells the schema from others.
+    const watched = () => world.sql`SELECT 1 FROM schoolbus.watched WHERE oid = (SELECT oid FROM pg_namespace WHERE nspname = 'former')`
+    await until("the schema to be forgotten", async () => (await watched()).length === 0)
+    await world.sql`UPDATE former.pupils SET points = 7 WHERE id = 1`
+    await world.sql`ALTER SCHEMA former RENAME TO public`
+    await until("going on", async () => Object.keys(await pausedOf(world)).length === 0)
+    await same(world, a)
+    await world.stop()
+  })
+
   test("is found by its rows and by looking, where there is no event trigger", async () => {
     const world = await makeWorld(schema, { tables }, ["a"])
     const a = await world.school("a")

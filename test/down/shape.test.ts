@@ -69,6 +69,9 @@ describe("a later shape", () => {
     const gone: Found = { ...foundOf(base), oid: null, table: null, problems: [{ code: "missing", text: "" }] }
     expect(code(gone, "public.children")).toBe("table_renamed")
     expect(code(gone, "attic.pupils")).toBe("table_moved")
+    expect(judge(first, gone, "public.Former pupils", true)).toMatchObject({
+      reason: expect.stringContaining('ALTER TABLE public."Former pupils" RENAME TO pupils'),
+    })
   })
 
   test("of a database that was put back is judged by names alone", () => {

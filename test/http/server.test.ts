@@ -217,6 +217,16 @@ describe("errors become statuses", () => {
             ),
           )
           .get(
+            "/pg-refuses",
+            failing(
+              new PostgresError({ sqlstate: "28P01", message: "secret-internal-text", detail: "", constraint: "", table: "", column: "", sql: "" }),
+            ),
+          )
+          .get(
+            "/damaged",
+            failing(new LibsqlError({ file: "/secret-internal-text", code: "SQLITE_CORRUPT", message: "secret-internal-text", sql: "" })),
+          )
+          .get(
             "/pg-wrong",
             failing(
               new PostgresError({
@@ -242,6 +252,8 @@ describe("errors become statuses", () => {
     ["/dies", 500, "internal"],
     ["/refuses", 409, "busy"],
     ["/pg-down", 503, "unavailable"],
+    ["/pg-refuses", 503, "unavailable"],
+    ["/damaged", 503, "unavailable"],
     ["/pg-wrong", 500, "internal"],
     ["/full", 503, "unavailable"],
     ["/lies", 500, "internal"],

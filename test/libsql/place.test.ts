@@ -36,7 +36,9 @@ beforeEach(async () => {
   folder = mkdtempSync(join(tmpdir(), "schoolbus-place-"))
   path = join(folder, "school.db")
   await open()
-  await write("CREATE TABLE schoolbus_state (id INTEGER); CREATE TABLE changes (n INTEGER); CREATE TABLE pupils (v TEXT); INSERT INTO pupils VALUES ('first')")
+  await write(
+    "CREATE TABLE schoolbus_state (id INTEGER); CREATE TABLE changes (n INTEGER); CREATE TABLE pupils (v TEXT); INSERT INTO pupils VALUES ('first')",
+  )
 })
 afterEach(async () => {
   await close()
@@ -45,7 +47,10 @@ afterEach(async () => {
 
 it.each<[string, () => void]>([
   ["deleted", () => ["", "-wal", "-shm"].forEach((rest) => rmSync(`${path}${rest}`))],
-  ["deleted, and a program has made an empty one", () => (["", "-wal", "-shm"].forEach((rest) => rmSync(`${path}${rest}`)), program("PRAGMA user_version"))],
+  [
+    "deleted, and a program has made an empty one",
+    () => (["", "-wal", "-shm"].forEach((rest) => rmSync(`${path}${rest}`)), program("PRAGMA user_version")),
+  ],
   ["deleted alone, without what lies beside it", () => rmSync(path)],
   ["renamed", () => renameSync(path, `${path}.old`)],
   ["parted from its -wal", () => rmSync(`${path}-wal`)],

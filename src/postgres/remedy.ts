@@ -1,0 +1,13 @@
+/** What a person can do about Postgres refusing the hub, by SQLSTATE (pure). */
+const REMEDIES: ReadonlyArray<readonly [states: RegExp, remedy: string]> = [
+  [/^28/, "mend the role or its password in Postgres, or start the hub with another --database-url"],
+  [/^3D000/, "mend the database's name in --database-url, or make the database"],
+  [/^3F000/, "the schema schoolbus is gone: start the hub again, and it is made anew"],
+  [/^42501/, "the hub's role has lost a right: doctor says which"],
+  [/^53100/, "free space on Postgres' disk"],
+  [/^53300/, "end connections, standbys or backups that nobody needs, or raise max_connections or max_wal_senders and restart Postgres"],
+  [/^25006/, "Postgres takes no writes: it is a standby, or set to read only"],
+]
+
+/** null: it passes, or nothing general can be said. */
+export const remedyOf = (sqlstate: string): string | null => REMEDIES.find(([states]) => states.test(sqlstate))?.[1] ?? null

@@ -1,0 +1,19 @@
+/** Names as a person types them in SQL that a message tells to run: quoted where Postgres needs it (pure). */
+
+const RESERVED = new Set(
+  `all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation column concurrently constraint create
+   cross current_catalog current_date current_role current_schema current_time current_timestamp current_user default deferrable desc distinct do else end
+   except false fetch for foreign freeze from full grant group having ilike in initially inner intersect into is isnull join lateral leading left like limit
+   localtime localtimestamp natural not notnull null offset on only or order outer overlaps placing primary references returning right select session_user
+   similar some symmetric system_user table tablesample then to trailing true union unique user using variadic verbose when where window with`.split(
+    /\s+/,
+  ),
+)
+
+export const spelled = (name: string): string => (/^[a-z_][a-z0-9_$]*$/.test(name) && !RESERVED.has(name) ? name : `"${name.replaceAll('"', '""')}"`)
+
+/** `"public.Order"` to `public."Order"`. */
+export const spelledTable = (table: string): string => {
+  const dot = table.indexOf(".")
+  return `${spelled(table.slice(0, dot))}.${spelled(table.slice(dot + 1))}`
+}
