@@ -45,16 +45,23 @@ afterEach(async () => {
   rmSync(folder, { recursive: true, force: true })
 })
 
+const remove = (...rests: ReadonlyArray<string>) => {
+  for (const rest of rests) rmSync(`${path}${rest}`)
+}
+
 it.each<[string, () => void]>([
-  ["deleted", () => ["", "-wal", "-shm"].forEach((rest) => rmSync(`${path}${rest}`))],
+  ["deleted", () => remove("", "-wal", "-shm")],
   [
     "deleted, and a program has made an empty one",
-    () => (["", "-wal", "-shm"].forEach((rest) => rmSync(`${path}${rest}`)), program("PRAGMA user_version")),
+    () => {
+      remove("", "-wal", "-shm")
+      program("PRAGMA user_version")
+    },
   ],
   ["deleted alone, without what lies beside it", () => rmSync(path)],
   ["renamed", () => renameSync(path, `${path}.old`)],
   ["parted from its -wal", () => rmSync(`${path}-wal`)],
-  ["parted from its -wal and -shm", () => ["-wal", "-shm"].forEach((rest) => rmSync(`${path}${rest}`))],
+  ["parted from its -wal and -shm", () => remove("-wal", "-shm")],
 ])("a file that is %s while it is open is put back with everything that was written", async (_, harm) => {
   program("INSERT INTO pupils VALUES ('by a program')")
   harm()
@@ -72,7 +79,7 @@ it.each<[string, () => void]>([
 it("so is one while the writing connection is closed after a failure", async () => {
   await Effect.runPromise(Effect.exit(file.write(() => Effect.fail("no"))))
   expect(await rows()).toEqual(["first"])
-  ;["", "-wal", "-shm"].forEach((rest) => rmSync(`${path}${rest}`))
+  remove("", "-wal", "-shm")
   expect(await moved()).toContain("put back")
   await reopen()
   expect(await rows()).toEqual(["first"])
