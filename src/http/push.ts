@@ -101,7 +101,7 @@ export const push = (request: Request, gates: PushGates) =>
           yield* drop
           return yield* notABatch("its SHA-256 is not the one announced; it was forgotten, send it again")
         }
-        const text = new TextDecoder().decode(Buffer.concat(slices))
+        const text = new TextDecoder().decode(slices.length === 1 ? slices[0] : Buffer.concat(slices))
         const now = yield* Clock.currentTimeMillis
         const batch = { school: key.school, incarnation: query.incarnation, number: query.batch, hash: query.hash, text, now }
         const applying = Effect.flatMap(openBatch(batch), (opened) => inTurn(gates.applies.withPermit(apply.opened(opened))))

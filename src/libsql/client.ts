@@ -72,7 +72,7 @@ export interface Tx {
    * ?4 on. It does not wait: what fails, fails the transaction at its end.
    */
   readonly bulk: (sql: string, rows: Slab, args?: ReadonlyArray<Bind>) => Effect.Effect<void, LibsqlError>
-  /** As `run`, for a statement whose answer nobody needs. It does not wait either. */
+  /** As `run`, for a statement whose answer nobody needs. It does not wait either; bytes among the arguments are handed over, and nobody else has them afterwards. */
   readonly ahead: (sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<void>
   /** Writes loaded lines, from one up to but not including another, but for what waits; null: nothing, as more than `most` rows would be left. */
   readonly show: (place: number, from: number, to: number, waiting: WaitingKeys, most: number) => Effect.Effect<Shown | null, LibsqlError>
@@ -237,7 +237,14 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, never, Sc
           sendAhead(sql, [piece.rows, piece.places, piece.base, ...args], [piece.rows, piece.places])
         }
       }),
-      ahead: (sql, args = []) => Effect.sync(() => sendAhead(sql, args, [])),
+      ahead: (sql, args = []) =>
+        Effect.sync(() =>
+          sendAhead(
+            sql,
+            args,
+            args.filter((arg) => arg instanceof Uint8Array),
+          ),
+        ),
       show: (place, from, to, waiting, most) => send({ op: "show", place, from, to, waiting, most }) as Effect.Effect<Shown | null, LibsqlError>,
       exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),
       lines: (scan) => send({ op: "lines", ...scan }) as Effect.Effect<Lines, LibsqlError>,

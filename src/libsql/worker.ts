@@ -24,6 +24,8 @@ let timeoutMs = 0
 let db: Database.Database | undefined
 let place: Place = { main: null, wal: null }
 let statements = new Map<string, Database.Statement>()
+/** Bytes of answers that are handed over. */
+let given: Array<ArrayBuffer> = []
 /** Why the transaction cannot go on: what nobody waited for has failed, its beginning or a statement, so others may have been sent after it. */
 let spoiled: unknown = null
 
@@ -298,7 +300,9 @@ const answer = (request: Request): unknown => {
       return null
     case "lines": {
       const statement = prepare(request.sql).raw(true)
-      return gatherLines((after, limit) => statement.all([BigInt(after), BigInt(limit)]) as ReadonlyArray<ReadonlyArray<Uint8Array>>, request)
+      const found = gatherLines((after, limit) => statement.all([BigInt(after), BigInt(limit)]) as ReadonlyArray<ReadonlyArray<Uint8Array>>, request)
+      given.push(found.bytes.buffer as ArrayBuffer)
+      return found
     }
     case "prints":
       return print(request)
@@ -336,6 +340,8 @@ const respond = (request: Request): Response => {
 }
 
 self.onmessage = (event: MessageEvent<Requests>) => {
-  self.postMessage(event.data.map(respond))
+  const responses = event.data.map(respond)
+  self.postMessage(responses, given)
+  given = []
   if (event.data.some(({ op }) => op === "close")) self.close()
 }

@@ -27,5 +27,9 @@ export const randomKeySql = (range: KeyRange): string => `${range.from} + (rando
 /** The column whose values schools give out from their range; null: the table has none. */
 export const rangedColumn = (table: Pick<Table, "key" | "keyRange">): string | null => (table.keyRange === true ? (table.key[0] ?? null) : null)
 
-export const isInRange = (range: KeyRange, key: unknown): boolean =>
-  typeof key === "string" && /^-?\d{1,19}$/.test(key) && BigInt(key) >= BigInt(range.from) && BigInt(key) <= BigInt(range.to)
+export const isInRange = ({ from, to }: KeyRange, key: unknown): boolean => {
+  if (typeof key !== "string" || !/^-?\d{1,19}$/.test(key)) return false
+  // As many digits as both ends have: compared as they stand.
+  if (key.length === from.length && key.length === to.length && !key.startsWith("-")) return key >= from && key <= to
+  return BigInt(key) >= BigInt(from) && BigInt(key) <= BigInt(to)
+}

@@ -37,8 +37,9 @@ export const textToWire = (kind: Kind, text: string | null): Wire => {
 }
 
 const INTEGER_LIMIT: Readonly<Record<string, bigint>> = { int2: 1n << 15n, int4: 1n << 31n, int8: 1n << 63n }
-/** In the range of every type but the smallest. */
+/** In the range of every type but the smallest, and in that of the largest. */
 const SMALL_INTEGER = /^(0|-?[1-9]\d{0,8})$/
+const LARGE_INTEGER = /^(0|-?[1-9]\d{0,17})$/
 const TIMES = /^(timestamp|timestamptz|time|timetz|interval)$/
 const DAYS = /^(timestamp|timestamptz|date)$/
 
@@ -47,7 +48,7 @@ export const isPlain = (column: ColumnShape, text: string): boolean => {
   if (column.isDomain) return false
   const limit = INTEGER_LIMIT[column.typname]
   if (limit !== undefined) {
-    if (column.typname !== "int2" && SMALL_INTEGER.test(text)) return true
+    if (column.typname === "int8" ? LARGE_INTEGER.test(text) : column.typname === "int4" && SMALL_INTEGER.test(text)) return true
     if (!/^(0|-?[1-9]\d{0,18})$/.test(text)) return false
     const value = BigInt(text)
     return value < limit && value >= -limit
@@ -96,7 +97,10 @@ const isPlainDouble = (text: string): boolean => {
 const MONTH_DAYS = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
 const isDay = (text: string): boolean => {
   if (!/^\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])$/.test(text) || text.startsWith("0000")) return false
-  const [year, month, day] = [Number(text.slice(0, 4)), Number(text.slice(5, 7)), Number(text.slice(8))]
+  const digit = (i: number): number => text.charCodeAt(i) - 48
+  const year = digit(0) * 1000 + digit(1) * 100 + digit(2) * 10 + digit(3)
+  const month = digit(5) * 10 + digit(6)
+  const day = digit(8) * 10 + digit(9)
   const isLeap = year % 4 === 0 && (year % 100 !== 0 || year % 400 === 0)
   return day <= (MONTH_DAYS[month - 1] ?? 0) || (month === 2 && day === 29 && isLeap)
 }
@@ -117,8 +121,9 @@ const objection = (column: ColumnShape, text: string): string | null => {
   return null
 }
 
-/** True when the text stays as it is: the column holds it so, and prints it so. */
-export const isSettled = (column: ColumnShape, text: string): boolean => isPlain(column, text) && objection(column, text) === null
+/** True when the text stays as it is: the column holds it so, and prints it so. Of other types than texts only what has a plain form is. */
+export const isSettled = (column: ColumnShape, text: string): boolean =>
+  isPlain(column, text) && ((column.typname !== "text" && column.typname !== "varchar") || objection(column, text) === null)
 
 /** Of each wanted column, in order, its texts -> their canonical form. */
 export const canonicalise = (

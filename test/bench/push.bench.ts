@@ -70,9 +70,9 @@ const writePlainly = async (ground: Ground, rows: number) => {
 /** A program of the school that inserts so many rows, and one that updates all. */
 const insertHere = (dir: string, first: bigint, rows: number): void => {
   const db = new Database(join(dir, "school.db"), { timeout: 5000 })
-  const insert = db.prepare(`INSERT INTO attendance (${COLUMNS}) SELECT ${COLUMNS.map((name) => `value->>'${name}'`)} FROM json_each(?)`)
+  const insert = db.prepare(`INSERT INTO attendance (${COLUMNS}) SELECT ${COLUMNS.map((_, i) => `value->>${i}`)} FROM json_each(?)`)
   for (let from = 0; from < rows; from += TOGETHER)
-    insert.run([JSON.stringify(Array.from({ length: TOGETHER }, (_, i) => rowOf(SCHOOL, first + BigInt(from + i))))])
+    insert.run([JSON.stringify(Array.from({ length: TOGETHER }, (_, i) => Object.values(rowOf(SCHOOL, first + BigInt(from + i)))))])
   db.close()
 }
 const updateHere = (dir: string): void => {
