@@ -23,6 +23,7 @@ import { settingsRoutes } from "./http/settings.ts"
 import { slotRoutes, syncRoutes } from "./http/sync.ts"
 import { verifyRoutes } from "./http/verify.ts"
 import { Libsql } from "./libsql/client.ts"
+import { cureOf } from "./libsql/cure.ts"
 import { lockIn } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
 import { untilFileServes, watchPlace } from "./libsql/trouble.ts"
@@ -72,6 +73,8 @@ const sentence = (error: SourceError): string => {
       return error.sqlstate === "" ? `Postgres does not answer: ${error.message}` : withRemedy(`${error.message} (${error.sqlstate})`, error.sqlstate)
     case "WalStopped":
       return withRemedy(error.message, error.sqlstate)
+    case "LibsqlError":
+      return [error.message, cureOf(error.code)].filter((part) => part !== null).join("; ")
     default:
       return error.message
   }

@@ -22,7 +22,7 @@ const COLUMNS: ReadonlyArray<ReadonlyArray<string>> = [
   ["model"],
 ]
 /** Stand outside the columns: anyone may read them, they read no column but `model`. */
-const FREE = ["runtime.ts", "config.ts", "version.ts"]
+const FREE = ["runtime.ts", "config.ts", "elapsed.ts", "version.ts"]
 /** Decide and nothing else: plain functions over values, no Effect module but Schema, no clock, no random. */
 const PURE = [
   /^model\//,

@@ -2,8 +2,8 @@
  * A cut that is longer than one page, from its staged lines: in chunks, highest class and parents first, each class as soon as
  * it is all here, guarded by `applying`. Until that is gone the cut is not complete, and a restart goes on with it.
  */
-import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import { elapsedMs } from "../elapsed.ts"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import type { Header } from "../link/protocol.ts"
 import { classOf } from "../model/table.ts"
@@ -60,7 +60,7 @@ export const makeChunks = (
     let rows = 0
     let isShown = ready !== null
     for (let sliceMs = 0; done < lines.length; ) {
-      const began = yield* Clock.currentTimeMillis
+      const began = yield* elapsedMs
       if (done > from && !pace.hasRoom(delivery, began, sliceMs)) break
       // The long way takes its time: fewer of them.
       const few = pace.sliceRows(false)
@@ -77,7 +77,7 @@ export const makeChunks = (
       yield* removeLines(delivery.tx, slice)
       done += slice.length
       rows += n
-      sliceMs = (yield* Clock.currentTimeMillis) - began
+      sliceMs = (yield* elapsedMs) - began
       pace.measure(isShown, n, sliceMs)
     }
     return { done, rows }

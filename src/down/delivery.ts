@@ -36,6 +36,8 @@ export interface Delivery extends Targets {
   readonly incarnation: string
   /** ms since 1970 */
   readonly now: number
+  /** The same moment by the clock that only goes forward. */
+  readonly began: number
   /** Nothing of the school is pending, held or kept behind: what comes meets nothing. False as soon as a row is kept. */
   isQuiet: boolean
 }

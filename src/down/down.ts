@@ -8,12 +8,12 @@
  * What arrived while a transaction was being written is the next batch. A batch ends at a commit; a txn larger than a
  * batch is written chunk by chunk inside one feed transaction, so nothing of it shows before its commit.
  */
-import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
+import { elapsedMs } from "../elapsed.ts"
 import type { LibsqlError } from "../libsql/client.ts"
 import type { Lsn } from "../model/lsn.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
@@ -85,7 +85,7 @@ export const runDown = (
     /** End of the last txn that stands in the feed or is being committed there. */
     let written = first.position.lsn
     let idle: Lsn = 0n
-    let savedAt = yield* Clock.currentTimeMillis
+    let savedAt = yield* elapsedMs
     const microsOf = rememberSecond()
     const { xid, at } = first.position
     const txn: CurrentTxn = { xid, at, micros: microsOf(at) }
@@ -287,11 +287,11 @@ export const runDown = (
                   carry = all.slice(end)
                   return all.slice(0, end)
                 }
-                const began = yield* Clock.currentTimeMillis
+                const began = yield* elapsedMs
                 let reached = yield* takeIn(appender, pending, closed, split(messages), last?.lsn ?? null)
                 for (;;) {
                   if (reached !== null) {
-                    if (size < CHUNK || size >= BACKLOG_MESSAGES || (yield* Clock.currentTimeMillis) - began >= BACKLOG_MS) break
+                    if (size < CHUNK || size >= BACKLOG_MESSAGES || (yield* elapsedMs) - began >= BACKLOG_MS) break
                     if (!(yield* wal.brings(CHUNK))) break
                   }
                   const more = yield* wal.take
@@ -317,17 +317,17 @@ export const runDown = (
                 }
               }),
             )
-            savedAt = yield* Clock.currentTimeMillis
+            savedAt = yield* elapsedMs
             // Without a backlog what comes meanwhile is the next batch; the more of it, the fewer commits.
             if (size < CHUNK) yield* series.committed
           }
         }
-        const step = idleStep({ written, idle, savedAt }, yield* Clock.currentTimeMillis)
+        const step = idleStep({ written, idle, savedAt }, yield* elapsedMs)
         if (step.kind === "save" && carry.length === 0) {
           const { position } = step
           yield* series.append((appender) => Effect.as(appender.position({ lsn: position, xid: txn.xid, at: txn.at }), position), wal.confirm)
           written = position
-          savedAt = yield* Clock.currentTimeMillis
+          savedAt = yield* elapsedMs
         }
       }
     })

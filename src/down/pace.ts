@@ -4,6 +4,7 @@
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import { elapsedMs } from "../elapsed.ts"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import { freeze } from "../libsql/freeze.ts"
 import { delivering, readWaiting, type Waiting } from "./cut.ts"
@@ -60,10 +61,10 @@ export const makePace = (
   /** A long list of open writes is frozen beforehand, a batch at a time. */
   const freezeBacklog = Effect.gen(function* () {
     while ((yield* db.read(readWaiting)) === "backlog") {
-      const now = yield* Clock.currentTimeMillis
+      const [now, began] = [yield* Clock.currentTimeMillis, yield* elapsedMs]
       const { changes, isMore } = yield* db.write((tx) => Effect.flatMap(open(tx), ({ targets }) => freeze(tx, targets.manifest, now)))
       if (changes === 0 && !isMore) return
-      yield* Effect.sleep(breathMs((yield* Clock.currentTimeMillis) - now))
+      yield* Effect.sleep(breathMs((yield* elapsedMs) - began))
     }
   })
 
@@ -87,22 +88,22 @@ export const makePace = (
           const { incarnation, waiting } = state
           if (waiting === "backlog" && !isFrozen) return null
           // The lock is held from the first answer on.
-          began = yield* Clock.currentTimeMillis
-          const delivery: Delivery = { ...targets, tx, incarnation, now: began, isQuiet: waiting === "quiet" }
+          began = yield* elapsedMs
+          const delivery: Delivery = { ...targets, tx, incarnation, now: yield* Clock.currentTimeMillis, began, isQuiet: waiting === "quiet" }
           const done = yield* delivering(delivery, waiting === "open" || waiting === "backlog", body(delivery))
-          written = yield* Clock.currentTimeMillis
+          written = yield* elapsedMs
           return { done }
         }),
       )
     let result: { readonly done: A } | null = null
     for (let isFrozen = false; result === null; isFrozen = true) {
       if (isFrozen) yield* freezeBacklog
-      const early = endedAt + breathMs(stretchMs) - (yield* Clock.currentTimeMillis)
+      const early = endedAt + breathMs(stretchMs) - (yield* elapsedMs)
       if (early > 0) yield* Effect.sleep(early)
       result = yield* attempt(isFrozen)
     }
     const value = result.done
-    const ended = yield* Clock.currentTimeMillis
+    const ended = yield* elapsedMs
     commitMs = Math.max(ended - written, 0.5 * commitMs)
     const heldMs = ended - began
     stretchMs = Math.max(0, stretchMs - Math.max(0, began - endedAt) * FORGOTTEN_PER_MS) + heldMs
@@ -116,6 +117,6 @@ export const makePace = (
     measure,
     straightRows: (loaded) => Math.floor((STRAIGHT_MS - commitMs - loaded * msPerLoadedRow) / msPerRow),
     sliceRows: (isLoaded) => Math.max(SLICE_ROWS.least, Math.min(SLICE_ROWS.most, Math.floor(SLICE_MS / speed(isLoaded)))),
-    hasRoom: (delivery, now, sliceMs) => now - delivery.now + sliceMs + commitMs <= CHUNK_MS,
+    hasRoom: (delivery, now, sliceMs) => now - delivery.began + sliceMs + commitMs <= CHUNK_MS,
   }
 }

@@ -1,6 +1,6 @@
 /** Rows that could not be applied, tried again without a cut, a piece at a time: what kept them out may be gone. */
-import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import { elapsedMs } from "../elapsed.ts"
 import type { LibsqlError, LibsqlFile } from "../libsql/client.ts"
 import type { Delivery } from "./delivery.ts"
 import type { Pace } from "./pace.ts"
@@ -36,11 +36,11 @@ export const makeRetries = (db: LibsqlFile, { deliver }: Pace): Retries => {
       if (moved === 0 && pass > 0) break
     }
     yield* deliver((delivery) => retryTogether(delivery, true))
-    retriedAt = yield* Clock.currentTimeMillis
+    retriedAt = yield* elapsedMs
   })
   const some = Effect.gen(function* () {
     const refused = yield* db.read((tx) => countRefused(tx, RETRY_ROWS + 1))
-    if (refused > RETRY_ROWS && (yield* Clock.currentTimeMillis) - retriedAt > RETRY_EVERY_MS) yield* all
+    if (refused > RETRY_ROWS && (yield* elapsedMs) - retriedAt > RETRY_EVERY_MS) yield* all
   })
   return { some, all }
 }

@@ -8,6 +8,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
+import { elapsedMs } from "../elapsed.ts"
 import type { Config } from "../config.ts"
 import type { LibsqlError } from "../libsql/client.ts"
 import { printLsn } from "../model/lsn.ts"
@@ -113,9 +114,9 @@ const differing = (before: Catalog, now: Catalog): string =>
 
 const released = (pg: PostgresPool, name: string, ms: number): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
-    for (const until = (yield* Clock.currentTimeMillis) + ms; ; yield* Effect.sleep(10)) {
+    for (const until = (yield* elapsedMs) + ms; ; yield* Effect.sleep(10)) {
       const slot = yield* findSlot(pg, name)
-      if (slot?.active !== true || (yield* Clock.currentTimeMillis) > until) return
+      if (slot?.active !== true || (yield* elapsedMs) > until) return
     }
   })
 

@@ -7,6 +7,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
+import { elapsedMsOf } from "../elapsed.ts"
 import { Feed } from "../down/feed.ts"
 import { HubFactStore } from "../status/facts.ts"
 import { refuseUnknown, SyncNow } from "../status/sync-now.ts"
@@ -54,12 +55,12 @@ export class Calls extends Context.Service<
       const clock = yield* Clock.Clock
       const lines = new Map<string, Line>()
       const lineOf = (school: string): Line => {
-        const line = lines.get(school) ?? { open: 0, lastAt: 0, asked: false, waiting: [] }
+        const line = lines.get(school) ?? { open: 0, lastAt: Number.NEGATIVE_INFINITY, asked: false, waiting: [] }
         lines.set(school, line)
         return line
       }
       const publish = Effect.gen(function* () {
-        const now = clock.currentTimeMillisUnsafe()
+        const now = elapsedMsOf(clock)
         const connected = [...lines]
           .filter(([, line]) => line.open > 0 || now - line.lastAt < CONNECTED_MS)
           .map(([school]) => school)
@@ -70,7 +71,7 @@ export class Calls extends Context.Service<
 
       const touch = (school: string): void => {
         const line = lineOf(school)
-        const now = clock.currentTimeMillisUnsafe()
+        const now = elapsedMsOf(clock)
         const isNews = line.open === 0 && now - line.lastAt >= CONNECTED_MS
         line.lastAt = now
         if (isNews) Effect.runSync(publish)
@@ -84,7 +85,7 @@ export class Calls extends Context.Service<
           if (!isOpen) return
           isOpen = false
           line.open--
-          line.lastAt = clock.currentTimeMillisUnsafe()
+          line.lastAt = elapsedMsOf(clock)
         }
       }
 

@@ -2,10 +2,10 @@
  * Who calls on the link: the school that the key says, with the file that shows the right token. Unknown, malformed and
  * revoked keys get one answer; nothing in a request says who the school is.
  */
-import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type { z } from "zod"
+import { elapsedMs } from "../elapsed.ts"
 import type { SchoolKey } from "../down/enrolled.ts"
 import type * as Context from "effect/Context"
 import { Feed } from "../down/feed.ts"
@@ -49,7 +49,7 @@ const logged = new Map<string, number>()
 
 const logOnce = (text: string): Effect.Effect<void> =>
   Effect.gen(function* () {
-    const now = yield* Clock.currentTimeMillis
+    const now = yield* elapsedMs
     if (now - (logged.get(text) ?? Number.NEGATIVE_INFINITY) < LOG_EVERY_MS) return
     if (logged.size >= LOGGED_MAX) logged.clear()
     logged.set(text, now)

@@ -2,8 +2,8 @@
  * A page for a school, as the answer of a pull, which waits when there is nothing. What a school has applied it says itself,
  * with its next pull or its heartbeat; that something was sent counts for nothing.
  */
-import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import { elapsedMs } from "../elapsed.ts"
 import type { SchoolKey } from "../down/enrolled.ts"
 import { Feed } from "../down/feed.ts"
 import { type Encoding, encodingFor, pressLines } from "../link/body.ts"
@@ -87,7 +87,7 @@ export const pull = (request: Request) =>
     const { query, cursor, staged } = yield* parsePull(request)
     yield* identify(key, { ...query, ...cursor })
     if (key.paused) return yield* paused
-    const deadline = (yield* Clock.currentTimeMillis) + query.wait * 1000
+    const deadline = (yield* elapsedMs) + query.wait * 1000
     return yield* calls.during(key.school)(
       Effect.gen(function* () {
         for (let round = 0; ; round++) {
@@ -97,7 +97,7 @@ export const pull = (request: Request) =>
             return answerLines(request, encoding, pressLines(piecesOf(page), encoding, calls.enter(key.school)))
           }
           if (calls.take(key.school)) return nothingNew(true)
-          const left = deadline - (yield* Clock.currentTimeMillis)
+          const left = deadline - (yield* elapsedMs)
           if (left <= 0) return nothingNew(false)
           if (round > 0) yield* Effect.sleep(Math.min(left, LOOK_AGAIN_MS))
           yield* Effect.raceAll([feed.changed(key.school, Math.max(cursor.seq, page.header.head)), calls.asked(key.school), Effect.sleep(left)])

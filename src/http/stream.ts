@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
+import { elapsedMsOf } from "../elapsed.ts"
 import { Feed } from "../down/feed.ts"
 import type { FeedPage } from "../down/page.ts"
 import type { Waiter } from "../down/watch.ts"
@@ -78,7 +79,7 @@ class OpenStream implements Waiter, Listener {
     public place: Place,
     private readonly leave: () => void,
   ) {
-    this.takenAt = this.sentAt = shared.clock.currentTimeMillisUnsafe()
+    this.takenAt = this.sentAt = elapsedMsOf(shared.clock)
   }
 
   body(first: Outgoing): ReadableStream<Uint8Array> {
@@ -166,7 +167,7 @@ class OpenStream implements Waiter, Listener {
             this.onRoom = resolve
           })
         if (this.isOver) return false
-        this.takenAt = this.shared.clock.currentTimeMillisUnsafe()
+        this.takenAt = elapsedMsOf(this.shared.clock)
         const bytes = await presser.press(piece)
         if (this.isOver) return false
         if (bytes.length > 0) this.put(bytes)
@@ -197,7 +198,7 @@ class OpenStream implements Waiter, Listener {
 
   private put(bytes: Uint8Array): void {
     this.controller.enqueue(bytes)
-    this.sentAt = this.shared.clock.currentTimeMillisUnsafe()
+    this.sentAt = elapsedMsOf(this.shared.clock)
   }
 
   private close(cause?: unknown): void {
@@ -232,10 +233,12 @@ export const openStreams = Effect.fnUntraced(function* ({ everyMs, idleMs, beatM
     return null
   }
   const look = (): void => {
-    const now = clock.currentTimeMillisUnsafe()
+    const now = elapsedMsOf(clock)
+    const date = clock.currentTimeMillisUnsafe()
     for (const stream of open) {
       // A receiver that takes its pages lives, and so does one that says so. An empty line proves nothing: a dead line swallows it.
-      const isAlive = now - Math.max(stream.takenAt, feed.reader.find(stream.incarnation)?.seen_at ?? 0) < idleMs
+      const saidAgo = date - (feed.reader.find(stream.incarnation)?.seen_at ?? 0)
+      const isAlive = now - stream.takenAt < idleMs || (saidAgo > -idleMs && saidAgo < idleMs)
       if (!isAlive || !holds(stream.keyId)) stream.end()
       else if (now - stream.sentAt > beatMs - everyMs) stream.beat()
     }

@@ -1,8 +1,8 @@
 /** The hub's API of a paused table: accepted in its new shape. */
-import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { type AnyElysia, Elysia } from "elysia"
 import { z } from "zod"
+import { elapsedMs } from "../elapsed.ts"
 import { qualify } from "../config.ts"
 import { Feed } from "../down/feed.ts"
 import { Status } from "../status/snapshot.ts"
@@ -28,14 +28,14 @@ const resume = (given: string) =>
     if (before.paused === null)
       return yield* new Refusal({ status: 409, code: "not_paused", title: "Nothing to resume", detail: `table ${name} is not paused` })
     yield* feed.accept(name)
-    const until = (yield* Clock.currentTimeMillis) + TAKEN_MS
+    const until = (yield* elapsedMs) + TAKEN_MS
     for (let now = yield* entry; ; now = yield* entry) {
       // Every look at the catalog makes the entry anew.
       if (now !== undefined && now !== before) {
         if (now.paused === null) return (yield* (yield* Status).snapshot()).tables.find((table) => table.table === name)
         return yield* new Refusal({ status: 409, code: "still_paused", title: "The table cannot go on as it is", detail: now.paused.reason })
       }
-      if ((yield* Clock.currentTimeMillis) > until) {
+      if ((yield* elapsedMs) > until) {
         const detail = "the stream from Postgres does not run now; the table takes its new shape when it does. See: schoolbus status"
         return yield* new Refusal({ status: 503, code: "not_now", title: "Noted, but not taken yet", detail })
       }

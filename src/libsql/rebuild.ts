@@ -3,8 +3,8 @@
  * table beside it while programs go on reading and writing the old one; what they write is captured as always, and `changes`
  * says which rows are to be copied again. In the end only those are left, and the tables trade places.
  */
-import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import { elapsedMs } from "../elapsed.ts"
 import { ident, type LibsqlError, type LibsqlFile, type Tx } from "./client.ts"
 import { noteSound } from "./gap.ts"
 import { copy, DIRTY_ROWS, forget, type Plan, readDirty, readPrepared, tuple, valuesOf } from "./prepared.ts"
@@ -84,9 +84,9 @@ const build = (file: LibsqlFile, tbl: number, plan: Plan): Effect.Effect<void, L
     )
     let rows = FIRST_ROWS
     for (let after: number | bigint | null = -9223372036854775808n; after !== null; ) {
-      const startedAt = yield* Clock.currentTimeMillis
+      const startedAt = yield* elapsedMs
       after = yield* copySlice(file, plan, after, rows)
-      const took = Math.max(1, (yield* Clock.currentTimeMillis) - startedAt)
+      const took = Math.max(1, (yield* elapsedMs) - startedAt)
       rows = Math.max(FIRST_ROWS / 4, Math.min(MOST_ROWS, Math.round((rows * SLICE_MS) / took), rows * 4))
       // Programs that wait for the lock get it between two slices.
       yield* Effect.sleep(1)

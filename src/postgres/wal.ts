@@ -129,7 +129,7 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
     let isFull = false
     let resting: ReturnType<typeof setTimeout> | null = null
     let durable = options.from
-    let lastByteAt = Date.now()
+    let lastByteAt = performance.now()
     /** Bytes of a piece: as many as are read at once when there are more. */
     let largest = BUSY_BYTES
 
@@ -181,7 +181,7 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
     }
     const flow = (): void => {
       if (isFull || resting !== null) return
-      lastByteAt = Date.now()
+      lastByteAt = performance.now()
       socket?.resume()
     }
     const read = (from: Socket): void => {
@@ -196,7 +196,7 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
         else for (const other of others) other(Buffer.from(piece.subarray(start, end)))
       })
       from.on("data", (piece: Buffer) => {
-        lastByteAt = Date.now()
+        lastByteAt = performance.now()
         largest = Math.max(largest, piece.length)
         frames.push(piece)
         messages.close()
@@ -215,7 +215,7 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
     }
     service.on("error", (cause: unknown) => stop(toStopped(cause)))
 
-    const isSilent = (): boolean => !isFull && Date.now() - lastByteAt > SILENCE_MS
+    const isSilent = (): boolean => !isFull && performance.now() - lastByteAt > SILENCE_MS
     const watch = async (): Promise<void> => {
       if (!isSilent() || !(await Effect.runPromise(options.isDead))) return
       const message = `no byte from Postgres for ${SILENCE_MS / 1000} s`

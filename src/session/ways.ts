@@ -134,7 +134,9 @@ export const byCycles = (metered: Metered, memory: Memory, identity: Identity, i
       for (let isAsked = false; ; ) {
         const moment = yield* now
         // A line that breaks makes no more cycles.
-        const early: number = isAsked ? 0 : memory.nextCycleAt - moment.at
+        const left: number = isAsked ? 0 : memory.nextCycleAt - moment.at
+        // Further away than a cycle: somebody has put the clock back.
+        const early: number = left > cycleMs ? 0 : left
         const waits = early > 0 ? null : waitsFor(metered, { ...moment, isAsked })
         if (early > 0) yield* facts.set({ metered: { waits: null, nextAt: memory.nextCycleAt } })
         else if (waits === null) {

@@ -121,7 +121,7 @@ export const judgeSeen = (facts: SchoolSeenFacts): Judged => {
   if (facts.seenAt === 0) return { state: "new", reason: "has never been in contact" }
   // A stop outlives the contact: a node that waits for a person no longer calls.
   if (facts.said?.state === "stuck") return { state: "stuck", reason: facts.said.reason ?? "the school says that it is stuck" }
-  if (!facts.connected && facts.now - facts.seenAt > OFFLINE_AFTER_MS + (facts.said?.quietMs ?? 0))
+  if (!facts.connected && Math.abs(facts.now - facts.seenAt) > OFFLINE_AFTER_MS + (facts.said?.quietMs ?? 0))
     return { state: facts.hasCut ? "offline" : "new", reason: "" }
   if (!facts.hasCut) return { state: "new", reason: "first copy under way" }
   if (facts.said?.state === "catching_up") return { state: "catching_up", reason: facts.said.reason ?? "" }

@@ -1,6 +1,6 @@
 /** Counting large tables costs: a count is repeated when something has changed, but the larger it is, the less often. */
-import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import { elapsedMs } from "../elapsed.ts"
 
 /** A count that takes less than this is repeated at every change. */
 const CHEAP_MS = 200
@@ -13,10 +13,10 @@ export const recount = <A, E, R>(count: Effect.Effect<A, E, R>): Effect.Effect<(
     let last: { readonly value: A; readonly version: string; readonly until: number } | null = null
     return (version) =>
       Effect.gen(function* () {
-        const from = yield* Clock.currentTimeMillis
+        const from = yield* elapsedMs
         if (last !== null && (last.version === version || from < last.until)) return last.value
         const value = yield* count
-        const took = (yield* Clock.currentTimeMillis) - from
+        const took = (yield* elapsedMs) - from
         last = { value, version, until: took < CHEAP_MS ? 0 : from + took * (REST_FACTOR + 1) }
         return value
       })

@@ -1,5 +1,7 @@
 /** Long lists of rows that hang on each other or cannot be applied: they come right, in pieces, and programs go on writing. */
 import { spawn } from "node:child_process"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
 import { afterEach, beforeEach, expect, test } from "vitest"
 import { openPulledSchool, type PulledSchool, SCHOOL } from "../support/pretend-hub.ts"
 import { column, table } from "../support/school-file.ts"
@@ -105,3 +107,22 @@ test("programs that write all the time never fail, while unique numbers move, ro
   expect(writes).toBeGreaterThanOrEqual(3)
   expect(s.read("SELECT id, name FROM pupils")).toEqual([[id(1), "left"]])
 })
+
+test("a clock that is put back by a year holds up nothing", async () => {
+  const year = 365 * 86_400_000
+  let offset = 0
+  const real = await Effect.runPromise(Clock.Clock)
+  const wall = () => real.currentTimeMillisUnsafe() + offset
+  const clock: Clock.Clock = Object.assign(Object.create(real), { currentTimeMillis: Effect.sync(wall), currentTimeMillisUnsafe: wall })
+  const pull = async () => {
+    const { header, lines, trailer } = await s.nextPage()
+    return s.run(Effect.provideService(s.deliver.page(header, lines, trailer), Clock.Clock, clock))
+  }
+  // Long enough that a breath is due before the next.
+  fill((i) => i)
+  expect(await pull()).toMatchObject({ applied: true })
+  offset = -year
+  s.hub.put("pupils", { id: id(1), school_id: SCHOOL, name: "changed", number: 1, phone: null })
+  expect(await pull()).toMatchObject({ applied: true })
+  expect(s.one(`SELECT name FROM pupils WHERE id = '${id(1)}'`)).toBe("changed")
+}, 20_000)
