@@ -312,6 +312,7 @@ const answer = (request: Request): unknown => {
       return db === undefined ? null : keepPlace(path, db, place)
     case "reset":
       close()
+      spoiled = null
       return null
     case "empty":
       emptyLog()

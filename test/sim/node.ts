@@ -15,7 +15,7 @@ import { openLine } from "../../src/link/frame.ts"
 import type { Header, Trailer } from "../../src/link/protocol.ts"
 import type { Manifest } from "../../src/model/table.ts"
 import type { World } from "../support/world.ts"
-import { keyOf, type Row } from "./office.ts"
+import { byKey, keyOf, type Row } from "./office.ts"
 import { type SimTable, valueColumns } from "./schema.ts"
 
 export interface Batch {
@@ -61,23 +61,34 @@ export const openNode = async (world: World, folder: string, id: string, incarna
   }
   await install()
   const program = new Database(path, { timeout: 5000 })
+  const prepared = new Map<string, Database.Statement>()
+  const prepare = (sql: string): Database.Statement => {
+    const statement = prepared.get(sql) ?? program.prepare(sql)
+    prepared.set(sql, statement)
+    return statement
+  }
   const all = (sql: string, args: ReadonlyArray<unknown> = []) =>
-    program.prepare(sql).all(...(args as Array<never>)) as ReadonlyArray<Record<string, unknown>>
-  const manifestOf = async (): Promise<Manifest> => JSON.parse(String(all("SELECT manifest FROM schoolbus_state")[0]?.["manifest"])) as Manifest
+    prepare(sql).all(...(args as Array<never>)) as ReadonlyArray<Record<string, unknown>>
+  let read = { text: "", manifest: {} as Manifest }
+  const manifestOf = async (): Promise<Manifest> => {
+    const text = String(all("SELECT manifest FROM schoolbus_state")[0]?.["manifest"])
+    if (read.text !== text) read = { text, manifest: JSON.parse(text) as Manifest }
+    return read.manifest
+  }
 
   return {
     id,
     incarnation,
     program: (sql, args) => {
       const last = Number(all("SELECT coalesce(max(seq), 0) AS n FROM sqlite_sequence WHERE name = 'changes'")[0]?.["n"] ?? 0)
-      program.prepare(sql).run(...(args as Array<never>))
+      prepare(sql).run(...(args as Array<never>))
       return all("SELECT id FROM changes WHERE id > ? AND op <> 'R' ORDER BY id", [last]).map((row) => Number(row["id"]))
     },
     rows: (table) => {
       const names = ["school_id", ...valueColumns(table)]
       const keys = table.key.map((column) => column.name)
       const rows = all(`SELECT ${[...keys, ...names].map((name) => `CAST(${name} AS TEXT) AS ${name}`).join(", ")} FROM ${table.name}`)
-      return new Map(
+      return byKey(
         rows.map((row) => [
           keyOf(keys.map((name) => String(row[name]))),
           Object.fromEntries(names.map((name) => [name, row[name] === null ? null : String(row[name])])),

@@ -9,19 +9,31 @@ export type Row = Readonly<Record<string, string | null>>
 export type Rows = ReadonlyMap<string, ReadonlyMap<string, Row>>
 
 export const keyOf = (values: ReadonlyArray<string>): string => JSON.stringify(values)
-const SEPARATOR = "\u0001"
-
+/** What head office holds, in the order of the keys: where Postgres has put a row says nothing. */
 export const readOffice = async (world: World, tables: ReadonlyArray<SimTable>): Promise<Rows> => {
+  const texts = (names: ReadonlyArray<string>) => `json_build_array(${names.map((name) => `${name}::text`).join(", ")})::text`
+  const namesOf = (table: SimTable) => ["school_id", ...valueColumns(table)]
+  const reads = tables.map(
+    (table, i) => `SELECT ${i} AS i, ${texts(table.key.map(({ name }) => name))} AS k, ${texts(namesOf(table))} AS row FROM ${table.name}`,
+  )
+  const found = (await world.sql.unsafe(reads.join(" UNION ALL "))).map(({ i, k, row }) => ({
+    i: Number(i),
+    key: keyOf(JSON.parse(k as string) as ReadonlyArray<string>),
+    values: JSON.parse(row as string) as ReadonlyArray<string | null>,
+  }))
   const all = new Map<string, ReadonlyMap<string, Row>>()
-  for (const table of tables) {
-    const names = ["school_id", ...valueColumns(table)]
-    const rows = await world.sql.unsafe(
-      `SELECT ${table.key.map((column) => `${column.name}::text`).join(` || '${SEPARATOR}' || `)} AS k, ${names.map((name) => `${name}::text AS ${name}`).join(", ")} FROM ${table.name}`,
+  for (const [i, table] of tables.entries()) {
+    const names = namesOf(table)
+    const rows = found.flatMap(({ values, ...row }) =>
+      row.i === i ? [[row.key, Object.fromEntries(names.map((name, at) => [name, values[at] ?? null]))] as const] : [],
     )
-    all.set(table.name, new Map(rows.map(({ k, ...row }) => [keyOf(String(k).split(SEPARATOR)), row as Row])))
+    all.set(table.name, byKey(rows))
   }
   return all
 }
+
+export const byKey = <A>(rows: Iterable<readonly [key: string, row: A]>): ReadonlyMap<string, A> =>
+  new Map([...rows].toSorted(([a], [b]) => (a < b ? -1 : 1)))
 
 /** A key that was never used; the same seed gives the same ones when `from` counts alike. */
 export const newKey = (table: SimTable, n: number): ReadonlyArray<string> =>

@@ -8,6 +8,7 @@ import { mkdtempSync, rmSync } from "node:fs"
 import { join } from "node:path"
 import process from "node:process"
 import { fastFolder } from "../support/fast-folder.ts"
+import { keepThreads } from "../support/warm-threads.ts"
 import { makeWorld, type World } from "../support/world.ts"
 import { type Edit, type Expected, expected, type Flight, fold } from "./expect.ts"
 import { type Batch, type Node, openNode } from "./node.ts"
@@ -469,6 +470,7 @@ const listed = (rows: Rows): ReadonlyArray<unknown> => [...rows].map(([name, all
 
 /** Of the seeds that SEEDS names (`"7"`, `"1-500"`; else 1-100), those that one of so many files runs. */
 export const runSeeds = async (file: number, files: number): Promise<void> => {
+  keepThreads()
   const [first = 1, last = first] = (process.env["SEEDS"] ?? "1-100").split("-").map(Number)
   const total = { seeds: 0, writes: 0, batches: 0, conflicts: 0, refused: 0, faults: 0 }
   const own = Array.from({ length: Math.max(0, last - first + 1) }, (_, i) => first + i).filter((seed) => seed % files === file)

@@ -54,28 +54,52 @@ const lastResult = (result: unknown): ReadonlyArray<Record<string, unknown>> => 
   return Array.isArray(last) ? last : (results as ReadonlyArray<Record<string, unknown>>)
 }
 
-const dropDatabase = async (name: string): Promise<void> => {
+let admin: postgres.Sql | undefined
+/** One connection for everything that is done about databases; a process that has nothing more to do need not wait for it. */
+const asAdmin = async (): Promise<postgres.Sql> => {
   const { url } = await testCluster()
-  const sql = postgres(url(), { max: 1, onnotice: () => undefined, fetch_types: false })
-  try {
-    // A slot is freed a moment after its walsender was told to end.
-    for (const deadline = Date.now() + 20_000; ; ) {
-      await sql`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ${name}`
-      await sql`SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = ${name} AND NOT active`
-      const [left] = await sql`SELECT count(*)::int AS n FROM pg_replication_slots WHERE database = ${name}`
-      if (left?.n === 0 || Date.now() > deadline) break
-      await new Promise((resolve) => setTimeout(resolve, 20))
-    }
-    await sql.unsafe(`DROP DATABASE IF EXISTS "${name}" WITH (FORCE)`)
-  } finally {
-    await sql.end({ timeout: 2 })
+  admin ??= postgres(url(), { max: 1, onnotice: () => undefined, fetch_types: false, idle_timeout: 10 })
+  return admin
+}
+
+const dropDatabase = async (name: string): Promise<void> => {
+  const sql = await asAdmin()
+  // A slot is freed a moment after its walsender was told to end.
+  for (const deadline = Date.now() + 20_000; ; ) {
+    await sql`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ${name}`
+    await sql`SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = ${name} AND NOT active`
+    const [left] = await sql`SELECT count(*)::int AS n FROM pg_replication_slots WHERE database = ${name}`
+    if (left?.n === 0 || Date.now() > deadline) break
+    await new Promise((resolve) => setTimeout(resolve, 20))
   }
+  await sql.unsafe(`DROP DATABASE IF EXISTS "${name}" WITH (FORCE)`)
 }
 
 /** An empty database, or a copy of `template` (which nobody may be connected to while it is copied). */
 export const createDatabase = async (template?: string): Promise<Database> => {
   const { url } = await testCluster()
   const name = `t_${crypto.randomUUID().replaceAll("-", "").slice(0, 16)}`
-  await run(url(), `CREATE DATABASE "${name}"${template === undefined ? "" : ` TEMPLATE "${template}"`}`)
+  const sql = await asAdmin()
+  await sql.unsafe(`CREATE DATABASE "${name}"${template === undefined ? "" : ` TEMPLATE "${template}"`}`)
   return { name, url: url(name), drop: () => dropDatabase(name) }
+}
+
+/** The name of a database that `fill` has filled, to copy from: the first of the run's processes that asks makes it. */
+export const templateDatabase = async (name: string, fill: (url: string) => Promise<void>): Promise<string> => {
+  const { url } = await testCluster()
+  const sql = postgres(url(), { max: 1, onnotice: () => undefined, fetch_types: false })
+  try {
+    // Held by the session, so that a process that ends while it fills leaves neither the lock nor the name.
+    await sql`SELECT pg_advisory_lock(hashtext(${name}))`
+    const [found] = await sql`SELECT 1 FROM pg_database WHERE datname = ${name}`
+    if (found === undefined) {
+      await sql.unsafe(`DROP DATABASE IF EXISTS "${name}_unfinished" WITH (FORCE)`)
+      await sql.unsafe(`CREATE DATABASE "${name}_unfinished"`)
+      await fill(url(`${name}_unfinished`))
+      await sql.unsafe(`ALTER DATABASE "${name}_unfinished" RENAME TO "${name}"`)
+    }
+    return name
+  } finally {
+    await sql.end({ timeout: 2 })
+  }
 }

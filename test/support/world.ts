@@ -32,7 +32,7 @@ import { migrateHub } from "../../src/postgres/migrate.ts"
 import { Apply } from "../../src/up/apply.ts"
 import { Tables } from "../../src/up/tables.ts"
 import { fastFolder } from "./fast-folder.ts"
-import { createDatabase, type Database } from "./postgres.ts"
+import { createDatabase, type Database, templateDatabase } from "./postgres.ts"
 import { until } from "./until.ts"
 
 export interface World {
@@ -74,9 +74,18 @@ export interface School {
   readonly sync: () => Promise<void>
 }
 
+const migrated = (url: string): Promise<void> =>
+  Effect.runPromise(Effect.scoped(Effect.flatMap(openPool(url, { name: "test" }), (pg) => Effect.orDie(migrateHub(pg)))))
+
+let template: Promise<string> | undefined
+const hubTemplate = (): Promise<string> => {
+  template ??= templateDatabase("hub_template", migrated)
+  return template
+}
+
 /** `on`: a database of the test's own, dropped with the world. */
 export const makeWorld = async (schema: string, config: ConfigInput, schools: ReadonlyArray<string>, on?: Database): Promise<World> => {
-  const database = on ?? (await createDatabase())
+  const database = on ?? (await createDatabase(await hubTemplate()))
   const folder = mkdtempSync(join(fastFolder(), "schoolbus-world-"))
   const sql = postgres(database.url, { max: 4, onnotice: () => undefined })
   if (schema !== "") await sql.unsafe(schema)
@@ -92,7 +101,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
   const feedFile = await inScope(openFile(join(folder, "feed.db")))
   await Effect.runPromise(migrateFile(feedFile, "feed"))
   const pg = await inScope(openPool(database.url, { name: "test" }))
-  await Effect.runPromise(migrateHub(pg))
+  if (on !== undefined) await migrated(database.url)
   for (const id of schools) await sql`INSERT INTO schoolbus.schools (id, name) VALUES (${id}, ${id})`
   const feedLayer = Feed.layer.pipe(Layer.provide(Layer.succeed(Libsql, feedFile)))
   const feed = Context.get(await inScope(Layer.build(feedLayer)), Feed)
