@@ -313,7 +313,9 @@ export const verify = (link: Link, identity: Identity, repair: Repair): Effect.E
       if (!isWritable(target)) again.push({ table: target.table.name, names: union(missing, differing), keys: extraKeys })
       else if (repair === "all") {
         up += yield* captureRows(target, [...extraKeys, ...differingKeys])
-        again.push({ table: target.table.name, names: missing, keys: [] })
+        // What Postgres computes is in no change; where that is all that differs, only head office's row mends it.
+        const isComputed = target.table.columns.some(({ generated }) => generated)
+        again.push({ table: target.table.name, names: isComputed ? union(missing, differing) : missing, keys: [] })
       }
     }
     const sent = yield* sendAgain(link, identity, sides.hub.at, again)

@@ -13,7 +13,7 @@ import { makeWorld, type School, type World } from "../support/world.ts"
 const SCHEMA = `
   CREATE TABLE pupils (id uuid PRIMARY KEY, school_id text, name text, note text, big bigint, exact numeric, ratio double precision,
     small real, active boolean, photo bytea, doc jsonb, born date);
-  CREATE TABLE marks (pupil uuid, subject int, points numeric, school_id text, PRIMARY KEY (pupil, subject));
+  CREATE TABLE marks (pupil uuid, subject int, points numeric, school_id text, share numeric GENERATED ALWAYS AS (points / 20) STORED, PRIMARY KEY (pupil, subject));
   CREATE TABLE terms (id bigint PRIMARY KEY, name text, weight double precision);
   INSERT INTO terms SELECT i, 'Term ' || i, i / 7.0 FROM generate_series(1, 40) i;
   INSERT INTO pupils SELECT gen_random_uuid(), 's1', 'Amina ' || i, CASE i % 7 WHEN 0 THEN NULL WHEN 1 THEN E'tab\\there "quoted" \\\\ \\x1f \\x0b' WHEN 2 THEN 'خالد 🎒' ELSE '' END,
@@ -102,6 +102,17 @@ describe("a school's file against the feed", () => {
     await compare("all")
     await school.sync()
     expect(await one("SELECT typeof(name) FROM terms WHERE id = 3")).toBe("text")
+    expect((await compare()).differences).toBe(0)
+  })
+
+  it("what Postgres computes is sent again, whoever wrote over it", async () => {
+    const pupil = String(await one("SELECT pupil FROM marks ORDER BY pupil LIMIT 1"))
+    const share = await one(`SELECT share FROM marks WHERE pupil = '${pupil}'`)
+    await school.write(`UPDATE marks SET share = 7 WHERE pupil = '${pupil}'`)
+    await school.sync()
+    expect((await compare("all")).differences).toBe(1)
+    await school.sync()
+    expect(await one(`SELECT share FROM marks WHERE pupil = '${pupil}'`)).toBe(share)
     expect((await compare()).differences).toBe(0)
   })
 
