@@ -21,6 +21,8 @@ const TriggerBody = z
   })
   .optional()
 
+const ASKED = { direction: "both", tables: [] } as const
+
 const DatabaseBody = z
   .strictObject({
     direction: z.enum(["BIDIRECTIONAL", "TO_SERVER", "FROM_SERVER"]).default("BIDIRECTIONAL"),
@@ -87,7 +89,7 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Runs
         ),
       ),
     )
-  const ofSchool = { query: z.object({ school: School.optional() }) }
+  const ofSchool = { query: z.object({ school: School.exactOptional() }) }
 
   return new Elysia({ name: "sync" })
     .get("/api/sync/status", ({ request, query }) => answer(request, snapshotOf(query.school)), ofSchool)
@@ -105,13 +107,15 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Runs
     )
     .get("/api/sync/network-status", ({ request, query }) => answer(request, Effect.map(snapshotOf(query.school), networkOf)), ofSchool)
     .get("/api/sync/tables", ({ request, query }) => answer(request, Effect.map(snapshotOf(query.school), tablesOf)), ofSchool)
-    .post("/api/sync/trigger", ({ request, body }) => answer(request, trigger({ direction: "both", tables: [], ...body, by: "api" })), {
+    .post("/api/sync/trigger", ({ request, query, body }) => answer(request, trigger({ ...ASKED, ...query, ...body, by: "api" })), {
+      ...ofSchool,
       body: TriggerBody,
     })
-    .post("/api/sync/sync", ({ request, body }) => answer(request, trigger({ direction: "both", tables: [], ...body, by: "api" })), {
+    .post("/api/sync/sync", ({ request, query, body }) => answer(request, trigger({ ...ASKED, ...query, ...body, by: "api" })), {
+      ...ofSchool,
       body: TriggerBody,
     })
-    .post("/api/sync/all", ({ request }) => answer(request, trigger({ direction: "both", tables: [], by: "api" })))
+    .post("/api/sync/all", ({ request }) => answer(request, trigger({ ...ASKED, by: "api" })))
     .get(
       "/api/sync/logs",
       ({ request, query: { school, limit, cursor } }) =>
@@ -124,9 +128,9 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Runs
     .get("/api/database/status", ({ request }) => answer(request, Effect.map(snapshotOf(undefined), databaseOf)))
     .post(
       "/api/database/status",
-      ({ request, body }) =>
-        answer(request, trigger({ direction: DIRECTIONS[body?.direction ?? "BIDIRECTIONAL"], tables: body?.tables ?? [], by: "api" })),
-      { body: DatabaseBody },
+      ({ request, query, body }) =>
+        answer(request, trigger({ ...query, direction: DIRECTIONS[body?.direction ?? "BIDIRECTIONAL"], tables: body?.tables ?? [], by: "api" })),
+      { ...ofSchool, body: DatabaseBody },
     )
     .get("/api/events", ({ request }) => events(request))
 })

@@ -325,12 +325,14 @@ describe("the operator's API", () => {
     )
     expect((await call(app, "POST", "/api/sync/sync")).status).toBe(200)
     expect((await call(app, "POST", "/api/database/status", json, '{"direction":"FROM_SERVER"}')).status).toBe(200)
+    expect((await call(app, "POST", "/api/sync/sync?school=south")).status).toBe(200)
     expect((await call(app, "POST", "/api/sync/trigger", json, '{"direction":"sideways"}')).status).toBe(422)
     expect((await call(app, "POST", "/api/sync/trigger", json, '{"tabels":[]}')).status).toBe(422)
     expect(triggered).toEqual([
       { direction: "up", tables: ["marks"], school: "north", by: "api" },
       { direction: "both", tables: [], by: "api" },
       { direction: "down", tables: [], by: "api" },
+      { direction: "both", tables: [], school: "south", by: "api" },
     ])
   })
 
