@@ -117,11 +117,14 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
         exceptions.filter(({ verdict, hold }) => hold !== true && (verdict === "conflict" || verdict === "superseded")).map(({ id }) => id),
       )
       const left = new Set<string>()
+      const made = new Set<string>()
       for (const { id, tbl, op, key, new_key } of changes) {
-        const made = new_key ?? (op === "I" ? key : null)
-        if (made !== null && losing.has(id) && !left.has(idOf(tbl, made))) lost.push(idOf(tbl, made))
-        // A row that stood there before may still stand at the hub.
-        if (op === "D" || new_key !== null) left.add(idOf(tbl, key))
+        const own = idOf(tbl, new_key ?? key)
+        if (op === "I" || new_key !== null) made.add(own)
+        // Writes of one row are judged as one, and the verdict stands at the last: the edit of a row may lose what its insert made.
+        if (op !== "D" && losing.has(id) && made.has(own) && !left.has(own)) lost.push(own)
+        // A row that stood there before this batch may still stand at the hub.
+        if ((op === "D" || new_key !== null) && !made.delete(idOf(tbl, key))) left.add(idOf(tbl, key))
       }
       for (const { tbl, key, new_key } of changes) {
         touched.set(idOf(tbl, key), { tbl, key, batch })

@@ -212,4 +212,25 @@ describe.each(["wal2json", "pgoutput"] as const)("%s", (plugin) => {
       expect([await traces("b", "classes"), await traces("b", "seats"), await traces("b", "learners")]).toEqual([['["1b"]'], [], []])
     })
   })
+
+  it("a row that the school wrote, edited and lost by its own delete of another leaves it", async () => {
+    await open(
+      plugin,
+      `CREATE TABLE parents (id text PRIMARY KEY, school_id text);
+       CREATE TABLE lines (id text PRIMARY KEY, school_id text, parent text REFERENCES parents ON DELETE CASCADE, note text);
+       INSERT INTO parents VALUES ('p', 'a'), ('q', 'a')`,
+      { parents: { audience: { column: "school_id" } }, lines: { audience: { column: "school_id" } } },
+    )
+    for (const id of ["written", "edited", "renamed"]) await a.write("INSERT INTO lines VALUES (?, 'a', 'p', 'new')", [id])
+    await a.write("INSERT INTO lines VALUES ('stays', 'a', 'q', 'new')")
+    await a.write("INSERT INTO lines VALUES ('replaced', 'a', 'p', 'new')")
+    await a.write("REPLACE INTO lines VALUES ('replaced', 'a', 'p', 'replaced')")
+    await a.write("UPDATE lines SET note = 'edited' WHERE id <> 'written'")
+    await a.write("UPDATE lines SET id = 'with another name' WHERE id = 'renamed'")
+    await a.write("UPDATE lines SET note = 'edited again' WHERE id = 'with another name'")
+    await a.write("DELETE FROM parents WHERE id = 'p'")
+    await a.sync()
+    expect(await ids(a, "lines")).toEqual(["stays"])
+    expect(await world.sql`SELECT id FROM lines`).toEqual([{ id: "stays" }])
+  })
 })
