@@ -5,8 +5,8 @@
  */
 
 /** Rows and characters of one statement. */
-const SLAB_ROWS = 1_000
-const SLAB_CHARS = 256 * 1024
+const SLAB_ROWS = 2_000
+const SLAB_CHARS = 512 * 1024
 /** A place is (offset * base + bytes of the first text) * base + bytes of the second, in 63 bits. */
 const BASE = 1_000_000
 /** Three bytes a character at most: a text below this stays below the base. */
@@ -15,7 +15,7 @@ const SMALL_CHARS = 300_000
 const LARGE_BASE = 1_000_000_000
 /** A number's characters. */
 const WIDTH = 17
-const PAD = " ".repeat(WIDTH)
+const PADS = Array.from({ length: WIDTH }, (_, length) => " ".repeat(WIDTH - length))
 /** A number beyond 32 bits is written in two parts, which takes a fraction of the time. */
 const PART = 1_000_000_000
 
@@ -24,9 +24,9 @@ const firstBytes = "j.value / ?3 % ?3"
 const part = (numbers: number, offset: string, length: string): string =>
   `CAST(substr(?1, ${place} + ${numbers * WIDTH}${offset}, ${length}) AS TEXT)`
 
-/** SQL for what a row holds; `numbers`: how many it has. */
+/** SQL for what a row holds; `numbers`: how many it has. The limit is none: with it SQLite reads a place once, not for every part anew. */
 export const slabRow = (numbers: number) => ({
-  from: "json_each(CAST(?2 AS TEXT)) j",
+  from: "(SELECT value FROM json_each(CAST(?2 AS TEXT)) LIMIT -1) j",
   number: (index: number): string => `CAST(substr(?1, ${place} + ${index * WIDTH}, ${WIDTH}) AS INTEGER)`,
   first: part(numbers, "", firstBytes),
   second: part(numbers, ` + ${firstBytes}`, "j.value % ?3"),
@@ -43,7 +43,7 @@ export interface SlabPiece {
 export const slabNumber = (value: number): string => {
   const high = Math.floor(value / PART)
   const text = high <= 0 ? String(value) : `${high}${String(PART + (value - high * PART)).slice(1)}`
-  return PAD.slice(text.length) + text
+  return (PADS[text.length] ?? "") + text
 }
 
 const encoder = new TextEncoder()

@@ -6,6 +6,7 @@
 import Database from "libsql"
 import { Hasher, keyName, Prints } from "../model/digest.ts"
 import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
+import { EarlySync } from "./early-sync.ts"
 import { faultOf } from "./fault.ts"
 import { gatherLines } from "./gather.ts"
 import { Loads } from "./load.ts"
@@ -19,6 +20,7 @@ const LOOK_MS = 1
 const LAST_WAIT_MS = 200
 
 let path = ""
+let earlySync = new EarlySync("")
 let pragmas: ReadonlyArray<string> = []
 let timeoutMs = 0
 let db: Database.Database | undefined
@@ -234,6 +236,7 @@ const answer = (request: Request): unknown => {
   switch (request.op) {
     case "open":
       path = request.path
+      earlySync = new EarlySync(path)
       pragmas = request.pragmas
       timeoutMs = request.timeoutMs
       open()
@@ -249,6 +252,7 @@ const answer = (request: Request): unknown => {
       }
       return null
     case "end":
+      earlySync.ended()
       if (request.commit) commit()
       else rollback()
       return null
@@ -261,7 +265,11 @@ const answer = (request: Request): unknown => {
       try {
         prepare(request.sql).run(toArray(request.args))
         // A large transaction would pile its bytes up until this thread collects them.
-        for (const arg of request.args) if (arg instanceof Uint8Array) (arg.buffer as ArrayBuffer).transfer(0)
+        for (const arg of request.args) {
+          if (!(arg instanceof Uint8Array)) continue
+          void earlySync.wrote(arg.length)
+          ;(arg.buffer as ArrayBuffer).transfer(0)
+        }
       } catch (error) {
         spoiled = error
         throw error
