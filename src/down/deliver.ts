@@ -18,7 +18,7 @@ import { emptyGone } from "./empty.ts"
 import { makeLoads } from "./load.ts"
 import { makePace } from "./pace.ts"
 import { makeRetries } from "./retry.ts"
-import { countBehind, cursorAt, cursorOf, isReceiving, makeOpen, readSchool, type SchoolRow } from "./school-row.ts"
+import { countBehind, cursorAt, cursorOf, isReceiving, makeOpener, readSchool, type SchoolRow } from "./school-row.ts"
 import { discardStage, type Received, receivedOf, rowsOf, stagedHeaders, stagedPosition, stageLines } from "./stage.ts"
 import { type Applied, makeStraight } from "./straight.ts"
 import { endsRows } from "./sweep.ts"
@@ -84,9 +84,10 @@ export class Deliver extends Context.Service<
     Effect.gen(function* () {
       const db = yield* Libsql
       const one = Semaphore.makeUnsafe(1)
-      const open = makeOpen()
+      const opener = makeOpener()
+      const { open } = opener
       const pace = makePace(db, open)
-      const loads = makeLoads(db, open)
+      const loads = makeLoads(db, opener)
       const retries = makeRetries(db, pace)
       const applyStraight = makeStraight(db, pace, loads)
       const chunks = makeChunks(db, open, pace, loads, retries)

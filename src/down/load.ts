@@ -10,8 +10,9 @@ import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import type { LoadSource, WaitingKeys } from "../libsql/load.ts"
 import type { OnLine } from "../link/pages.ts"
 import { type Header, PAGE_BYTES, type RowsLine } from "../link/protocol.ts"
-import { type Waiting, waitingKeys } from "./cut.ts"
+import { waitingKeys } from "./cut.ts"
 import type { Delivery, Item, Target, Targets } from "./delivery.ts"
+import type { Opened, Opener } from "./school-row.ts"
 import { LINE_TEXT, rowsOf, type StagedLine } from "./stage.ts"
 
 /** Fewer rows are written sooner one by one. */
@@ -39,14 +40,15 @@ export interface Rest {
 /** A page whose lines come in. */
 interface Coming {
   readonly header: Header
-  readonly lines: Array<RowsLine>
+  readonly place: number
+  /** Those that are not on their way to the place. */
+  lines: Array<RowsLine>
+  /** How many are. */
+  sent: number
   plans: Plans | null
-  /** How many of them lie ready, and where. */
-  loaded: number
-  place: number | null
+  planning: Promise<void> | null
   /** It will not be applied at once, or not the short way. */
   isOff: boolean
-  loading: Promise<void> | null
 }
 
 export interface Loads {
@@ -72,60 +74,78 @@ const among = ({ targets, tables }: Plans, lines: ReadonlyArray<RowsLine>): Plan
   return { targets, tables: tables.filter(({ table }) => names.has(table.name)) }
 }
 
-export const makeLoads = (
-  db: LibsqlFile,
-  open: (tx: Tx) => Effect.Effect<{ readonly state: { readonly waiting: Waiting }; readonly targets: Targets }, LibsqlError>,
-): Loads => {
+export const makeLoads = (db: LibsqlFile, { open, last }: Opener): Loads => {
   let coming: Coming | null = null
   let isDelivering = false
 
+  const tablesOf = (targets: Targets, names: Iterable<string>): ReadonlyArray<Target> =>
+    [...new Set(names)].flatMap((name) => (targets.plans.has(name) ? (targets.byName.get(name) ?? []) : []))
   /** Of a table too many rows may wait. */
-  const planFor = (tx: Tx, targets: Targets, names: Iterable<string>, isQuiet: boolean): Effect.Effect<Plans, LibsqlError> =>
+  const planFor = (tx: Tx, targets: Targets, names: Iterable<string>): Effect.Effect<Plans, LibsqlError> =>
     Effect.gen(function* () {
-      const tables = [...new Set(names)].flatMap((name) => (targets.plans.has(name) ? (targets.byName.get(name) ?? []) : []))
-      if (isQuiet || tables.length === 0) return { targets, tables }
+      const tables = tablesOf(targets, names)
       const waiting = yield* waitingKeys(tx, tables)
       return { targets, tables: tables.filter(({ table }) => waiting.get(table.name) !== null) }
     })
-  const load = (place: number | null, { targets, tables }: Plans, source: LoadSource) =>
+  const load = (place: number, { targets, tables }: Plans, source: LoadSource): Effect.Effect<void> =>
     db.load(
       place,
       source,
       tables.flatMap(({ table }) => targets.plans.get(table.name) ?? []),
     )
-  const loadTexts = (place: number | null, plans: Plans, lines: ReadonlyArray<RowsLine>) =>
-    load(place, among(plans, lines), { texts: lines.map(textOf) })
   const loadAll = Effect.fnUntraced(function* (targets: Targets, names: Iterable<string>, isQuiet: boolean, source: LoadSource) {
-    const plans = yield* db.read((tx) => planFor(tx, targets, names, isQuiet))
-    return plans.tables.length === 0 ? null : { plans, place: yield* load(null, plans, source) }
+    const plans = isQuiet ? { targets, tables: tablesOf(targets, names) } : yield* db.read((tx) => planFor(tx, targets, names))
+    if (plans.tables.length === 0) return null
+    const place = db.newPlace()
+    yield* load(place, plans, source)
+    return { plans, place }
   })
 
-  /** Loads what has come so far. */
-  const catchUp = Effect.fnUntraced(function* (page: Coming) {
-    if (page.plans === null) {
-      page.plans = yield* db.read((tx) =>
-        Effect.flatMap(open(tx), ({ targets, state }) => planFor(tx, targets, targets.plans.keys(), state.waiting === "quiet")),
-      )
-      if (page.plans.targets.manifest.version !== page.header.manifest) page.isOff = true
-    }
-    while (!page.isOff && page.loaded < page.lines.length) {
-      const some = page.lines.slice(page.loaded)
-      page.place = yield* loadTexts(page.place, page.plans, some)
-      page.loaded += some.length
-    }
-  })
+  /** The worker has the plans from the first of them on. */
+  const send = (page: Coming, plans: Plans, lines: ReadonlyArray<RowsLine>): Effect.Effect<void> => {
+    const { targets } = plans
+    const some = load(page.place, page.sent === 0 ? plans : { targets, tables: [] }, { texts: lines.map(textOf) })
+    page.sent += lines.length
+    return some
+  }
+  const plan = (page: Coming, opened: Opened, plans: Plans): void => {
+    page.plans = plans
+    page.isOff ||= opened.targets.manifest.version !== page.header.manifest
+  }
+  const sendWaiting = (page: Coming): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      const { plans, lines, isOff } = page
+      page.lines = []
+      return plans === null || isOff || lines.length === 0 ? Effect.void : send(page, plans, lines)
+    })
 
   const expect: OnLine = (header, line) => {
     if (coming?.header !== header) {
       const isWorth = isWorthLoading(header.left) && (header.leftBytes ?? PAGE_BYTES) < PAGE_BYTES && !header.resumed
-      coming = { header, lines: [], plans: null, loaded: 0, place: null, isOff: isDelivering || !isWorth, loading: null }
+      const isOff = isDelivering || !isWorth
+      coming = { header, place: isOff ? 0 : db.newPlace(), lines: [], sent: 0, plans: null, planning: null, isOff }
+      const opened = last()
+      if (!isOff && opened?.state.waiting === "quiet")
+        plan(coming, opened, { targets: opened.targets, tables: tablesOf(opened.targets, opened.targets.plans.keys()) })
     }
     const page = coming
     if (page.isOff) return
     page.lines.push(line)
-    page.loading ??= Effect.runPromise(Effect.ignoreCause(catchUp(page))).then(() => {
-      page.loading = null
-    })
+    if (page.plans !== null) Effect.runFork(sendWaiting(page))
+    else
+      page.planning ??= Effect.runPromise(
+        Effect.ignoreCause(
+          Effect.gen(function* () {
+            const { opened, plans } = yield* db.read((tx) =>
+              Effect.flatMap(open(tx), (found) =>
+                Effect.map(planFor(tx, found.targets, found.targets.plans.keys()), (made) => ({ opened: found, plans: made })),
+              ),
+            )
+            plan(page, opened, plans)
+            yield* sendWaiting(page)
+          }),
+        ),
+      )
   }
 
   return {
@@ -145,11 +165,11 @@ export const makeLoads = (
       coming = null
       if (!isWorthLoading(rowsOf(lines))) return null
       if (page !== null && page.header === header) {
-        const { loading } = page
-        if (loading !== null) yield* Effect.promise(() => loading)
-        const { plans, place } = page
-        if (!page.isOff && plans !== null && place !== null && plans.targets === targets) {
-          if (page.loaded < lines.length) yield* loadTexts(place, plans, lines.slice(page.loaded))
+        const { planning } = page
+        if (planning !== null) yield* Effect.promise(() => planning)
+        const { plans, place, isOff, sent } = page
+        if (!isOff && plans !== null && plans.targets === targets) {
+          if (sent < lines.length) yield* send(page, plans, lines.slice(sent))
           return { plans: among(plans, lines), place }
         }
       }

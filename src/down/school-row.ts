@@ -79,15 +79,24 @@ export interface Opened {
   readonly targets: Targets
 }
 
-/** Reads the row, and the tables only when they have changed since the last time. */
-export const makeOpen = () => {
-  let known: (Pick<SchoolRow, "manifest" | "unfit" | "renewed"> & { readonly targets: Targets }) | null = null
-  return Effect.fnUntraced(function* (tx: Tx): Effect.fn.Return<Opened, LibsqlError> {
-    const state = yield* readSchool(tx)
-    if (known === null || known.manifest !== state.manifest || known.unfit !== state.unfit || known.renewed !== state.renewed) {
-      const manifest = state.manifest === null ? NO_MANIFEST : (JSON.parse(state.manifest) as Manifest)
-      known = { manifest: state.manifest, unfit: state.unfit, renewed: state.renewed, targets: yield* readTargets(tx, manifest) }
-    }
-    return { state, targets: known.targets }
-  })
+export interface Opener {
+  /** Reads the row, and the tables only when they have changed since the last time. */
+  readonly open: (tx: Tx) => Effect.Effect<Opened, LibsqlError>
+  /** What was read last, however long ago; null: nothing yet. */
+  readonly last: () => Opened | null
+}
+
+export const makeOpener = (): Opener => {
+  let last: Opened | null = null
+  return {
+    last: () => last,
+    open: Effect.fnUntraced(function* (tx) {
+      const state = yield* readSchool(tx)
+      const isSame = last?.state.manifest === state.manifest && last.state.unfit === state.unfit && last.state.renewed === state.renewed
+      const manifest = () => (state.manifest === null ? NO_MANIFEST : (JSON.parse(state.manifest) as Manifest))
+      const opened: Opened = { state, targets: last !== null && isSame ? last.targets : yield* readTargets(tx, manifest()) }
+      last = opened
+      return opened
+    }),
+  }
 }

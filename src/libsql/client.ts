@@ -96,11 +96,13 @@ export interface LibsqlFile {
   ) => Effect.Effect<{ readonly value: A; readonly committed: Effect.Effect<void, LibsqlError> }, E | LibsqlError, R>
   /** One statement that is a transaction of its own, in one message: what is small and waited for is not sent to and fro three times. */
   readonly alone: (sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<number, LibsqlError>
+  /** Where lines may be laid ready. There is room for one: what lay ready at another goes when the first line comes to a newer one. */
+  readonly newPlace: () => number
   /**
-   * Lays the rows of lines ready for `show`, outside of the file and of any lock, behind those of a place or at a new one (null), and
-   * answers the place. There is room for one: what lay ready at another is thrown away.
+   * Lays the rows of lines ready for `show`, outside of the file and of any lock, behind those that are there; `plans`: more of them
+   * than the place has. It does not wait: of a place where lines could not be loaded nothing is shown.
    */
-  readonly load: (place: number | null, source: LoadSource, plans: ReadonlyArray<LoadPlan>) => Effect.Effect<number, LibsqlError>
+  readonly load: (place: number, source: LoadSource, plans: ReadonlyArray<LoadPlan>) => Effect.Effect<void>
   readonly unload: Effect.Effect<void>
   readonly read: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
   /** What has happened to the file on the disk while it is open, see place.ts; null: nothing. After anything else it must be opened anew. */
@@ -305,10 +307,13 @@ const makeWrite = (port: Port) => {
       ),
     )
   const alone: LibsqlFile["alone"] = (sql, args) => one.withPermit(port.send({ op: "run", sql, args }) as Effect.Effect<number, LibsqlError>)
+  let places = 0
+  const newPlace = (): number => ++places
+  // Between two transactions: it is one of its own.
   const load: LibsqlFile["load"] = (place, source, plans) =>
-    one.withPermit(Effect.suspend(() => port.send({ op: "load", place, source, plans }) as Effect.Effect<number, LibsqlError>))
+    one.withPermit(Effect.sync(() => port.post({ op: "load", place, source, plans }, () => undefined)))
   const unload: LibsqlFile["unload"] = one.withPermit(Effect.sync(() => port.post({ op: "unload" }, () => undefined)))
-  return { write, writeAhead, alone, load, unload, moved: one.withPermit(movedOf(port)) }
+  return { write, writeAhead, alone, newPlace, load, unload, moved: one.withPermit(movedOf(port)) }
 }
 
 /** Opens the file, creating it when it does not exist; closed with the scope. */

@@ -119,8 +119,11 @@ const sameNames = (a: ReadonlyArray<string>, b: ReadonlyArray<string>): boolean 
 export class Loads {
   readonly #connection: Connection
   #lines: Array<LoadedLine> = []
-  /** Whose lines these are. */
+  /** Whose lines these are; places are numbered as they come. */
   #place = 0
+  /** Lines of this place are missing. */
+  #isTorn = false
+  readonly #plans = new Map<string, LoadPlan>()
   /** Rows of each temporary table, by width. */
   #tables = new Map<number, { rows: number }>()
   #inserts = new Map<string, string>()
@@ -131,13 +134,13 @@ export class Loads {
 
   /** The connection is gone, and what was loaded with it. */
   forget(): void {
-    this.#place++
+    this.#isTorn = true
     this.#lines = []
     this.#tables.clear()
   }
 
   clear(): void {
-    this.#place++
+    this.#isTorn = true
     this.#lines = []
     for (const [width, table] of this.#tables) {
       if (table.rows > 0) this.#connection.exec(`DELETE FROM ${loadTable(width)}`)
@@ -145,17 +148,21 @@ export class Loads {
     }
   }
 
-  /** Adds lines to those of a place, or to none; answers the place. Whatever was loaded at another one is gone. */
-  load(place: number | null, source: LoadSource, plans: ReadonlyArray<LoadPlan>): number {
-    if (place === null) this.clear()
-    else if (place !== this.#place) return place
-    const byTable = new Map(plans.map((plan) => [plan.table, plan]))
+  /** Adds lines, and plans for tables, to those of a place. Whatever was loaded at another one is gone. */
+  load(place: number, source: LoadSource, plans: ReadonlyArray<LoadPlan>): void {
+    if (place > this.#place) {
+      this.clear()
+      this.#place = place
+      this.#isTorn = false
+      this.#plans.clear()
+    }
+    if (place < this.#place || this.#isTorn) return
+    for (const plan of plans) this.#plans.set(plan.table, plan)
     const texts = "texts" in source ? source.texts : source.numbers.map((number) => this.#connection.text(source.sql, number))
     this.#connection.exec("BEGIN")
     try {
-      for (const text of texts) this.#add(JSON.parse(text) as LineText, byTable)
+      for (const text of texts) this.#add(JSON.parse(text) as LineText)
       this.#connection.exec("COMMIT")
-      return this.#place
     } catch (error) {
       this.#connection.exec("ROLLBACK")
       for (const width of this.#tables.keys()) this.#connection.exec(`DROP TABLE IF EXISTS ${loadTable(width)}`)
@@ -173,8 +180,8 @@ export class Loads {
     return table
   }
 
-  #add([, , , name, columns, rows]: LineText, plans: ReadonlyMap<string, LoadPlan>): void {
-    const plan = plans.get(name)
+  #add([, , , name, columns, rows]: LineText): void {
+    const plan = this.#plans.get(name)
     if (plan === undefined || !sameNames(plan.columns, columns)) {
       this.#lines.push({
         table: name,
@@ -252,7 +259,7 @@ export class Loads {
    */
   show(place: number, from: number, to: number, waiting: WaitingKeys, most: number): Shown | null {
     const lines = this.#lines.slice(from, to)
-    if (place !== this.#place || lines.length !== to - from) return null
+    if (place !== this.#place || this.#isTorn || lines.length !== to - from) return null
     const tables: Array<string> = []
     const rest: Array<number> = []
     let left = 0

@@ -91,7 +91,7 @@ export type Command =
   | { readonly op: "run" | "all" | "values"; readonly sql: string; readonly args: ReadonlyArray<Bind> | undefined }
   | ({ readonly op: "many"; readonly sql: string } & Packed)
   | ({ readonly op: "wires"; readonly sql: string } & PackedWires)
-  | { readonly op: "load"; readonly source: LoadSource; readonly plans: ReadonlyArray<LoadPlan>; readonly place: number | null }
+  | { readonly op: "load"; readonly source: LoadSource; readonly plans: ReadonlyArray<LoadPlan>; readonly place: number }
   | {
       readonly op: "show"
       readonly place: number

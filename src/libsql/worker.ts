@@ -300,7 +300,8 @@ const answer = (request: Request): unknown => {
     case "wires":
       return writeWires(request)
     case "load":
-      return loads.load(request.place, request.source, request.plans)
+      loads.load(request.place, request.source, request.plans)
+      return null
     case "show":
       return loads.show(request.place, request.from, request.to, request.waiting, request.most)
     case "unload":
