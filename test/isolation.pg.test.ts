@@ -222,9 +222,10 @@ test.each(seeds)("seed %i", { timeout: 60_000 }, async (seed) => {
       for (const line of page.lines) {
         search(id, "a page", line)
         const [kind, , , table] = JSON.parse(line) as ReadonlyArray<unknown>
-        if (kind !== "rows" || typeof table !== "string" || table.startsWith("schoolbus.")) continue
+        if ((kind !== "rows" && kind !== "puts") || typeof table !== "string" || table.startsWith("schoolbus.")) continue
         const [, , , , , rows] = JSON.parse(line) as ReadonlyArray<ReadonlyArray<readonly [unknown, unknown]>>
-        for (const [, body] of rows ?? []) if (body !== null) search(id, `a row of ${table}`, JSON.stringify(body), now.get(id))
+        for (const body of rows?.map((row) => (kind === "puts" ? row : row[1])) ?? [])
+          if (body !== null) search(id, `a row of ${table}`, JSON.stringify(body), now.get(id))
       }
       if (page.complete) break
       cursor = { epoch: page.header.epoch, seq: page.header.head, cut: page.header.headCut }

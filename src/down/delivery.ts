@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import { ident, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { readUnfit, unfitText } from "../libsql/unfit.ts"
 import { loadColumn, type LoadPlan, loadTable } from "../libsql/load.ts"
-import { readRows } from "../link/frame.ts"
+import { keyedRows, readRows } from "../link/frame.ts"
 import type { RowsLine } from "../link/protocol.ts"
 import { localKeyOf } from "../model/key.ts"
 import type { Manifest, Table } from "../model/table.ts"
@@ -74,6 +74,7 @@ const planOf = ({ table, keyKinds }: Target): LoadPlan => {
     table: table.name,
     columns,
     kinds: table.columns.map(({ kind }) => kind),
+    key,
     keyKinds,
     put: put(""),
     putInOrder: put(`ORDER BY ${[...key.map(loadColumn), "rowid"].join(", ")}`),
@@ -130,13 +131,15 @@ export const partOf = (targets: Targets, lines: ReadonlyArray<RowsLine>): Part =
   const ledger: Array<Row> = []
   const lists = new Map<string, ReadonlyArray<string>>()
   let rows = 0
-  for (const [, , , name, columns, lineRows] of lines.map(readRows)) {
+  for (const text of lines.map(readRows)) {
+    const [, , , name, columns] = text
+    const target = targets.byName.get(name)
+    const lineRows = keyedRows(text, target?.table.key ?? [])
     rows += lineRows.length
     if (name === LEDGER) {
       for (const [, values] of lineRows) if (values !== null) ledger.push(rowOf(columns, values))
       continue
     }
-    const target = targets.byName.get(name)
     if (target === undefined) continue
     const known = columns.flatMap((column, i) => (target.kinds.has(column) ? [i] : []))
     const picks = known.map((i) => columns[i] as string)

@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import { sealLine } from "../link/frame.ts"
-import { type Header, LINE_BYTES, LINE_ROWS, MAX_ROW_BYTES, PAGE_BYTES, type Staged } from "../link/protocol.ts"
+import { type Header, LINE_BYTES, LINE_ROWS, MAX_ROW_BYTES, PAGE_BYTES, type RowsLine, type Staged } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
 import { EVERY_SCHOOL, NOBODY } from "./audience.ts"
 
@@ -82,12 +82,18 @@ const makeLines = (onLine: (text: string) => void) => {
     line.last = seq
   }
   /** Whole lines of rows that are joined already, one for each table, of all that lies between two seqs: only the last one reaches the end. */
-  const addLines = (cls: number, after: number, upTo: number, chunks: ReadonlyArray<readonly [table: TableNames, chunk: Chunk]>): void => {
+  const addLines = (
+    kind: RowsLine[0],
+    cls: number,
+    after: number,
+    upTo: number,
+    chunks: ReadonlyArray<readonly [table: TableNames, chunk: Chunk]>,
+  ): void => {
     flush()
     chunks.forEach(([{ name, columns }, { rows, n }], i) => {
       const last = i < chunks.length - 1 ? after : upTo
       lastOf.set(cls, last)
-      onLine(sealLine(`["rows",${cls},${last},${JSON.stringify(name)},${columns},[${rows}],${n}]`))
+      onLine(sealLine(`["${kind}",${cls},${last},${JSON.stringify(name)},${columns},[${rows}],${n}]`))
     })
   }
   /** `lastOf`: by class, the seq up to which the lines reach. */
@@ -123,7 +129,9 @@ const START = `SELECT h.epoch, h.seq, h.manifest, (SELECT id FROM cut WHERE seq 
 const placesOf = (from: number, staged: Staged | null): string =>
   JSON.stringify(CLASSES.map((cls) => [cls, Math.max(from, staged?.after[String(cls)] ?? 0)]))
 
-const ROW = `'[' || key || ',' || iif(octet_length(body) <= ${MAX_ROW_BYTES}, body, 'null') || ']' AS row, body IS NOT NULL AS isRow`
+/** null: a tombstone, or too large for the line. */
+const VALUES = `iif(octet_length(body) <= ${MAX_ROW_BYTES}, body, NULL)`
+const ROW = `'[' || key || ',' || coalesce(${VALUES}, 'null') || ']' AS row, body IS NOT NULL AS isRow`
 const entriesOf = (what: string, audience: string, and = ""): string =>
   `SELECT seq, tbl${what} FROM entry WHERE audience = ${audience} AND class = ?3 AND seq > ?4${and}`
 /** Two walks along entry_seq, merged as they go. The rows come as one text: a message of many values takes longer than to read them. */
@@ -131,25 +139,33 @@ const ROWS = `SELECT group_concat(row, '${ROW_END}') AS rows, json_group_array(s
   FROM (${entriesOf(`, ${ROW}`, "?1")} UNION ALL ${entriesOf(`, ${ROW}`, "?2")} ORDER BY seq, isRow LIMIT ?5)`
 /** The seq after so many entries: one more row begins with it, or it is the second entry of the last one. */
 const END = `SELECT seq FROM (${entriesOf("", "?1")} UNION ALL ${entriesOf("", "?2")} ORDER BY seq) LIMIT 1 OFFSET ?5`
-const BEFORE_END = ["?1", "?2"]
-  .map((audience) => entriesOf(`, ${ROW}`, audience, " AND seq < (SELECT coalesce(seq, 9223372036854775807) FROM b)"))
-  .join(" UNION ALL ")
-const chunkOf = (rows: string, from: string): string => `WITH b AS MATERIALIZED (SELECT (${END}) AS seq)
-  SELECT ${rows} AS rows, count(*) AS n, max(seq) AS last, min(tbl) AS tbl, max(tbl) AS tblToo, (SELECT seq FROM b) AS next FROM ${from}`
-/** The rows before it, joined as they stand in a line. */
-const CHUNK = chunkOf("group_concat(row, ',')", `(${BEFORE_END} ORDER BY seq, isRow)`)
-/** The same of each table, for tables whose rows lie among each other: one by one they would make lines of a row each. */
-const CHUNKS = chunkOf("group_concat(row, ',' ORDER BY seq, isRow)", `(${BEFORE_END}) GROUP BY tbl`)
+const beforeEnd = (row: string): string =>
+  ["?1", "?2"].map((audience) => entriesOf(`, ${row}`, audience, " AND seq < (SELECT coalesce(seq, 9223372036854775807) FROM b)")).join(" UNION ALL ")
+const chunkOf = (rows: string, live: string, from: string): string => `WITH b AS MATERIALIZED (SELECT (${END}) AS seq)
+  SELECT ${rows} AS rows, count(*) AS n, ${live} AS live, max(seq) AS last, min(tbl) AS tbl, max(tbl) AS tblToo, (SELECT seq FROM b) AS next FROM ${from}`
+/**
+ * The rows before it alone, joined as they stand in a line. Nothing to send where a tombstone is among them: that goes before the row of
+ * its seq, and to sort them takes as long as to read them.
+ */
+const PLAIN = chunkOf("group_concat(row, ',')", "count(row)", `(${beforeEnd(`${VALUES} AS row`)} ORDER BY seq)`)
+/** Of each table, with keys and tombstones, also where rows of several tables lie among each other: one by one they would make lines of a row each. */
+const CHUNKS = chunkOf("group_concat(row, ',' ORDER BY seq, isRow)", "sum(isRow)", `(${beforeEnd(ROW)}) GROUP BY tbl`)
 
 interface Chunk {
   readonly rows: string | null
   readonly n: number
+  /** How many of them are no tombstones. */
+  readonly live: number
   readonly last: number
   readonly tbl: number
   readonly tblToo: number
   /** null: nothing follows. */
   readonly next: number | null
 }
+
+/** All of one table, and no tombstone. */
+const isPlain = (chunks: ReadonlyArray<Chunk>): boolean =>
+  chunks.every(({ n, live, tbl, tblToo }) => n === live && tbl === tblToo) && chunks.length === 1
 
 interface Entries {
   /** Key and values of each. */
@@ -247,9 +263,9 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
             : `[${(yield* tx.all<{ place: string }>(WAITING, [EVERY_SCHOOL, own, places])).map(({ place }) => place).join(",")}]`
         const waiting = JSON.parse(found) as ReadonlyArray<readonly [cls: number, place: number]>
         const limit = (): number => (count === 0 ? FIRST_ROWS : Math.max(1, Math.min(LINE_ROWS, Math.ceil(LINE_BYTES / (bytes / count)))))
-        /** The last rows were of several tables. */
+        /** The last rows were of several tables, or not all of them rows. */
         let isMixed = false
-        const readChunks = (cls: number, after: number) => tx.all<Chunk>(isMixed ? CHUNKS : CHUNK, [EVERY_SCHOOL, own, cls, after, limit()])
+        const readChunks = (cls: number, after: number) => tx.all<Chunk>(isMixed ? CHUNKS : PLAIN, [EVERY_SCHOOL, own, cls, after, limit()])
         /** The next chunk is read while this one goes out. */
         let coming: Fiber.Fiber<ReadonlyArray<Chunk>, LibsqlError> | null = null
         outer: for (const [cls, place] of waiting) {
@@ -261,10 +277,12 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
             }
             let chunks: ReadonlyArray<Chunk> = coming !== null ? yield* Fiber.join(coming) : yield* readChunks(cls, after)
             coming = null
-            if (!isMixed && chunks[0]?.tbl !== chunks[0]?.tblToo) {
+            const kind = !isMixed && isPlain(chunks) ? "puts" : "rows"
+            if (!isMixed && kind === "rows") {
               isMixed = true
               chunks = yield* readChunks(cls, after)
-            } else isMixed = chunks.length > 1
+            }
+            isMixed = !isPlain(chunks)
             const next = chunks[0]?.next ?? null
             const size = chunks.reduce((sum, { rows }) => sum + (rows?.length ?? 0), 0)
             const entries = chunks.reduce((sum, { n }) => sum + n, 0)
@@ -289,7 +307,7 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
                 isStarted = true
                 for (const text of lines) listener?.line(text)
               }
-              addLines(cls, before, after, known)
+              addLines(kind, cls, before, after, known)
               if (next === null) break
               continue
             }

@@ -15,7 +15,8 @@ export interface LoadPlan {
   /** All columns that a line must have, in this order; the rows of another line are not loaded. */
   readonly columns: ReadonlyArray<string>
   readonly kinds: ReadonlyArray<Kind>
-  /** Of the key's columns. */
+  /** Where among them the key's columns stand, and their kinds. */
+  readonly key: ReadonlyArray<number>
   readonly keyKinds: ReadonlyArray<Kind>
   /** Writes the loaded rows ?1 to ?2 of `loadTable`; `inOrder`: in the order of their keys. */
   readonly put: string
@@ -41,14 +42,10 @@ export type LoadSource = { readonly texts: ReadonlyArray<string> } | { readonly 
 export const loadTable = (width: number): string => `temp.schoolbus_load_${width}`
 export const loadColumn = (index: number): string => `c${index}`
 
-type LineText = readonly [
-  unknown,
-  unknown,
-  unknown,
-  string,
-  ReadonlyArray<string>,
-  ReadonlyArray<readonly [ReadonlyArray<Wire>, ReadonlyArray<Wire> | null]>,
-]
+type Values = ReadonlyArray<Wire>
+type LineOf<Kind, Row> = readonly [kind: Kind, cls: number, seq: number, table: string, columns: ReadonlyArray<string>, rows: ReadonlyArray<Row>]
+/** As the link writes it: every row with its key, null = it is gone; or rows alone, none of which is. */
+type LineText = LineOf<"rows", readonly [key: Values, values: Values | null]> | LineOf<"puts", Values>
 
 interface LoadedLine {
   readonly table: string
@@ -180,7 +177,8 @@ export class Loads {
     return table
   }
 
-  #add([, , , name, columns, rows]: LineText): void {
+  #add(line: LineText): void {
+    const [, , , name, columns, rows] = line
     const plan = this.#plans.get(name)
     if (plan === undefined || !sameNames(plan.columns, columns)) {
       this.#lines.push({
@@ -199,16 +197,15 @@ export class Loads {
       return
     }
     const { kinds } = plan
-    const put: Array<ReadonlyArray<Wire>> = []
-    const keys: Array<ReadonlyArray<Wire>> = []
-    const gone: Array<ReadonlyArray<Wire>> = []
-    for (const [key, values] of rows) {
-      if (values === null) gone.push(key)
-      else {
-        put.push(values)
-        keys.push(key)
+    const put: Array<Values> = []
+    const gone: Array<Values> = []
+    if (line[0] === "puts") put.push(...line[5])
+    else
+      for (const [key, values] of line[5]) {
+        if (values === null) gone.push(key)
+        else put.push(values)
       }
-    }
+    const keys = put.map((values) => plan.key.map((i) => values[i] ?? null))
     const table = this.#table(kinds.length)
     const from = table.rows + 1
     const varying = varyingColumns(kinds.length, put)

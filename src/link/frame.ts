@@ -3,7 +3,7 @@ import { crc32 } from "node:zlib"
 import { z } from "zod"
 import type { BatchHeader } from "../model/batch.ts"
 import type { Batch, Change } from "../model/change.ts"
-import { BatchHeaderLine, ChangeLine, Header, type Line, type RowsLine, type RowsText, Trailer } from "./protocol.ts"
+import { BatchHeaderLine, ChangeLine, Header, type Line, type LineRow, type RowsLine, type RowsText, Trailer } from "./protocol.ts"
 
 const hex8 = (n: number): string => (n >>> 0).toString(16).padStart(8, "0")
 
@@ -18,7 +18,7 @@ export type Opened = { readonly ok: Line } | { readonly damaged: string }
 const SEAL = 12 // ,"xxxxxxxx"]
 
 const RowsForm = z.tuple([
-  z.literal("rows"),
+  z.enum(["rows", "puts"]),
   z.number().int(),
   z.number().int(),
   z.string(),
@@ -27,7 +27,7 @@ const RowsForm = z.tuple([
   z.number().int().optional(),
 ])
 /** What every hub writes before the rows of a line and after them; a line of another form is read as a whole. */
-const ROWS_HEAD = /^\["rows",(\d+),(\d+),("(?:[^"\\]|\\.)*"),\["/
+const ROWS_HEAD = /^\["(rows|puts)",(\d+),(\d+),("(?:[^"\\]|\\.)*"),\["/
 const ROWS_COUNT = /\],(\d{1,9})$/
 
 /** A rows line without its seal; null: it has another form. */
@@ -35,14 +35,23 @@ export const rowsLine = (text: string): RowsLine | null => {
   const head = ROWS_HEAD.exec(text)
   const count = ROWS_COUNT.exec(text.slice(-12, -1))
   if (head !== null && count !== null)
-    return ["rows", Number(head[1]), Number(head[2]), JSON.parse(head[3] as string) as string, Number(count[1]), text]
+    return [head[1] as RowsLine[0], Number(head[2]), Number(head[3]), JSON.parse(head[4] as string) as string, Number(count[1]), text]
   const whole = RowsForm.safeParse(JSON.parse(text))
   if (!whole.success) return null
-  const [, cls, last, table, , rows] = whole.data
-  return ["rows", cls, last, table, rows.length, text]
+  const [kind, cls, last, table, , rows] = whole.data
+  return [kind, cls, last, table, rows.length, text]
 }
 
 export const readRows = ([, , , , , text]: RowsLine): RowsText => JSON.parse(text) as RowsText
+
+/** Rows with their keys, whose columns have these names. */
+export const keyedRows = (text: RowsText, key: ReadonlyArray<string>): ReadonlyArray<LineRow> => {
+  if (text[0] === "rows") return text[5]
+  const at = key.map((name) => text[4].indexOf(name))
+  return text[5].map((row) => [at.map((i) => row[i] ?? null), row])
+}
+
+export const isRows = (line: Line): line is RowsLine => line[0] === "rows" || line[0] === "puts"
 
 export const openLine = (text: string): Opened => {
   const seal = text.slice(-SEAL)
@@ -51,7 +60,7 @@ export const openLine = (text: string): Opened => {
   if (hex8(crc32(body)) !== seal.slice(2, 10)) return { damaged: "checksum of a line does not match" }
   let line: unknown
   try {
-    if (body.startsWith('["rows",')) {
+    if (body.startsWith('["rows",') || body.startsWith('["puts",')) {
       const rows = rowsLine(`${body}]`)
       return rows === null ? { damaged: "a rows line has another form" } : { ok: rows }
     }

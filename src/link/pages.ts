@@ -1,6 +1,6 @@
 /** The lines of a body, put together to pages: of one answer, or of a stream without end. */
 import { BodyFault, type BodyLimits, readChunks, splitLines, unpress } from "./body.ts"
-import { openLine } from "./frame.ts"
+import { isRows, openLine } from "./frame.ts"
 import { type Header, LEAST_RATE, MAX_BODY_MS, MAX_LINE_BYTES, type RowsLine, type Trailer } from "./protocol.ts"
 
 /** A page is about 1 MiB of rows; one row may be large. */
@@ -56,18 +56,18 @@ export const pagesOf = async function* (
       if (text === "") continue
       const opened = openLine(text)
       if ("damaged" in opened) throw new BodyFault(opened.damaged)
-      const [kind] = opened.ok
-      if (kind === "cut") {
+      const line = opened.ok
+      if (line[0] === "cut") {
         if (header !== null) throw new BodyFault("a page began inside another")
-        header = opened.ok[1]
+        header = line[1]
         slowAt = performance.now() + MAX_BODY_MS
-      } else if (kind === "sync") yield "asked"
+      } else if (line[0] === "sync") yield "asked"
       else if (header === null) throw new BodyFault("rows without a page")
-      else if (kind === "rows") {
-        lines.push(opened.ok)
-        onLine(header, opened.ok)
+      else if (isRows(line)) {
+        lines.push(line)
+        onLine(header, line)
       } else {
-        const page = { header, lines, trailer: opened.ok[1], bytes }
+        const page = { header, lines, trailer: line[1], bytes }
         header = null
         lines = []
         bytes = 0

@@ -14,7 +14,8 @@
  * Lines of a pull: one JSON array each, its last element the CRC-32 (8 hex digits) of the line's text before the comma.
  *
  *     ["cut", {Header}, crc]
- *     ["rows", class, lastSeq, "public.students", ["id","name"], [[key,row|null],…], crc]     row null = tombstone; row lists the named columns
+ *     ["rows", class, lastSeq, "public.students", ["id","name"], [[key,row|null],…], n, crc]  n rows; null = tombstone; row lists the named columns
+ *     ["puts", class, lastSeq, "public.students", ["id","name"], [row,…], n, crc]             the same without tombstones; a row's key is in it
  *     ["page", {Trailer}, crc]
  *     ["sync", {}, crc]                                              in a stream only: somebody asked this school to sync now
  *
@@ -188,20 +189,22 @@ export type Trailer = z.infer<typeof Trailer>
 /** `key` as wire key values; `row` in the order of the line's columns, null = the row no longer exists here. */
 export type LineRow = readonly [key: ReadonlyArray<Wire>, row: ReadonlyArray<Wire> | null]
 /**
- * A line of rows as it is handed on: on the wire `["rows",8,812,"public.pupils",["id","name"],[[["a1"],["a1","Amina"]]],1]`, where
- * the last number says how many rows it holds. Its text is read once, where the rows are written.
+ * A line of rows as it is handed on: on the wire `["rows",8,812,"public.pupils",["id","name"],[[["a1"],["a1","Amina"]]],1]` or
+ * `["puts",8,812,"public.pupils",["id","name"],[["a1","Amina"]],1]`, where the last number says how many rows it holds. Its text is
+ * read once, where the rows are written.
  */
-export type RowsLine = readonly ["rows", cls: number, lastSeq: number, table: string, rows: number, text: string]
-/** The text of a rows line, read. */
-export type RowsText = readonly [
-  "rows",
+export type RowsLine = readonly [kind: "rows" | "puts", cls: number, lastSeq: number, table: string, rows: number, text: string]
+type TextOf<Kind, Row> = readonly [
+  kind: Kind,
   cls: number,
   lastSeq: number,
   table: string,
   columns: ReadonlyArray<string>,
-  rows: ReadonlyArray<LineRow>,
+  rows: ReadonlyArray<Row>,
   count?: number,
 ]
+/** The text of such a line, read. */
+export type RowsText = TextOf<"rows", LineRow> | TextOf<"puts", ReadonlyArray<Wire>>
 export type Line = readonly ["cut", Header] | RowsLine | readonly ["page", Trailer] | readonly ["sync", Readonly<Record<string, never>>]
 
 /** problem+json bodies carry one of these in `code`. */

@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import { afterEach, beforeEach, expect, test } from "vitest"
-import { readRows } from "../../src/link/frame.ts"
+import { keyedRows, readRows } from "../../src/link/frame.ts"
 import type { RowsLine } from "../../src/link/protocol.ts"
 import { type LibsqlFile, openFile } from "../../src/libsql/client.ts"
 import type { Wire } from "../../src/model/value.ts"
@@ -140,7 +140,10 @@ test("a column that the lines do not name is not touched, in rows that exist and
   s.hub.put("pupils", pupil("2", { username: "a" }))
   const { header, lines, trailer } = await s.nextPage()
   const narrow = lines.map((line): RowsLine => {
-    const [kind, cls, seq, name, , rows] = readRows(line)
+    const read = readRows(line)
+    const [, cls, seq, name] = read
+    const rows = keyedRows(read, ["id"])
+    const kind = "rows"
     const some = rows.map(([key, row]) => [key, row === null ? null : [row[0], row[3]]])
     return [kind, cls, seq, name, rows.length, JSON.stringify([kind, cls, seq, name, ["id", "username"], some, rows.length])]
   })

@@ -13,7 +13,8 @@ import type { Append, FeedTable } from "../../src/down/entry.ts"
 import { Feed } from "../../src/down/feed.ts"
 import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
 import { migrateFile } from "../../src/libsql/migrate.ts"
-import { MAX_ROW_BYTES } from "../../src/link/protocol.ts"
+import { keyedRows } from "../../src/link/frame.ts"
+import { MAX_ROW_BYTES, type RowsText } from "../../src/link/protocol.ts"
 import { noCursor } from "../../src/model/cursor.ts"
 import type { Table } from "../../src/model/table.ts"
 import { installation } from "../support/found.ts"
@@ -205,6 +206,14 @@ test("a series that is interrupted at any moment leaves memory and file at the s
   }
 })
 
+/** The seq, rows and table of a line; its first column is the key. */
+const listOf = (line: string): readonly [last: number, rows: ReadonlyArray<readonly [[number], readonly [number] | null]>, table: string] => {
+  const text = JSON.parse(line) as RowsText
+  const isRows = text[0] === "rows" || text[0] === "puts"
+  const rows = isRows ? keyedRows(text, [text[4][0] as string]) : []
+  return [text[2], rows as ReadonlyArray<readonly [[number], readonly [number] | null]>, text[3]]
+}
+
 test("where a row leaves one audience for another, its tombstone and its row are read together", async () => {
   await run(feed.append((appender) => appender.loaded(table)))
   const [loaded] = await run(feed.tables)
@@ -216,8 +225,7 @@ test("where a row leaves one audience for another, its tombstone and its row are
   await run(feed.append((appender) => appender.rows(rows.map((one) => ({ ...one, isInsert: false })))))
   const page = await run(feed.page({ school: "north", cursor, staged: null }))
   const seen = page.lines.flatMap((line) => {
-    const [kind, , , , , list] = JSON.parse(line) as [string, number, number, string, unknown, ReadonlyArray<[[number], [number] | null]>]
-    return kind === "rows" ? list : []
+    return listOf(line)[1]
   })
   const moved = seen.filter(([[id]]) => id >= 1_000)
   expect(moved.map(([[id], values]) => [id, values !== null])).toEqual(
@@ -236,8 +244,8 @@ interface SeenLine {
 }
 const linesOf = ({ lines }: { readonly lines: ReadonlyArray<string> }): ReadonlyArray<SeenLine> =>
   lines.flatMap((line) => {
-    const [kind, , last, name, , list] = JSON.parse(line) as [string, number, number, string, unknown, ReadonlyArray<[[number], [number] | null]>]
-    return kind === "rows" ? [{ last, table: name, rows: list.map(([[id], values]) => [name, id, values !== null] as const) }] : []
+    const [last, list, name] = listOf(line)
+    return list.length > 0 ? [{ last, table: name, rows: list.map(([[id], values]) => [name, id, values !== null] as const) }] : []
   })
 
 test("rows of two tables that lie among each other go in few lines, and a page that breaks off after any of them loses none", async () => {

@@ -11,7 +11,7 @@ import { afterAll, beforeAll, expect, it } from "vitest"
 import { Feed } from "../../src/down/feed.ts"
 import { Libsql } from "../../src/libsql/client.ts"
 import { splitLines, unpress } from "../../src/link/body.ts"
-import { openLine } from "../../src/link/frame.ts"
+import { isRows, openLine } from "../../src/link/frame.ts"
 import { newKey } from "../../src/link/keys.ts"
 import { type Header, PROTOCOL, sliceOf, SYNC_HEADER, type Trailer, type Welcome } from "../../src/link/protocol.ts"
 import type { Cursor } from "../../src/model/cursor.ts"
@@ -83,7 +83,7 @@ const readPage = async (response: Response): Promise<Page> => {
     text += line
     if (opened.ok[0] === "cut") header = opened.ok[1]
     else if (opened.ok[0] === "page") trailer = opened.ok[1]
-    else if (opened.ok[0] === "rows" && opened.ok[3] === "public.pupils") rows += opened.ok[4]
+    else if (isRows(opened.ok) && opened.ok[3] === "public.pupils") rows += opened.ok[4]
   }
   if (header === null) throw new Error("no header")
   return { header, trailer, rows, text }

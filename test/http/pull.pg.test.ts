@@ -8,7 +8,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest"
-import { readRows } from "../../src/link/frame.ts"
+import { keyedRows, readRows } from "../../src/link/frame.ts"
 import { Deliver } from "../../src/down/deliver.ts"
 import { follow, type Pulled, pullOnce, type PullOptions, refreshManifest } from "../../src/down/pull.ts"
 import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
@@ -289,7 +289,7 @@ it("200 schools that come at once are all served", async () => {
       )
       return typeof page === "string"
         ? page
-        : page.lines.flatMap((line) => (line[3] === "public.alarms" ? readRows(line)[5].map(([key]) => key[0]) : []))
+        : page.lines.flatMap((line) => (line[3] === "public.alarms" ? keyedRows(readRows(line), ["id"]).map(([key]) => key[0]) : []))
     }),
   )
   for (const [i, ids] of schools.entries()) expect(ids).toContain(1001 + i)

@@ -11,7 +11,7 @@ import { Libsql, openFile } from "../../src/libsql/client.ts"
 import { freeze } from "../../src/libsql/freeze.ts"
 import { migrateFile } from "../../src/libsql/migrate.ts"
 import { installTables } from "../../src/libsql/schema.ts"
-import { openLine } from "../../src/link/frame.ts"
+import { isRows, openLine } from "../../src/link/frame.ts"
 import type { Header, Trailer } from "../../src/link/protocol.ts"
 import type { Manifest } from "../../src/model/table.ts"
 import type { World } from "../support/world.ts"
@@ -133,7 +133,7 @@ export const openNode = async (world: World, folder: string, id: string, incarna
       for (const text of page.lines.slice(0, linesAtMost)) {
         const opened = openLine(text)
         if ("damaged" in opened) throw new Error(opened.damaged)
-        if (opened.ok[0] === "rows") lines.push(opened.ok)
+        if (isRows(opened.ok)) lines.push(opened.ok)
         else if (opened.ok[0] === "page") trailer = opened.ok[1]
         else if (opened.ok[0] === "cut") header = opened.ok[1]
       }

@@ -152,14 +152,11 @@ export class PretendHub {
           rows.push([entry.key, entry.row === null ? null : names.map((name) => entry.row?.[name] ?? null)])
           last = entry.seq
         }
-        lines.push([
-          "rows",
-          cls,
-          last,
-          first.table.name,
-          rows.length,
-          JSON.stringify(["rows", cls, last, first.table.name, names, rows, rows.length]),
-        ])
+        const puts = rows.flatMap(([, row]) => (row === null ? [] : [row]))
+        const isPlain = puts.length === rows.length
+        const kind = isPlain ? "puts" : "rows"
+        const text = JSON.stringify([kind, cls, last, first.table.name, names, isPlain ? puts : rows, rows.length])
+        lines.push([kind, cls, last, first.table.name, rows.length, text])
       }
     }
     const rows = lines.reduce((n, line) => n + line[4], 0)

@@ -23,7 +23,7 @@ import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
 import { freeze } from "../../src/libsql/freeze.ts"
 import { migrateFile } from "../../src/libsql/migrate.ts"
 import { installTables } from "../../src/libsql/schema.ts"
-import { openLine } from "../../src/link/frame.ts"
+import { isRows, openLine } from "../../src/link/frame.ts"
 import type { Header, Trailer } from "../../src/link/protocol.ts"
 import type { Verdicts } from "../../src/model/change.ts"
 import type { Manifest } from "../../src/model/table.ts"
@@ -204,7 +204,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
         for (const text of page.lines) {
           const opened = openLine(text)
           if ("damaged" in opened) throw new Error(`${opened.damaged}: ${text.slice(0, 900)} … ${text.slice(-300)}`)
-          if (opened.ok[0] === "rows") lines.push(opened.ok)
+          if (isRows(opened.ok)) lines.push(opened.ok)
           else if (opened.ok[0] === "page") trailer = opened.ok[1]
           else if (opened.ok[0] === "cut") header = opened.ok[1]
         }
