@@ -237,6 +237,40 @@ test("where a row leaves one audience for another, its tombstone and its row are
   expect(page.complete).toBe(true)
 })
 
+test("rows among which nothing is gone travel without their keys, and with them where something is", async () => {
+  await run(feed.append((appender) => appender.loaded(table)))
+  const [loaded] = await run(feed.tables)
+  const put = (ids: ReadonlyArray<number>, body: (id: number) => string | null) =>
+    run(feed.append((appender) => appender.rows(ids.map((id) => ({ ...row(id), table: loaded as FeedTable, body: body(id) })))))
+  const read = async () => {
+    const cursor = await run(feed.head)
+    return async () =>
+      (await run(feed.page({ school: "north", cursor, staged: null }))).lines.slice(1, -1).map((line) => JSON.parse(line).slice(0, -1))
+  }
+  const name = (loaded as FeedTable).name
+  const head = await run(feed.head)
+  const plain = await read()
+  await put([5_001, 5_002], (id) => JSON.stringify([id]))
+  expect(await plain()).toEqual([["puts", 5, head.seq + 2, name, ["id"], [[5_001], [5_002]], 2]])
+  const mixed = await read()
+  await put([5_003], (id) => JSON.stringify([id]))
+  await put([5_002], () => null)
+  expect(await mixed()).toEqual([
+    [
+      "rows",
+      5,
+      head.seq + 4,
+      name,
+      ["id"],
+      [
+        [[5_003], [5_003]],
+        [[5_002], null],
+      ],
+      2,
+    ],
+  ])
+})
+
 interface SeenLine {
   readonly last: number
   readonly table: string
