@@ -2,7 +2,7 @@
 import * as Effect from "effect/Effect"
 import type { PostgresPool } from "../postgres/client.ts"
 import { loadConfig, type PluginName } from "../config.ts"
-import { wantedTables } from "../down/prepare.ts"
+import { deviceProblems, wantedTables } from "../down/prepare.ts"
 import { slotName } from "../down/source.ts"
 import { problemsOf, readCatalog } from "../postgres/catalog.ts"
 import { readSlots, type SlotHealth } from "../postgres/health.ts"
@@ -219,6 +219,9 @@ const tableFindings = (pg: PostgresPool, file: string) =>
         : { id, status: "fail", message: problems.join("; "), fix: "as said; the hub refuses to start until then" }
     return [
       finding("tables", problemsOf(catalog), `${config.tables.length} tables of ${file}`),
+      ...(config.devices === undefined
+        ? []
+        : [finding("devices", deviceProblems(config, catalog, []), "people and attendance are where the config says")]),
       catalog.notes.length === 0
         ? ({ id: "school-defaults", status: "ok", message: "a school's file fills in what Postgres would" } satisfies Finding)
         : ({

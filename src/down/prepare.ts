@@ -26,7 +26,8 @@ export const wantedTables = (config: Config): ReadonlyArray<Wanted> => [
   ...hubOnly,
 ]
 
-const deviceProblems = (config: Config, catalog: Catalog, shapes: ReadonlyArray<Shape>): ReadonlyArray<string> => {
+/** What the config says of terminals, and Postgres does not have. */
+export const deviceProblems = (config: Config, catalog: Catalog, shapes: ReadonlyArray<Shape>): ReadonlyArray<string> => {
   // A table that lost its shape pauses; what it was still counts.
   const columnsOf = (name: string): ReadonlyArray<string> | undefined => {
     const shape = shapes.find(({ table }) => table.name === name)

@@ -126,6 +126,20 @@ describe("services", () => {
     expect((await run(["doctor", "--database-url", db.url, "--config", unsafe.replace("unsafe.", "safe."), "--json"])).code).toBe(0)
   })
 
+  it("doctor says which columns of people and attendance are none", async () => {
+    const typo = join(folder, "typo.config.ts")
+    writeFileSync(
+      typo,
+      `export default { tables: { pupils: { audience: { column: "school_id" } } },
+        devices: { people: { pupils: { id: "id", name: "nmae" } }, attendance: { table: "absences", person: "id", at: "at" } } }`,
+    )
+    const doctor = await run(["doctor", "--database-url", db.url, "--config", typo, "--json"])
+    const { checks } = JSON.parse(doctor.out) as { checks: ReadonlyArray<{ id: string; status: string; message: string }> }
+    const found = checks.find((check) => check.id === "devices")
+    expect([doctor.code, found?.status]).toEqual([1, "fail"])
+    expect(found?.message).toMatch(/names column nmae of table public.pupils, which does not exist.*names table public.absences/)
+  })
+
   it("run, tell their status, keep others from their files, and end with 0 on SIGTERM", async () => {
     const hub = begin(hubArgs("hub"))
     const [, hubUrl = ""] = await hub.says(/hub listens on (http:\S+)/)
