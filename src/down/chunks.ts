@@ -7,13 +7,14 @@ import { elapsedMs } from "../elapsed.ts"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import type { Header } from "../link/protocol.ts"
 import { classOf } from "../model/table.ts"
-import { applyPart, readWaiting } from "./cut.ts"
+import { applyPart } from "./cut.ts"
 import { type Delivery, type Item, partOf, restOf, type Row, type Targets } from "./delivery.ts"
 import type { Loads, Ready } from "./load.ts"
 import type { Pace } from "./pace.ts"
 import type { Retries } from "./retry.ts"
 import { type Applying, applyingOf, countBehind, type Opened, readSchool, setCursor } from "./school-row.ts"
 import { countRefused } from "./settle.ts"
+import { settleClean } from "./settle-clean.ts"
 import { applyOrder, classUnderWay, discardMet, ledgerLines, nextLines, readLines, removeLines, type StagedLine } from "./stage.ts"
 import type { Applied } from "./straight.ts"
 import { endsRows, sweep } from "./sweep.ts"
@@ -21,8 +22,8 @@ import { endsRows, sweep } from "./sweep.ts"
 /** Staged lines read at once. */
 const READ_ROWS = 20_000
 const READ_BYTES = 2 * 1024 * 1024
-/** Changes of the batches that one transaction settles. */
-const SETTLE_CHANGES = 1_000
+/** Changes of the batches that one transaction settles: of those whose rows must be looked at, and of others. */
+const SETTLE_CHANGES = { each: 1_000, clean: 5_000 }
 
 /** Lines from one on, up to about so many rows; at least that one. */
 const someLines = (lines: ReadonlyArray<StagedLine>, from: number, rows: number): ReadonlyArray<StagedLine> => {
@@ -87,9 +88,9 @@ export const makeChunks = (
   const applyRows = Effect.fnUntraced(function* (applying: Applying, targets: Targets) {
     const order = applyOrder(targets.manifest.tables, classOf, applying.above)
     for (let rows = 0; ; ) {
-      const { lines, waiting } = yield* db.read((tx) => Effect.all({ lines: nextLines(tx, order, READ_ROWS, READ_BYTES), waiting: readWaiting(tx) }))
+      const lines = yield* db.read((tx) => nextLines(tx, order, READ_ROWS, READ_BYTES))
       if (lines.length === 0) return rows
-      const ready = applying.sweep ? null : yield* loads.staged(targets, lines, waiting === "quiet")
+      const ready = applying.sweep ? null : yield* loads.staged(targets, lines)
       for (let done = 0; done < lines.length; ) {
         const from = done
         const { value } = yield* deliver((delivery) => applySlices(delivery, applying, ready, lines, from))
@@ -101,7 +102,11 @@ export const makeChunks = (
   })
 
   /** The staged ledger rows of batches that wait, in order, some batches at a time. */
-  const settleStaged = Effect.fnUntraced(function* (targets: Targets) {
+  const settleStaged = Effect.fnUntraced(function* (
+    targets: Targets,
+    most: number,
+    settle: (delivery: Delivery, ledger: ReadonlyArray<Row>) => Effect.Effect<ReadonlyArray<number>, LibsqlError>,
+  ) {
     const { ledger } = partOf(targets, yield* db.read(ledgerLines))
     const waiting = new Map(
       (yield* db.read((tx) =>
@@ -112,21 +117,25 @@ export const makeChunks = (
     const settled: Array<number> = []
     for (let next = 0; next < due.length; ) {
       const some: Array<Row> = []
-      for (let changes = 0; next < due.length && changes < SETTLE_CHANGES; next++) {
+      for (let changes = 0; next < due.length && changes < most; next++) {
         const row = due[next] as Row
         some.push(row)
         changes += waiting.get(Number(row["batch"])) ?? 0
       }
-      const { value } = yield* deliver((delivery) => applyPart(delivery, { items: new Map(), ledger: some }, false))
+      const { value } = yield* deliver((delivery) => settle(delivery, some))
       settled.push(...value)
     }
     return settled
   })
+  const settleAhead = (delivery: Delivery, ledger: ReadonlyArray<Row>) => settleClean(delivery, ledger, null)
+  const settleEach = (delivery: Delivery, ledger: ReadonlyArray<Row>) => applyPart(delivery, { items: new Map(), ledger }, false)
 
   const goOn = Effect.gen(function* () {
     const { state, targets } = yield* db.read(open)
     const applying = applyingOf(state)
     if (applying === null) return null
+    // All of the cut is here, the verdicts too: rows that nothing but an applied change waited for need not be kept behind first.
+    const clean = applying.above > 0 || applying.sweep ? [] : yield* settleStaged(targets, SETTLE_CHANGES.clean, settleAhead)
     const rows = yield* applyRows(applying, targets)
     const retryRefused = Effect.flatMap(
       db.read((tx) => countRefused(tx, 1)),
@@ -141,7 +150,7 @@ export const makeChunks = (
         Effect.asVoid(deliver((delivery) => applyPart(delivery, { items: gone, ledger: [] }, false))),
       )
     }
-    const settled = yield* settleStaged(targets)
+    const settled = [...clean, ...(yield* settleStaged(targets, SETTLE_CHANGES.each, settleEach))]
     yield* retryRefused
     const { value: behind } = yield* deliver((delivery) =>
       Effect.gen(function* () {

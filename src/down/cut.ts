@@ -70,10 +70,10 @@ const shieldOf = (tx: Tx, items: ReadonlyMap<string, Item>): Effect.Effect<Shiel
     return { pending: yield* Effect.gen(() => among(PENDING, isPending)), held: yield* Effect.gen(() => among(HELD, isHeld)) }
   })
 
-/** A table of which more rows wait is written the long way. */
+/** Of a table of which more rows wait, they are looked up one by one. */
 const WAITING_KEYS = 1_000
 
-/** Of these tables, the local keys of rows that must go the long way: with pending changes, held values, or kept behind. */
+/** Of these tables, the rows that must go the long way: with pending changes, held values, or kept behind. */
 export const waitingKeys = (tx: Tx, targets: ReadonlyArray<Target>): Effect.Effect<WaitingKeys, LibsqlError> =>
   Effect.gen(function* () {
     const found = yield* Effect.all(
@@ -87,25 +87,32 @@ export const waitingKeys = (tx: Tx, targets: ReadonlyArray<Target>): Effect.Effe
       { concurrency: "unbounded" },
     )
     return new Map(
-      found.map((rows, i): [string, ReadonlySet<string> | null] => [
-        (targets[i] as Target).table.name,
-        rows.length > WAITING_KEYS ? null : new Set(rows.map(({ key }) => key)),
-      ]),
+      found.map((rows, i) => {
+        const { table, tbl } = targets[i] as Target
+        return [table.name, rows.length > WAITING_KEYS ? { tbl, among: WAITING_AMONG } : new Set(rows.map(({ key }) => key))] as const
+      }),
     )
   })
+
+/** Which of the local keys ?2, a JSON list, wait in table number ?1. */
+const WAITING_AMONG = `SELECT j.value FROM json_each(?2) j
+  WHERE EXISTS (SELECT 1 FROM changes c WHERE c.tbl = ?1 AND c.key = j.value AND c.batch IS NOT NULL)
+     OR EXISTS (SELECT 1 FROM changes c WHERE c.tbl = ?1 AND c.new_key = j.value AND c.new_key IS NOT NULL)
+     OR EXISTS (SELECT 1 FROM schoolbus_hold h WHERE h.tbl = ?1 AND h.key = j.value)
+     OR EXISTS (SELECT 1 FROM schoolbus_behind b WHERE b.tbl = ?1 AND b.key = j.value)`
 
 const inKeyOrder = (items: ReadonlyArray<Item>): ReadonlyArray<Item> =>
   items.toSorted((a, b) => (a.target !== b.target ? a.target.tbl - b.target.tbl : a.key < b.key ? -1 : 1))
 
-/** Writes a part; answers the batches that it settled. `met`: its keys are noted for the sweep of a full cut. */
+/** Writes a part; answers the batches that it settled. `met`: its keys are noted for the sweep of a full cut. `touched`: rows that are released as well. */
 export const applyPart = (
   delivery: Delivery,
   part: Pick<Part, "items" | "ledger">,
   met: boolean,
+  touched: Touched = new Map(),
 ): Effect.Effect<ReadonlyArray<number>, LibsqlError> =>
   Effect.gen(function* () {
     const { tx } = delivery
-    const touched: Touched = new Map()
     const { batches, lost } = yield* settleBatches(delivery, part.ledger, touched)
     if (met) {
       const keys = [...part.items.values()].filter((item) => item.values !== null).map((item) => [item.target.tbl, item.key])

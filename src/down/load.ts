@@ -6,7 +6,7 @@
  * something waits, records, and all rows of a table of which one was refused.
  */
 import * as Effect from "effect/Effect"
-import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
+import type { LibsqlError, LibsqlFile } from "../libsql/client.ts"
 import type { LoadSource, WaitingKeys } from "../libsql/load.ts"
 import type { OnLine } from "../link/pages.ts"
 import { type Header, PAGE_BYTES, type RowsLine } from "../link/protocol.ts"
@@ -56,9 +56,9 @@ export interface Loads {
   readonly expect: OnLine
   /** While pages are delivered nothing else is loaded. */
   readonly during: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-  /** All lines of a page, or null: its rows go the long way. `isQuiet`: nothing waits in the school. */
-  readonly page: (header: Header, targets: Targets, lines: ReadonlyArray<RowsLine>, isQuiet: boolean) => Effect.Effect<Ready | null, LibsqlError>
-  readonly staged: (targets: Targets, lines: ReadonlyArray<StagedLine>, isQuiet: boolean) => Effect.Effect<Ready | null, LibsqlError>
+  /** All lines of a page, or null: its rows go the long way. */
+  readonly page: (header: Header, targets: Targets, lines: ReadonlyArray<RowsLine>) => Effect.Effect<Ready | null, LibsqlError>
+  readonly staged: (targets: Targets, lines: ReadonlyArray<StagedLine>) => Effect.Effect<Ready | null, LibsqlError>
   /** Writes lines that lie ready; null: none, as more than `most` rows would be left. */
   readonly show: (delivery: Delivery, ready: Ready, from: number, to: number, most: number) => Effect.Effect<Rest | null, LibsqlError>
 }
@@ -78,23 +78,18 @@ export const makeLoads = (db: LibsqlFile, { open, last }: Opener): Loads => {
   let coming: Coming | null = null
   let isDelivering = false
 
-  const tablesOf = (targets: Targets, names: Iterable<string>): ReadonlyArray<Target> =>
-    [...new Set(names)].flatMap((name) => (targets.plans.has(name) ? (targets.byName.get(name) ?? []) : []))
-  /** Of a table too many rows may wait. */
-  const planFor = (tx: Tx, targets: Targets, names: Iterable<string>): Effect.Effect<Plans, LibsqlError> =>
-    Effect.gen(function* () {
-      const tables = tablesOf(targets, names)
-      const waiting = yield* waitingKeys(tx, tables)
-      return { targets, tables: tables.filter(({ table }) => waiting.get(table.name) !== null) }
-    })
+  const planFor = (targets: Targets, names: Iterable<string>): Plans => ({
+    targets,
+    tables: [...new Set(names)].flatMap((name) => (targets.plans.has(name) ? (targets.byName.get(name) ?? []) : [])),
+  })
   const load = (place: number, { targets, tables }: Plans, source: LoadSource): Effect.Effect<void> =>
     db.load(
       place,
       source,
       tables.flatMap(({ table }) => targets.plans.get(table.name) ?? []),
     )
-  const loadAll = Effect.fnUntraced(function* (targets: Targets, names: Iterable<string>, isQuiet: boolean, source: LoadSource) {
-    const plans = isQuiet ? { targets, tables: tablesOf(targets, names) } : yield* db.read((tx) => planFor(tx, targets, names))
+  const loadAll = Effect.fnUntraced(function* (targets: Targets, names: Iterable<string>, source: LoadSource) {
+    const plans = planFor(targets, names)
     if (plans.tables.length === 0) return null
     const place = db.newPlace()
     yield* load(place, plans, source)
@@ -108,9 +103,9 @@ export const makeLoads = (db: LibsqlFile, { open, last }: Opener): Loads => {
     page.sent += lines.length
     return some
   }
-  const plan = (page: Coming, opened: Opened, plans: Plans): void => {
-    page.plans = plans
-    page.isOff ||= opened.targets.manifest.version !== page.header.manifest
+  const plan = (page: Coming, { targets }: Opened): void => {
+    page.plans = planFor(targets, targets.plans.keys())
+    page.isOff ||= targets.manifest.version !== page.header.manifest
   }
   const sendWaiting = (page: Coming): Effect.Effect<void> =>
     Effect.suspend(() => {
@@ -125,8 +120,7 @@ export const makeLoads = (db: LibsqlFile, { open, last }: Opener): Loads => {
       const isOff = isDelivering || !isWorth
       coming = { header, place: isOff ? 0 : db.newPlace(), lines: [], sent: 0, plans: null, planning: null, isOff }
       const opened = last()
-      if (!isOff && opened?.state.waiting === "quiet")
-        plan(coming, opened, { targets: opened.targets, tables: tablesOf(opened.targets, opened.targets.plans.keys()) })
+      if (!isOff && opened?.state.waiting === "quiet") plan(coming, opened)
     }
     const page = coming
     if (page.isOff) return
@@ -136,12 +130,7 @@ export const makeLoads = (db: LibsqlFile, { open, last }: Opener): Loads => {
       page.planning ??= Effect.runPromise(
         Effect.ignoreCause(
           Effect.gen(function* () {
-            const { opened, plans } = yield* db.read((tx) =>
-              Effect.flatMap(open(tx), (found) =>
-                Effect.map(planFor(tx, found.targets, found.targets.plans.keys()), (made) => ({ opened: found, plans: made })),
-              ),
-            )
-            plan(page, opened, plans)
+            plan(page, yield* db.read(open))
             yield* sendWaiting(page)
           }),
         ),
@@ -160,7 +149,7 @@ export const makeLoads = (db: LibsqlFile, { open, last }: Opener): Loads => {
           }),
         )
       }),
-    page: Effect.fnUntraced(function* (header, targets, lines, isQuiet) {
+    page: Effect.fnUntraced(function* (header, targets, lines) {
       const page = coming
       coming = null
       if (!isWorthLoading(rowsOf(lines))) return null
@@ -173,13 +162,12 @@ export const makeLoads = (db: LibsqlFile, { open, last }: Opener): Loads => {
           return { plans: among(plans, lines), place }
         }
       }
-      return yield* loadAll(targets, lines.map(tableOf), isQuiet, { texts: lines.map(textOf) })
+      return yield* loadAll(targets, lines.map(tableOf), { texts: lines.map(textOf) })
     }),
-    staged: (targets, lines, isQuiet) =>
+    staged: (targets, lines) =>
       loadAll(
         targets,
         lines.map(({ table }) => table),
-        isQuiet,
         { sql: LINE_TEXT, numbers: lines.map(({ n }) => n) },
       ),
     show: Effect.fnUntraced(function* (delivery, { place, plans }, from, to, most) {
@@ -187,8 +175,7 @@ export const makeLoads = (db: LibsqlFile, { open, last }: Opener): Loads => {
       const waiting: WaitingKeys = delivery.isQuiet ? new Map() : yield* waitingKeys(delivery.tx, plans.tables)
       const shown = yield* delivery.tx.show(place, from, to, waiting, most)
       if (shown === null) return null
-      const tables = new Set(shown.tables)
-      const isIn = ({ target, key }: Item): boolean => !tables.has(target.table.name) || waiting.get(target.table.name)?.has(key) === true
+      const isIn = ({ target, key }: Item): boolean => shown.waiting.get(target.table.name)?.has(key) !== false
       return { lines: new Set(shown.rest), isIn }
     }),
   }

@@ -3,12 +3,13 @@ import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile } from "../libsql/client.ts"
 import type { Header, RowsLine } from "../link/protocol.ts"
 import { applyPart } from "./cut.ts"
-import { type Delivery, partOf, restOf } from "./delivery.ts"
+import { type Delivery, LEDGER, partOf, restOf } from "./delivery.ts"
 import { isWorthLoading, type Loads } from "./load.ts"
 import type { Pace } from "./pace.ts"
 import { RETRY_ROWS } from "./retry.ts"
 import { countBehind, type Opened, setCursor } from "./school-row.ts"
-import { countRefused, retryTogether } from "./settle.ts"
+import { countRefused, retryTogether, type Touched } from "./settle.ts"
+import { settleClean } from "./settle-clean.ts"
 import { rowsOf } from "./stage.ts"
 
 export interface Applied {
@@ -23,22 +24,32 @@ export type ApplyStraight = (header: Header, opened: Opened, lines: ReadonlyArra
 
 export const makeStraight =
   (db: LibsqlFile, pace: Pace, loads: Loads): ApplyStraight =>
-  (header, { state, targets }, lines) =>
+  (header, { targets }, lines) =>
     Effect.gen(function* () {
       const rows = rowsOf(lines)
       if (isWorthLoading(rows) ? pace.straightRows(rows) < 0 : rows > pace.straightRows(0)) return null
-      const ready = yield* loads.page(header, targets, lines, state.waiting === "quiet")
+      const ready = yield* loads.page(header, targets, lines)
+      const { ledger } = partOf(
+        targets,
+        lines.filter(([, , , table]) => table === LEDGER),
+      )
       const part = ready === null ? partOf(targets, lines) : null
       const apply = Effect.fnUntraced(function* (delivery: Delivery) {
+        yield* delivery.tx.run("SAVEPOINT straight")
+        const touched: Touched = new Map()
+        const clean = yield* settleClean(delivery, ledger, touched)
         const rest = ready === null ? null : yield* loads.show(delivery, ready, 0, lines.length, Math.max(0, pace.straightRows(rows)))
         // The long way might hold the lock for too long.
-        if (rest === null && rows > pace.straightRows(0)) return null
+        const isTooLong = rest === null && rows > pace.straightRows(0)
+        if (isTooLong) yield* delivery.tx.run("ROLLBACK TO straight")
+        yield* delivery.tx.run("RELEASE straight")
+        if (isTooLong) return null
         const isShown = rest !== null
         const left = isShown ? lines.filter((_, i) => rest.lines.has(i)) : lines
-        let settled: ReadonlyArray<number> = []
-        if (left.length > 0 || !isShown) {
+        let settled = clean
+        if (left.length > 0 || !isShown || touched.size > 0) {
           const all = part ?? partOf(delivery, left)
-          settled = yield* applyPart(delivery, isShown ? restOf(all, rest.isIn) : all, false)
+          settled = [...clean, ...(yield* applyPart(delivery, isShown ? restOf(all, rest.isIn) : all, false, touched))]
         }
         if (delivery.isQuiet) {
           yield* setCursor(delivery.tx, header)

@@ -25,14 +25,21 @@ export interface LoadPlan {
   readonly remove: string
 }
 
-/** Of each table the local keys of rows that something waits for or on; null: too many to be told. */
-export type WaitingKeys = ReadonlyMap<string, ReadonlySet<string> | null>
+/** Of each table the local keys of rows that something waits for or on; too many to be told: a query for those among a list of keys. */
+export type WaitingKeys = ReadonlyMap<string, ReadonlySet<string> | WaitingAmong>
+export interface WaitingAmong {
+  readonly tbl: number
+  /** ?1: `tbl`, ?2: a JSON list of local keys. */
+  readonly among: string
+}
 
 export interface Shown {
   /** Tables whose rows are written, but for those that wait. */
   readonly tables: ReadonlyArray<string>
   /** Which of the lines, counted from the first of them, hold rows that are not. */
   readonly rest: ReadonlyArray<number>
+  /** Of each of these tables the local keys of rows that wait, at least all those of the lines. */
+  readonly waiting: ReadonlyMap<string, ReadonlySet<string>>
 }
 
 /** The lines' own texts, or what a statement finds for each number. */
@@ -107,6 +114,8 @@ interface Connection {
   /** The one text that a statement finds for a number. */
   readonly text: (sql: string, number: number) => string
   readonly exec: (sql: string) => void
+  /** The texts in the first column of what a statement finds. */
+  readonly texts: (sql: string, args: Array<unknown>) => ReadonlyArray<string>
   /** Why a row was refused; null when the error is another one. */
   readonly refusal: (error: unknown) => string | null
 }
@@ -250,33 +259,32 @@ export class Loads {
   }
 
   /**
-   * Writes the rows of a place's lines, `from` up to but not including `to`, but for the rows whose keys are in `waiting` (null: a
-   * whole table). Of a table of which anything is refused nothing is written. null, and nothing at all: the lines do not lie
-   * ready, or more than `most` rows would be left.
+   * Writes the rows of a place's lines, `from` up to but not including `to`, but for the rows that `waiting` names. Of a table of
+   * which anything is refused nothing is written. null, and nothing at all: the lines do not lie ready, or more than `most` rows
+   * would be left.
    */
   show(place: number, from: number, to: number, waiting: WaitingKeys, most: number): Shown | null {
     const lines = this.#lines.slice(from, to)
     if (place !== this.#place || this.#isTorn || lines.length !== to - from) return null
     const tables: Array<string> = []
     const rest: Array<number> = []
+    const found = new Map<string, ReadonlySet<string>>()
     let left = 0
     this.#connection.exec("SAVEPOINT show")
     for (const [table, own] of Map.groupBy(lines.keys(), (i) => (lines[i] as LoadedLine).table)) {
-      const keys = waiting.get(table)
-      const kept =
-        keys === null
-          ? null
-          : this.#showTable(
-              own.map((i) => lines[i] as LoadedLine),
-              keys ?? new Set(),
-            )
-      if (kept !== null) tables.push(table)
+      const all = own.map((i) => lines[i] as LoadedLine)
+      const keys = this.#waitingOf(all, waiting.get(table) ?? new Set())
+      const kept = this.#showTable(all, keys)
+      if (kept !== null) {
+        tables.push(table)
+        found.set(table, keys)
+      }
       left += kept === null ? own.reduce((n, i) => n + (lines[i]?.rows ?? 0), 0) : kept.reduce((n, count) => n + count, 0)
       rest.push(...own.filter((_, n) => kept?.[n] !== 0))
     }
     if (left > most) this.#connection.exec("ROLLBACK TO show")
     this.#connection.exec("RELEASE show")
-    return left > most ? null : { tables, rest: rest.toSorted((a, b) => a - b) }
+    return left > most ? null : { tables, rest: rest.toSorted((a, b) => a - b), waiting: found }
   }
 
   /** How many rows of each line are left out, or null: they go in another way, all of them. */
@@ -304,6 +312,12 @@ export class Loads {
       this.#connection.exec("RELEASE one")
       return null
     }
+  }
+
+  #waitingOf(lines: ReadonlyArray<LoadedLine>, waiting: ReadonlySet<string> | WaitingAmong): ReadonlySet<string> {
+    if (!("among" in waiting)) return waiting
+    const keys = lines.flatMap(({ plan, keys: put, gone }) => (plan === null ? [] : [...put, ...gone].map((key) => localKeyOf(cellsOf(plan, key)))))
+    return new Set(this.#connection.texts(waiting.among, [BigInt(waiting.tbl), JSON.stringify(keys)]))
   }
 
   #without(line: LoadedLine, waiting: ReadonlySet<string>): LoadedLine {

@@ -201,6 +201,7 @@ const loads = new Loads({
         .raw(true)
         .get([BigInt(number)]) as [string]
     )[0],
+  texts: (sql, args) => prepare(sql).pluck(true).all(args) as ReadonlyArray<string>,
   exec: (sql) => open().exec(sql),
   refusal: (error) => {
     const { code, message } = faultOf(error)
