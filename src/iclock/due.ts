@@ -56,7 +56,7 @@ export const readDue = (tx: Tx, met: Set<number>, device: Device, now: number): 
     const fill = whole?.n !== 1 && (yield* mayFill(tx, met, device))
     const due = yield* tx.all<Due>(
       `SELECT id, command, attempts, pin FROM device_commands WHERE device_id = ?1 AND ${OPEN}
-          AND (status = 'pending' OR (sent_at < ?2 AND (error IS NOT NULL OR command NOT IN (${ONCE}))))
+          AND (status = 'pending' OR ((sent_at < ?2 OR sent_at > ?3) AND (error IS NOT NULL OR command NOT IN (${ONCE}))))
           AND (expires_at IS NULL OR expires_at > ?3) AND (?4 OR pin IS NULL) ORDER BY id LIMIT 50`,
       [device.id, timestamptz(now - RESEND_MS), timestamptz(now), fill],
     )

@@ -9,6 +9,7 @@ import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import { elapsedMsOf } from "../elapsed.ts"
 import { Devices } from "./devices.ts"
 import { CONTINUE, type Head, type IclockAnswer, isMaybeLastChunk, MAX_BODY_BYTES, readChunks, readHead, writeAnswer } from "./http.ts"
 import { type IclockRequest, parseRequest } from "./request.ts"
@@ -73,7 +74,10 @@ interface Desk {
   readonly devices: Context.Service.Shape<typeof Devices>
   readonly commands: Context.Service.Shape<typeof Commands>
   readonly connections: Set<Connection>
+  /** Only goes forward. */
   readonly now: () => number
+  /** ms since 1970 */
+  readonly date: () => number
   readonly limits: FrontLimits
   /** Of all connections. */
   inboxBytes: number
@@ -115,7 +119,7 @@ const converse = (socket: Socket, desk: Desk): void => {
     me.state = "done"
     me.lastAt = desk.now()
     forget()
-    if (!socket.destroyed) socket.end(writeAnswer(answer, me.lastAt))
+    if (!socket.destroyed) socket.end(writeAnswer(answer, desk.date()))
   }
 
   /** The whole body, when it is here; `"drop"`: it never will be; an answer: it is not taken. */
@@ -269,9 +273,9 @@ export const listenIclock = (options: {
   Effect.gen(function* () {
     const run = Effect.runPromiseWith(yield* Effect.context<IclockServices>())
     const clock = yield* Clock.Clock
-    const now = () => clock.currentTimeMillisUnsafe()
+    const [now, date] = [() => elapsedMsOf(clock), () => clock.currentTimeMillisUnsafe()]
     const { limits = LIMITS } = options
-    const desk: Desk = { run, now, limits, devices: yield* Devices, commands: yield* Commands, connections: new Set(), inboxBytes: 0 }
+    const desk: Desk = { run, now, date, limits, devices: yield* Devices, commands: yield* Commands, connections: new Set(), inboxBytes: 0 }
     /** False: everybody here is as new as who comes. */
     const makeRoom = (address: string): boolean => {
       const { connections } = desk

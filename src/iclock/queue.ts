@@ -82,21 +82,21 @@ export class Commands extends Context.Service<
       const db = yield* Libsql
       const devices = yield* Devices
       // Terminals with nothing due until then; what was read before a change is not kept after it.
-      const idleUntil = new Map<number, number>()
+      const idle = new Map<number, { readonly from: number; readonly until: number }>()
       const generations = new Map<number, number>()
       const untoldOf = new Map<number, ReadonlyMap<string, number>>()
       const forget = (deviceId: number): void => {
         untoldOf.delete(deviceId)
         generations.set(deviceId, (generations.get(deviceId) ?? 0) + 1)
-        idleUntil.delete(deviceId)
+        idle.delete(deviceId)
       }
       const changed = (deviceId?: number) =>
         Effect.sync(() => {
           if (deviceId !== undefined) forget(deviceId)
-          else for (const id of [...idleUntil.keys(), ...untoldOf.keys()]) forget(id)
+          else for (const id of [...idle.keys(), ...untoldOf.keys()]) forget(id)
         })
-      const noteIdle = (deviceId: number, generation: number | undefined, until: number): void => {
-        if (generations.get(deviceId) === generation) idleUntil.set(deviceId, until)
+      const noteIdle = (deviceId: number, generation: number | undefined, from: number, until: number): void => {
+        if (generations.get(deviceId) === generation) idle.set(deviceId, { from, until })
       }
       const change = <A, E>(device: Device, body: (tx: Tx) => Effect.Effect<A, E>) => Effect.tap(db.write(body), () => changed(device.id))
       const untold = Effect.fnUntraced(function* (device: Device) {
@@ -107,7 +107,11 @@ export class Commands extends Context.Service<
         if (generations.get(device.id) === before) untoldOf.set(device.id, found)
         return found
       })
-      const isIdle = (device: Device, now: number): boolean => (idleUntil.get(device.id) ?? 0) > now
+      const isIdle = (device: Device, now: number): boolean => {
+        const found = idle.get(device.id)
+        // Before it was found so: somebody has put the clock back.
+        return found !== undefined && now >= found.from && now < found.until
+      }
 
       /** Terminals that have had people sent before, or have told whom they hold. */
       const met = new Set<number>()
@@ -127,7 +131,7 @@ export class Commands extends Context.Service<
             return yield* takeAgain(device)
           }
           if (due.length === 0 && expired.length === 0 && unsafe === null) {
-            noteIdle(device.id, before, isOpen ? now + 1000 : Number.MAX_SAFE_INTEGER)
+            noteIdle(device.id, before, now, isOpen ? now + 1000 : Number.MAX_SAFE_INTEGER)
             return null
           }
           const dialect = dialectOf(device, now)
@@ -164,7 +168,7 @@ export class Commands extends Context.Service<
             }),
           )
           if (sent.length > 0) untoldOf.delete(device.id)
-          else noteIdle(device.id, before, now + 1000)
+          else noteIdle(device.id, before, now, now + 1000)
           return sent.length === 0 ? null : text
         })
       const takeAgain = (device: Device): Effect.Effect<string | null, LibsqlError> => Effect.suspend(() => take(device))

@@ -303,6 +303,23 @@ it("daylight saving begins at its moment: not a minute before it, once after it"
   expect(await tellAt("2026-10-25T01:00:00Z")).toEqual([[2n]])
 })
 
+it("a command that got no answer before the node's clock was put back is sent again", async () => {
+  await node.approve(SN, "Europe/Berlin")
+  await node.run(node.commands.send(SN, { command: "INFO" }))
+  const real = await node.run(Effect.clockWith((clock) => Effect.succeed(clock)))
+  const takeAt = async (offset: number) => {
+    const wall = () => real.currentTimeMillisUnsafe() + offset
+    const clock: Clock.Clock = Object.assign(Object.create(real), { currentTimeMillis: Effect.sync(wall), currentTimeMillisUnsafe: wall })
+    const device = await node.run(node.devices.find(SN))
+    return node.run(Effect.provideService(node.commands.take(device), Clock.Clock, clock))
+  }
+  expect(await takeAt(0)).toContain("INFO")
+  expect(await takeAt(0)).toBeNull()
+  const year = 365 * 86_400_000
+  expect(await takeAt(-year)).toContain("INFO")
+  expect(await takeAt(-year)).toBeNull()
+})
+
 it("daylight saving: a terminal whose hour has changed is told to shake hands, once", async () => {
   await node.approve(SN, "Europe/Berlin")
   await node.get(`/iclock/cdata?SN=${SN}&options=all`)
