@@ -70,11 +70,11 @@ export interface Link {
 
 export const openLink = (options: { readonly dataDir: string; readonly watch?: StreamWatch }): Effect.Effect<Link, never, Services | Scope.Scope> =>
   Effect.gen(function* () {
-    const streams = yield* openStreams(options.watch)
     const context = yield* Effect.context<Services>()
     const answer = answering(context)
     const hellos = yield* Semaphore.make(1)
     const gates = yield* openGates(yield* openUploads(join(options.dataDir, "uploads")))
+    const streams = yield* openStreams(gates, options.watch)
     const run = (request: Request, effect: Effect.Effect<Response, Answer | LibsqlError | PostgresError, Services>) =>
       answer(
         request,

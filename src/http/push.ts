@@ -18,6 +18,8 @@ const MAX_PUSHES = 32
 const MAX_READY = 8
 const MAX_APPLIES = 4
 const MAX_PUSHES_OF_SCHOOL = 4
+/** While a school pushes, what there is for it waits so long at most: nearly all of it is what went up, and many small pages of it cost more. */
+const CALM_MS = 1_000
 
 /** What all pushes of this hub go through. */
 export interface PushGates {
@@ -25,28 +27,50 @@ export interface PushGates {
   readonly all: Semaphore.Semaphore
   readonly ready: Semaphore.Semaphore
   readonly applies: Semaphore.Semaphore
-  readonly bySchool: Map<string, { readonly one: Semaphore.Semaphore; count: number }>
+  readonly bySchool: Map<string, SchoolGate>
+}
+
+interface SchoolGate {
+  readonly one: Semaphore.Semaphore
+  count: number
+  /** Told when no push of the school is left. */
+  readonly waiting: Set<() => void>
 }
 
 const notABatch = (detail: string): Answer => refuse(422, "not_a_batch", "Not a batch", detail)
 const busy: Answer = refuse(503, "unavailable", "Too many pushes", "try again in a moment", {}, { "retry-after": "2" })
 
 /** `use` gets the school's turn, which one push has at a time: what comes twice waits in it for the first one's answer. */
-const ofSchool = <A, E, R>(
-  gates: PushGates,
+export const ofSchool = <A, E, R>(
+  gates: Pick<PushGates, "bySchool">,
   school: string,
   use: (turn: Semaphore.Semaphore) => Effect.Effect<A, E, R>,
 ): Effect.Effect<A, E | Answer, R> =>
   Effect.suspend((): Effect.Effect<A, E | Answer, R> => {
-    const gate = gates.bySchool.get(school) ?? { one: Semaphore.makeUnsafe(1), count: 0 }
+    const gate = gates.bySchool.get(school) ?? { one: Semaphore.makeUnsafe(1), count: 0, waiting: new Set() }
     if (gate.count >= MAX_PUSHES_OF_SCHOOL) return Effect.fail(busy)
     gates.bySchool.set(school, gate)
     gate.count++
     const leave = Effect.sync(() => {
       gate.count--
-      if (gate.count === 0) gates.bySchool.delete(school)
+      if (gate.count > 0) return
+      gates.bySchool.delete(school)
+      for (const tell of gate.waiting) tell()
     })
     return Effect.ensuring(use(gate.one), leave)
+  })
+
+/** Completes when no push of the school is under way, but does not wait for long. */
+export const untilCalm = (gates: Pick<PushGates, "bySchool">, school: string): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const gate = gates.bySchool.get(school)
+    if (gate === undefined) return Effect.void
+    const calm = Effect.callback<void>((resume) => {
+      const tell = (): void => resume(Effect.void)
+      gate.waiting.add(tell)
+      return Effect.sync(() => gate.waiting.delete(tell))
+    })
+    return Effect.raceFirst(calm, Effect.sleep(CALM_MS))
   })
 
 const inflateSlice = (query: PushQuery, part: number, bytes: Uint8Array): Effect.Effect<Uint8Array, Answer> =>

@@ -20,6 +20,7 @@ import type { Cursor } from "../model/cursor.ts"
 import { Calls, type Listener } from "./calls.ts"
 import { authenticate, identify, keyIdOf, paused } from "./link-caller.ts"
 import { type Outgoing, piecesOf } from "./outgoing.ts"
+import { type PushGates, untilCalm } from "./push.ts"
 import { answerLines, encodingOf, parsePull, readPage } from "./pull.ts"
 
 /** How often the open streams are looked through: a key that no longer holds ends its stream within 5 s. */
@@ -212,7 +213,7 @@ class OpenStream implements Waiter, Listener {
 export type Streams = Shared
 
 /** The streams that are open. One loop looks after all of them. */
-export const openStreams = Effect.fnUntraced(function* ({ everyMs, idleMs, beatMs }: StreamWatch = WATCH) {
+export const openStreams = Effect.fnUntraced(function* (gates: Pick<PushGates, "bySchool">, { everyMs, idleMs, beatMs }: StreamWatch = WATCH) {
   const feed = yield* Feed
   const calls = yield* Calls
   const clock = yield* Clock.Clock
@@ -226,7 +227,8 @@ export const openStreams = Effect.fnUntraced(function* ({ everyMs, idleMs, beatM
   const ask = async ({ keyId, school, incarnation, place }: OpenStream): Promise<Outgoing | null> => {
     if (!holds(keyId)) return null
     const { cursor, staged, manifest } = place
-    const exit = await Effect.runPromiseExitWith(context)(readPage({ school }, incarnation, cursor, staged, manifest, false))
+    const page = Effect.andThen(untilCalm(gates, school), readPage({ school }, incarnation, cursor, staged, manifest, false))
+    const exit = await Effect.runPromiseExitWith(context)(page)
     if (Exit.isSuccess(exit)) return exit.value
     const failed = Cause.findErrorOption(exit.cause)
     if (!(Option.isSome(failed) && failed.value._tag === "Answer")) await Effect.runPromise(Effect.logWarning("a stream ended", exit.cause))
