@@ -92,6 +92,12 @@ export const pullOnce = (link: Link, identity: Identity, options: PullOptions, w
   })
 
 /**
+ * How often an open stream looks whether its cursor still stands: a program that drops a table puts it back to the beginning, and
+ * the hub would not hear of it before it has something new.
+ */
+const TORN_POLL_MS = 500
+
+/**
  * Pages as they come, until the line ends; `unsuited`: no stream comes through here. A page that did not fit what is here ends
  * it without a fault: the hub goes on from where it believes us to be, so it must be told anew.
  */
@@ -109,11 +115,20 @@ const streamPages = (
         .stream(identity, cursor, staged, manifest, deliver.expect)
         .pipe(Effect.catchTag("LinkRefused", (error) => (error.status === 404 ? Effect.succeed("unsuited" as const) : Effect.fail(error))))
       if (stream === "unsuited") return stream
+      let hasCut = cursor.epoch !== ""
+      const torn = Effect.gen(function* () {
+        do yield* Effect.sleep(TORN_POLL_MS)
+        while (!hasCut || (yield* deliver.position).cursor.epoch !== "")
+        return "torn" as const
+      })
       for (;;) {
-        const page = yield* stream.next
+        const page = yield* Effect.raceFirst(stream.next, torn)
+        if (page === "torn") return "anew"
         const pulled = page === "asked" ? ({ kind: "nothing", asked: true } as const) : yield* takePage(link, identity, options, page)
         yield* onPulled(pulled)
-        if (pulled.kind !== "nothing" && !pulled.delivered.taken) return "anew"
+        if (pulled.kind === "nothing") continue
+        if (!pulled.delivered.taken) return "anew"
+        hasCut ||= pulled.delivered.applied
       }
     }),
   )

@@ -10,9 +10,11 @@ import * as Scope from "effect/Scope"
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest"
 import { Deliver } from "../../src/down/deliver.ts"
 import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
+import { installTables } from "../../src/libsql/schema.ts"
 import { migrateFile } from "../../src/libsql/migrate.ts"
 import { type Metered, parseHours } from "../../src/link/metered.ts"
 import { OpenLink } from "../../src/link/open.ts"
+import type { Manifest } from "../../src/model/table.ts"
 import { sessions } from "../../src/session/session.ts"
 import { SchoolFactStore } from "../../src/status/facts.ts"
 import { Session } from "../../src/status/run.ts"
@@ -38,7 +40,7 @@ beforeAll(async () => {
         photos: { audience: { column: "school_id" }, priority: "background", strategy: "school_wins" },
       },
     },
-    ["a", "b", "c", "d", "e"],
+    ["a", "b", "c", "d", "e", "f"],
   )
   hub = await openHubLink(world)
 })
@@ -131,6 +133,20 @@ it("over a good link rows come in a stream, changes go at once, and the hub hear
   expect(metered).toBe(null)
   expect(traffic?.received).toBeGreaterThan(0)
   expect((traffic?.received ?? 0) + (traffic?.sent ?? 0)).toBeLessThan(line.received() * 4 + 100_000)
+})
+
+it("a table that a program drops is filled again, also when it is made anew before the push looks", async () => {
+  const node = await startNode("f", null)
+  await hasFirstCut(node)
+  await put("marks", "f", "one")
+  await until("the row", async () => (await node.ids("marks")).includes("one"))
+  const [state] = await Effect.runPromise(node.file.read((tx) => tx.all<{ manifest: string }>("SELECT manifest FROM schoolbus_state")))
+  const manifest = JSON.parse(state?.manifest ?? "") as Manifest
+  const anew = node.file.write((tx) => Effect.andThen(tx.exec("DROP TABLE marks"), installTables(tx, manifest, { adopt: false, streams: [] })))
+  await Effect.runPromise(Effect.orDie(anew))
+  expect(await node.ids("marks")).toEqual([])
+  await until("the row once more, and nothing new at head office", async () => (await node.ids("marks")).includes("one"))
+  await until("the status", async () => (await node.status()).state === "up_to_date")
 })
 
 it("over a metered link a critical change goes at once, others wait for their cycle, and whoever asks is served", async () => {
