@@ -5,6 +5,7 @@
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
+import { type Piece, rowsOfPiece, type Step, type WalkLimits } from "../libsql/walk.ts"
 import { sealLine } from "../link/frame.ts"
 import { type Header, LINE_BYTES, LINE_ROWS, MAX_ROW_BYTES, PAGE_BYTES, type RowsLine, type Staged } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
@@ -16,6 +17,13 @@ const FIRST_ROWS = 32
 const LEAST_ENTRIES = 8
 /** Rows that come as one text become one line up to this much of it; more may be a few large rows. */
 const WHOLE_LINE_BYTES = 4 * LINE_BYTES
+const PIECES: WalkLimits = {
+  firstRows: FIRST_ROWS,
+  pieceRows: LINE_ROWS,
+  pieceBytes: LINE_BYTES,
+  mostPieceBytes: WHOLE_LINE_BYTES,
+  mostBytes: PAGE_BYTES,
+}
 const CLASSES = [10, 8, 5, 3, 1]
 /** Between rows that are read as one text: no JSON contains it. */
 const ROW_END = "\u001e"
@@ -112,6 +120,8 @@ interface Start {
   readonly tables: string
   /** JSON: class and place of what waits, if the school is where it says. */
   readonly waiting: string
+  /** Entries beyond those places; null: not asked for. */
+  readonly left: number | null
 }
 
 /** Classes, highest first, in which something lies after their place; ?3: a JSON list of class and place. */
@@ -119,12 +129,6 @@ const WAITING = `SELECT c.value AS place FROM json_each(?3) c
   WHERE EXISTS (SELECT 1 FROM entry WHERE audience = ?1 AND class = c.value ->> 0 AND seq > c.value ->> 1)
      OR EXISTS (SELECT 1 FROM entry WHERE audience = ?2 AND class = c.value ->> 0 AND seq > c.value ->> 1)
   ORDER BY c.key`
-
-const START = `SELECT h.epoch, h.seq, h.manifest, (SELECT id FROM cut WHERE seq = h.seq) AS headCut,
-    (SELECT id FROM cut WHERE seq = ?4) AS cursorCut, (SELECT id FROM cut WHERE seq = ?5) AS stagedCut,
-    (SELECT json_group_array(json_array(id, name, columns)) FROM tables) AS tables,
-    (SELECT json_group_array(json(place)) FROM (${WAITING})) AS waiting
-  FROM hub h`
 
 const placesOf = (from: number, staged: Staged | null): string =>
   JSON.stringify(CLASSES.map((cls) => [cls, Math.max(from, staged?.after[String(cls)] ?? 0)]))
@@ -142,7 +146,7 @@ const END = `SELECT seq FROM (${entriesOf("", "?1")} UNION ALL ${entriesOf("", "
 const beforeEnd = (row: string): string =>
   ["?1", "?2"].map((audience) => entriesOf(`, ${row}`, audience, " AND seq < (SELECT coalesce(seq, 9223372036854775807) FROM b)")).join(" UNION ALL ")
 const chunkOf = (rows: string, live: string, from: string): string => `WITH b AS MATERIALIZED (SELECT (${END}) AS seq)
-  SELECT ${rows} AS rows, count(*) AS n, ${live} AS live, max(seq) AS last, min(tbl) AS tbl, max(tbl) AS tblToo, (SELECT seq FROM b) AS next FROM ${from}`
+  SELECT ${rows} AS rows, count(*) AS n, count(*) = ${live} AND min(tbl) IS max(tbl) AS plain, max(seq) AS last, min(tbl) AS tbl, (SELECT seq FROM b) AS next FROM ${from}`
 /**
  * The rows before it alone, joined as they stand in a line. Nothing to send where a tombstone is among them: that goes before the row of
  * its seq, and to sort them takes as long as to read them.
@@ -151,21 +155,11 @@ const PLAIN = chunkOf("group_concat(row, ',')", "count(row)", `(${beforeEnd(`${V
 /** Of each table, with keys and tombstones, also where rows of several tables lie among each other: one by one they would make lines of a row each. */
 const CHUNKS = chunkOf("group_concat(row, ',' ORDER BY seq, isRow)", "sum(isRow)", `(${beforeEnd(ROW)}) GROUP BY tbl`)
 
-interface Chunk {
-  readonly rows: string | null
-  readonly n: number
-  /** How many of them are no tombstones. */
-  readonly live: number
-  readonly last: number
+/** `plain`: all of one table, and no tombstone. */
+interface Chunk extends Piece {
   readonly tbl: number
-  readonly tblToo: number
-  /** null: nothing follows. */
-  readonly next: number | null
 }
-
-/** All of one table, and no tombstone. */
-const isPlain = (chunks: ReadonlyArray<Chunk>): boolean =>
-  chunks.every(({ n, live, tbl, tblToo }) => n === live && tbl === tblToo) && chunks.length === 1
+const isPlain = (chunks: ReadonlyArray<Chunk>): boolean => chunks.length === 1 && chunks[0]?.plain === 1
 
 interface Entries {
   /** Key and values of each. */
@@ -189,14 +183,22 @@ const leftOf = (what: string): string => {
 }
 const ROWS_LEFT = leftOf("count(*)")
 const BYTES_LEFT = leftOf("coalesce(sum(octet_length(key) + coalesce(octet_length(body), 4) + 3), 0)")
+/** ?6: what is left is to be counted, too. */
+const START = `SELECT h.epoch, h.seq, h.manifest, (SELECT id FROM cut WHERE seq = h.seq) AS headCut,
+    (SELECT id FROM cut WHERE seq = ?4) AS cursorCut, (SELECT id FROM cut WHERE seq = ?5) AS stagedCut,
+    (SELECT json_group_array(json_array(id, name, columns)) FROM tables) AS tables,
+    (SELECT json_group_array(json(place)) FROM (${WAITING})) AS waiting,
+    iif(?6, (${ROWS_LEFT}), NULL) AS left
+  FROM hub h`
+
 /** The bytes of fewer rows are told from those that were read. */
 const MEASURED_ROWS = 20_000
 
-/** What lies after the places, a JSON list; `read`: some of it. */
-const countLeft = (tx: Tx, own: number, places: string, read: Left): Effect.Effect<Left, LibsqlError> =>
+/** What lies after the places, a JSON list; `read`: some of it; `counted`: the rows, where they are known. */
+const countLeft = (tx: Tx, own: number, places: string, read: Left, counted: number | null): Effect.Effect<Left, LibsqlError> =>
   Effect.gen(function* () {
     const count = (sql: string) => Effect.map(tx.all<{ n: number }>(sql, [EVERY_SCHOOL, own, places]), ([row]) => row?.n ?? 0)
-    const rows = yield* count(ROWS_LEFT)
+    const rows = counted ?? (yield* count(ROWS_LEFT))
     return { rows, bytes: rows < MEASURED_ROWS ? Math.ceil((rows * read.bytes) / Math.max(1, read.rows)) : yield* count(BYTES_LEFT) }
   })
 
@@ -211,7 +213,9 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
       Effect.gen(function* () {
         const { cursor } = request
         const said = placesOf(cursor.seq, request.staged)
-        const [hub] = yield* tx.all<Start>(START, [EVERY_SCHOOL, own, said, cursor.seq, request.staged?.head ?? null])
+        // After a line that broke the school is elsewhere than the last page would have taken it: counted anew.
+        const isCounted = remaining.get(request.school)?.at !== JSON.stringify([cursor.seq, request.staged?.after ?? null])
+        const [hub] = yield* tx.all<Start>(START, [EVERY_SCHOOL, own, said, cursor.seq, request.staged?.head ?? null, isCounted])
         if (hub === undefined) throw new Error("the feed's table hub has no row")
         const tables = JSON.parse(hub.tables) as ReadonlyArray<readonly [id: number, name: string, columns: string]>
         const tableById = new Map(tables.map(([id, name, columns]): [number, TableNames] => [id, { name, columns }]))
@@ -250,8 +254,9 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         const asked = JSON.stringify([from, staged?.after ?? null])
         const countAll = Effect.suspend(() => {
           const last = remaining.get(request.school)
-          // After a line that broke the school is elsewhere than the last page would have taken it: counted anew.
-          return last?.at === asked ? Effect.succeed(last.left) : countLeft(tx, own, places, { rows: count, bytes })
+          return last?.at === asked
+            ? Effect.succeed(last.left)
+            : countLeft(tx, own, places, { rows: count, bytes }, places === said ? hub.left : null)
         })
         let all: Left | null = null
         let bytes = 0
@@ -262,12 +267,19 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
             ? hub.waiting
             : `[${(yield* tx.all<{ place: string }>(WAITING, [EVERY_SCHOOL, own, places])).map(({ place }) => place).join(",")}]`
         const waiting = JSON.parse(found) as ReadonlyArray<readonly [cls: number, place: number]>
-        const limit = (): number => (count === 0 ? FIRST_ROWS : Math.max(1, Math.min(LINE_ROWS, Math.ceil(LINE_BYTES / (bytes / count)))))
+        const limit = (): number => rowsOfPiece(PIECES, count, bytes)
         /** The last rows were of several tables, or not all of them rows. */
         let isMixed = false
-        const readChunks = (cls: number, after: number) => tx.all<Chunk>(isMixed ? CHUNKS : PLAIN, [EVERY_SCHOOL, own, cls, after, limit()])
-        /** The next chunk is read while this one goes out. */
+        const readMixed = (cls: number, after: number) => tx.all<Chunk>(CHUNKS, [EVERY_SCHOOL, own, cls, after, limit()])
+        /** The next ones of several tables are read while these go out; others come by themselves. */
         let coming: Fiber.Fiber<ReadonlyArray<Chunk>, LibsqlError> | null = null
+        let walking: Effect.Effect<Step<Chunk>, LibsqlError> | null = null
+        const readPlain = Effect.fnUntraced(function* (cls: number, after: number) {
+          walking ??= tx.walk<Chunk>(PLAIN, [EVERY_SCHOOL, own, cls], { ...PIECES, after, rows: count, bytes })
+          const chunk = yield* walking
+          if (chunk.isEnd) walking = null
+          return [chunk]
+        })
         outer: for (const [cls, place] of waiting) {
           for (let after = place; ; ) {
             // A seq is never split: its tombstone and its row go together.
@@ -275,13 +287,11 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
               complete = false
               break outer
             }
-            let chunks: ReadonlyArray<Chunk> = coming !== null ? yield* Fiber.join(coming) : yield* readChunks(cls, after)
+            let chunks: ReadonlyArray<Chunk> =
+              coming !== null ? yield* Fiber.join(coming) : isMixed ? yield* readMixed(cls, after) : yield* readPlain(cls, after)
             coming = null
             const kind = !isMixed && isPlain(chunks) ? "puts" : "rows"
-            if (!isMixed && kind === "rows") {
-              isMixed = true
-              chunks = yield* readChunks(cls, after)
-            }
+            if (!isMixed && kind === "rows") chunks = yield* readMixed(cls, after)
             isMixed = !isPlain(chunks)
             const next = chunks[0]?.next ?? null
             const size = chunks.reduce((sum, { rows }) => sum + (rows?.length ?? 0), 0)
@@ -295,13 +305,10 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
               bytes += known.reduce((sum, [, { rows }]) => sum + (rows?.length ?? 0), 0)
               count += known.reduce((sum, [, { n }]) => sum + n, 0)
               const before = after
-              after = Math.max(...chunks.map(({ last }) => last))
-              // What is left is counted, and the next chunk read, without a round to the file between the two.
-              const counting: Fiber.Fiber<Left, LibsqlError> | null =
-                next !== null && all === null ? yield* Effect.forkChild(countAll, { startImmediately: true }) : null
-              if (next !== null && bytes < PAGE_BYTES) coming = yield* Effect.forkChild(readChunks(cls, after), { startImmediately: true })
-              if (counting !== null) {
-                all = yield* Fiber.join(counting)
+              after = Math.max(...chunks.map(({ last }) => last ?? 0))
+              if (isMixed && next !== null && bytes < PAGE_BYTES) coming = yield* Effect.forkChild(readMixed(cls, after), { startImmediately: true })
+              if (next !== null && all === null) {
+                all = yield* countAll
                 const started = begin(all)
                 listener?.start(started)
                 isStarted = true

@@ -31,6 +31,7 @@ import {
   type RowFailure,
 } from "./messages.ts"
 import type { Slab } from "./slab.ts"
+import type { Piece, Step, Walk } from "./walk.ts"
 
 /** How long a statement waits for another program's write lock before it fails with SQLITE_BUSY. */
 const BUSY_TIMEOUT_MS = 5_000
@@ -76,6 +77,11 @@ export interface Tx {
   readonly ahead: (sql: string, args?: ReadonlyArray<Bind>) => Effect.Effect<void>
   /** Writes loaded lines, from one up to but not including another, but for what waits; null: nothing, as more than `most` rows would be left. */
   readonly show: (place: number, from: number, to: number, waiting: WaitingKeys, most: number) => Effect.Effect<Shown | null, LibsqlError>
+  /**
+   * A statement again and again, see walk.ts, each time with the place after which it begins and the most rows as its last parameters. It
+   * begins at once; the effect gives the next piece, in their order, until one is the end.
+   */
+  readonly walk: <P extends Piece>(sql: string, args: ReadonlyArray<Bind>, from: Walk) => Effect.Effect<Step<P>, LibsqlError>
   /** DDL or a script. */
   readonly exec: (sql: string) => Effect.Effect<void, LibsqlError>
   /** Reads open writes as the lines of a batch, see lines.ts. */
@@ -149,7 +155,7 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, never, Sc
       for (const response of event.data) {
         const entry = waiting.get(response.id)
         if (entry === undefined) continue
-        waiting.delete(response.id)
+        if (!("isMore" in response)) waiting.delete(response.id)
         entry.resume(
           "error" in response
             ? Effect.fail(new LibsqlError({ file: path, sql: entry.sql, code: response.error.code, message: `${response.error.message} (${path})` }))
@@ -248,6 +254,23 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, never, Sc
           ),
         ),
       show: (place, from, to, waiting, most) => send({ op: "show", place, from, to, waiting, most }) as Effect.Effect<Shown | null, LibsqlError>,
+      walk: <P extends Piece>(sql: string, args: ReadonlyArray<Bind>, from: Walk) => {
+        const came: Array<Effect.Effect<Step<P>, LibsqlError>> = []
+        let wake: (() => void) | null = null
+        post({ op: "walk", sql, args, walk: from }, (answer) => {
+          came.push(answer as Effect.Effect<Step<P>, LibsqlError>)
+          wake?.()
+        })
+        return Effect.callback<Step<P>, LibsqlError>((resume) => {
+          wake = () => {
+            const next = came.shift()
+            if (next === undefined) return
+            wake = null
+            resume(next)
+          }
+          wake()
+        })
+      },
       exec: (sql) => Effect.asVoid(send({ op: "exec", sql })),
       lines: (scan) => send({ op: "lines", ...scan }) as Effect.Effect<Lines, LibsqlError>,
       prints: (scan) => send({ op: "prints", ...scan }) as Effect.Effect<PrintsFound, LibsqlError>,

@@ -6,6 +6,7 @@ import type { Cell, Kind, Wire } from "../model/value.ts"
 import type { LinesLimits } from "./gather.ts"
 import type { LinesQuery } from "./lines.ts"
 import type { LoadPlan, LoadSource, WaitingKeys } from "./load.ts"
+import type { Walk } from "./walk.ts"
 
 /** Whole JS numbers bind as INTEGER, others as REAL, booleans as 0 and 1. */
 export type Bind = Cell | boolean
@@ -103,11 +104,12 @@ export type Command =
   | { readonly op: "unload" }
   | ({ readonly op: "lines" } & LinesScan)
   | ({ readonly op: "prints" } & PrintScan)
+  | { readonly op: "walk"; readonly sql: string; readonly args: ReadonlyArray<Bind>; readonly walk: Walk }
   | { readonly op: "keep" | "reset" | "empty" | "close" }
 export type Request = Command & { readonly id: number }
 /** What goes to the worker, and what comes back: lists, for a message wakes a thread, which costs more than most statements. */
 export type Requests = ReadonlyArray<Request>
 export type Responses = ReadonlyArray<Response>
 export type Response =
-  | { readonly id: number; readonly ok: unknown }
+  | { readonly id: number; readonly ok: unknown; readonly isMore?: true }
   | { readonly id: number; readonly error: { readonly code: string; readonly message: string } }

@@ -10,7 +10,8 @@ import { EarlySync } from "./early-sync.ts"
 import { faultOf } from "./fault.ts"
 import { gatherLines } from "./gather.ts"
 import { Loads } from "./load.ts"
-import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Requests, Response, RowFailure } from "./messages.ts"
+import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Requests, Response, Responses, RowFailure } from "./messages.ts"
+import { type Piece, walk } from "./walk.ts"
 import { keepPlace, movedFrom, type Place, placeOf } from "./place.ts"
 
 const STATEMENT_CACHE = 256
@@ -231,6 +232,28 @@ const commit = (): void => {
   }
 }
 
+const objectsOf = (sql: string, args: ReadonlyArray<Bind> | undefined): ReadonlyArray<Record<string, unknown>> => {
+  const statement = prepare(sql).raw(true)
+  const names = statement.columns().map((column) => column.name)
+  return statement.all(toArray(args)).map((values) => {
+    const row: Record<string, unknown> = {}
+    for (let i = 0; i < names.length; i++) {
+      const value = (values as Array<unknown>)[i]
+      row[names[i] as string] = typeof value === "bigint" && value >= -9007199254740991n && value <= 9007199254740991n ? Number(value) : value
+    }
+    return row
+  })
+}
+
+/** Every piece but the last one goes out at once. */
+const walkAlong = ({ id, sql, args, walk: from }: Extract<Request, { readonly op: "walk" }>): unknown => {
+  for (const piece of walk((after, limit) => objectsOf(sql, [...args, after, limit])[0] as unknown as Piece, from)) {
+    if (piece.isEnd) return piece
+    self.postMessage([{ id, ok: piece, isMore: true }] satisfies Responses)
+  }
+  throw new Error("a walk without an end")
+}
+
 const answer = (request: Request): unknown => {
   // Without this, what was sent after the failure would stand without it, or even outside the transaction, which some failures end.
   if (spoiled !== null && request.op !== "close" && request.op !== "empty" && request.op !== "reset" && request.op !== "end") throw spoiled
@@ -284,18 +307,8 @@ const answer = (request: Request): unknown => {
         .all(toArray(request.args))
         .map((row) => [...(row as Array<unknown>)])
     }
-    case "all": {
-      const statement = prepare(request.sql).raw(true)
-      const names = statement.columns().map((column) => column.name)
-      return statement.all(toArray(request.args)).map((values) => {
-        const row: Record<string, unknown> = {}
-        for (let i = 0; i < names.length; i++) {
-          const value = (values as Array<unknown>)[i]
-          row[names[i] as string] = typeof value === "bigint" && value >= -9007199254740991n && value <= 9007199254740991n ? Number(value) : value
-        }
-        return row
-      })
-    }
+    case "all":
+      return objectsOf(request.sql, request.args)
     case "many":
       return runRows(request)
     case "wires":
@@ -308,6 +321,8 @@ const answer = (request: Request): unknown => {
     case "unload":
       loads.clear()
       return null
+    case "walk":
+      return walkAlong(request)
     case "lines": {
       const statement = prepare(request.sql).raw(true)
       const found = gatherLines((after, limit) => statement.all([BigInt(after), BigInt(limit)]) as ReadonlyArray<ReadonlyArray<Uint8Array>>, request)
