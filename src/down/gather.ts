@@ -84,14 +84,14 @@ export const gather = (
       slab = slabOf(ifDifferent ? careful : puts, table)
     }
     const place = slabNumber(seq) + atText
-    slab.add(noText + place, key, row)
+    slab.add(noText + place, key, row, no)
     const untold = ifDifferent ? untoldFrom(table) : -1
     if (untold > 0) {
       const told = `[${tokenize(row).slice(0, untold).join(",")},`
       completed.push([row, BigInt(table.id), key, told, told])
     }
     for (const other of numbers?.slice(1) ?? []) {
-      slab.add(slabNumber(other) + place, key, row)
+      slab.add(slabNumber(other) + place, key, row, other)
       touch(other)
     }
     if (isInsert || table.hubOnly) continue

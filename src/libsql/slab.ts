@@ -61,13 +61,18 @@ export class Slab {
   readonly pieces: Array<SlabPiece> = []
   /** Head, first and second text of each row. */
   #texts: Array<string> = []
+  #groups: Array<number> = []
   #chars = 0
 
-  /** `head`: the row's numbers, each as `slabNumber` writes it. */
-  add(head: string, first: string, second: string): void {
+  /**
+   * `head`: the row's numbers, each as `slabNumber` writes it. Rows of a piece are written group by group: of a group that an index
+   * keeps together, each finds its place near the one before it.
+   */
+  add(head: string, first: string, second: string, group: number): void {
     const isLarge = first.length >= SMALL_CHARS || second.length >= SMALL_CHARS
     if (isLarge) this.close()
     this.#texts.push(head, first, second)
+    this.#groups.push(group)
     this.#chars += head.length + first.length + second.length
     if (isLarge || this.#texts.length === 3 * SLAB_ROWS || this.#chars >= SLAB_CHARS) this.close(isLarge ? LARGE_BASE : BASE)
   }
@@ -79,18 +84,27 @@ export class Slab {
     const text = texts.join("")
     const rows = encoder.encode(text)
     const isAscii = rows.length === text.length
-    const places: Array<string> = []
+    const placesByGroup = new Map<number, Array<string>>()
+    let group = Number.NaN
+    let places: Array<string> = []
     let offset = 1
     for (let i = 0; i < texts.length; i += 3) {
       const first = texts[i + 1] as string
       const second = texts[i + 2] as string
       const firstLength = isAscii ? first.length : Buffer.byteLength(first)
       const secondLength = isAscii ? second.length : Buffer.byteLength(second)
+      const own = this.#groups[i / 3] as number
+      if (own !== group) {
+        group = own
+        places = placesByGroup.get(group) ?? []
+        placesByGroup.set(group, places)
+      }
       places.push(offset + lengths(base, firstLength, secondLength))
       offset += (texts[i] as string).length + firstLength + secondLength
     }
-    this.pieces.push({ rows, places: encoder.encode(`[${places.join(",")}]`), base })
+    this.pieces.push({ rows, places: encoder.encode(`[${[...placesByGroup.values()].join(",")}]`), base })
     this.#texts = []
+    this.#groups = []
     this.#chars = 0
   }
 }

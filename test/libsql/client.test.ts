@@ -28,9 +28,9 @@ afterEach(async () => {
   rmSync(folder, { recursive: true, force: true })
 })
 
-const slabOf = (rows: Iterable<readonly [number, string, string]>): Slab => {
+const slabOf = (rows: Iterable<readonly [number, string, string]>, groupOf: (number: number) => number = () => 0): Slab => {
   const slab = new Slab()
-  for (const [number, first, second] of rows) slab.add(slabNumber(number), first, second)
+  for (const [number, first, second] of rows) slab.add(slabNumber(number), first, second, groupOf(number))
   return slab
 }
 const range = (from: number, to: number) => Array.from({ length: to - from }, (_, i) => [from + i, "a", "b"] as const)
@@ -43,6 +43,19 @@ test("a bulk of many pieces stands whole at the commit, and every text stands as
   await Effect.runPromise(file.write((tx) => Effect.andThen(tx.bulk(BULK, rows([0, 12_345])), tx.bulk(BULK, slabOf([[99_999, odd, odd]])))))
   expect(await count()).toEqual([{ n: 12_346 }])
   expect(await Effect.runPromise(file.read((tx) => tx.all("SELECT b FROM t WHERE a = 99999")))).toEqual([{ b: odd }])
+})
+
+test("rows of a bulk are written group by group, those of a group in the order in which they came, and none is left out", async () => {
+  const sent = Array.from({ length: 1_500 }, (_, i): readonly [number, string, string] => [i, `k${i}`, "é".repeat(i % 40)])
+  await Effect.runPromise(file.write((tx) => tx.exec("CREATE TABLE g (n INTEGER PRIMARY KEY, a INTEGER, first TEXT, second TEXT)")))
+  const sql = `INSERT INTO g (a, first, second) SELECT ${row.number(0)}, ${row.first}, ${row.second} FROM ${row.from}`
+  const groupOf = (number: number) => (number * 7) % 11
+  await Effect.runPromise(file.write((tx) => tx.bulk(sql, slabOf(sent, groupOf))))
+  const found = await Effect.runPromise(
+    file.read((tx) => tx.all<{ a: number; first: string; second: string }>("SELECT a, first, second FROM g ORDER BY n")),
+  )
+  const wanted = [...Map.groupBy(sent, ([number]) => groupOf(number)).values()].flat()
+  expect(found.map(({ a, first, second }) => [a, first, second])).toEqual(wanted)
 })
 
 test("rows of a bulk keep their numbers and texts, whatever their sizes and scripts, in the order in which they came", async () => {
