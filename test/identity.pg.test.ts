@@ -1,8 +1,11 @@
 /** Files and servers that were put back, copied or lost: real hub and school processes on a Postgres that is really put back. */
+import { execFile } from "node:child_process"
 import { cpSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { promisify } from "node:util"
 import { afterAll, beforeAll, expect, it } from "vitest"
+import { findServer } from "../scripts/cluster.ts"
 import { newKey } from "../src/link/keys.ts"
 import { type Node, startNode, upToDate } from "./support/node.ts"
 import { command, program } from "./support/processes.ts"
@@ -225,6 +228,28 @@ it("a dump put into another server is the same head office; another database is 
   expect(local(dir)).toEqual(await other.names("a"))
   await Promise.all([renewed.stop(), other.close()])
 }, 90_000)
+
+it("a dump of a moment ago that is put back over a running hub's database: no table waits for a person, the school's writes come back", async () => {
+  const office = await newOffice(["a"])
+  const dir = newDir()
+  const a = office.node("a", dir)
+  await agree(office, "a", dir, a)
+  const dump = join(folder, "office.dump")
+  const { bin } = findServer()
+  const tool = (name: string, ...args: ReadonlyArray<string>) => promisify(execFile)(join(bin, name), [`--dbname=${office.database.url}`, ...args])
+  await tool("pg_dump", "-Fc", "-f", dump)
+  await run(office.database.url, "INSERT INTO pupils VALUES ('a-7', 'a', 'of head office, since')")
+  add(dir, "a", "8", "of the school, since")
+  await until("both", async () => (await office.names("a")).length === 7 && local(dir).length === 7)
+  await tool("pg_restore", "--clean", "--if-exists", dump)
+  // It is found within half a minute; at once by whatever changes a table.
+  await run(office.database.url, "ALTER TABLE pupils ALTER name SET NOT NULL")
+  await until("the school's write", async () => (await office.names("a")).includes("of the school, since"))
+  await agree(office, "a", dir, a)
+  expect(local(dir)).toEqual(["first 1", "first 2", "first 3", "first 4", "first 5", "of the school, since"])
+  expect(office.hub.output()).not.toContain("is paused")
+  await Promise.all([a.stop(), office.close()])
+}, 60_000)
 
 let shared: Office
 beforeAll(async () => {

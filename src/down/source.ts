@@ -31,7 +31,7 @@ import {
   walsenderOf,
 } from "../postgres/slot.ts"
 import { openWal, type WalStopped } from "../postgres/wal.ts"
-import { streamedTables } from "./audience.ts"
+import { isHubOnly, streamedTables } from "./audience.ts"
 import { makeCompute } from "./computed.ts"
 import { wal2jsonDecoder, wal2jsonOptions } from "./decode.ts"
 import { pgoutputDecoder, pgoutputOptions } from "./pgoutput.ts"
@@ -42,6 +42,7 @@ import { Feed } from "./feed.ts"
 import { type CatalogRefused, prepare, wantedTables } from "./prepare.ts"
 import { beginLost } from "./lost.ts"
 import { judgeStanding } from "./resume.ts"
+import type { Shape } from "./shape.ts"
 
 const LIFE_MS = 60_000
 /** How often the catalog is looked at: beside the event trigger, and without one. */
@@ -123,6 +124,13 @@ const released = (pg: PostgresPool, name: string, ms: number): Effect.Effect<voi
 /** SQLSTATE classes of statements that a DDL can make wrong: rights, names, types, values of another type. */
 const ABOUT_SHAPES = /^(42|22|0A000)/
 
+/** Nobody drops our own tables and makes them again but who restores a dump over them, be it one of this minute. */
+const isMadeAnew = ({ found }: Catalog, shapes: ReadonlyArray<Shape>): boolean =>
+  shapes.some(({ table, oid }) => {
+    const now = isHubOnly(table) ? found.find(({ rule }) => rule.name === table.name) : undefined
+    return now !== undefined && now.oid !== null && now.oid !== oid
+  })
+
 /** Asked when no byte has come for long. Of a dead line, what else waits for an answer over it is ended, and the slot is freed. */
 const isLineDead = (pg: PostgresPool, walsender: Walsender | null): Effect.Effect<boolean> =>
   Effect.gen(function* () {
@@ -188,7 +196,7 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
         plugin: config.plugin,
         life: known?.life ?? null,
         isLifeOlder: known?.older === true,
-        isOtherPast: !isFresh && state.position.xid > 0 && !(yield* holdsTxn(pg, state.position)),
+        isOtherPast: !isFresh && (isMadeAnew(catalog, shapes) || (state.position.xid > 0 && !(yield* holdsTxn(pg, state.position)))),
         cluster: identity,
         publication: publication === null ? null : { name, exists: publication.exists, gaps: unpublished },
       })
