@@ -35,8 +35,8 @@ export interface Node {
   readonly freeze: () => Promise<void>
   /** Frozen batches whose ledger row has not come down. */
   readonly unsettled: () => Promise<ReadonlyArray<Batch>>
-  /** Delivers the next page, or only its first lines; true when a complete cut has been applied or nothing was new. */
-  readonly pull: (linesAtMost: number) => Promise<boolean>
+  /** Delivers the next page; true when a complete cut has been applied or nothing was new. `linesAtMost`: it breaks off before its end. */
+  readonly pull: (linesAtMost: number | null) => Promise<boolean>
   readonly count: (sql: string) => number
   readonly list: <A>(sql: string) => ReadonlyArray<A>
   /** The process ends between two steps, and a new one opens the file. */
@@ -130,7 +130,7 @@ export const openNode = async (world: World, folder: string, id: string, incarna
       let header: Header = page.header
       let trailer: Trailer | null = null
       const lines: Array<RowsLine> = []
-      for (const text of page.lines.slice(0, linesAtMost)) {
+      for (const text of linesAtMost === null ? page.lines : page.lines.slice(0, Math.min(linesAtMost, page.lines.length - 1))) {
         const opened = openLine(text)
         if ("damaged" in opened) throw new Error(opened.damaged)
         if (isRows(opened.ok)) lines.push(opened.ok)

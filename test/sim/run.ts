@@ -6,9 +6,7 @@
  */
 import { mkdtempSync, rmSync } from "node:fs"
 import { join } from "node:path"
-import process from "node:process"
 import { fastFolder } from "../support/fast-folder.ts"
-import { keepThreads } from "../support/warm-threads.ts"
 import { makeWorld, type World } from "../support/world.ts"
 import { type Edit, type Expected, expected, type Flight, fold } from "./expect.ts"
 import { type Batch, type Node, openNode } from "./node.ts"
@@ -29,6 +27,9 @@ export interface Outcome {
   readonly faults: number
 }
 
+/** Every write, batch, verdict and applied cut of a seed, in order, without what is random by its nature: times and names of records. */
+export type Trace = ReadonlyArray<string>
+
 interface Side {
   readonly node: Node
   /** Captured writes that no applied batch has carried yet, by id. */
@@ -39,18 +40,18 @@ interface Side {
   readonly refused: Set<string>
 }
 
-const fail = (what: string, ...values: ReadonlyArray<unknown>): never => {
+export const fail = (what: string, ...values: ReadonlyArray<unknown>): never => {
   throw new Error([what, ...values.map((value) => JSON.stringify(value, (_, v) => (v instanceof Set || v instanceof Map ? [...v] : v)))].join("\n  "))
 }
 const same = (left: unknown, right: unknown): boolean => JSON.stringify(left) === JSON.stringify(right)
 const sorted = (row: Row | undefined | null): unknown => (row == null ? null : Object.entries(row).toSorted(([a], [b]) => (a < b ? -1 : 1)))
 
-interface Prepared {
-  readonly run: () => Promise<Outcome>
+export interface Prepared {
+  readonly run: () => Promise<{ readonly outcome: Outcome; readonly trace: Trace }>
   readonly close: () => Promise<void>
 }
 
-const prepare = async (seed: number): Promise<Prepared> => {
+export const prepare = async (seed: number): Promise<Prepared> => {
   const random = randomOf(seed)
   const tables = makeSchema(random)
   const world = await makeWorld(tables.map(ddlOf).join("; "), configOf(tables), SCHOOLS)
@@ -69,16 +70,6 @@ const prepare = async (seed: number): Promise<Prepared> => {
   }
 }
 
-const runSeed = async (prepared: Promise<Prepared>, onReady: () => void): Promise<Outcome> => {
-  const { run, close } = await prepared
-  onReady()
-  try {
-    return await run()
-  } finally {
-    await close()
-  }
-}
-
 class Simulation {
   readonly #world: World
   readonly #random: Random
@@ -89,6 +80,7 @@ class Simulation {
   #batches = 0
   #conflicts = 0
   #faults = 0
+  readonly #trace: Array<string> = []
   /** What head office must hold: its own writes, and what the rules make of the schools'. */
   #model = new Map<string, Map<string, Row>>()
 
@@ -100,25 +92,33 @@ class Simulation {
     for (const table of tables) this.#model.set(table.name, new Map())
   }
 
-  async run(): Promise<Outcome> {
+  #note(what: string, ...values: ReadonlyArray<unknown>): void {
+    this.#trace.push([what, ...values.map((value) => JSON.stringify(value, (_, v) => (typeof v === "bigint" ? `${v}n` : v)))].join(" "))
+  }
+
+  async run(): ReturnType<Prepared["run"]> {
     for (let i = 0; i < 12; i++) await this.#officeWrite()
     await this.#world.settle()
     await Promise.all(this.#sides.map((side) => this.#pullAll(side)))
     for (let step = 0; step < STEPS; step++) await this.#step()
+    this.#note("quiet")
     await this.#quiet()
     await this.#check()
-    return {
+    const outcome = {
       writes: this.#writes,
       batches: this.#batches,
       conflicts: this.#conflicts,
       refused: this.#sides.reduce((sum, side) => sum + side.refused.size, 0),
       faults: this.#faults,
     }
+    this.#note("end", outcome, listed(this.#model))
+    return { outcome, trace: this.#trace }
   }
 
   async #step(): Promise<void> {
     const side = this.#random.pick(this.#sides)
     const what = this.#random.below(100)
+    this.#note("step", side.node.id, what)
     if (what < 22) return this.#officeWrite()
     if (what < 55) return this.#schoolWrite(side)
     if (what < 62) return side.node.freeze()
@@ -174,8 +174,10 @@ class Simulation {
   async #try(sql: string, params: ReadonlyArray<string | null>): Promise<boolean> {
     try {
       await this.#world.sql.unsafe(sql, [...params])
+      this.#note("head office writes", sql, params)
       return true
     } catch (cause) {
+      this.#note("Postgres refuses", sql, params)
       if (/^23/.test(String((cause as { code?: unknown }).code))) return false
       throw cause
     }
@@ -211,6 +213,7 @@ class Simulation {
     const what = rows.size < 2 ? 0 : random.below(100)
     const done = (key: string, op: Edit["op"], base: Row | null, mine: Row | null, ids: ReadonlyArray<number>) => {
       if (ids.length !== 1) fail(`${op} of one row in ${node.id} was captured as ${ids.length} writes`, table.name, key, base, mine)
+      this.#note(`${node.id} writes`, op, table.name, key, base, mine, ids)
       side.edits.set(ids[0] as number, { id: ids[0] as number, table, key, op, base, mine })
       this.#writes++
     }
@@ -283,6 +286,7 @@ class Simulation {
     const { batch, answer } = this.#random.pick([...side.applied.values()])
     const before = await readOffice(this.#world, this.#tables)
     const verdicts = await this.#apply(side.node, batch)
+    this.#note("again", side.node.id, batch.number)
     if (JSON.stringify(verdicts) !== answer) fail("a replayed batch was answered otherwise", answer, verdicts)
     if (!same(listed(before), listed(await readOffice(this.#world, this.#tables)))) fail("a replayed batch wrote something")
   }
@@ -303,6 +307,14 @@ class Simulation {
     const verdicts = await this.#apply(node, batch)
     this.#batches++
     const after = await readOffice(this.#world, this.#tables)
+    this.#note(
+      "batch",
+      node.id,
+      batch.number,
+      batch.ids,
+      verdicts.exceptions.map(({ id, verdict, reason }) => [id, verdict, reason]),
+      listed(after),
+    )
     if (verdicts.changes !== batch.ids.length) fail("a batch has another number of verdicts than changes", verdicts, batch.ids)
     const verdictOf = new Map(verdicts.exceptions.map((exception) => [exception.id, exception.verdict]))
 
@@ -371,13 +383,18 @@ class Simulation {
     const isOpen = (id: string) => changes.some((change) => id.startsWith(`${change.table.name} ${change.key} `) && change.op === "delete")
     if (conflicts.some((id) => !recorded.includes(id)) || open.some((id) => !isOpen(id)))
       fail("the recorded conflicts are not the true ones", { conflicts, recorded }, changes, [...flight])
+    this.#note("conflicts", recorded.toSorted())
     this.#conflicts += recorded.length
     for (const [name, rows] of wanted) this.#model.set(name, rows)
     for (const id of batch.ids) side.edits.delete(id)
     side.applied.set(batch.number, { batch, answer: JSON.stringify(verdicts), summed })
   }
 
-  /** Head office's changes come down, whole or only the first lines of a page. */
+  /**
+   * Head office's changes come down, whole or only the first lines of a page. An applied cut freezes what is open. Whether there
+   * is one depends on which transactions fell together in the feed, where a row that came and went leaves nothing: so that the
+   * seed alone says which writes are one batch, they are frozen in any case.
+   */
   async #pull(side: Side): Promise<void> {
     await this.#world.settle()
     if (this.#random.chance(0.25)) {
@@ -385,16 +402,23 @@ class Simulation {
       await side.node.pull(1 + this.#random.below(4))
       if (this.#random.chance(0.3)) await side.node.reopen()
     } else await this.#pullAll(side)
+    await side.node.freeze()
     await this.#forgetSettled(side)
   }
 
   async #pullAll({ node }: Side): Promise<void> {
-    while (!(await node.pull(Number.POSITIVE_INFINITY)));
+    while (!(await node.pull(null)));
   }
 
   /** A batch whose ledger row has come down is over. */
   async #forgetSettled(side: Side): Promise<void> {
-    const left = new Set((await side.node.unsettled()).map((batch) => batch.number))
+    const { node } = side
+    this.#note(
+      "pulled",
+      node.id,
+      this.#tables.map((table) => listOf(node.rows(table))),
+    )
+    const left = new Set((await node.unsettled()).map((batch) => batch.number))
     for (const number of side.applied.keys()) if (!left.has(number)) side.applied.delete(number)
   }
 
@@ -410,7 +434,8 @@ class Simulation {
         }
       }
       await this.#world.settle()
-      await Promise.all(this.#sides.map(async (side) => this.#pullAll(side).then(() => this.#forgetSettled(side))))
+      await Promise.all(this.#sides.map((side) => this.#pullAll(side)))
+      for (const side of this.#sides) await this.#forgetSettled(side)
       if (sent === 0) return
     }
     fail(`after ${QUIET_ROUNDS} rounds without a write there are still batches to send`)
@@ -467,35 +492,3 @@ class Simulation {
 const listOf = (rows: ReadonlyMap<string, Row>): ReadonlyArray<unknown> =>
   [...rows].toSorted(([a], [b]) => (a < b ? -1 : 1)).map(([key, row]) => [key, sorted(row)])
 const listed = (rows: Rows): ReadonlyArray<unknown> => [...rows].map(([name, all]) => [name, listOf(all)])
-
-/** Of the seeds that SEEDS names (`"7"`, `"1-500"`; else 1-100), those that one of so many files runs. */
-export const runSeeds = async (file: number, files: number): Promise<void> => {
-  keepThreads()
-  const [first = 1, last = first] = (process.env["SEEDS"] ?? "1-100").split("-").map(Number)
-  const total = { seeds: 0, writes: 0, batches: 0, conflicts: 0, refused: 0, faults: 0 }
-  const own = Array.from({ length: Math.max(0, last - first + 1) }, (_, i) => first + i).filter((seed) => seed % files === file)
-  // The next one gets its database and files while one runs.
-  let next: Promise<Prepared> | undefined
-  const prepareNext = (): void => {
-    const seed = own[total.seeds]
-    next = seed === undefined ? undefined : prepare(seed)
-    next?.catch(() => undefined)
-  }
-  prepareNext()
-  try {
-    for (const seed of own) {
-      const outcome = await runSeed(next as Promise<Prepared>, () => {
-        total.seeds++
-        prepareNext()
-      }).catch((cause: Error) => {
-        throw new Error(`seed ${seed} (SEEDS=${seed} bun run sim): ${cause.message}`, { cause })
-      })
-      for (const [name, n] of Object.entries(outcome)) total[name as keyof Outcome] += n
-    }
-  } finally {
-    await next?.then((prepared) => prepared.close())
-  }
-  process.stdout.write(`seeds ${first}-${last}, every ${files} from ${file}: ${JSON.stringify(total)}\n`)
-  // A run in which nothing goes wrong proves nothing.
-  if (total.seeds >= 20 && Object.values(total).some((n) => n === 0)) fail("nothing of a kind happened", total)
-}
