@@ -158,7 +158,7 @@ it("a file that is deleted while the node runs is back in a moment, and what pro
     program(dir, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-1', '${school}', 'before')`)
     for (const rest of ["", "-wal", "-shm"]) rmSync(join(dir, `school.db${rest}`), { force: true })
     await until("the file", () => existsSync(join(dir, "school.db")))
-    expect(node.log()).toContain("school.db was deleted while it was in use")
+    await until("the node to say so", () => node.log().includes("school.db was deleted while it was in use"))
     await settled()
     program(dir, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-2', '${school}', 'since')`)
     await until("both writes at head office", async () => (await atOffice(`${school}-1`)) === "before" && (await atOffice(`${school}-2`)) === "since")
