@@ -246,9 +246,10 @@ export const runDown = (
             })
         }
         if (pending.rows.size >= CHUNK || (chars >= CHUNK_CHARS && pending.rows.size > 0)) {
+          // Others of this process, and the socket, have waited for as long as half a chunk takes.
+          yield* Effect.yieldNow
           yield* flush.all(appender, pending)
           chars = 0
-          // Others of this process, and the socket, have waited for as long as a chunk takes.
           yield* Effect.yieldNow
         }
       }
