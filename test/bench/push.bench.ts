@@ -41,9 +41,7 @@ const firstKey = async (sql: postgres.Sql, school: string): Promise<bigint> => {
 /** Rows/s of plain bulk writes from this process: inserts, then updates after a look at the rows under their lock. */
 const writePlainly = async (ground: Ground, rows: number) => {
   await ground.sql.unsafe(SCHEMA.replace("attendance", "plain"))
-  const lists = Array.from({ length: rows / TOGETHER }, (_, b) =>
-    Array.from({ length: TOGETHER }, (_, i) => rowOf(SCHOOL, BigInt(1 + b * TOGETHER + i))),
-  )
+  const lists = listsOf(1n, rows)
   const put = (sql: postgres.Sql, list: ReadonlyArray<object>, end: string) =>
     sql.unsafe(`INSERT INTO plain SELECT * FROM json_to_recordset($1::text::json) AS r (${TYPES}) ${end}`, [JSON.stringify(list)])
   const timed = async (write: (list: ReadonlyArray<ReturnType<typeof rowOf>>) => Promise<unknown>) => {
@@ -67,12 +65,15 @@ const writePlainly = async (ground: Ground, rows: number) => {
   return { inserts, updates }
 }
 
-/** A program of the school that inserts so many rows, and one that updates all. */
-const insertHere = (dir: string, first: bigint, rows: number): void => {
+/** Rows of the school, so many in a list. */
+const listsOf = (first: bigint, rows: number): ReadonlyArray<ReadonlyArray<ReturnType<typeof rowOf>>> =>
+  Array.from({ length: rows / TOGETHER }, (_, b) => Array.from({ length: TOGETHER }, (_, i) => rowOf(SCHOOL, first + BigInt(b * TOGETHER + i))))
+
+/** A program of the school that inserts rows, and one that updates all. */
+const insertHere = (dir: string, lists: ReadonlyArray<ReadonlyArray<object>>): void => {
   const db = new Database(join(dir, "school.db"), { timeout: 5000 })
   const insert = db.prepare(`INSERT INTO attendance (${COLUMNS}) SELECT ${COLUMNS.map((_, i) => `value->>${i}`)} FROM json_each(?)`)
-  for (let from = 0; from < rows; from += TOGETHER)
-    insert.run([JSON.stringify(Array.from({ length: TOGETHER }, (_, i) => Object.values(rowOf(SCHOOL, first + BigInt(from + i)))))])
+  for (const list of lists) insert.run([JSON.stringify(list.map((row) => Object.values(row)))])
   db.close()
 }
 const updateHere = (dir: string): void => {
@@ -225,8 +226,9 @@ export default bench({
           say(`processor time a row, its way back down included: hub ${each("hub")} us, school ${each("school")} us`)
           cpu = now
         }
+        const lists = listsOf(first, rows)
         let began = performance.now()
-        insertHere(school.dir, first, rows)
+        insertHere(school.dir, lists)
         const health = { hub: askHealth(hub), school: askHealth(school) }
         await arrived("true")
         const inserts = rows / ((performance.now() - began) / 1000)
