@@ -447,7 +447,7 @@ it("noise on the port is answered or dropped, never acknowledged, and the next t
   expect(node.rows("SELECT count(*) FROM punches")).toEqual([[0n]])
 })
 
-it("any bytes as an upload: OK is said for lines that stand in the file, and the same bytes again add no row", async () => {
+it("any bytes as an upload: OK is said for lines that stand in the file, and the same bytes again add no row and nothing to send", async () => {
   await open()
   await node.approve(SN, "UTC")
   const word = fc.oneof(
@@ -488,8 +488,14 @@ it("any bytes as an upload: OK is said for lines that stand in the file, and the
     .map((line, i) => `${i}${line.replace(/[\r\n\0]/g, "")}`)
   const [before] = node.rows("SELECT (SELECT count(*) FROM punches) + (SELECT count(*) FROM schoolbus_iclock_reject)")
   expect((await node.post(attlog, lines.join("\n"))).body).toBe("OK: 50")
+  const stored = "1\t2026-03-03 07:41:15\t0\t1\n2\t2026-03-03 07:41:16\t0\t1\n"
+  expect((await node.post(attlog, stored)).body).toBe("OK: 2")
+  // As if everything had gone up.
+  await node.program("DELETE FROM changes")
+  expect((await node.post(attlog, stored)).body).toBe("OK: 2")
+  expect(node.rows("SELECT count(*) FROM changes c JOIN schoolbus_tables t ON t.id = c.tbl WHERE t.name = 'schoolbus.punches'")).toEqual([[0n]])
   const [after] = node.rows("SELECT (SELECT count(*) FROM punches) + (SELECT count(*) FROM schoolbus_iclock_reject)")
-  expect(Number(after?.[0]) - Number(before?.[0])).toBe(new Set(lines).size)
+  expect(Number(after?.[0]) - Number(before?.[0])).toBe(new Set(lines).size + 2)
 })
 
 it("an upload of more at once than a terminal makes is told to wait, without an OK", async () => {
