@@ -5,7 +5,9 @@
  * from a backup, is taken as it is, and what only the former one knows is kept beside it.
  */
 import { closeSync, copyFileSync, existsSync, fsyncSync, openSync, renameSync, rmSync, statSync } from "node:fs"
+import { dirname } from "node:path"
 import Database from "libsql"
+import { faultOf } from "./fault.ts"
 
 /** Which files stand at a path, `"device/inode"`; null: none. */
 export interface Place {
@@ -36,13 +38,14 @@ const TABLES = "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
 
 const count = (db: Database.Database, sql: string): number => Number((db.prepare(sql).raw(true).get([]) as ReadonlyArray<unknown>)[0])
 
-/** null: it is no database. Not opened to be read only: without a -wal that would not open it. */
+/** null: it is no database. One that is locked just now throws, to be asked again. Not opened to be read only: without a -wal that would not open it. */
 const countAt = (path: string, sql: string): number | null => {
   let other: Database.Database | undefined
   try {
     other = new Database(path, { timeout: 0 })
     return count(other, sql)
-  } catch {
+  } catch (error) {
+    if (/^SQLITE_(BUSY|LOCKED)/.test(faultOf(error).code)) throw error
     return null
   } finally {
     other?.close()
@@ -55,6 +58,15 @@ const isEmpty = (path: string): boolean => countAt(path, TABLES) === 0
 const hasUnsent = (db: Database.Database): boolean =>
   count(db, "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'changes'") > 0 && count(db, "SELECT count(*) FROM changes") > 0
 
+const toDisk = (path: string, flags: "r" | "r+"): void => {
+  const handle = openSync(path, flags)
+  try {
+    fsyncSync(handle)
+  } finally {
+    closeSync(handle)
+  }
+}
+
 const dropLog = (path: string): void => {
   for (const rest of ["-wal", "-shm"]) rmSync(`${path}${rest}`, { force: true })
 }
@@ -65,11 +77,11 @@ const save = (db: Database.Database, to: string): void => {
   rmSync(part, { force: true })
   try {
     db.exec(`VACUUM INTO ${literal(part)}`)
-    const handle = openSync(part, "r+")
-    fsyncSync(handle)
-    closeSync(handle)
+    toDisk(part, "r+")
     dropLog(to)
     renameSync(part, to)
+    // The name, too: what is written from now on stands under it.
+    toDisk(dirname(to), "r")
   } finally {
     rmSync(part, { force: true })
   }
