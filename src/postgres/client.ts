@@ -21,7 +21,10 @@ const END_SECONDS = 2
 /** Statements that a connection keeps prepared; with more of them the rest is parsed each time. */
 const MAX_KEPT = 100
 
-/** Under these settings Postgres prints a value in one way only. */
+/**
+ * Under these settings Postgres prints a value in one way only, and understands ours as they are meant: a database or a role may have
+ * others as its own. Limits of time are ours too, for what must be done takes as long as it takes.
+ */
 export const SESSION = {
   TimeZone: "UTC",
   DateStyle: "ISO, MDY",
@@ -29,6 +32,15 @@ export const SESSION = {
   bytea_output: "hex",
   extra_float_digits: "1",
   client_encoding: "UTF8",
+  array_nulls: "on",
+  standard_conforming_strings: "on",
+  transform_null_equals: "off",
+  quote_all_identifiers: "off",
+  xmloption: "content",
+  statement_timeout: "0",
+  lock_timeout: "0",
+  idle_in_transaction_session_timeout: "0",
+  idle_session_timeout: "0",
 } as const
 
 /** `sqlstate` is "" when no server answered (down, refused, timed out). */

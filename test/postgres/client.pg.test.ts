@@ -214,3 +214,47 @@ test("an absent server is named by what was tried", async () => {
   expect(String(await Effect.runPromiseExit(pg.query("SELECT 1")))).toContain("ECONNREFUSED")
   await Effect.runPromise(Scope.close(scope, Exit.void))
 })
+
+test("settings that a database has as its own change nothing: not how values are read, nor printed, nor how long a statement may take", async () => {
+  const db = await createDatabase()
+  const own = {
+    array_nulls: "off",
+    standard_conforming_strings: "off",
+    transform_null_equals: "on",
+    quote_all_identifiers: "on",
+    xmloption: "document",
+    DateStyle: "SQL, DMY",
+    statement_timeout: "50ms",
+    idle_in_transaction_session_timeout: "50ms",
+    idle_session_timeout: "50ms",
+    lock_timeout: "50ms",
+  }
+  await query(db.url, "CREATE TABLE t (id uuid DEFAULT gen_random_uuid())")
+  for (const [name, value] of Object.entries(own))
+    await query(db.url, `DO $do$ BEGIN EXECUTE format('ALTER DATABASE %I SET ${name} = %L', current_database(), '${value}'); END $do$`)
+  const scope = Scope.makeUnsafe()
+  const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 1 }), scope))
+  const one = (sql: string, params: ReadonlyArray<string | null | ReadonlyArray<string | null>> = []) =>
+    Effect.runPromise(Effect.map(pg.texts(sql, params), ([row]) => row))
+  expect(await one("SELECT ($1::text::int[])[2]::text, '\\'::text, (NULL = $2::text)::text, '<a/><b/>'::xml::text", [["1", null], null])).toEqual([
+    null,
+    "\\",
+    null,
+    "<a/><b/>",
+  ])
+  expect(await one("SELECT pg_get_expr(adbin, adrelid), date '2026-02-01'::text FROM pg_attrdef")).toEqual(["gen_random_uuid()", "2026-02-01"])
+  expect(await one("SELECT pg_sleep(0.2)::text")).toEqual([""])
+  expect(
+    await Effect.runPromise(
+      pg.tx((session) =>
+        Effect.gen(function* () {
+          yield* session.execute("SELECT 1")
+          yield* Effect.sleep(200)
+          return yield* session.query("SELECT 2 AS n")
+        }),
+      ),
+    ),
+  ).toEqual([{ n: 2 }])
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  await db.drop()
+})
