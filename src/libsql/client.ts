@@ -30,6 +30,7 @@ import {
   type Responses,
   type RowFailure,
 } from "./messages.ts"
+import { STILL_MS } from "./place.ts"
 import type { Slab } from "./slab.ts"
 import type { Piece, Step, Walk } from "./walk.ts"
 
@@ -132,7 +133,7 @@ interface Port {
   readonly post: (command: Command, onAnswer: (answer: Effect.Effect<unknown, LibsqlError>) => void) => void
 }
 
-const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, never, Scope.Scope> =>
+const makePort = (path: string, cacheKiB: number, stillMs: number): Effect.Effect<Port, never, Scope.Scope> =>
   Effect.gen(function* () {
     const waiting = new Map<number, { readonly sql: string; readonly resume: (effect: Effect.Effect<unknown, LibsqlError>) => void }>()
     let last = 0
@@ -276,7 +277,7 @@ const makePort = (path: string, cacheKiB: number): Effect.Effect<Port, never, Sc
       prints: (scan) => send({ op: "prints", ...scan }) as Effect.Effect<PrintsFound, LibsqlError>,
     }
     const open = Effect.gen(function* () {
-      yield* send({ op: "open", path, pragmas: [...PRAGMAS, `cache_size=-${cacheKiB}`], timeoutMs: BUSY_TIMEOUT_MS })
+      yield* send({ op: "open", path, pragmas: [...PRAGMAS, `cache_size=-${cacheKiB}`], timeoutMs: BUSY_TIMEOUT_MS, stillMs })
       // The worker leaves its connection by itself: ending it first would leave the WAL behind.
       yield* Effect.addFinalizer(() => Effect.ignoreCause(send({ op: "close" })))
     })
@@ -339,25 +340,31 @@ const makeWrite = (port: Port) => {
   return { write, writeAhead, alone, newPlace, load, unload, moved: one.withPermit(movedOf(port)) }
 }
 
-/** Opens the file, creating it when it does not exist; closed with the scope. */
-export const openFile = (path: string): Effect.Effect<LibsqlFile, LibsqlError, Scope.Scope> =>
+/** Opens the file, creating it when it does not exist; closed with the scope. `stillMs`: see place.ts. */
+export const openFile = (path: string, stillMs = STILL_MS): Effect.Effect<LibsqlFile, LibsqlError, Scope.Scope> =>
   Effect.gen(function* () {
-    const writer = yield* makePort(path, WRITER_CACHE_KIB)
-    const reader = yield* makePort(path, READER_CACHE_KIB)
+    const writer = yield* makePort(path, WRITER_CACHE_KIB, stillMs)
+    const reader = yield* makePort(path, READER_CACHE_KIB, stillMs)
     // The workers start side by side; the writer makes the file.
     yield* writer.open
     yield* reader.open
     // A file that is stopped stands alone: whoever copies it, or deletes what lies beside it, loses nothing.
-    yield* Effect.addFinalizer(() => Effect.ignoreCause(writer.send({ op: "empty" })))
+    let isJudged = false
+    yield* Effect.addFinalizer(() => (isJudged ? Effect.void : Effect.ignoreCause(writer.send({ op: "empty" }))))
     const [write, read] = [makeWrite(writer), makeRead(reader)]
+    // After a failure a connection is closed until its next statement, and knows nothing.
+    const look = Effect.flatMap(write.moved, (message) => (message === null ? read.moved : Effect.succeed(message)))
     return {
       path,
       ...write,
       read: read.read,
-      // After a failure a connection is closed until its next statement, and knows nothing.
-      moved: Effect.flatMap(write.moved, (message) => (message === null ? read.moved : Effect.succeed(message))),
+      moved: Effect.tap(look, (message) =>
+        Effect.sync(() => {
+          isJudged ||= message !== null
+        }),
+      ),
       readApart: (body) =>
-        Effect.scoped(Effect.flatMap(makePort(path, READER_CACHE_KIB), (port) => Effect.andThen(port.open, makeRead(port).read(body)))),
+        Effect.scoped(Effect.flatMap(makePort(path, READER_CACHE_KIB, stillMs), (port) => Effect.andThen(port.open, makeRead(port).read(body)))),
     }
   })
 

@@ -84,7 +84,13 @@ export const packWires = (
 }
 
 export type Command =
-  | { readonly op: "open"; readonly path: string; readonly pragmas: ReadonlyArray<string>; readonly timeoutMs: number }
+  | {
+      readonly op: "open"
+      readonly path: string
+      readonly pragmas: ReadonlyArray<string>
+      readonly timeoutMs: number
+      readonly stillMs: number
+    }
   | { readonly op: "begin"; readonly write: boolean }
   | { readonly op: "end"; readonly commit: boolean }
   | { readonly op: "exec"; readonly sql: string }

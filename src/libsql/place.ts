@@ -4,7 +4,7 @@
  * still has open is the school's data: where the file is gone, or is no file of ours, it is put back; a file of ours in its place,
  * from a backup, is taken as it is, and what only the former one knows is kept beside it.
  */
-import { closeSync, copyFileSync, existsSync, fsyncSync, openSync, renameSync, rmSync, statSync } from "node:fs"
+import { closeSync, copyFileSync, existsSync, fstatSync, fsyncSync, openSync, readSync, renameSync, rmSync, statSync } from "node:fs"
 import { dirname } from "node:path"
 import Database from "libsql"
 import { faultOf } from "./fault.ts"
@@ -29,6 +29,47 @@ export const movedFrom = (then: Place, now: Place): Moved | null => {
   if (now.main === null) return "deleted"
   if (now.main !== then.main) return "replaced"
   return then.wal !== null && now.wal !== then.wal ? "parted" : null
+}
+
+/** How long what stands in the file's place must have stood still to be judged: a copy takes its time. */
+export const STILL_MS = 1_000
+/** The same for what is shorter than its own first page says: a slow line, or a disk that is called from afar, pauses for seconds. */
+const UNFINISHED_TIMES = 10
+
+/** What is seen of a place, `"device/inode size time"`; null: nothing stands there. */
+interface Sight {
+  readonly seen: string | null
+  /** Since when it is seen like that, ms of a clock that never goes back. */
+  readonly since: number
+}
+
+const seenAt = (path: string): string | null => {
+  const found = statSync(path, { bigint: true, throwIfNoEntry: false })
+  return found === undefined ? null : `${found.dev}/${found.ino} ${found.size} ${found.mtimeNs}`
+}
+
+const HEADER_BYTES = 100
+
+/** Bytes that a database file has by its first page; null: that does not say it. */
+export const bytesOf = (header: Uint8Array): number | null => {
+  if (header.length < HEADER_BYTES || new TextDecoder().decode(header.subarray(0, 16)) !== "SQLite format 3\0") return null
+  const view = new DataView(header.buffer, header.byteOffset, header.byteLength)
+  // Written by an old SQLite, the number of pages stands for nothing.
+  if (view.getUint32(24) !== view.getUint32(92)) return null
+  const page = view.getUint16(16)
+  return (page === 1 ? 65_536 : page) * view.getUint32(28)
+}
+
+/** Not of the file that is open: to close it would take the locks of its connections. */
+const isShort = (path: string): boolean => {
+  const handle = openSync(path, "r")
+  try {
+    const header = new Uint8Array(HEADER_BYTES)
+    const bytes = bytesOf(header.subarray(0, readSync(handle, header)))
+    return bytes !== null && fstatSync(handle).size < bytes
+  } finally {
+    closeSync(handle)
+  }
 }
 
 const literal = (text: string): string => `'${text.replaceAll("'", "''")}'`
@@ -92,17 +133,50 @@ const aside = (path: string): string => {
   for (let n = 1; ; n++) if (!existsSync(`${path}.aside-${n}`)) return `${path}.aside-${n}`
 }
 
-/**
- * What has happened to the file, and what became of its rows; null: it stands where it was opened. Not inside a transaction.
- * Afterwards every connection is one to the former file: SQLite leaves the new one alone when they close.
- */
-export const keepPlace = (path: string, db: Database.Database, then: Place): string | null => {
-  const now = placeOf(path)
-  const moved = movedFrom(then, now)
-  if (moved === null) return null
+/** Looks at a file again and again, and keeps what a connection has open once something else stands still in its place. */
+export class Watch {
+  #sight: Sight = { seen: "", since: 0 }
+
+  constructor(
+    readonly path: string,
+    readonly stillMs: number,
+  ) {}
+
+  /**
+   * What has happened to the file, and what became of its rows; null: it stands where it was opened, or what stands there is being
+   * written. Not inside a transaction. Afterwards every connection is one to the former file: SQLite leaves the new one alone when
+   * they close.
+   */
+  look(db: Database.Database, then: Place): string | null {
+    const moved = this.#moved(then)
+    return moved === null || (moved !== "parted" && !this.#isStill()) ? null : keepPlace(this.path, db, moved)
+  }
+
+  /** The last look, before the connection closes: nobody comes back to judge what is being written. */
+  last(db: Database.Database, then: Place): void {
+    const moved = this.#moved(then)
+    if (moved !== null) keepPlace(this.path, db, moved)
+  }
+
+  #moved(then: Place): Moved | null {
+    const now = placeOf(this.path)
+    const moved = movedFrom(then, now)
+    // Over another file, our -wal would be taken for its own. What stands in it we have open.
+    if ((moved === "deleted" || moved === "replaced") && now.wal === then.wal) dropLog(this.path)
+    return moved
+  }
+
+  #isStill(): boolean {
+    const seen = seenAt(this.path)
+    const now = performance.now()
+    if (seen !== this.#sight.seen) this.#sight = { seen, since: now }
+    const stillFor = now - this.#sight.since
+    return stillFor >= this.stillMs * (seen !== null && stillFor < UNFINISHED_TIMES * this.stillMs && isShort(this.path) ? UNFINISHED_TIMES : 1)
+  }
+}
+
+const keepPlace = (path: string, db: Database.Database, moved: Moved): string => {
   const programs = "Programs that have it open must open it again"
-  // Over another file, our -wal would be taken for its own. What stands in it we have open.
-  if (moved !== "parted" && now.wal === then.wal) dropLog(path)
   if (moved === "replaced" && isOurs(path)) {
     const taken = `another file was put in the place of ${path} while it was in use; that one is taken`
     if (!hasUnsent(db)) return `${taken}. ${programs}`

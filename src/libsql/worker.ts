@@ -12,7 +12,7 @@ import { gatherLines } from "./gather.ts"
 import { Loads } from "./load.ts"
 import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Requests, Response, Responses, RowFailure } from "./messages.ts"
 import { type Piece, walk } from "./walk.ts"
-import { keepPlace, movedFrom, type Place, placeOf } from "./place.ts"
+import { movedFrom, type Place, placeOf, Watch } from "./place.ts"
 
 const STATEMENT_CACHE = 256
 /** How often the write lock is looked for while a program has it. */
@@ -26,6 +26,7 @@ let pragmas: ReadonlyArray<string> = []
 let timeoutMs = 0
 let db: Database.Database | undefined
 let place: Place = { main: null, wal: null }
+let watch = new Watch("", 0)
 let statements = new Map<string, Database.Statement>()
 /** Bytes of answers that are handed over. */
 let given: Array<ArrayBuffer> = []
@@ -41,6 +42,12 @@ const open = (): Database.Database => {
   return fresh
 }
 
+/** The -wal comes with the first statement. */
+const placeNow = (): Place => {
+  if (place.wal === null) place = { ...place, wal: placeOf(path).wal }
+  return place
+}
+
 const close = (): void => {
   statements = new Map()
   loads.forget()
@@ -52,8 +59,9 @@ const close = (): void => {
 /** The driver closes a connection when its statements are collected, so never at an end: a file that is stopped would not stand without its -wal. */
 const emptyLog = (): void => {
   try {
-    if (db === undefined || movedFrom(place, placeOf(path)) !== null) return
-    db.exec(`PRAGMA busy_timeout = ${LAST_WAIT_MS}; PRAGMA wal_checkpoint(TRUNCATE)`)
+    if (db === undefined) return
+    if (movedFrom(placeNow(), placeOf(path)) !== null) watch.last(db, place)
+    else db.exec(`PRAGMA busy_timeout = ${LAST_WAIT_MS}; PRAGMA wal_checkpoint(TRUNCATE)`)
   } catch {
     // A program reads in it: the -wal stays for the next start.
   }
@@ -263,6 +271,7 @@ const answer = (request: Request): unknown => {
       earlySync = new EarlySync(path)
       pragmas = request.pragmas
       timeoutMs = request.timeoutMs
+      watch = new Watch(path, request.stillMs)
       open()
       return null
     case "begin":
@@ -332,9 +341,7 @@ const answer = (request: Request): unknown => {
     case "prints":
       return print(request)
     case "keep":
-      // The -wal comes with the first statement.
-      if (place.wal === null) place = { ...place, wal: placeOf(path).wal }
-      return db === undefined ? null : keepPlace(path, db, place)
+      return db === undefined ? null : watch.look(db, placeNow())
     case "reset":
       close()
       spoiled = null
