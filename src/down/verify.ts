@@ -111,11 +111,14 @@ const shieldedKeys = (tx: Tx, targets: ReadonlyArray<Target>) =>
 const isCompared = ({ table }: Target): boolean => table.direction !== "up" && table.name !== LEDGER
 export const isWritable = ({ table }: Target): boolean => table.direction === "both" && !table.system
 
+/** A table or a column that a program dropped: nothing is there. */
+const isGone = ({ code, message }: LibsqlError): boolean => code === "SQLITE_ERROR" && message.includes("no such ")
+
 /** A table that a program dropped has no rows. */
 const printsOf = (tx: Tx, { table, tbl }: Target, wanted: ReadonlySet<string> = new Set()) =>
   tx.prints({ sql: printSql(table, tbl), args: [], renumber: [], wanted: new Map([[tbl, wanted]]) }).pipe(
     Effect.map(({ byTable, keys }) => ({ prints: byTable.get(tbl) ?? new Uint32Array(), keys: keys.map(([, key]) => key) })),
-    Effect.catch((error) => (error.code === "SQLITE_ERROR" ? Effect.succeed({ prints: new Uint32Array(), keys: [] }) : Effect.fail(error))),
+    Effect.catch((error) => (isGone(error) ? Effect.succeed({ prints: new Uint32Array(), keys: [] }) : Effect.fail(error))),
   )
 
 /** `only`: these tables, and nothing of them left out. What this side holds, and the hub's digests of the same cut. null: more rows are shielded than a comparison may leave out. */

@@ -8,6 +8,9 @@ import type { Table } from "../model/table.ts"
 import { cellToWire, isRefused, type Kind } from "../model/value.ts"
 import { ident } from "./client.ts"
 
+/** Columns of one piece: SQLite takes expressions of at most 1,000 levels, and each `||` is one. */
+const PIECE_COLUMNS = 200
+
 /** `?` and the type: no JSON value. */
 const other = (value: string): string => `'?' || typeof(${value}) || quote(CAST(${value} AS BLOB))`
 const when = (value: string, type: string, text: string): string =>
@@ -46,6 +49,10 @@ export const printSql = (table: Table, tbl: number): string => {
       pieces.push(`CAST(${open} AS BLOB)`, floatSql(value(name)))
       open = "''"
     } else open += ` || ${jsonSql(kind, value(name))}`
+    if (kind !== "float" && i % PIECE_COLUMNS === PIECE_COLUMNS - 1) {
+      pieces.push(`CAST(${open} AS BLOB)`)
+      open = "''"
+    }
   })
   pieces.push(`CAST(${open} || ']' AS BLOB)`)
   return `SELECT ${tbl}, CAST('[' || ${keys.join(" || ',' || ")} || ']' AS BLOB), ${pieces.join(", ")} FROM ${ident(table.local)} t`

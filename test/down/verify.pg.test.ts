@@ -14,6 +14,8 @@ const SCHEMA = `
   CREATE TABLE pupils (id uuid PRIMARY KEY, school_id text, name text, note text, big bigint, exact numeric, ratio double precision,
     small real, active boolean, photo bytea, doc jsonb, born date);
   CREATE TABLE marks (pupil uuid, subject int, points numeric, school_id text, share numeric GENERATED ALWAYS AS (points / 20) STORED, PRIMARY KEY (pupil, subject));
+  CREATE TABLE wide (id int PRIMARY KEY, ${Array.from({ length: 1_599 }, (_, i) => `c${i} ${["smallint", "text", "boolean"][i % 3]}`).join(", ")});
+  INSERT INTO wide (id, c0, c1597) SELECT i, i, i::text FROM generate_series(1, 3) i;
   CREATE TABLE terms (id bigint PRIMARY KEY, name text, weight double precision);
   INSERT INTO terms SELECT i, 'Term ' || i, i / 7.0 FROM generate_series(1, 40) i;
   INSERT INTO pupils SELECT gen_random_uuid(), 's1', 'Amina ' || i, CASE i % 7 WHEN 0 THEN NULL WHEN 1 THEN E'tab\\there "quoted" \\\\ \\x1f \\x0b' WHEN 2 THEN 'خالد 🎒' ELSE '' END,
@@ -27,6 +29,7 @@ const CONFIG: ConfigInput = {
     pupils: { audience: { column: "school_id" }, strategy: "school_wins" },
     marks: { audience: { column: "school_id" }, strategy: "vps_wins" },
     terms: { audience: "all", direction: "down" },
+    wide: { audience: "all", direction: "down" },
   },
 }
 
@@ -71,6 +74,7 @@ describe("a school's file against the feed", () => {
     expect(report.tables.filter((table) => table.missing + table.extra + table.differing > 0)).toEqual([])
     expect(of(report, "public.pupils")?.rows).toBe(3000)
     expect(of(report, "public.terms")?.rows).toBe(40)
+    expect(of(report, "public.wide")?.rows).toBe(3)
     expect(report.bytes).toBeLessThan(4096)
   })
 
