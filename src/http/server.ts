@@ -191,6 +191,8 @@ const toProblem = (error: unknown): Response | null => {
         ? problem(503, "unavailable", "Postgres does not answer", "try again in a moment", {}, { "retry-after": "5" })
         : null
     }
+    case "SchoolUnknown":
+      return problem(404, "no_school", "No such school", (error as { readonly message: string }).message)
     case "LibsqlError": {
       const { code } = error as unknown as { readonly code: string }
       const cure = /^SQLITE_(BUSY|LOCKED)/.test(code) ? "try again in a moment" : cureOf(code)

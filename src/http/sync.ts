@@ -5,7 +5,7 @@ import { z } from "zod"
 import { Postgres } from "../postgres/client.ts"
 import { readSlots } from "../postgres/health.ts"
 import { checkOf } from "../status/check.ts"
-import { Runs } from "../status/records.ts"
+import { refuseOtherSchool, refuseUnknownSchool, Runs } from "../status/records.ts"
 import { type Snapshot, Status } from "../status/snapshot.ts"
 import { SyncNow, type SyncRequest, type SyncResult } from "../status/sync-now.ts"
 import { openEvents } from "./events.ts"
@@ -64,13 +64,15 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Runs
   const context = yield* Effect.context<Status | SyncNow | Runs>()
   const answer = answering(context)
   const events = yield* openEvents
-  /** At the hub an unknown `?school=` is a mistake to tell, not an empty answer. */
+  /** An unknown `?school=` is a mistake to tell, not an empty answer. */
   const snapshotOf = (school: string | undefined) =>
     Effect.gen(function* () {
       const status = yield* Status
       const snapshot = yield* status.snapshot(school)
-      if (school !== undefined && snapshot.role === "hub" && snapshot.schools.length === 0) {
-        return yield* new Refusal({ status: 404, code: "no_school", title: "No such school", detail: "see: schoolbus schools list" })
+      if (snapshot.role === "school") yield* refuseOtherSchool(school, snapshot.school)
+      else if (school !== undefined && snapshot.schools.length === 0) {
+        const all = yield* status.snapshot()
+        yield* refuseUnknownSchool(school, all.role === "hub" ? all.schools.map((one) => one.school) : [])
       }
       return snapshot
     })

@@ -2,7 +2,7 @@
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { Postgres, type PostgresError } from "../postgres/client.ts"
+import { Postgres, type PostgresError, type PostgresPool } from "../postgres/client.ts"
 import { renameOrKeep, resolveConflict, undoConflict } from "../up/decide.ts"
 import { discardQuarantined, editQuarantined, retryQuarantined } from "../up/quarantine.ts"
 import type { DecideRefused } from "../up/refused.ts"
@@ -18,6 +18,8 @@ import {
   Conflicts,
   decodeCursor,
   pageOf,
+  refuseUnknownSchool,
+  type SchoolUnknown,
   type Requested,
   type RunRecord,
   Runs,
@@ -48,6 +50,17 @@ const positionOf = (cursor: string | undefined): readonly [at: string | null, id
     : [null, null]
 }
 
+/** Also a school that was cut off has records. */
+const isSchool = (pg: PostgresPool, asked: string | undefined): Effect.Effect<void, SchoolUnknown | PostgresError> =>
+  asked === undefined
+    ? Effect.void
+    : Effect.flatMap(pg.query<{ id: string }>("SELECT id FROM schoolbus.schools"), (rows) =>
+        refuseUnknownSchool(
+          asked,
+          rows.map(({ id }) => id),
+        ),
+      )
+
 export const hubConflicts: Layer.Layer<Conflicts, never, Postgres | Tables> = Layer.effect(
   Conflicts,
   Effect.gen(function* () {
@@ -56,6 +69,7 @@ export const hubConflicts: Layer.Layer<Conflicts, never, Postgres | Tables> = La
 
     const list = (query: ConflictQuery) =>
       Effect.gen(function* () {
+        yield* isSchool(pg, query.school)
         const [at, id] = positionOf(query.cursor)
         const rows = yield* pg.query<Stored>(
           `SELECT ${COLUMNS} FROM schoolbus.conflicts
@@ -83,6 +97,7 @@ export const hubConflicts: Layer.Layer<Conflicts, never, Postgres | Tables> = La
 
     const autoResolve = (query: AutoQuery, by: string) =>
       Effect.gen(function* () {
+        yield* isSchool(pg, query.school)
         const rows = yield* pg.query<Stored>(
           `SELECT ${COLUMNS} FROM schoolbus.conflicts
             WHERE status = 'open' AND ($1::text IS NULL OR table_name = $1) AND ($2::text IS NULL OR school = $2) ORDER BY conflicts.at, id LIMIT $3::int`,
@@ -154,7 +169,7 @@ export const hubQuarantine: Layer.Layer<Quarantine, never, Postgres | Tables> = 
     return Quarantine.of({
       list: (query) => {
         const [at, id] = positionOf(query.cursor)
-        return Effect.map(
+        const page = Effect.map(
           pg.query<StoredChange>(
             `SELECT ${QUARANTINE} FROM schoolbus.quarantine
               WHERE ($1::text IS NULL OR (status <> 'open') = ($1 = 'true')) AND ($2::text IS NULL OR table_name = $2) AND ($3::text IS NULL OR school = $3)
@@ -164,6 +179,7 @@ export const hubQuarantine: Layer.Layer<Quarantine, never, Postgres | Tables> = 
           ),
           (rows) => pageOf(rows.map(changeOf), query.limit, (row) => [row.at, row.id]),
         )
+        return Effect.andThen(isSchool(pg, query.school), page)
       },
       show,
       decide: (id, action, by) =>
@@ -186,7 +202,7 @@ export const hubRuns: Layer.Layer<Runs, never, Postgres> = Layer.effect(
     return Runs.of({
       list: (query) => {
         const [at, id] = positionOf(query.cursor)
-        return Effect.map(
+        const page = Effect.map(
           pg.query<Pick<RunRecord, "id" | "school" | "startedAt" | "up" | "conflicts">>(
             `SELECT l.incarnation::text || '/' || l.batch AS id, l.school, ${iso("l.at")} AS "startedAt", l.changes AS up,
                     (SELECT count(*)::int FROM schoolbus.conflicts c WHERE c.incarnation = l.incarnation AND c.batch = l.batch) AS conflicts
@@ -203,6 +219,7 @@ export const hubRuns: Layer.Layer<Runs, never, Postgres> = Layer.effect(
               (run) => [run.startedAt, run.id],
             ),
         )
+        return Effect.andThen(isSchool(pg, query.school), page)
       },
     })
   }),

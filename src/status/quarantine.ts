@@ -3,7 +3,7 @@ import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import type { LibsqlError } from "../libsql/client.ts"
 import type { PostgresError } from "../postgres/client.ts"
-import type { ConflictRefused, Page, Requested } from "./records.ts"
+import type { ConflictRefused, Page, Requested, SchoolUnknown } from "./records.ts"
 
 export interface QuarantineRecord {
   readonly id: string
@@ -40,7 +40,7 @@ export type QuarantineAction =
 export class Quarantine extends Context.Service<
   Quarantine,
   {
-    readonly list: (query: QuarantineQuery) => Effect.Effect<Page<QuarantineRecord>, LibsqlError | PostgresError>
+    readonly list: (query: QuarantineQuery) => Effect.Effect<Page<QuarantineRecord>, SchoolUnknown | LibsqlError | PostgresError>
     readonly show: (id: string) => Effect.Effect<QuarantineRecord, ConflictRefused | LibsqlError | PostgresError>
     readonly decide: (
       id: string,

@@ -1,7 +1,7 @@
 /** What is kept about single syncs and conflicts: the same questions at hub and school, each answered from its own database. */
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import type { LibsqlError } from "../libsql/client.ts"
 import type { Choice } from "../model/choice.ts"
 import type { PostgresError } from "../postgres/client.ts"
@@ -85,16 +85,38 @@ export class ConflictRefused extends Data.TaggedError("ConflictRefused")<{
   readonly message: string
 }> {}
 
+/** A school was named that is not known here. */
+export class SchoolUnknown extends Data.TaggedError("SchoolUnknown")<{ readonly message: string }> {}
+
+/** Schools that one sentence names. */
+const NAMED_SCHOOLS = 10
+
+/** At the hub. */
+export const refuseUnknownSchool = (asked: string, known: ReadonlyArray<string>): Effect.Effect<void, SchoolUnknown> => {
+  if (known.includes(asked)) return Effect.void
+  const named = [...known].sort().slice(0, NAMED_SCHOOLS).join(", ")
+  const more = known.length > NAMED_SCHOOLS ? ` and ${known.length - NAMED_SCHOOLS} more` : ""
+  const schools =
+    known.length === 0 ? "no school is enrolled: schoolbus schools add" : `schools are ${named}${more}; all of them: schoolbus schools list`
+  return Effect.fail(new SchoolUnknown({ message: `no school is called ${asked}; ${schools}` }))
+}
+
+/** At a school's node. `own`: null before the first contact. */
+export const refuseOtherSchool = (asked: string | undefined, own: string | null): Effect.Effect<void, SchoolUnknown> =>
+  asked === undefined || own === null || asked === own
+    ? Effect.void
+    : Effect.fail(new SchoolUnknown({ message: `this is the node of school ${own}; ask the hub about ${asked}: --url HUB --school ${asked}` }))
+
 export class Conflicts extends Context.Service<
   Conflicts,
   {
-    readonly list: (query: ConflictQuery) => Effect.Effect<Page<ConflictRecord>, LibsqlError | PostgresError>
+    readonly list: (query: ConflictQuery) => Effect.Effect<Page<ConflictRecord>, SchoolUnknown | LibsqlError | PostgresError>
     readonly show: (id: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
     /** At a school: asked of head office, with the next push. */
     readonly resolve: (id: string, choice: Choice, by: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
     readonly undo: (id: string, by: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
     /** Does what is safely recommended, oldest first. */
-    readonly autoResolve: (query: AutoQuery, by: string) => Effect.Effect<AutoResult, LibsqlError | PostgresError>
+    readonly autoResolve: (query: AutoQuery, by: string) => Effect.Effect<AutoResult, SchoolUnknown | LibsqlError | PostgresError>
   }
 >()("schoolbus/status/Conflicts") {}
 
@@ -123,7 +145,7 @@ export class Runs extends Context.Service<
       readonly school?: string
       readonly limit: number
       readonly cursor?: string
-    }) => Effect.Effect<Page<RunRecord>, LibsqlError | PostgresError>
+    }) => Effect.Effect<Page<RunRecord>, SchoolUnknown | LibsqlError | PostgresError>
   }
 >()("schoolbus/status/Runs") {}
 

@@ -15,6 +15,7 @@ import {
   Conflicts,
   decodeCursor,
   pageOf,
+  refuseOtherSchool,
   type Requested,
   Runs,
   type RunRecord,
@@ -29,6 +30,9 @@ const COLUMNS = `id, school, table_name AS "table", row_key AS key, column_name 
   at, decided_by AS decidedBy, decided_at AS decidedAt, kind, mine_at AS mineAt, theirs_at AS theirsAt, unique_columns AS uniqueColumns, suggestion, quarantine,
   ${REQUESTED("schoolbus_conflicts.id")}`
 
+const ownSchool = (tx: Tx) =>
+  Effect.map(tx.all<{ school: string | null }>("SELECT school FROM schoolbus_state"), ([state]): string | null => state?.school ?? null)
+
 const hasTable = (tx: Tx) =>
   Effect.map(
     tx.all<{ n: number }>("SELECT count(*) AS n FROM sqlite_schema WHERE type = 'table' AND name = 'schoolbus_requests'"),
@@ -40,10 +44,11 @@ const readRecords = <Row extends { readonly at: string; readonly id: string }>(
   db: LibsqlFile,
   columns: string,
   table: string,
-  query: Pick<ConflictQuery, "cursor" | "resolved" | "table" | "limit">,
+  query: ConflictQuery,
 ) =>
   db.read((tx) =>
     Effect.gen(function* () {
+      yield* refuseOtherSchool(query.school, yield* ownSchool(tx))
       if (!(yield* hasTable(tx))) return { items: [], nextCursor: null }
       const [at, id] = decodeCursor(query.cursor, 2) ?? [null, null]
       const rows = yield* tx.all<Row>(
@@ -131,7 +136,8 @@ export const schoolConflicts: Layer.Layer<Conflicts, never, Libsql> = Layer.effe
       })
     const autoResolve = (query: AutoQuery, by: string) =>
       Effect.gen(function* () {
-        const page = yield* list({ resolved: false, limit: query.max, ...(query.table === undefined ? {} : { table: query.table }) })
+        const { max, ...filter } = query
+        const page = yield* list({ resolved: false, limit: max, ...filter })
         const resolved: Array<AutoResult["resolved"][number]> = []
         const skipped: Array<AutoResult["skipped"][number]> = []
         for (const { id, recommendation } of page.items) {
@@ -220,7 +226,8 @@ export const schoolRuns: Layer.Layer<Runs, never, Libsql> = Layer.effect(
         db.read((tx) =>
           Effect.gen(function* () {
             const [before] = decodeCursor(query.cursor, 1) ?? []
-            const [state] = yield* tx.all<{ school: string | null }>("SELECT school FROM schoolbus_state")
+            const school = yield* ownSchool(tx)
+            yield* refuseOtherSchool(query.school, school)
             const rows = yield* tx.all<RunRow>(`SELECT * FROM schoolbus_run WHERE id < ? ORDER BY id DESC LIMIT ?`, [
               before === undefined || !/^\d{1,15}$/.test(before) ? Number.MAX_SAFE_INTEGER : Number(before),
               query.limit + 1,
@@ -228,7 +235,7 @@ export const schoolRuns: Layer.Layer<Runs, never, Libsql> = Layer.effect(
             const runs = rows.map(
               (row): RunRecord => ({
                 id: String(row.id),
-                school: state?.school ?? null,
+                school,
                 trigger: row.trigger,
                 startedAt: timeOf(row.started_at) ?? "",
                 endedAt: timeOf(row.ended_at),

@@ -184,6 +184,17 @@ describe("services", () => {
       expect([refused.code, refused.err]).toEqual([64, expect.stringContaining("not synced here: nowhere; synced are: public.pupils")])
       expect((await run(["tables", "list", "--url", at])).out).toMatch(/public\.pupils\s+active\s+25/)
     }
+    for (const list of [["logs"], ["conflicts", "list"], ["conflicts", "auto-resolve"], ["quarantine", "list"], ["status"]]) {
+      const of = (at: string, school: string) => run([...list, "--url", at, "--school", school])
+      const unknown = await of(hubUrl, "nowhere")
+      expect([unknown.code, unknown.err]).toEqual([
+        1,
+        expect.stringMatching(/no school is called nowhere; schools are .*north, west; .*schoolbus schools list/),
+      ])
+      const other = await of(schoolUrl, "west")
+      expect([other.code, other.err]).toEqual([1, expect.stringContaining("this is the node of school north; ask the hub about west")])
+      expect([(await of(hubUrl, "west")).code, (await of(schoolUrl, "north")).code]).toEqual([0, 0])
+    }
     expect((await run(["sync", "--url", schoolUrl, "--direction", "down", "--tables", "pupils"])).code).toBe(0)
     await hub.says(/sync \(start\): \d+ of \d+ schools asked/)
     const asked = await expect.poll(async () => {
