@@ -102,7 +102,7 @@ const school = (options: SchoolOptions) =>
     const run = yield* Session
     yield* deliver.resume
     const streams = yield* subscribedTables(options.workers)
-    const nightly = Effect.provide(verifyNightly, yield* Effect.context<Libsql | OpenLink>())
+    const nightly = Effect.provide(verifyNightly, yield* Effect.context<Libsql | OpenLink | SchoolFactStore>())
     // A file that cannot be used stops the sync, not the node: terminals and programs go on.
     yield* guardTriggers({ streams, adopt: options.adopt }, true).pipe(Effect.catchTag("TableRefused", (error) => Effect.logError(error.message)))
     const plugins = [yield* healthRoutes, yield* syncRoutes, yield* settingsRoutes, yield* conflictRoutes, yield* verifyRoutes, yield* deviceRoutes]

@@ -100,6 +100,7 @@ it("serves status and programs without a hub, says why, and catches up by itself
     return status.link.state === "offline" && status
   })
   expect(offline.reason).not.toBe("")
+  expect(await node.post("verify")).toMatchObject({ detail: expect.stringMatching(/^the hub is not reachable now: .+; compare when it is/) })
   program(dir, `INSERT INTO pupils (id, school_id, name) VALUES ('${school}-off', '${school}', 'written offline')`)
   expect((await node.status()).totals.pending).toBe(1)
   expect(await node.post("sync")).toMatchObject({ success: true, run: expect.any(Number) })
@@ -123,6 +124,7 @@ it("an unknown key stops the node by name, and a good one lets it go on", async 
   })
   expect(stopped).toMatchObject({ state: "stuck" })
   expect(stopped.reason).toContain("rotate-key")
+  expect(await node.post("verify")).toMatchObject({ code: "not_now", detail: expect.stringMatching(/^this node is stopped: .*rotate-key/) })
   expect(existsSync(join(dir, "school.db"))).toBe(true)
   await node.stop()
   const good = startNode(dir, (await hub.key(school)).text)

@@ -6,6 +6,8 @@ import * as Semaphore from "effect/Semaphore"
 import { type Repair, verify, type VerifyReport } from "../down/verify.ts"
 import { Libsql, type LibsqlFile } from "../libsql/client.ts"
 import { OpenLink } from "../link/open.ts"
+import { SchoolFactStore, type SchoolFacts } from "./facts.ts"
+import { stopReason } from "./judge.ts"
 import { type Verified, Verify, VerifyRefused } from "./verify.ts"
 
 const verifiedOf = (report: VerifyReport): Verified => ({
@@ -25,12 +27,28 @@ const lastVerified = (db: LibsqlFile) =>
     ([row]): Verified | null => (row === undefined ? null : (JSON.parse(row.result) as Verified)),
   )
 
+/** Why there is no session with the hub (pure). `stop`: as it stands in the file. */
+export const whyClosed = ({ link, linkDetail, paused }: Pick<SchoolFacts, "link" | "linkDetail" | "paused">, stop: string | null): string => {
+  if (stop !== null || link === "stopped") return `this node is stopped: ${linkDetail || (stop === null ? "see schoolbus status" : stopReason(stop))}`
+  if (paused) return "this school is paused at head office; resume it with: schoolbus schools resume"
+  const detail = linkDetail === "" ? "" : `: ${linkDetail}`
+  return link === "online"
+    ? `the node begins anew with the hub${detail}; try again in a moment`
+    : `the hub is not reachable now${detail}; compare when it is: schoolbus status`
+}
+
+const refuseClosed = Effect.gen(function* () {
+  const facts = yield* (yield* SchoolFactStore).get
+  const [state] = yield* (yield* Libsql).read((tx) => tx.all<{ stop: string | null }>("SELECT stop FROM schoolbus_state"))
+  return yield* new VerifyRefused({ message: whyClosed(facts, state?.stop ?? null) })
+})
+
 /** One comparison, its result kept and logged. */
-export const verifyNow = (repair: Repair): Effect.Effect<Verified, VerifyRefused, Libsql | OpenLink> =>
+export const verifyNow = (repair: Repair): Effect.Effect<Verified, VerifyRefused, Libsql | OpenLink | SchoolFactStore> =>
   Effect.gen(function* () {
     const db = yield* Libsql
     const open = yield* (yield* OpenLink).get
-    if (open === null) return yield* new VerifyRefused({ message: "the hub is not reachable now; compare when it is: schoolbus status" })
+    if (open === null) return yield* refuseClosed
     const result = verifiedOf(yield* verify(open.link, open.identity, repair))
     yield* db.write((tx) =>
       tx.run(
@@ -53,10 +71,10 @@ export const verifyNow = (repair: Repair): Effect.Effect<Verified, VerifyRefused
     }),
   )
 
-export const schoolVerify: Layer.Layer<Verify, never, Libsql | OpenLink> = Layer.effect(
+export const schoolVerify: Layer.Layer<Verify, never, Libsql | OpenLink | SchoolFactStore> = Layer.effect(
   Verify,
   Effect.gen(function* () {
-    const context = yield* Effect.context<Libsql | OpenLink>()
+    const context = yield* Effect.context<Libsql | OpenLink | SchoolFactStore>()
     const db = yield* Libsql
     const one = yield* Semaphore.make(1)
     return Verify.of({

@@ -1,5 +1,5 @@
 /** A table of the school's file that does not fit the manifest pauses alone, says why, and catches up once it fits. */
-import { mkdtempSync, rmSync } from "node:fs"
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
@@ -114,6 +114,29 @@ describe("a table that a program made unfit", () => {
     expect(local(dir, "pupils")[0]).toMatchObject({ name: "meanwhile" })
     expect(local(dir, "pupils")).toHaveLength(4)
     expect(program(dir, "SELECT count(*) AS n FROM pupils_old")).toEqual([{ n: 4 }])
+    await node.stop()
+  })
+})
+
+describe("a file that has rows of its own in a table of head office", () => {
+  it("stops the node at its first start, and who asks for a comparison is told why", async () => {
+    await world.sql`INSERT INTO schoolbus.schools (id, name) VALUES ('own', 'own')`
+    const { text } = await hub.key("own")
+    const dir = join(folder, "own")
+    mkdirSync(dir)
+    script(dir, "CREATE TABLE pupils (id text PRIMARY KEY, name text); INSERT INTO pupils VALUES ('1', 'a row of the program')")
+    const node = startNode(dir, text, hub.url)
+    const status = await until("the stop", async () => {
+      const now = await node.status()
+      return now.link.state === "stopped" && now
+    })
+    expect(status).toMatchObject({ state: "stuck", reason: expect.stringMatching(/pupils.*--adopt/) })
+    // Each attempt greets the hub first.
+    const told = await until("the answer of a stopped node", async () => {
+      const answer = await node.call("POST", "sync/verify", {})
+      return !String(answer["detail"]).includes("again in a moment") && answer
+    })
+    expect(told).toMatchObject({ status: 503, code: "not_now", detail: `this node is stopped: ${status.reason}` })
     await node.stop()
   })
 })
