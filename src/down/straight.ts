@@ -35,14 +35,14 @@ export const makeStraight =
       )
       const part = ready === null ? partOf(targets, lines) : null
       const apply = Effect.fnUntraced(function* (delivery: Delivery) {
-        yield* delivery.tx.run("SAVEPOINT straight")
+        yield* delivery.tx.ahead("SAVEPOINT straight")
         const touched: Touched = new Map()
         const clean = yield* settleClean(delivery, ledger, touched)
         const rest = ready === null ? null : yield* loads.show(delivery, ready, 0, lines.length, Math.max(0, pace.straightRows(rows)))
         // The long way might hold the lock for too long.
         const isTooLong = rest === null && rows > pace.straightRows(0)
         if (isTooLong) yield* delivery.tx.run("ROLLBACK TO straight")
-        yield* delivery.tx.run("RELEASE straight")
+        yield* delivery.tx.ahead("RELEASE straight")
         if (isTooLong) return null
         const isShown = rest !== null
         const left = isShown ? lines.filter((_, i) => rest.lines.has(i)) : lines

@@ -8,6 +8,11 @@ import { type Header, PAGE_BYTES } from "../link/protocol.ts"
 
 /** Text that is compressed and flushed together: what a broken download may lose. */
 const PIECE_BYTES = 64 * 1024
+/** The same of a short page, whose receiver works on what has come while the rest is on its way: a line of many rows. */
+const SHORT_PIECE_BYTES = 32 * 1024
+
+/** Bun 1.4.4 keeps up to 16 KiB of an answer back until its event loop turns. */
+const turn = (): Promise<void> => new Promise((done) => setImmediate(done))
 
 export interface Outgoing {
   readonly header: Header
@@ -79,9 +84,10 @@ export const piecesOf = async function* (page: Outgoing): AsyncGenerator<Piece> 
   let piece = ""
   for (let line = await page.next(); line !== null; line = await page.next()) {
     piece += `${line}\n`
-    if (piece.length < PIECE_BYTES) continue
+    if (piece.length < (isShort ? SHORT_PIECE_BYTES : PIECE_BYTES)) continue
     yield isShort ? { frame: piece } : piece
     piece = ""
+    if (isShort) await turn()
   }
   if (piece !== "") yield isShort ? { frame: piece } : piece
   if (!isShort) yield END_OF_FRAME
