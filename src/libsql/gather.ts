@@ -37,10 +37,21 @@ const ROWS_GROWTH = 8
 
 type Row = ReadonlyArray<Piece>
 
-/** `read`: rows of a `linesSql` query after an id. `isFirst`: one line is taken whatever its size. */
+/** The lines of some writes, one after the other. */
+export interface Whole {
+  readonly count: number
+  readonly lastId: number
+  readonly bytes: Uint8Array
+}
+
+/**
+ * `read`: rows of a `linesSql` query after an id. `isFirst`: one line is taken whatever its size. `readWhole`: the same writes
+ * as one piece; null: there are others among them than such as have their lines that way.
+ */
 export const gatherLines = (
   read: (after: number, limit: number) => ReadonlyArray<Row>,
   { heads, after, writes, maxBytes, isFirst }: LinesLimits,
+  readWhole: (after: number, limit: number) => Whole | null = () => null,
 ): Lines => {
   let bytes = new Uint8Array(FIRST_BYTES)
   let end = 0
@@ -81,8 +92,23 @@ export const gatherLines = (
   const dropped: Array<number> = []
   let [count, lines, firstId, lastId] = [0, 0, 0, after]
   const found = (): Lines => ({ count, firstId, lastId, lines, bytes: bytes.slice(0, end), dropped })
+  let areWhole = true
+  /** How many were taken as one piece; the first ones never are, as they tell how large the next ones will be. */
+  const takeWhole = (limit: number): number => {
+    if (!areWhole || count === 0) return 0
+    const whole = readWhole(lastId, limit)
+    areWhole = whole !== null && whole.bytes.length <= Math.min(MAX_CHANGE_BYTES, maxBytes - end)
+    if (whole === null || !areWhole) return 0
+    put(whole.bytes)
+    count += whole.count
+    lines += whole.count
+    lastId = whole.lastId
+    return whole.count
+  }
   for (let limit = FIRST_ROWS; ; ) {
-    const rows = read(lastId, Math.min(limit, writes - count))
+    const most = Math.min(limit, writes - count)
+    const taken = takeWhole(most)
+    const rows = taken > 0 ? [] : read(lastId, most)
     for (const row of rows) {
       const start = end
       const what = putLine(row)
@@ -97,7 +123,7 @@ export const gatherLines = (
       if (what === "line") lines++
       else dropped.push(lastId)
     }
-    if (rows.length < limit || count >= writes || end >= maxBytes) return found()
+    if (taken + rows.length < limit || count >= writes || end >= maxBytes) return found()
     limit = Math.max(1, Math.min(MOST_ROWS, limit * ROWS_GROWTH, Math.ceil((maxBytes - end) / Math.max(1, end / count))))
   }
 }

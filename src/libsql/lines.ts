@@ -57,14 +57,58 @@ const pieces = () => {
   }
 }
 
+interface NewLine {
+  readonly sql: string
+  /** No value is of a kind that its column does not allow. */
+  readonly isAllowed: string
+}
+
+/** A value for SQLite's JSON functions, and when it is none that the column allows (or that is NULL). */
+const memberSql = (kind: Exclude<Kind, "float">, value: string): { readonly sql: string; readonly fault: string } => {
+  const isNo = (type: string) => `typeof(${value}) NOT IN ('${type}', 'null')`
+  switch (kind) {
+    case "int":
+      return { sql: value, fault: `${isNo("integer")} OR ${value} NOT BETWEEN -2147483648 AND 2147483647` }
+    case "bigint":
+      return { sql: `'' || ${value}`, fault: isNo("integer") }
+    case "bool":
+      return { sql: `json(CASE ${value} WHEN 0 THEN 'false' WHEN 1 THEN 'true' END)`, fault: `${isNo("integer")} OR ${value} NOT IN (0, 1)` }
+    case "bytea":
+      return { sql: `iif(${value} IS NULL, NULL, lower(hex(${value})))`, fault: isNo("blob") }
+    case "numeric":
+    case "text":
+      // Every text is between the two; to ask for its type takes longer.
+      return { sql: value, fault: `${value} < '' COLLATE BINARY OR ${value} >= X'' COLLATE BINARY` }
+  }
+}
+
+/** The line of a new row; null: SQLite's JSON would print a value otherwise, or it is too wide. */
+const newLineSql = (table: Table, columns: ReadonlyArray<Column>): NewLine | null => {
+  const members = new Map<string, ReturnType<typeof memberSql>>()
+  for (const { name, kind } of columns) if (kind !== "float") members.set(name, memberSql(kind, `t.${ident(name)}`))
+  const key = table.key.map((name) => members.get(name)?.sql)
+  if (members.size < columns.length || members.size > MAX_WHOLE_COLUMNS || key.includes(undefined)) return null
+  const mine = [...members].map(([name, { sql }]) => `${literal(name)}, ${sql}`)
+  const form = `{"id":%d,"table":${JSON.stringify(table.name).replaceAll("%", "%%")},"key":%s,"at":%d,"op":"insert","base":{},"mine":%s}\n`
+  return {
+    sql: `format(${literal(form)}, c.id, json_array(${key.join(", ")}), c.at, json_object(${mine.join(", ")}))`,
+    isAllowed: `(${[...members.values()].map(({ fault }) => fault).join(" OR ")}) IS NOT TRUE`,
+  }
+}
+
 /** SQLite takes expressions of a thousand parts. */
 export const MAX_PLAIN_COLUMNS = 200
+
+/** Its functions take so many arguments, two of each column. */
+const MAX_WHOLE_COLUMNS = 60
 
 export interface LinesQuery {
   /** Of open writes after ?1, at most ?2: id, 1 when nothing is in doubt, and the pieces of a line. */
   readonly sql: string
   /** How many pieces come before those of the new values. */
   readonly heads: number
+  /** The same ones as one row: how many, how many of them are new rows in which nothing is in doubt, last id, and their lines; null: not of this table. */
+  readonly whole: string | null
 }
 
 /** `columns`: positions of those that travel. */
@@ -87,12 +131,21 @@ export const linesSql = (table: Table, tbl: number, columns: ReadonlyArray<numbe
   const heads = head.take()
   const found = table.key.map((name, n) => `t.${ident(name)} = c.v${keys[n]}`).join(" AND ")
   // A collation may find the row under another spelling of its key.
-  const isPlain = `c.tbl = ${tbl} AND (c.op = 'I' OR (c.op = 'U' AND c.new_key IS NULL)) AND c.key = ${localKeySql(table, "t.")}
+  const isLast = `c.key = ${localKeySql(table, "t.")}
      AND NOT EXISTS (SELECT 1 FROM changes n WHERE n.tbl = c.tbl AND n.key = c.key AND n.id > c.id AND n.batch IS NULL AND n.op <> 'I')`
+  const isPlain = `c.tbl = ${tbl} AND (c.op = 'I' OR (c.op = 'U' AND c.new_key IS NULL)) AND ${isLast}`
+  const open = `FROM changes c LEFT JOIN ${ident(table.local)} t ON c.tbl = ${tbl} AND ${found} WHERE c.batch IS NULL AND c.id > ?1 ORDER BY c.id LIMIT ?2`
+  const line = newLineSql(
+    table,
+    all.map(({ column }) => column),
+  )
   return {
-    sql: `SELECT c.id, ${isPlain}, ${[...heads, ...mine.take()].join(",\n ")}
-            FROM changes c LEFT JOIN ${ident(table.local)} t ON c.tbl = ${tbl} AND ${found}
-           WHERE c.batch IS NULL AND c.id > ?1 ORDER BY c.id LIMIT ?2`,
+    sql: `SELECT c.id, ${isPlain}, ${[...heads, ...mine.take()].join(",\n ")} ${open}`,
     heads: heads.length,
+    whole:
+      line === null
+        ? null
+        : `SELECT count(*), count(line), max(id), CAST(group_concat(line, '') AS BLOB) FROM (
+             SELECT c.id, iif(c.tbl = ${tbl} AND c.op = 'I' AND ${isLast} AND ${line.isAllowed}, ${line.sql}, NULL) AS line ${open})`,
   }
 }

@@ -8,7 +8,7 @@ import { Hasher, keyName, Prints } from "../model/digest.ts"
 import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
 import { EarlySync } from "./early-sync.ts"
 import { faultOf } from "./fault.ts"
-import { gatherLines } from "./gather.ts"
+import { gatherLines, type Whole } from "./gather.ts"
 import { Loads } from "./load.ts"
 import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Requests, Response, Responses, RowFailure } from "./messages.ts"
 import { type Piece, walk } from "./walk.ts"
@@ -253,6 +253,19 @@ const objectsOf = (sql: string, args: ReadonlyArray<Bind> | undefined): Readonly
   })
 }
 
+const readWhole = (sql: string, after: number, limit: number): Whole | null => {
+  try {
+    const row = prepare(sql)
+      .raw(true)
+      .get([BigInt(after), BigInt(limit)]) as [count: bigint, plain: bigint, lastId: bigint, bytes: Uint8Array]
+    const [count, plain, lastId, bytes] = row
+    return count > 0n && count === plain ? { count: Number(count), lastId: Number(lastId), bytes } : null
+  } catch {
+    // Together they may be longer than a value can be; read one by one they say what is wrong.
+    return null
+  }
+}
+
 /** Every piece but the last one goes out at once. */
 const walkAlong = ({ id, sql, args, walk: from }: Extract<Request, { readonly op: "walk" }>): unknown => {
   for (const piece of walk((after, limit) => objectsOf(sql, [...args, after, limit])[0] as unknown as Piece, from)) {
@@ -334,7 +347,8 @@ const answer = (request: Request): unknown => {
       return walkAlong(request)
     case "lines": {
       const statement = prepare(request.sql).raw(true)
-      const found = gatherLines((after, limit) => statement.all([BigInt(after), BigInt(limit)]) as ReadonlyArray<ReadonlyArray<Uint8Array>>, request)
+      const read = (after: number, limit: number) => statement.all([BigInt(after), BigInt(limit)]) as ReadonlyArray<ReadonlyArray<Uint8Array>>
+      const found = gatherLines(read, request, (after, limit) => (request.whole === null ? null : readWhole(request.whole, after, limit)))
       given.push(found.bytes.buffer as ArrayBuffer)
       return found
     }
