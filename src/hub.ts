@@ -11,6 +11,7 @@ import { Feed } from "./down/feed.ts"
 import { feedTimes } from "./down/times.ts"
 import { pushedTable, type Shape } from "./down/shape.ts"
 import { CatalogRefused, prepare } from "./down/prepare.ts"
+import { reopen } from "./down/reopen.ts"
 import { runSource, type SourceError, slotName } from "./down/source.ts"
 import { Calls, hubSyncNow } from "./http/calls.ts"
 import { listen } from "./http/listen.ts"
@@ -28,7 +29,7 @@ import { lockIn } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
 import { untilFileServes, watchPlace } from "./libsql/trouble.ts"
 import type { Catalog } from "./postgres/catalog.ts"
-import { Postgres, PostgresError, type PostgresPool } from "./postgres/client.ts"
+import { Postgres, type PostgresPool } from "./postgres/client.ts"
 import { keyProblems } from "./postgres/key-types.ts"
 import { hubScript } from "./postgres/migrate.ts"
 import { remedyOf } from "./postgres/remedy.ts"
@@ -53,8 +54,8 @@ export interface HubOptions {
   readonly adminToken: string | null
 }
 
-/** Between two attempts to open the stream: from 0.5 s to 15 s, jittered. */
-const backoff = Schedule.min([Schedule.exponential("500 millis"), Schedule.spaced("15 seconds")]).pipe(Schedule.jittered)
+/** How often a Postgres that does not answer is asked whether it does again. */
+const ANSWER_LOOK_MS = 1_000
 /** While another hub holds the slot. */
 const STANDBY_MS = 2_000
 /** Between two looks at what waits in quarantine. */
@@ -90,35 +91,36 @@ const streamLoop = (options: { readonly url: string; readonly pg: PostgresPool; 
         const others = loading.filter((entry) => entry.table !== table)
         yield* facts.set({ loading: done ? others : [...others, { table, rows, total: rows }] })
       })
-    const once = runSource({
+    let told = ""
+    const tell = (text: string) =>
+      Effect.suspend(() => {
+        const isNew = text !== told
+        told = text
+        return isNew ? Effect.logWarning(`stream: ${text}`) : Effect.void
+      })
+    const life = runSource({
       ...options,
       onStreaming: Effect.andThen(
         facts.set({ stream: "streaming", streamDetail: "", postgres: true, loading: [] }),
-        Effect.logInfo(`streaming from slot ${slotName(options.url)}`),
+        Effect.suspend(() => {
+          told = ""
+          return Effect.logInfo(`streaming from slot ${slotName(options.url)}`)
+        }),
       ),
       onLoading,
     })
     // On a line that is dead without an end, everything else would wait for answers that never come.
-    const isUnanswered = (error: unknown) => error instanceof PostgresError && error.sqlstate === ""
-    const attempt = once.pipe(
+    const isUnanswered = (error: SourceError) => error._tag === "PostgresError" && error.sqlstate === ""
+    const attempt = life.pipe(
       Effect.tapError((error) => (isUnanswered(error) ? options.pg.reset : Effect.void)),
       Effect.tapError((error) =>
         error._tag === "SlotBusy" || (error._tag === "WalStopped" && error.busy)
           ? facts.set({ stream: "standby", streamDetail: sentence(error), postgres: true })
-          : Effect.andThen(
-              facts.set({ stream: "down", streamDetail: sentence(error), postgres: !isUnanswered(error) }),
-              Effect.logWarning(`stream: ${sentence(error)}`),
-            ),
-      ),
-      Effect.catchTag("SlotBusy", () => Effect.sleep(STANDBY_MS)),
-    )
-    // A stream that ran for a while starts its waits anew; one that fails at once waits longer each time.
-    yield* Effect.forever(
-      attempt.pipe(
-        Effect.retry(backoff),
-        Effect.catchCause((cause) => Effect.andThen(Effect.logError("stream", cause), Effect.sleep("1 second"))),
+          : Effect.andThen(facts.set({ stream: "down", streamDetail: sentence(error), postgres: !isUnanswered(error) }), tell(sentence(error))),
       ),
     )
+    const answers = Effect.delay(options.pg.query("SELECT 1"), ANSWER_LOOK_MS).pipe(Effect.eventually, Effect.asVoid)
+    yield* reopen(attempt, (error) => (error._tag === "SlotBusy" ? Effect.sleep(STANDBY_MS) : isUnanswered(error) ? answers : Effect.never))
   })
 
 const refuseUnsafeKeys = ({ tables }: Catalog, known: ReadonlyArray<Shape>) => {
