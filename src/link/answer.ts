@@ -15,6 +15,8 @@ export class LinkDown extends Data.TaggedError("LinkDown")<{
   readonly retryAfterMs?: number
   /** No answer came at all. */
   readonly isSilent?: true
+  /** A proxy on the way takes only smaller requests. */
+  readonly isTooLarge?: true
 }> {}
 /** The hub answered no; `code` as in the protocol. */
 export class LinkRefused extends Data.TaggedError("LinkRefused")<{
@@ -57,6 +59,13 @@ export const refusalOf = async (response: Response): Promise<LinkError> => {
     void response.body?.cancel().catch(() => undefined)
     return new LinkDown({
       message: "the answer was a redirect, which a hub never sends; is there a login page on this network, or http instead of https in --hub?",
+    })
+  }
+  if (response.status === 413 && typeOf(response) !== "application/problem+json") {
+    void response.body?.cancel().catch(() => undefined)
+    return new LinkDown({
+      message: "a proxy before the hub refused a request as too large; raise its limit (nginx: client_max_body_size 8m)",
+      isTooLarge: true,
     })
   }
   expectType(response, "application/problem+json")

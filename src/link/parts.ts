@@ -14,6 +14,8 @@ const LEAST_PART_BYTES = 16 * 1024
 const PART_SECONDS = 15
 /** Uncompressed, so that very regular rows stay below the hub's limits. */
 const MAX_SLICE_BYTES = 8 * 1024 * 1024
+/** A part that did not get through so often in a row is too large for what lies on the way, whatever that says: its batch is cut smaller. */
+const TRIES = 2
 /** Rounds of sending what the hub says is missing, before the batch is started anew another time. */
 const MAX_ROUNDS = 3
 /** Batches whose cut is remembered: the one under way, and one that is sent ahead. */
@@ -44,19 +46,39 @@ export const makeParts = (
   let partBytes = FIRST_PART_BYTES
   /** Into how many parts a batch under way was cut, so that a second attempt goes on with the first one's. */
   const cuts = new Map<string, number>()
+  /** What a proxy on the way was found not to take is never tried again. */
+  let mostBytes = MAX_PART_BYTES / 2
+  let stuck = { hash: "", part: 0, times: 0 }
+
+  const cutSmaller = (hash: string, parts: number, bodyBytes: number): void => {
+    partBytes = Math.max(LEAST_PART_BYTES, Math.min(partBytes, Math.floor(bodyBytes / 2)))
+    // Slices differ in what they take: a larger number of them is what surely makes each smaller.
+    cuts.set(hash, Math.min(MAX_PARTS, parts * 2))
+    stuck = { hash: "", part: 0, times: 0 }
+  }
+
+  const noteFailure = ({ hash, parts }: PackedBatch, part: number, bodyBytes: number, isTooLarge: boolean): void => {
+    if (isTooLarge) mostBytes = Math.max(LEAST_PART_BYTES, Math.min(mostBytes, Math.floor(bodyBytes / 2)))
+    stuck = { hash, part, times: stuck.hash === hash && stuck.part === part ? stuck.times + 1 : 1 }
+    if ((isTooLarge || stuck.times >= TRIES) && bodyBytes > LEAST_PART_BYTES) cutSmaller(hash, parts, bodyBytes)
+  }
 
   /** One slice, compressed by itself; what it took decides the size of the next ones. */
-  const sendPart = (who: Readonly<Record<string, string>>, { number, hash, bytes, pressed, parts }: PackedBatch, part: number) =>
+  const sendPart = (who: Readonly<Record<string, string>>, batch: PackedBatch, part: number) =>
     Effect.gen(function* () {
+      const { number, hash, bytes, pressed, parts } = batch
       const size = bytes.length
       const press = () => (parts === 1 ? Promise.resolve(pressed) : compress(bytes.subarray(...sliceOf(size, part, parts))))
       const body = part === 0 ? new Uint8Array() : yield* Effect.promise(press)
       const query = { ...who, batch: String(number), hash, size: String(size), part: String(part), parts: String(parts) }
       const started = performance.now()
-      const response = yield* post(query, body)
+      const response = yield* post(query, body).pipe(
+        Effect.tapErrorTag("LinkDown", ({ isTooLarge }) => Effect.sync(() => part > 0 && noteFailure(batch, part, body.length, isTooLarge === true))),
+      )
+      if (part > 0) stuck = { hash: "", part: 0, times: 0 }
       if (part > 0 && response.status === 202) {
         const seconds = Math.max(0.05, (performance.now() - started) / 1000)
-        partBytes = Math.round(Math.min(MAX_PART_BYTES / 2, Math.max(LEAST_PART_BYTES, (body.length / seconds) * PART_SECONDS)))
+        partBytes = Math.round(Math.min(mostBytes, Math.max(LEAST_PART_BYTES, (body.length / seconds) * PART_SECONDS)))
       }
       return response.status === 202
         ? yield* json((value) => PartsMissing.parse(value), response)
@@ -72,9 +94,8 @@ export const makeParts = (
       },
     )
 
-  const push: Parts["push"] = (who, batch) =>
+  const sendAll = (who: Readonly<Record<string, string>>, packed: PackedBatch): Effect.Effect<VerdictsType, LinkError> =>
     Effect.gen(function* () {
-      const packed = "pressed" in batch ? batch : yield* pack(batch)
       const { parts, hash } = packed
       cuts.delete(hash)
       cuts.set(hash, parts)
@@ -88,7 +109,18 @@ export const makeParts = (
       }
       if (!("missing" in answer)) return answer as VerdictsType
       return yield* new LinkDown({ message: "the hub does not keep the parts of the batch; sending it again" })
-    }).pipe(Effect.tapErrorTag("LinkRefused", () => Effect.sync(() => cuts.delete(batch.hash))))
+    }).pipe(
+      // Cut smaller it may pass at once.
+      Effect.catchIf(
+        (error) => error._tag === "LinkDown" && error.isTooLarge === true && (cuts.get(packed.hash) ?? 0) > packed.parts,
+        () => Effect.flatMap(pack(packed), (smaller) => sendAll(who, smaller)),
+      ),
+    )
+
+  const push: Parts["push"] = (who, batch) =>
+    Effect.flatMap("pressed" in batch ? Effect.succeed(batch) : pack(batch), (packed) => sendAll(who, packed)).pipe(
+      Effect.tapErrorTag("LinkRefused", () => Effect.sync(() => cuts.delete(batch.hash))),
+    )
 
   return { pack, push }
 }

@@ -137,7 +137,8 @@ it("takes nothing after a damaged line", async () => {
 
 /** The hub's side of a push, with a memory; `fault` may break a request before it is stored. */
 const pushPeer = (bytes: Uint8Array, fault: (part: number, nth: number) => boolean = () => false) => {
-  const parts = new Map<number, Uint8Array>()
+  let parts = new Map<number, Uint8Array>()
+  let cut = 0
   const log: Array<number> = []
   const sizes: Array<number> = []
   const answer = async (request: IncomingMessage, response: ServerResponse) => {
@@ -145,6 +146,8 @@ const pushPeer = (bytes: Uint8Array, fault: (part: number, nth: number) => boole
     for await (const chunk of request) chunks.push(chunk as Uint8Array)
     const query = new URL(request.url ?? "", "http://x.y").searchParams
     const [part, count, size] = ["part", "parts", "size"].map((name) => Number(query.get(name))) as [number, number, number]
+    if (count !== cut) parts = new Map()
+    cut = count
     log.push(part)
     if (fault(part, log.length)) return void response.destroy()
     if (part > 0) {
@@ -194,6 +197,55 @@ it("parts grow with the measured rate", async () => {
   current = pushPeer(second)
   await Effect.runPromise(link.push(who, batchOf(second)))
   expect(current.log).toEqual([1])
+})
+
+/** What lies on the way and takes only so much; how it says so is its own affair. */
+const narrow =
+  (most: number, refuse: (response: ServerResponse) => void, inner: (request: IncomingMessage, response: ServerResponse) => void) =>
+  (request: IncomingMessage, response: ServerResponse): void => {
+    if (Number(request.headers["content-length"] ?? 0) > most) request.resume().on("end", () => refuse(response))
+    else inner(request, response)
+  }
+const tooLarge = (response: ServerResponse) => void response.writeHead(413, { "content-type": "text/html" }).end("<html>413</html>")
+
+it("a batch passes a proxy that takes small requests only, at once, and the next one knows", async () => {
+  const bytes = Buffer.concat([Buffer.alloc(200_000, "regular"), randomBytes(200_000), Buffer.alloc(200_000, "rows")])
+  const first = pushPeer(bytes)
+  let refused = 0
+  let current = first
+  const link = await peer(
+    narrow(
+      30_000,
+      (response) => {
+        refused++
+        tooLarge(response)
+      },
+      (request, response) => current.answer(request, response),
+    ),
+  )
+  expect(await outcome(link.push(who, batchOf(bytes)))).toMatchObject({ batch: 1 })
+  expect(Math.max(...first.sizes)).toBeLessThanOrEqual(30_000)
+  const next = randomBytes(300_000)
+  current = pushPeer(next)
+  refused = 0
+  expect(await outcome(link.push(who, batchOf(next)))).toMatchObject({ batch: 1 })
+  expect(refused).toBe(0)
+})
+
+it("a batch passes what breaks large requests off without a word, after a few attempts", async () => {
+  const bytes = randomBytes(60_000)
+  const { answer, sizes } = pushPeer(bytes)
+  const link = await peer(narrow(30_000, (response) => void response.destroy(), answer))
+  let attempts = 0
+  while (typeof (await outcome(link.push(who, batchOf(bytes)))) === "string" && attempts < 10) attempts++
+  expect(attempts).toBeLessThan(7)
+  expect(Math.max(...sizes)).toBeLessThanOrEqual(30_000)
+})
+
+it("a proxy that takes next to nothing is named, with what to do", async () => {
+  const bytes = randomBytes(100_000)
+  const link = await peer(narrow(1_000, tooLarge, pushPeer(bytes).answer))
+  expect(await outcome(link.push(who, batchOf(bytes)))).toMatch(/^LinkDown: a proxy before the hub refused a request as too large; raise its limit/)
 })
 
 it("very regular rows stay within the hub's limits", async () => {
