@@ -12,15 +12,19 @@ const RIVAL_MS = 600_000
 const REJECT_MS = 86_400_000
 /** The newest of them that are looked at. */
 const MAX_REJECTS = 1_000
+/** Cards of several people that are named; the rest follows when these are mended. */
+const MAX_SHARED = 5
 
 /** What the file says is wrong with a terminal. */
 export interface Trouble {
   /** People whom it could not take, by reason. */
   readonly failed: ReadonlyArray<{ readonly error: string; readonly people: number }>
+  /** Cards that several people on it carry. */
+  readonly shared: ReadonlyArray<{ readonly card: string; readonly pins: string }>
   /** Lines of today that could not be read or stored. */
   readonly rejects: number
 }
-const NONE: Trouble = { failed: [], rejects: 0 }
+const NONE: Trouble = { failed: [], shared: [], rejects: 0 }
 
 const ago = (ms: number): string => (ms < 7_200_000 ? `${Math.round(ms / 60_000)} minutes` : `${Math.round(ms / 3_600_000)} hours`)
 const many = (n: number, one: string, more: string): string => `${n} ${n === 1 ? one : more}`
@@ -37,6 +41,8 @@ export const alertsOf = (device: Device, now: number, trouble: Trouble = NONE): 
   if (device.skew_seconds !== null && Math.abs(device.skew_seconds) * 1000 > SKEW_MS)
     alerts.push(`its clock is ${Math.abs(device.skew_seconds)} s ${device.skew_seconds > 0 ? "ahead" : "behind"}; check its zone (${device.zone})`)
   for (const { error, people } of trouble.failed) alerts.push(`${many(people, "person is", "people are")} not on it as they should be: ${error}`)
+  for (const { card, pins } of trouble.shared)
+    alerts.push(`the pins ${pins} have one card, ${card}: it cannot tell whose punch it is; give all but one of them another card`)
   if (trouble.rejects > 0)
     alerts.push(`${many(trouble.rejects, "line", "lines")} that it sent within a day could not be stored as punches; they are kept as they came`)
   return alerts
@@ -50,6 +56,10 @@ export const readTroubles = (tx: Tx, devices: ReadonlyArray<Device>, now: number
       `SELECT device_id AS id, CASE WHEN error LIKE 'the card %' THEN 'their cards are no numbers that terminals read' ELSE coalesce(error, 'it refused them') END AS error,
               count(*) AS people FROM device_user_sync_status WHERE status = 'failed' GROUP BY 1, 2 ORDER BY 3 DESC`,
     )
+    const shared = yield* tx.all<{ id: number; card: string; pins: string }>(
+      `SELECT device_id AS id, card, group_concat(pin, ', ' ORDER BY length(pin), pin) AS pins FROM device_user_sync_status
+        WHERE status = 'synced' AND card IS NOT NULL AND ltrim(card, '0') <> '' GROUP BY device_id, card HAVING count(*) > 1`,
+    )
     const rejects = yield* tx.all<{ serial: string; n: number }>(
       `SELECT serial, count(*) AS n FROM (SELECT serial, at FROM schoolbus_iclock_reject ORDER BY id DESC LIMIT ${MAX_REJECTS}) WHERE at > ? GROUP BY serial`,
       [now - REJECT_MS],
@@ -57,7 +67,11 @@ export const readTroubles = (tx: Tx, devices: ReadonlyArray<Device>, now: number
     return new Map(
       devices.map(({ id, serial }) => [
         id,
-        { failed: failed.filter((row) => row.id === id), rejects: rejects.find((row) => row.serial === serial)?.n ?? 0 },
+        {
+          failed: failed.filter((row) => row.id === id),
+          shared: shared.filter((row) => row.id === id).slice(0, MAX_SHARED),
+          rejects: rejects.find((row) => row.serial === serial)?.n ?? 0,
+        },
       ]),
     )
   })

@@ -360,6 +360,7 @@ const INDEXES: ReadonlyArray<string> = [
   "schoolbus_commands_id ON device_commands (device_id, id)",
   "schoolbus_commands_pin ON device_commands (device_id, pin)",
   "schoolbus_sync_failed ON device_user_sync_status (device_id, error) WHERE status = 'failed'",
+  "schoolbus_sync_card ON device_user_sync_status (device_id, card) WHERE status = 'synced'",
   "schoolbus_sync_command ON device_user_sync_status (device_id, command_id)",
   "schoolbus_punches_unknown ON punches (device_serial, pin) WHERE person_id IS NULL",
 ]

@@ -267,6 +267,26 @@ it("a terminal that names no pushver gets its options, cards in brackets, and de
   expect(await card()).toBe("123456789")
 })
 
+it("two people with one card on a terminal are pointed out, until one of them has another", async () => {
+  const confirmAll = async () => {
+    await node.run(node.roster.settle)
+    for (;;) {
+      const ids = [...(await node.get(`/iclock/getrequest?SN=${SN}`)).body.matchAll(/^C:(\d+):/gm)].map(([, id]) => id)
+      if (ids.length === 0) return
+      await node.post(`/iclock/devicecmd?SN=${SN}`, ids.map((id) => `ID=${id}&Return=0&CMD=DATA`).join("\n"))
+    }
+  }
+  const shared = async () => (await alerts()).filter((alert) => alert.includes("card"))
+  await node.program(
+    "INSERT INTO students (id, school_id, full_name, is_active, rfid_card_id) VALUES ('p1', 's1', 'Amina', 1, '123'), ('p2', 's1', 'Bilal', 1, '123'), ('p3', 's1', 'Chen', 1, NULL), ('p4', 's1', 'Dana', 1, '0')",
+  )
+  await confirmAll()
+  expect(await shared()).toEqual([expect.stringMatching(/^the pins 1, 2 have one card, 123: .*give all but one of them another card$/)])
+  await node.program("UPDATE students SET rfid_card_id = '124' WHERE id = 'p2'")
+  await confirmAll()
+  expect(await shared()).toEqual([])
+})
+
 it("a pin with letters goes to the terminal that has shown to read it, with the punches that it made before; another gets a number, and says why", async () => {
   await node.close()
   const coded = { ...students, columns: [...students.columns, column("code", "text")] }
