@@ -24,7 +24,7 @@ import { Libsql } from "./libsql/client.ts"
 import { newLife } from "./libsql/life.ts"
 import { lockIn } from "./libsql/lock.ts"
 import { migrateFile } from "./libsql/migrate.ts"
-import { untilFileServes, watchPlace } from "./libsql/trouble.ts"
+import { quietly, untilFileServes, watchPlace } from "./libsql/trouble.ts"
 import type { Metered } from "./link/metered.ts"
 import { OpenLink } from "./link/open.ts"
 import { stopSignal } from "./runtime.ts"
@@ -88,12 +88,13 @@ const syncNow = Layer.effect(
   }),
 )
 
-/** A job that fails is in the log, and runs again at its time. */
-const cron = (pattern: string, job: Effect.Effect<unknown, unknown>) =>
-  Effect.acquireRelease(
-    Effect.sync(() => new Cron(pattern, () => void Effect.runFork(Effect.ignoreCause(job, { log: "Warn" })))),
+const cron = <E extends { readonly message: string }>(what: string, pattern: string, job: Effect.Effect<unknown, E>) => {
+  const quiet = quietly(what)
+  return Effect.acquireRelease(
+    Effect.sync(() => new Cron(pattern, () => void Effect.runFork(quiet(job)))),
     (running) => Effect.sync(() => running.stop()),
   )
+}
 
 const school = (options: SchoolOptions) =>
   Effect.gen(function* () {
@@ -118,18 +119,20 @@ const school = (options: SchoolOptions) =>
     // Over a metered link only a person's wish wakes it.
     const settings = yield* Settings
     const wakeByItself = Effect.flatMap(settings.get, (now) => (now.auto && meteredOf(now) === null ? run.wake.open : Effect.void))
-    yield* cron(SYNC_CRON, Effect.andThen(run.closeRun, wakeByItself))
+    yield* cron("sync", SYNC_CRON, Effect.andThen(run.closeRun, wakeByItself))
     yield* cron(
+      "what was sent long ago is not trimmed",
       TRIM_CRON,
       Effect.flatMap(Clock.currentTimeMillis, (now) => trim(db, now)),
     )
     yield* cron(
+      "the nightly comparison",
       VERIFY_CRON,
       Effect.suspend(() => Effect.delay(nightly, Math.random() * VERIFY_SPREAD_MS)),
     )
-    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(deliver.retry, { log: "Warn" }), Schedule.spaced("10 seconds")))
+    yield* Effect.forkScoped(Effect.repeat(quietly("rows that wait are not tried again")(deliver.retry), Schedule.spaced("10 seconds")))
     yield* Effect.forkScoped(
-      Effect.repeat(Effect.ignoreCause(guardTriggers({ streams, adopt: options.adopt }), { log: "Warn" }), Schedule.spaced(SCHEMA_POLL_MS)),
+      Effect.repeat(quietly("tables are not looked at")(guardTriggers({ streams, adopt: options.adopt })), Schedule.spaced(SCHEMA_POLL_MS)),
     )
     if (options.workers !== null) yield* startWorkers({ folder: options.workers, outDir: options.dataDir })
     return yield* Effect.raceFirst(sessions({ ...options, streams }), watchPlace(db))

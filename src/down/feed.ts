@@ -3,6 +3,7 @@
  * transaction (`appends.ts`); readers get pages of one snapshot. A cut is complete when one snapshot has nothing left for the
  * school.
  */
+import { quietly } from "../libsql/trouble.ts"
 import { randomUUID } from "node:crypto"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -166,7 +167,7 @@ export class Feed extends Context.Service<
         yield* db.write((tx) => prune(tx, horizon, now))
       })
       // Not at once: what schools told a hub that was killed may not have been written down; by then they have told it again.
-      yield* Effect.forkScoped(Effect.repeat(Effect.delay(Effect.ignoreCause(forget, { log: "Warn" }), PRUNE_MS), Schedule.forever))
+      yield* Effect.forkScoped(Effect.repeat(Effect.delay(quietly("old deletes are not forgotten")(forget), PRUNE_MS), Schedule.forever))
 
       return Feed.of({
         state: Effect.map(db.read(readHub), (row) => ({

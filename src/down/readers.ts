@@ -2,6 +2,7 @@
  * Lives of school files as the link knows them, in memory and in table `reader`. Identity (`put`) is in the file before it is
  * answered for; what a school tells all the time (`seen`) is written down every second, and told again after a crash.
  */
+import { quietly } from "../libsql/trouble.ts"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
@@ -82,9 +83,15 @@ export const makeReaders = (db: LibsqlFile): Effect.Effect<Readers, LibsqlError,
       if (unsaved.size === 0) return Effect.void
       const batch = [...unsaved].flatMap((id) => readers.get(id) ?? [])
       unsaved.clear()
-      return db.write((tx) => save(tx, batch))
+      return Effect.tapError(
+        db.write((tx) => save(tx, batch)),
+        () =>
+          Effect.sync(() => {
+            for (const { incarnation } of batch) unsaved.add(incarnation)
+          }),
+      )
     })
-    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(flush, { log: "Warn" }), Schedule.spaced(FLUSH_MS)))
+    yield* Effect.forkScoped(Effect.repeat(quietly("where schools stand is not written down")(flush), Schedule.spaced(FLUSH_MS)))
     yield* Effect.addFinalizer(() => Effect.ignoreCause(flush))
 
     const find = (incarnation: string): Reader | null => readers.get(incarnation) ?? null

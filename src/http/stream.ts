@@ -13,6 +13,7 @@ import { elapsedMsOf } from "../elapsed.ts"
 import { Feed } from "../down/feed.ts"
 import type { FeedPage } from "../down/page.ts"
 import type { Waiter } from "../down/watch.ts"
+import { sentence } from "../libsql/trouble.ts"
 import { beatOf, type Encoding, frameOf, openPresser } from "../link/body.ts"
 import { sealLine } from "../link/frame.ts"
 import { BEAT_MS, IDLE_MS, type Staged } from "../link/protocol.ts"
@@ -230,8 +231,9 @@ export const openStreams = Effect.fnUntraced(function* (gates: Pick<PushGates, "
     const page = Effect.andThen(untilCalm(gates, school), readPage({ school }, incarnation, cursor, staged, manifest, false))
     const exit = await Effect.runPromiseExitWith(context)(page)
     if (Exit.isSuccess(exit)) return exit.value
-    const failed = Cause.findErrorOption(exit.cause)
-    if (!(Option.isSome(failed) && failed.value._tag === "Answer")) await Effect.runPromise(Effect.logWarning("a stream ended", exit.cause))
+    const failed = Option.getOrNull(Cause.findErrorOption(exit.cause))
+    if (failed?._tag === "LibsqlError") await Effect.runPromise(Effect.logWarning(`a stream of school ${school} ended: ${sentence(failed)}`))
+    else if (failed?._tag !== "Answer") await Effect.runPromise(Effect.logWarning("a stream ended", exit.cause))
     return null
   }
   const look = (): void => {

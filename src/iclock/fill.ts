@@ -3,6 +3,7 @@
  * every two hours the terminal is asked what it holds, and ten minutes later only the differences are queued. Reading and
  * comparing stand outside the write lock; commands are written in small transactions, so no school program waits for them.
  */
+import { quietly } from "../libsql/trouble.ts"
 import { Cron } from "croner"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -307,16 +308,16 @@ export class Roster extends Context.Service<
           }),
         )
 
-      const quietly = <E>(effect: Effect.Effect<unknown, E>) => Effect.ignoreCause(effect, { log: "Warn" })
-      yield* Effect.forkScoped(Effect.repeat(quietly(settle), Schedule.spaced(POLL_MS)))
-      yield* Effect.forkScoped(Effect.repeat(quietly(tellZones), Schedule.spaced(ZONE_POLL_MS)))
+      yield* Effect.forkScoped(Effect.repeat(quietly("people do not go to terminals")(settle), Schedule.spaced(POLL_MS)))
+      yield* Effect.forkScoped(Effect.repeat(quietly("terminals are not told the time")(tellZones), Schedule.spaced(ZONE_POLL_MS)))
       for (const [pattern, job] of [
         [ASK_CRON, verify],
         [COMPARE_CRON, db.write(markAll)],
         [TRIM_CRON, commands.trim],
       ] as const) {
+        const quiet = quietly("a job for terminals")
         yield* Effect.acquireRelease(
-          Effect.sync(() => new Cron(pattern, () => void Effect.runPromise(quietly(job as Effect.Effect<unknown, LibsqlError>)))),
+          Effect.sync(() => new Cron(pattern, () => void Effect.runPromise(quiet(job as Effect.Effect<unknown, LibsqlError>)))),
           (running) => Effect.sync(() => running.stop()),
         )
       }

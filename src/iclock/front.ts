@@ -4,12 +4,16 @@
  * A sender that is not admitted, and one that announces a body over the limit, is answered before the body is read.
  */
 import { createServer, type Socket } from "node:net"
+import * as Cause from "effect/Cause"
 import type * as Context from "effect/Context"
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import { elapsedMsOf } from "../elapsed.ts"
+import { LibsqlError } from "../libsql/client.ts"
+import { sentence } from "../libsql/trouble.ts"
 import { Devices } from "./devices.ts"
 import { CONTINUE, type Head, type IclockAnswer, isMaybeLastChunk, MAX_BODY_BYTES, readChunks, readHead, writeAnswer } from "./http.ts"
 import { type IclockRequest, parseRequest } from "./request.ts"
@@ -95,7 +99,14 @@ interface Connection {
 
 /** Not stored, so not acknowledged: the terminal keeps its records and sends them again. */
 const guarded = <A>(effect: Effect.Effect<A | IclockAnswer, unknown, IclockServices>): Effect.Effect<A | IclockAnswer, never, IclockServices> =>
-  Effect.catchCause(effect, (cause) => Effect.as(Effect.logError("iclock", cause), { status: 503, text: "not stored: try again" }))
+  Effect.catchCause(effect, (cause) => {
+    const error = Option.getOrNull(Cause.findErrorOption(cause))
+    const told =
+      error instanceof LibsqlError
+        ? Effect.logWarning(`what a terminal sent is not stored, it sends it again: ${sentence(error)}`)
+        : Effect.logError("iclock", cause)
+    return Effect.as(told, { status: 503, text: "not stored: try again" })
+  })
 
 const converse = (socket: Socket, desk: Desk): void => {
   const address = (socket.remoteAddress ?? "").replace(/^::ffff:/, "")

@@ -10,7 +10,36 @@ const LOOK = "1 second"
 
 const passes = (error: unknown): boolean => error instanceof LibsqlError && /^SQLITE_(BUSY|LOCKED|FULL|IOERR|READONLY|CANTOPEN)/.test(error.code)
 
-const sentence = ({ code, message }: LibsqlError): string => [message, cureOf(code)].filter((text) => text !== null).join("; ")
+/** What a person reads of a failure: what it is, and what mends it. */
+export const sentence = (error: { readonly message: string }): string =>
+  [error.message, error instanceof LibsqlError ? cureOf(error.code) : null].filter((text) => text !== null).join("; ")
+
+/**
+ * For a job beside the flows, which comes again at its time: a failure is one sentence in the log, and is not said again before the
+ * job has worked or fails otherwise.
+ */
+export const quietly = (
+  what: string,
+): (<A, E extends { readonly message: string }, R>(job: Effect.Effect<A, E, R>) => Effect.Effect<void, never, R>) => {
+  let told = ""
+  return (job) =>
+    job.pipe(
+      Effect.andThen(
+        Effect.sync(() => {
+          told = ""
+        }),
+      ),
+      Effect.catch((error) =>
+        Effect.suspend(() => {
+          const text = sentence(error)
+          const isNew = text !== told
+          told = text
+          return isNew ? Effect.logWarning(`${what}: ${text}`) : Effect.void
+        }),
+      ),
+      Effect.ignoreCause({ log: "Warn" }),
+    )
+}
 
 /** Fails once the file is no longer where it was opened. A disk that has no room for what must be saved is waited for. */
 export const watchPlace = (file: LibsqlFile): Effect.Effect<never, LibsqlError> =>

@@ -9,6 +9,7 @@ import { closeGaps, guardTriggers } from "../down/guard.ts"
 import { type PullOptions, refreshManifest } from "../down/pull.ts"
 import { installRoster } from "../iclock/fill.ts"
 import { Libsql } from "../libsql/client.ts"
+import { sentence } from "../libsql/trouble.ts"
 import { backoffMs } from "../link/backoff.ts"
 import type { LinkRefused } from "../link/answer.ts"
 import { makeLink } from "../link/client.ts"
@@ -134,7 +135,7 @@ export const sessions = (options: SessionOptions) =>
             return Effect.andThen(facts.set({ link: "offline", linkDetail: error.message }), Effect.logInfo(`offline: ${error.message}`))
           },
           LibsqlError: (error) =>
-            Effect.andThen(facts.set({ linkDetail: `${error.code}: ${error.message}` }), Effect.logWarning(`the school's file: ${error.message}`)),
+            Effect.andThen(facts.set({ linkDetail: `${error.code}: ${error.message}` }), Effect.logWarning(`the school's file: ${sentence(error)}`)),
           TableRefused: (error) => Effect.andThen(facts.set({ link: "stopped", linkDetail: error.message }), Effect.logError(error.message)),
           DeliverRefused: (error) => Effect.andThen(facts.set({ link: "offline", linkDetail: error.message }), Effect.logWarning(error.message)),
         }),

@@ -2,6 +2,7 @@
  * The hub's status: feed and readers from feed.db, slot and open work from Postgres, the rest from the flows' own words.
  * When Postgres does not answer, the snapshot says so and keeps what it knew of open work; it never fails for that.
  */
+import { quietly } from "../libsql/trouble.ts"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -322,7 +323,7 @@ const make = Effect.gen(function* () {
       })),
     )
   })
-  yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(record, { log: "Warn" }), Schedule.spaced(RECORD_LOOK_MS)))
+  yield* Effect.forkScoped(Effect.repeat(quietly("schoolbus.school_health is not written")(record), Schedule.spaced(RECORD_LOOK_MS)))
 
   return Status.of({ snapshot })
 })

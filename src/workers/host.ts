@@ -3,6 +3,7 @@
  * gets every event at least once. A module that throws, hangs or dies is restarted with growing waits and gets its events
  * one by one; an event that fails again and again is put aside, whole and with its error, and the rest goes on.
  */
+import { quietly } from "../libsql/trouble.ts"
 import { readdir } from "node:fs/promises"
 import { basename, extname, join, resolve } from "node:path"
 import { pathToFileURL } from "node:url"
@@ -261,6 +262,6 @@ export const startWorkers = (options: WorkersOptions): Effect.Effect<void, Libsq
     const names = files.map((file) => file.name)
     yield* enlist(names)
     yield* Effect.forEach(files, (file) => Effect.forkScoped(keepRunning(file, options.outDir)), { discard: true })
-    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(trim(names), { log: "Warn" }), Schedule.spaced(TRIM_MS)))
+    yield* Effect.forkScoped(Effect.repeat(quietly("events of worker modules are not trimmed")(trim(names)), Schedule.spaced(TRIM_MS)))
     yield* Effect.logInfo(`worker modules: ${names.join(", ")}`)
   })
