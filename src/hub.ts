@@ -32,6 +32,7 @@ import type { Catalog } from "./postgres/catalog.ts"
 import { Postgres, type PostgresPool } from "./postgres/client.ts"
 import { keyProblems } from "./postgres/key-types.ts"
 import { hubScript } from "./postgres/migrate.ts"
+import { addressOf } from "./postgres/address.ts"
 import { remedyOf } from "./postgres/remedy.ts"
 import { stopSignal } from "./runtime.ts"
 import { HubFactStore } from "./status/facts.ts"
@@ -64,7 +65,7 @@ const TEND_MS = 10_000
 const MAX_BODY_BYTES = 16 * 1024 * 1024
 const IDLE_SECONDS = 250
 
-const withRemedy = (text: string, sqlstate: string): string => [text, remedyOf(sqlstate)].filter((part) => part !== null).join("; ")
+const withRemedy = (text: string, sqlstate: string): string => [text, remedyOf(sqlstate, text)].filter((part) => part !== null).join("; ")
 
 const sentence = (error: SourceError): string => {
   switch (error._tag) {
@@ -230,8 +231,8 @@ const layers = (options: HubOptions) => {
   return services.pipe(Layer.provideMerge(base))
 }
 
-const roleOf = (url: string): string => decodeURIComponent(new URL(url).username) || "postgres"
-const databaseOf = (url: string): string => decodeURIComponent(new URL(url).pathname.slice(1)) || "postgres"
+const roleOf = (url: string): string => addressOf(url).user
+const databaseOf = (url: string): string => addressOf(url).database
 
 /** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the feed file or the port, 78 when the config cannot be used. */
 export const runHub = async (options: HubOptions): Promise<number> => {

@@ -4,7 +4,7 @@
 
 CREATE TABLE schoolbus.devices (
   school      text NOT NULL,
-  id          integer NOT NULL,            -- given by the school's node: 1, 2, 3 …
+  id          integer NOT NULL,            -- given by the school's node: 1, 2, 3 ...
   serial      text NOT NULL,
   name        text NOT NULL,
   status      text NOT NULL,               -- pending, approved, retired
@@ -34,7 +34,7 @@ CREATE TABLE schoolbus.devices (
 CREATE TABLE schoolbus.device_commands (
   school      text NOT NULL,
   device_id   integer NOT NULL,
-  id          bigint NOT NULL,             -- as the terminal sees it: C:<id>:…
+  id          bigint NOT NULL,             -- as the terminal sees it: C:<id>:...
   command     text NOT NULL,
   pin         text,                        -- the person it is about
   status      text NOT NULL,               -- pending, sent, done, failed, cancelled, expired

@@ -24,13 +24,13 @@ CREATE INDEX quarantine_waiting ON schoolbus.quarantine (school, table_name) WHE
 CREATE INDEX conflicts_batch ON schoolbus.conflicts (incarnation, batch);
 CREATE INDEX ledger_newest ON schoolbus.ledger (at);
 
--- Every logical slot of this database; the hub's is called schoolbus… by default.
+-- Every logical slot of this database; the hub's is called schoolbus... by default.
 --   lag_bytes       WAL that the hub has not confirmed        retained_bytes  WAL that the server keeps because of the slot
 --   safe_wal_bytes  what may still be written before the slot is lost; null = max_slot_wal_keep_size is -1: the disk is the limit
 --   lag_seconds     by the walsender's own measure; of a stopped slot: since the hub last wrote down where it stands
 -- Lag is never below 0: a consumer confirms up to the byte after the last commit. inactive_since exists from Postgres 17 on.
 --   budget_bytes    max_slot_wal_keep_size; without one the disk is the limit, and 4 GiB is what a slot should never hold
---   budget_used     per cent of it · stage: ok, warning (from 50 on), critical (from 80 on, or an hour is left), lost
+--   budget_used     per cent of it | stage: ok, warning (from 50 on), critical (from 80 on, or an hour is left), lost
 --   advice          what to do about a stage that is not ok; null = nothing
 CREATE VIEW schoolbus.slot_health AS
 WITH now_at AS (

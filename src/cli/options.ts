@@ -4,6 +4,7 @@
  */
 import { readFileSync } from "node:fs"
 import { parseArgs } from "node:util"
+import { AddressRefused, addressOf } from "../postgres/address.ts"
 
 export interface OptionSpec {
   /** Without dashes: `"database-url"`; the variable is `SCHOOLBUS_DATABASE_URL`. */
@@ -74,6 +75,11 @@ const convert = (option: OptionSpec, text: string, source: string): Value => {
     case "postgres":
       // Never shown: it may hold a password.
       if (!/^postgres(ql)?:\/\/./.test(text)) throw usage(`${source} must be an address like postgres://user:password@host:5432/database`)
+      try {
+        addressOf(text)
+      } catch (cause) {
+        throw cause instanceof AddressRefused ? usage(`${source}: ${cause.message}`) : cause
+      }
       return text
     case "list":
       return text

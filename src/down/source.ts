@@ -12,6 +12,7 @@ import { elapsedMs } from "../elapsed.ts"
 import type { Config } from "../config.ts"
 import type { LibsqlError } from "../libsql/client.ts"
 import { printLsn } from "../model/lsn.ts"
+import { addressOf } from "../postgres/address.ts"
 import { type Catalog, readCatalog, readNames } from "../postgres/catalog.ts"
 import { ensureEventTriggers, watchTables } from "../postgres/watch.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
@@ -71,10 +72,10 @@ export type SourceError =
   | LibsqlError
 
 /** The slot's name, and that of the publication: lower case letters, digits and underscores, at most 63; one per database of the cluster. */
-export const slotName = (url: string): string => {
-  const database = decodeURIComponent(new URL(url).pathname.slice(1)) || "postgres"
-  return `schoolbus_${database.toLowerCase().replace(/[^a-z0-9_]/g, "_")}`.slice(0, 63)
-}
+export const slotName = (url: string): string =>
+  `schoolbus_${addressOf(url)
+    .database.toLowerCase()
+    .replace(/[^a-z0-9_]/g, "_")}`.slice(0, 63)
 
 export interface SourceOptions {
   readonly url: string

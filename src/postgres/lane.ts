@@ -7,6 +7,7 @@
  * that wait for long are looked up there, over a new connection.
  */
 import postgres from "postgres"
+import { queryOptions } from "./address.ts"
 
 const CONNECT_TIMEOUT_SECONDS = 10
 /** A lane that waits for longer is looked up at Postgres; one that is not at work there at two looks in a row is lost. */
@@ -37,7 +38,8 @@ export interface Lane {
 }
 
 export const openLane = (url: string, connection: Record<string, string>, onclose: (lane: Lane) => void): Lane => {
-  const sql = postgres(url, {
+  const sql = postgres({
+    ...queryOptions(url),
     max: 1,
     connect_timeout: CONNECT_TIMEOUT_SECONDS,
     // Closed here, never by the driver between two statements of a transaction.
@@ -90,7 +92,7 @@ export const ask = <A>(lane: Lane, send: (sql: postgres.Sql) => Promise<A>): Pro
 
 /** A new connection of its own, and its answer within the time in which a lane may be looked up again. */
 const askAside = async <A>(url: string, ms: number, send: (sql: postgres.Sql) => Promise<A>): Promise<A> => {
-  const sql = postgres(url, { max: 1, connect_timeout: CONNECT_TIMEOUT_SECONDS, fetch_types: false, onnotice: () => undefined })
+  const sql = postgres({ ...queryOptions(url), max: 1, connect_timeout: CONNECT_TIMEOUT_SECONDS, fetch_types: false, onnotice: () => undefined })
   let timer: ReturnType<typeof setTimeout> | undefined
   try {
     return await Promise.race([

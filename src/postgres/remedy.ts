@@ -9,5 +9,13 @@ const REMEDIES: ReadonlyArray<readonly [states: RegExp, remedy: string]> = [
   [/^25006/, "Postgres takes no writes: it is a standby, or set to read only"],
 ]
 
+/** Which of the many refusals that have one SQLSTATE. */
+const BY_MESSAGE: ReadonlyArray<readonly [states: RegExp, message: RegExp, remedy: string]> = [
+  [/^28/, /no encryption/, "Postgres takes encrypted connections only: add ?sslmode=require to --database-url"],
+]
+
 /** null: it passes, or nothing general can be said. */
-export const remedyOf = (sqlstate: string): string | null => REMEDIES.find(([states]) => states.test(sqlstate))?.[1] ?? null
+export const remedyOf = (sqlstate: string, message = ""): string | null =>
+  BY_MESSAGE.find(([states, messages]) => states.test(sqlstate) && messages.test(message))?.[2] ??
+  REMEDIES.find(([states]) => states.test(sqlstate))?.[1] ??
+  null

@@ -11,6 +11,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { LogicalReplicationService, Wal2JsonPlugin } from "pg-logical-replication"
 import { type Lsn, printLsn } from "../model/lsn.ts"
+import { streamOptions } from "./address.ts"
 import { SESSION } from "./client.ts"
 import { Frames } from "./frames.ts"
 import { CONTENT_AT, type MessageForm, Messages, POSITION_AT } from "./messages.ts"
@@ -152,7 +153,7 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
         () =>
           new LogicalReplicationService(
             {
-              connectionString: options.url,
+              ...streamOptions(options.url),
               application_name: "schoolbus stream",
               keepAlive: true,
               options: Object.entries(SESSION)
