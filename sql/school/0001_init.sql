@@ -114,8 +114,8 @@ CREATE INDEX changes_batch ON changes (batch) WHERE batch IS NOT NULL;
 -- Frozen batches: bytes that are sent again unchanged until the ledger row has come down, then kept 35 days.
 CREATE TABLE schoolbus_batch (
   number     INTEGER PRIMARY KEY,
-  hash       TEXT NOT NULL,              -- SHA-256 of bytes, hex
-  bytes      BLOB NOT NULL,
+  hash       TEXT NOT NULL,              -- SHA-256 of what is sent, hex
+  bytes      BLOB NOT NULL,              -- what is sent, as zstd
   changes    INTEGER NOT NULL,
   frozen_at  INTEGER NOT NULL,
   answered_at INTEGER,                   -- the hub's answer arrived (for the status; ends no shield)

@@ -20,6 +20,7 @@ import { captureExisting } from "../libsql/capture.ts"
 import { ident, Libsql, type LibsqlFile } from "../libsql/client.ts"
 import { closeGap, type Gap, readGaps } from "../libsql/gap.ts"
 import { nameOfKey, wireKeyOf } from "../libsql/prints.ts"
+import { bytesOf } from "../libsql/store-batch.ts"
 import type { Identity, Link } from "../link/client.ts"
 import { decodeBatch } from "../link/frame.ts"
 import { MAX_ROWS_ASKED, type Point } from "../link/protocol.ts"
@@ -56,10 +57,12 @@ const frozenStates = (file: LibsqlFile, { table, tbl }: Target, which: "unsettle
     const states = new Map<string, Values | null>()
     for (const { number } of batches) {
       const [row] = yield* file.read((tx) =>
-        tx.all<{ bytes: Uint8Array; exceptions: string | null }>("SELECT bytes, exceptions FROM schoolbus_batch WHERE number = ?", [number]),
+        tx.all<{ pressed: Uint8Array; exceptions: string | null }>("SELECT bytes AS pressed, exceptions FROM schoolbus_batch WHERE number = ?", [
+          number,
+        ]),
       )
       if (row === undefined) continue
-      const decoded = decodeBatch(new TextDecoder().decode(row.bytes))
+      const decoded = decodeBatch(new TextDecoder().decode(bytesOf(row.pressed)))
       if (!("ok" in decoded)) continue
       const exceptions = JSON.parse(row.exceptions ?? "[]") as ReadonlyArray<Exception>
       // What did not stand as it was sent is head office's row, or nobody's: its absence here says nothing.

@@ -60,8 +60,9 @@ export const freezeAhead = (file: LibsqlFile, now: number, maxChanges = BATCH_CH
         if (present === undefined || JSON.stringify(present) !== JSON.stringify(state)) return null
         yield* settleOps(tx, 0, { deletes: [], updates: [], dropped: run.dropped })
         yield* useUp(tx, run.lastId)
-        const lines = [run.bytes]
-        const { batch, marked } = yield* storeBatch(tx, { manifest, now, changes: run.lines, lines, firstId: run.firstId, lastId: run.lastId })
+        const { firstId, lastId, lines: changes } = run
+        const batched = { manifest, now, changes, tables: { [run.table]: changes }, lines: [run.bytes], firstId, lastId }
+        const { batch, marked } = yield* storeBatch(tx, batched)
         if (marked !== run.lines) return yield* new Moved()
         return { batches: 1, changes: run.lines, batch, isMore }
       }),

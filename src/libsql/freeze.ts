@@ -122,6 +122,8 @@ interface Taken {
   /** Rows of the page that are dealt with. */
   readonly count: number
   readonly lines: ReadonlyArray<string>
+  /** The table of each line. */
+  readonly tables: ReadonlyArray<string>
   readonly bytes: number
   readonly dropped: ReadonlyArray<number>
   /** Rows that stand as R or U and were deletes. */
@@ -142,6 +144,7 @@ const take = (
 ): Taken => {
   const cuts = safeCuts(page.rows, page.isMore).map((isSafe, n) => isSafe && bonded[n] !== true)
   const lines: Array<string> = []
+  const tables: Array<string> = []
   const dropped: Array<number> = []
   const deletes: Array<number> = []
   const updates: Array<readonly [number, number]> = []
@@ -155,6 +158,7 @@ const take = (
     else {
       const line = encodeFitting(change)
       lines.push(line)
+      tables.push(change.table)
       bytes += line.length
       if (outcome.kind === "delete" && row.op !== "D") deletes.push(row.id)
       if (outcome.kind === "update" && outcome.note !== null) updates.push([row.id, outcome.note])
@@ -169,6 +173,7 @@ const take = (
   return {
     count: best.count,
     lines: lines.slice(0, best.lines),
+    tables: tables.slice(0, best.lines),
     bytes: best.bytes,
     dropped: dropped.slice(0, best.dropped),
     deletes: deletes.slice(0, best.deletes),
@@ -184,7 +189,7 @@ export const takePlain = (
   isBonded: (tbl: number) => boolean,
   after: number,
   room: { readonly writes: number; readonly bytes: number; readonly isEmpty: boolean },
-): Effect.Effect<Lines | null, LibsqlError> =>
+): Effect.Effect<(Lines & { readonly table: string }) | null, LibsqlError> =>
   Effect.gen(function* () {
     const [next] = yield* tx.all<{ tbl: number }>("SELECT tbl FROM changes WHERE batch IS NULL AND id > ? ORDER BY id LIMIT 1", [after])
     if (next === undefined || isBonded(next.tbl)) return null
@@ -195,7 +200,7 @@ export const takePlain = (
     if (columns.length > MAX_PLAIN_COLUMNS) return null
     const query = linesSql(table, next.tbl, columns)
     const found = yield* tx.lines({ ...query, after, writes: room.writes, maxBytes: room.bytes, isFirst: room.isEmpty })
-    return found.count > 0 && isCleanText(found.bytes) ? found : null
+    return found.count > 0 && isCleanText(found.bytes) ? { ...found, table: table.name } : null
   })
 
 /** The manifest's tables that stand in the file. */
@@ -230,6 +235,10 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
     const width = info?.width ?? 0
     const { bonds, bonded } = yield* readBonds(tx, manifest, tables)
     const lines: Array<Uint8Array> = []
+    const byTable: Record<string, number> = {}
+    const count = (table: string, n: number): void => {
+      byTable[table] = (byTable[table] ?? 0) + n
+    }
     let changes = 0
     let bytes = 0
     let firstId = 0
@@ -248,6 +257,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
         if (run !== null) {
           yield* settleOps(tx, width, { deletes: [], updates: [], dropped: run.dropped })
           lines.push(run.bytes)
+          if (run.lines > 0) count(run.table, run.lines)
           changes += run.lines
           bytes += run.bytes.length
           firstId ||= run.firstId
@@ -276,6 +286,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
       }
       yield* settleOps(tx, width, taken)
       lines.push(utf8.encode(taken.lines.join("")))
+      for (const table of taken.tables) count(table, 1)
       changes += taken.lines.length
       bytes += taken.bytes
       firstId ||= page.rows[0]?.id ?? 0
@@ -288,7 +299,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
     }
     if (lookedAt > 0) yield* useUp(tx, lastId)
     if (changes === 0) return { batches: 0, changes: 0, isMore }
-    const { batch } = yield* storeBatch(tx, { manifest, now, changes, lines, firstId, lastId })
+    const { batch } = yield* storeBatch(tx, { manifest, now, changes, tables: byTable, lines, firstId, lastId })
     return { batches: 1, changes, batch, isMore }
   })
 

@@ -1,6 +1,8 @@
 /** A batch as it enters the file, and what `changes` says of its writes afterwards. In the caller's transaction. */
 import { Buffer } from "node:buffer"
 import { createHash } from "node:crypto"
+import { promisify } from "node:util"
+import { constants, zstdCompress, zstdCompressSync, zstdDecompressSync } from "node:zlib"
 import * as Effect from "effect/Effect"
 import { type BatchHeader, encodeBatch } from "../model/batch.ts"
 import type { Manifest } from "../model/table.ts"
@@ -10,18 +12,32 @@ import { contactsOf } from "./contact.ts"
 
 const utf8 = new TextEncoder()
 
+/** Lines of one kind: higher levels take longer and make them no smaller. */
+const ZSTD = { params: { [constants.ZSTD_c_compressionLevel]: 1, [constants.ZSTD_c_checksumFlag]: 1 } }
+/** Larger ones are compressed beside this thread. */
+const MOST_SYNC_BYTES = 8 * 1024 * 1024
+const compressAside = promisify(zstdCompress)
+
+/** A batch's bytes, of what stands in the file. */
+export const bytesOf = (pressed: Uint8Array): Uint8Array => zstdDecompressSync(pressed)
+
 export interface StoredBatch {
   readonly number: number
   /** SHA-256 of the bytes, hex. */
   readonly hash: string
   readonly bytes: Uint8Array
+  /** The bytes as they stand in the file and go out. */
+  readonly pressed: Uint8Array
   readonly changes: number
+  /** Changes by table. */
+  readonly tables: Readonly<Record<string, number>>
 }
 
 interface NewBatch {
   readonly manifest: Manifest
   readonly now: number
   readonly changes: number
+  readonly tables: Readonly<Record<string, number>>
   readonly lines: ReadonlyArray<Uint8Array>
   /** Of the captured writes in it. */
   readonly firstId: number
@@ -55,7 +71,7 @@ export const settleOps = (tx: Tx, width: number, taken: Settled): Effect.Effect<
 /** Writes the batch; its number follows the last one of this incarnation. `marked`: writes that it carries. */
 export const storeBatch = (
   tx: Tx,
-  { manifest, now, changes, lines, firstId, lastId }: NewBatch,
+  { manifest, now, changes, tables, lines, firstId, lastId }: NewBatch,
 ): Effect.Effect<{ readonly batch: StoredBatch; readonly marked: number }, LibsqlError> =>
   Effect.gen(function* () {
     const [state] = yield* tx.all<{ incarnation: string; last_batch: number }>("SELECT incarnation, last_batch FROM schoolbus_state")
@@ -69,17 +85,18 @@ export const storeBatch = (
     }
     const bytes = Buffer.concat([utf8.encode(encodeBatch(header, [])), ...lines])
     const hash = createHash("sha256").update(bytes).digest("hex")
+    const pressed = bytes.length > MOST_SYNC_BYTES ? yield* Effect.promise(() => compressAside(bytes, ZSTD)) : zstdCompressSync(bytes, ZSTD)
     // A copy that is handed over is there much sooner than bytes that the message copies.
     yield* tx.ahead("INSERT INTO schoolbus_batch (number, hash, bytes, changes, frozen_at) VALUES (?, ?, ?, ?, ?)", [
       header.number,
       hash,
-      new Uint8Array(bytes),
+      new Uint8Array(pressed),
       changes,
       now,
     ])
     const marked = yield* tx.run(`UPDATE changes SET batch = ? WHERE ${OPEN} AND id <= ?`, [header.number, lastId])
     yield* tx.run("UPDATE schoolbus_state SET last_batch = ?, frozen_to = ?", [header.number, lastId])
-    return { batch: { number: header.number, hash, bytes, changes }, marked }
+    return { batch: { number: header.number, hash, bytes, pressed, changes, tables }, marked }
   })
 
 /** A statement that ends with OR FAIL leaves its rows but not their numbers behind in SQLite's sequence: no number is given out twice. */

@@ -26,6 +26,8 @@ export interface OutgoingBatch {
   /** SHA-256 of the bytes, hex. */
   readonly hash: string
   readonly bytes: Uint8Array
+  /** The bytes as they go out in one piece, when they were compressed before. */
+  readonly pressed?: Uint8Array
 }
 
 /** Compressed, and cut as suits the line. */
@@ -86,13 +88,10 @@ export const makeParts = (
     })
 
   const pack: Parts["pack"] = (batch) =>
-    Effect.map(
-      Effect.promise(() => compress(batch.bytes)),
-      (pressed) => {
-        const wanted = Math.max(Math.ceil(pressed.length / partBytes), Math.ceil(batch.bytes.length / MAX_SLICE_BYTES))
-        return { ...batch, pressed, parts: cuts.get(batch.hash) ?? Math.min(MAX_PARTS, Math.max(1, wanted)) }
-      },
-    )
+    Effect.map(batch.pressed === undefined ? Effect.promise(() => compress(batch.bytes)) : Effect.succeed(batch.pressed), (pressed) => {
+      const wanted = Math.max(Math.ceil(pressed.length / partBytes), Math.ceil(batch.bytes.length / MAX_SLICE_BYTES))
+      return { ...batch, pressed, parts: cuts.get(batch.hash) ?? Math.min(MAX_PARTS, Math.max(1, wanted)) }
+    })
 
   const sendAll = (who: Readonly<Record<string, string>>, packed: PackedBatch): Effect.Effect<VerdictsType, LinkError> =>
     Effect.gen(function* () {
@@ -118,7 +117,7 @@ export const makeParts = (
     )
 
   const push: Parts["push"] = (who, batch) =>
-    Effect.flatMap("pressed" in batch ? Effect.succeed(batch) : pack(batch), (packed) => sendAll(who, packed)).pipe(
+    Effect.flatMap("parts" in batch ? Effect.succeed(batch) : pack(batch), (packed) => sendAll(who, packed)).pipe(
       Effect.tapErrorTag("LinkRefused", () => Effect.sync(() => cuts.delete(batch.hash))),
     )
 

@@ -4,6 +4,7 @@
  */
 import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
+import { bytesOf } from "../libsql/store-batch.ts"
 import { decodeBatch } from "../link/frame.ts"
 import type { Change } from "../model/change.ts"
 import { localKey } from "../model/key.ts"
@@ -62,9 +63,9 @@ export const sendAgainFrom = (file: LibsqlFile, number: number): Effect.Effect<v
       yield* file.write((tx) =>
         Effect.gen(function* () {
           const [state] = yield* tx.all<{ manifest: string | null }>("SELECT manifest FROM schoolbus_state")
-          const [row] = yield* tx.all<{ bytes: Uint8Array }>("SELECT bytes FROM schoolbus_batch WHERE number = ?", [batch.number])
+          const [row] = yield* tx.all<{ pressed: Uint8Array }>("SELECT bytes AS pressed FROM schoolbus_batch WHERE number = ?", [batch.number])
           if (state?.manifest != null && row !== undefined) {
-            yield* revive(tx, JSON.parse(state.manifest) as Manifest, { number: batch.number, bytes: row.bytes })
+            yield* revive(tx, JSON.parse(state.manifest) as Manifest, { number: batch.number, bytes: bytesOf(row.pressed) })
           }
           yield* tx.run("UPDATE schoolbus_batch SET answered_at = NULL, settled_at = NULL, exceptions = NULL WHERE number = ?", [batch.number])
         }),

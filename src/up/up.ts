@@ -9,7 +9,7 @@ import * as Fiber from "effect/Fiber"
 import * as Semaphore from "effect/Semaphore"
 import type { LibsqlError, LibsqlFile } from "../libsql/client.ts"
 import { BATCH_CHANGES } from "../libsql/freeze.ts"
-import type { StoredBatch } from "../libsql/store-batch.ts"
+import { bytesOf, type StoredBatch } from "../libsql/store-batch.ts"
 import { type LinkError, LinkRefused } from "../link/answer.ts"
 import type { Identity, Link } from "../link/client.ts"
 import type { PackedBatch } from "../link/parts.ts"
@@ -40,14 +40,16 @@ export interface Pushed {
 
 const TABLE = /\{"id":\d+,"table":"([^"\\]+)"/y
 
-/** Counts a batch's changes by table: `{"id":7,"table":"public.pupils",…`, a line each. */
-const countTables = (bytes: Uint8Array, into: Record<string, number>): void => {
+/** A batch's changes by table: `{"id":7,"table":"public.pupils",…`, a line each. */
+const countTables = (bytes: Uint8Array): Record<string, number> => {
+  const into: Record<string, number> = {}
   const text = new TextDecoder().decode(bytes)
   for (let at = text.indexOf("\n"); at >= 0; at = text.indexOf("\n", at + 1)) {
     TABLE.lastIndex = at + 1
     const table = TABLE.exec(text)?.[1]
     if (table !== undefined) into[table] = (into[table] ?? 0) + 1
   }
+  return into
 }
 
 /**
@@ -110,12 +112,16 @@ const makeAnswers = (file: LibsqlFile) =>
 const readUnanswered = (file: LibsqlFile, after: number): Effect.Effect<StoredBatch | undefined, LibsqlError> =>
   Effect.map(
     file.read((tx) =>
-      tx.all<StoredBatch>(
-        "SELECT number, hash, bytes, changes FROM schoolbus_batch WHERE answered_at IS NULL AND settled_at IS NULL AND number > ? ORDER BY number LIMIT 1",
+      tx.all<Omit<StoredBatch, "bytes" | "tables">>(
+        "SELECT number, hash, bytes AS pressed, changes FROM schoolbus_batch WHERE answered_at IS NULL AND settled_at IS NULL AND number > ? ORDER BY number LIMIT 1",
         [after],
       ),
     ),
-    ([batch]) => batch,
+    ([batch]) => {
+      if (batch === undefined) return undefined
+      const bytes = bytesOf(batch.pressed)
+      return { ...batch, bytes, tables: countTables(bytes) }
+    },
   )
 
 type Ready = StoredBatch & PackedBatch
@@ -214,7 +220,7 @@ const sendAll = (
       const { exceptions } = yield* exit
       isQuick = performance.now() - began < QUICK_MS
       changes += batch.changes
-      countTables(batch.bytes, tables)
+      for (const [table, n] of Object.entries(batch.tables)) tables[table] = (tables[table] ?? 0) + n
       conflicts += exceptions.filter((exception) => exception.verdict === "conflict").length
       yield* answers.add({ number: batch.number, at: yield* Clock.currentTimeMillis, exceptions: JSON.stringify(exceptions) })
       freezing.again()

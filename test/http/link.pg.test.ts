@@ -17,6 +17,7 @@ import { type Header, PROTOCOL, sliceOf, SYNC_HEADER, type Trailer, type Welcome
 import type { Cursor } from "../../src/model/cursor.ts"
 import { type HubLink, openHubLink } from "../support/hub-link.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
+import { bytesOf } from "../../src/libsql/store-batch.ts"
 
 const schema = `
   CREATE TABLE pupils (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), school_id text, name text NOT NULL);
@@ -378,7 +379,8 @@ const outbox = async (writes: ReadonlyArray<string>) => {
   }
   const incarnation = await stateOf(school)
   const { token } = await greet(incarnation)
-  const batches = await school.rows<Sent>("SELECT number, hash, bytes FROM schoolbus_batch ORDER BY number")
+  const kept = await school.rows<Sent>("SELECT number, hash, bytes FROM schoolbus_batch ORDER BY number")
+  const batches = kept.map((batch) => ({ ...batch, bytes: bytesOf(batch.bytes) }))
   const part = (batch: Sent, n: number, parts: number, more: Record<string, string | number> = {}, body?: Uint8Array) =>
     hub.call(
       key.text,

@@ -4,6 +4,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest"
 import { newLife } from "../../src/libsql/life.ts"
 import type { Change } from "../../src/model/change.ts"
 import { column, FROZEN_AT, foreign, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
+import { bytesOf } from "../../src/libsql/store-batch.ts"
 
 const pupils = table(
   "pupils",
@@ -66,7 +67,7 @@ describe("a batch", () => {
     const [row] = school.read("SELECT hash, bytes, changes, frozen_at, settled_at FROM schoolbus_batch ORDER BY number DESC LIMIT 1")
     expect(row?.[0]).toBe(
       createHash("sha256")
-        .update(row?.[1] as Uint8Array)
+        .update(bytesOf(row?.[1] as Uint8Array))
         .digest("hex"),
     )
     expect(row?.slice(2)).toEqual([1n, BigInt(FROZEN_AT), null])

@@ -5,6 +5,7 @@ import { freeze, freezeOpen } from "../../src/libsql/freeze.ts"
 import { gatherLines, isCleanText } from "../../src/libsql/gather.ts"
 import type { Kind } from "../../src/model/value.ts"
 import { column, FROZEN_AT, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
+import { bytesOf } from "../../src/libsql/store-batch.ts"
 
 let school: SchoolFile
 afterEach(() => school?.close())
@@ -108,7 +109,7 @@ const frozen = (plain: boolean, maxChanges: number): Promise<ReadonlyArray<strin
         const rows = yield* tx.all<{ bytes: Uint8Array; left: string }>(
           `SELECT bytes, (SELECT json_group_array(json_array(id, op, batch)) FROM changes) AS left FROM schoolbus_batch ORDER BY number`,
         )
-        found = rows.flatMap(({ bytes, left }) => [text(bytes), left])
+        found = rows.flatMap(({ bytes, left }) => [text(bytesOf(bytes)), left])
         return yield* Effect.fail("taken back" as const)
       }),
     )

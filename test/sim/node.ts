@@ -17,6 +17,7 @@ import type { Manifest } from "../../src/model/table.ts"
 import type { World } from "../support/world.ts"
 import { byKey, keyOf, type Row } from "./office.ts"
 import { type SimTable, valueColumns } from "./schema.ts"
+import { bytesOf } from "../../src/libsql/store-batch.ts"
 
 export interface Batch {
   readonly number: number
@@ -108,7 +109,7 @@ export const openNode = async (world: World, folder: string, id: string, incarna
         ),
       )
       return rows.map(({ number, hash, bytes }) => {
-        const text = new TextDecoder().decode(bytes)
+        const text = new TextDecoder().decode(bytesOf(bytes))
         const ids = text
           .split("\n")
           .slice(1)

@@ -15,6 +15,7 @@ import type { Cursor } from "../../src/model/cursor.ts"
 import { classOf, type Manifest, type Table } from "../../src/model/table.ts"
 import type { Wire } from "../../src/model/value.ts"
 import { column, openSchoolFile, type SchoolFile, table } from "./school-file.ts"
+import { bytesOf } from "../../src/libsql/store-batch.ts"
 
 export type Values = Readonly<Record<string, Wire>>
 export const SCHOOL = "s1"
@@ -228,17 +229,16 @@ export const openPulledSchool = async (tables: ReadonlyArray<Table>): Promise<Pu
     pullPage,
     pull,
     unsettled: () =>
-      school
-        .read("SELECT number, hash, CAST(bytes AS TEXT) FROM schoolbus_batch WHERE settled_at IS NULL ORDER BY number")
-        .map(([number, hash, text]) => ({
-          number: Number(number),
-          hash: String(hash),
-          changes: String(text)
-            .trimEnd()
-            .split("\n")
-            .slice(1)
-            .map((line) => JSON.parse(line) as Change),
-        })),
+      school.read("SELECT number, hash, bytes FROM schoolbus_batch WHERE settled_at IS NULL ORDER BY number").map(([number, hash, bytes]) => ({
+        number: Number(number),
+        hash: String(hash),
+        changes: new TextDecoder()
+          .decode(bytesOf(bytes as Uint8Array))
+          .trimEnd()
+          .split("\n")
+          .slice(1)
+          .map((line) => JSON.parse(line) as Change),
+      })),
     freezeAll: async () => void (await school.freeze()),
     reopen,
     one: (sql) => school.read(sql)[0]?.[0],

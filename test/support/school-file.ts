@@ -14,6 +14,7 @@ import { type InstallOptions, installTables } from "../../src/libsql/schema.ts"
 import type { Change } from "../../src/model/change.ts"
 import type { Column, Manifest, Table } from "../../src/model/table.ts"
 import type { Kind } from "../../src/model/value.ts"
+import { bytesOf } from "../../src/libsql/store-batch.ts"
 
 export const column = (name: string, kind: Kind = "text", more: Partial<Column> = {}): Column => ({
   name,
@@ -82,9 +83,10 @@ export const openSchoolFile = async (
   if (more.install !== false) await install(manifest)
   const read: SchoolFile["read"] = (sql) => own.prepare(sql).safeIntegers(true).raw(true).all() as ReadonlyArray<ReadonlyArray<unknown>>
   const batches: SchoolFile["batches"] = (after = 0) =>
-    read(`SELECT number, CAST(bytes AS TEXT) FROM schoolbus_batch WHERE number > ${after} ORDER BY number`).map(([number, text]) => ({
+    read(`SELECT number, bytes FROM schoolbus_batch WHERE number > ${after} ORDER BY number`).map(([number, bytes]) => ({
       number: Number(number),
-      lines: String(text)
+      lines: new TextDecoder()
+        .decode(bytesOf(bytes as Uint8Array))
         .trimEnd()
         .split("\n")
         .map((line) => JSON.parse(line) as unknown),

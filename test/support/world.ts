@@ -34,6 +34,7 @@ import { Tables } from "../../src/up/tables.ts"
 import { fastFolder } from "./fast-folder.ts"
 import { createDatabase, type Database, templateDatabase } from "./postgres.ts"
 import { until } from "./until.ts"
+import { bytesOf } from "../../src/libsql/store-batch.ts"
 
 export interface World {
   readonly database: Database
@@ -182,7 +183,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
       )
       const verdicts: Array<Verdicts> = []
       for (const batch of batches) {
-        const text = new TextDecoder().decode(batch.bytes)
+        const text = new TextDecoder().decode(bytesOf(batch.bytes))
         verdicts.push(await run(apply.batch({ school: id, incarnation, number: batch.number, hash: batch.hash, text, now: Date.now() })))
       }
       return verdicts

@@ -1,7 +1,9 @@
+import { createHash } from "node:crypto"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { afterEach, expect, it } from "vitest"
 import { LinkDown, LinkRefused } from "../../src/link/answer.ts"
+import { bytesOf } from "../../src/libsql/store-batch.ts"
 import type { Link } from "../../src/link/client.ts"
 import type { OutgoingBatch } from "../../src/link/parts.ts"
 import type { Exception, Verdicts } from "../../src/model/change.ts"
@@ -18,11 +20,13 @@ const made: Array<SchoolFile> = []
 afterEach(async () => {
   for (const school of made.splice(0)) await school.close()
 })
-const newSchool = async (): Promise<SchoolFile> => {
-  const school = await openSchoolFile([pupils])
+const newSchool = async (tables = [pupils]): Promise<SchoolFile> => {
+  const school = await openSchoolFile(tables)
   made.push(school)
   return school
 }
+
+const sha256 = (bytes: Uint8Array): string => createHash("sha256").update(bytes).digest("hex")
 
 /** A hub with a ledger, which takes batches only in order. */
 const hubOf = (exceptions: ReadonlyArray<Exception> = []) => {
@@ -39,13 +43,14 @@ const hubOf = (exceptions: ReadonlyArray<Exception> = []) => {
           return Effect.fail(new LinkRefused({ status: 409, code: "batch_gap", message: "gap", expected: ledger.length + 1 }))
         }
         expect(known ?? batch.hash).toBe(batch.hash)
+        expect([batch.hash, batch.bytes]).toEqual([sha256(batch.bytes), bytesOf(batch.pressed ?? new Uint8Array())])
         ledger[batch.number - 1] = batch.hash
         return hub.losesAnswers
           ? Effect.fail(new LinkDown({ message: "answer lost" }))
           : Effect.succeed({ batch: batch.number, hash: batch.hash, changes: 1, exceptions })
       }),
     )
-  const pack = (batch: OutgoingBatch) => Effect.succeed({ ...batch, pressed: batch.bytes, parts: 1 })
+  const pack = (batch: OutgoingBatch) => Effect.succeed({ ...batch, parts: 1 })
   const hub = {
     ledger,
     sent,
@@ -88,6 +93,25 @@ it("a batch whose answer was lost goes again unchanged, before anything newer", 
     [1, 1, 2],
     [1, 2],
   ])
+})
+
+it("changes are counted by table, of batches that were just made and of those that lie in the file", async () => {
+  const school = await newSchool([pupils, table("marks", [column("id", "text", { notNull: true }), column("points", "float")])])
+  const hub = hubOf()
+  const write = (from: number) => {
+    const ids = Array.from({ length: 700 }, (_, i) => `('${from + i}')`).join(", ")
+    for (const name of ["pupils", "marks"]) school.program(`INSERT INTO ${name} (id) VALUES ${ids}`)
+    school.program(`UPDATE pupils SET name = 'x' WHERE id IN ('${from}', '${from + 1}')`)
+    school.program(`DELETE FROM marks WHERE id = '${from}'`)
+  }
+  write(0)
+  const counted = { success: { changes: 1403, tables: { "public.pupils": 702, "public.marks": 701 } } }
+  expect(await push(school, hub)).toMatchObject(counted)
+  write(1_000)
+  hub.isDown = true
+  await push(school, hub)
+  hub.isDown = false
+  expect(await push(school, hub)).toMatchObject(counted)
 })
 
 it("writes wait, frozen, while the hub is away", async () => {
