@@ -431,7 +431,12 @@ describe("a table that lost its shape", () => {
     const watched = () => world.sql`SELECT 1 FROM schoolbus.watched WHERE oid = (SELECT oid FROM pg_namespace WHERE nspname = 'former')`
     await until("the schema to be forgotten", async () => (await watched()).length === 0)
     await world.sql`UPDATE former.pupils SET points = 7 WHERE id = 1`
-    await world.sql`ALTER SCHEMA former RENAME TO public`
+    const told = await world.sql.begin(async (tx) => {
+      await tx`ALTER SCHEMA former RENAME TO public`
+      return tx`SELECT command, object FROM schoolbus.schema_changes WHERE at = now()`
+    })
+    // At once, not when the catalog is looked at by and by.
+    expect([...told]).toEqual([{ command: "ALTER SCHEMA", object: "public" }])
     await until("going on", async () => Object.keys(await pausedOf(world)).length === 0)
     await same(world, a)
     await world.stop()
