@@ -9,6 +9,9 @@ import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import { afterAll, beforeAll, expect, it } from "vitest"
 import { Feed } from "../../src/down/feed.ts"
+import { Calls } from "../../src/http/calls.ts"
+import { ofSchool, type PushGates } from "../../src/http/push.ts"
+import { openStreams, stream } from "../../src/http/stream.ts"
 import { Libsql } from "../../src/libsql/client.ts"
 import { splitLines, unpress } from "../../src/link/body.ts"
 import { isRows, openLine } from "../../src/link/frame.ts"
@@ -16,6 +19,7 @@ import { newKey } from "../../src/link/keys.ts"
 import { type Header, PROTOCOL, sliceOf, SYNC_HEADER, type Trailer, type Welcome } from "../../src/link/protocol.ts"
 import type { Cursor } from "../../src/model/cursor.ts"
 import { type HubLink, openHubLink } from "../support/hub-link.ts"
+import { until } from "../support/until.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
 import { bytesOf } from "../../src/libsql/store-batch.ts"
 
@@ -256,6 +260,36 @@ it("a stream brings what comes, and ends when its key is revoked", async () => {
   }
   expect(complete).toBe(2)
   expect(kinds.filter((kind) => kind === "cut").length).toBe(2)
+})
+
+it("a stream holds back what there is for its school while that pushes", async () => {
+  const other = await hub.key("a")
+  const incarnation = crypto.randomUUID()
+  const { token } = await greet(incarnation, {}, other.text)
+  const scope = Scope.makeUnsafe()
+  const services = Context.make(Feed, world.feed).pipe(Context.add(Calls, hub.calls))
+  const inHub = <A, E>(effect: Effect.Effect<A, E, Feed | Calls | Scope.Scope>) =>
+    Effect.runPromise(effect.pipe(Effect.provide(services), Scope.provide(scope)))
+  const gates: Pick<PushGates, "bySchool"> = { bySchool: new Map() }
+  const streams = await inHub(openStreams(gates))
+  const headers = { authorization: `Bearer ${other.text}`, "accept-encoding": "identity" }
+  const request = new Request(`http://localhost/api/sync/stream?${query({ incarnation, token, ...none })}`, { headers })
+  const response = await inHub(stream(request, streams))
+  let complete = 0
+  const reading = (async () => {
+    for await (const line of splitLines(response.body as unknown as AsyncIterable<Uint8Array>, 1e7)) if (line.includes('["page"')) complete++
+  })()
+  await until("the first page", () => complete === 1)
+  const end = Promise.withResolvers<void>()
+  const push = inHub(ofSchool(gates, "a", () => Effect.promise(() => end.promise)))
+  await world.sql`INSERT INTO pupils (school_id, name) VALUES ('a', 'While it pushes')`
+  await until("the stream to wait for the push", () => gates.bySchool.get("a")?.waiting.size === 1)
+  expect(complete).toBe(1)
+  end.resolve()
+  await push
+  await until("the page", () => complete === 2)
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  await reading
 })
 
 it("a stream tells a school that it is asked to sync: the one that was opened last, once", async () => {
