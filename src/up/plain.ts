@@ -182,11 +182,19 @@ export const recognise = (
   return { groups, asked }
 }
 
-/** The rows of a group as JSON: of a new row its values, of an edit the old ones, and the new ones under their names after `NEW`. */
-export const rowsJson = ({ op, mine, changes }: Group): string =>
+/** The values of new rows, column by column. */
+export const newTexts = ({ mine, changes }: Group): ReadonlyArray<ReadonlyArray<string | null>> =>
+  mine.map(({ name }) =>
+    changes.map((change) => {
+      const value = change.mine[name] as Wire
+      return value === null ? null : String(value)
+    }),
+  )
+
+/** Edits as JSON: the old values, and the new ones under their names after `NEW`. */
+export const editsJson = ({ mine, changes }: Group): string =>
   JSON.stringify(
     changes.map((change) => {
-      if (op === "insert") return change.mine
       const row: Record<string, unknown> = { ...change.base }
       for (const { name } of mine) row[NEW + name] = change.mine[name]
       return row

@@ -11,7 +11,7 @@ import { ident, inOneGo, isTransient, type PostgresError, qualified, type Sessio
 import { textsOf, visibleParents } from "./authorise.ts"
 import { canonicalise } from "./canonical.ts"
 import { rowId } from "./coalesce.ts"
-import { type Group, madeTuples, NEW, parentsFirst, type Plain, type PlainColumn, recognise, rowsJson } from "./plain.ts"
+import { type Group, editsJson, madeTuples, NEW, newTexts, parentsFirst, type Plain, type PlainColumn, recognise } from "./plain.ts"
 import type { Places } from "./place.ts"
 import type { Origin } from "./records.ts"
 import { readReferencing, readShapes, type ColumnShape } from "./shape.ts"
@@ -120,7 +120,9 @@ const isEachVisible = (session: Session, plain: Plain, places: Places, school: s
 const write = (session: Session, plain: Plain): Effect.Effect<boolean, PostgresError> =>
   Effect.gen(function* () {
     const groups = parentsFirst(plain.groups)
-    const writing = groups.map((group) => session.execute(group.op === "insert" ? insertSql(group) : updateSql(group), [rowsJson(group)]))
+    const writing = groups.map((group) =>
+      group.op === "insert" ? session.execute(insertSql(group), newTexts(group)) : session.execute(updateSql(group), [editsJson(group)]),
+    )
     const begin = session.execute("SAVEPOINT plain; SET CONSTRAINTS ALL DEFERRED")
     const end = session.execute("SET CONSTRAINTS ALL IMMEDIATE")
     const isDone = yield* inOneGo([begin, ...writing, end]).pipe(
@@ -131,20 +133,22 @@ const write = (session: Session, plain: Plain): Effect.Effect<boolean, PostgresE
     return isDone
   })
 
-/** Types that `json_to_recordset` reads from JSON as from text. */
+/** Types that are read from JSON, and from lists, as from text. */
 const READ = new Set("int2 int4 int8 numeric float4 float8 bool text varchar uuid date time timetz timestamp timestamptz interval".split(" "))
 /** Types whose equal values are printed alike. */
 const ALIKE = new Set("int2 int4 int8 bool uuid date time timestamp timestamptz bytea".split(" "))
 
 const isRead = ({ typname, isDomain }: ColumnShape): boolean => READ.has(typname) && !isDomain
+/** A list never cuts a value to its column's length: what is too long is for the insert to refuse. */
+const listType = ({ shape }: PlainColumn): string => (isRead(shape) ? shape.base : "text")
 const declared = (name: string, { shape }: PlainColumn): string => `${ident(name)} ${isRead(shape) ? shape.type : "text"}`
 const valueOf = (reference: string, { shape }: PlainColumn): string =>
   isRead(shape) ? reference : shape.typname === "bytea" ? `('\\x' || ${reference})::${shape.type}` : `${reference}::${shape.type}`
 
 export const insertSql = ({ table, mine }: Group): string =>
   `INSERT INTO ${qualified(table.name)} (${mine.map(({ name }) => ident(name)).join(", ")}) OVERRIDING SYSTEM VALUE
-   SELECT ${mine.map((column) => valueOf(`u.${ident(column.name)}`, column)).join(", ")}
-     FROM json_to_recordset($1::text::json) AS u (${mine.map((column) => declared(column.name, column)).join(", ")})`
+   SELECT ${mine.map((column, i) => valueOf(`u.c${i}`, column)).join(", ")}
+     FROM unnest(${mine.map((column, i) => `$${i + 1}::text::${listType(column)}[]`).join(", ")}) AS u (${mine.map((_, i) => `c${i}`).join(", ")})`
 
 /** Whether head office's value is the one that the school started from, as Postgres prints both. */
 const isSame = (column: PlainColumn, from: string): string => {

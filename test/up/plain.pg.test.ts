@@ -15,10 +15,12 @@ const TYPES = [
 ]
 const COLUMNS = TYPES.map((_, i) => `c${i}`)
 const columns = TYPES.map((type, i) => `c${i} ${type}`).join(", ")
+const WIDE = Array.from({ length: 600 }, (_, i) => `w${i}`)
 const DDL = `CREATE TYPE mood AS ENUM ('low', 'high'); CREATE DOMAIN short AS varchar(5) CHECK (VALUE <> 'never');
   CREATE TABLE parent (id int PRIMARY KEY, school_id text);
   CREATE TABLE plain (id text PRIMARY KEY, school_id text, parent int REFERENCES parent (id), name text UNIQUE, n int CHECK (n < 90), ${columns});
   CREATE TABLE whole (id text PRIMARY KEY, school_id text, parent int REFERENCES parent (id), name text UNIQUE, n int CHECK (n < 90), ${columns});
+  CREATE TABLE wide (id int PRIMARY KEY, school_id text, ${WIDE.map((name, i) => `${name} ${i % 2 === 0 ? "text" : "int"}`).join(", ")});
   CREATE TABLE loud (id int PRIMARY KEY, school_id text, v text);
   CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.v := upper(NEW.v); RETURN NEW; END $$;
   CREATE TRIGGER t BEFORE INSERT ON loud FOR EACH ROW EXECUTE FUNCTION shout();
@@ -27,7 +29,7 @@ const rule = { strategy: "newest_wins", columns: { n: "sum", c0: "school_wins", 
 
 let o: Awaited<ReturnType<typeof openOffice>>
 beforeAll(async () => {
-  o = await openOffice(DDL, { parent: {}, plain: rule, whole: rule, loud: {} })
+  o = await openOffice(DDL, { parent: {}, plain: rule, whole: rule, loud: {}, wide: {} })
 })
 afterAll(async () => {
   await o?.close()
@@ -321,4 +323,24 @@ test.each<[name: string, isPlain: boolean, changes: ReadonlyArray<Change>]>([
   )
   expect(done !== null).toBe(isPlain)
   expect(ids.filter((id) => rows.includes(id))).toEqual(isPlain ? ids : [])
+})
+
+test("new rows of very many columns, with whatever a text may hold", async () => {
+  const texts = ["", "NULL", "null", '"', "\\", 'a "b" \\c', "{1,2}", ", ", " x ", "tab\tline\nend\r", "ä字😀", "'", "\u2028"]
+  const valuesOf = (id: number) =>
+    WIDE.map((_, i) => ((i + id) % 7 === 0 ? null : i % 2 === 0 ? (texts[(i / 2 + id) % texts.length] as string) : i * id))
+  const changes = Array.from({ length: 20 }, (_, id) =>
+    change({
+      table: "public.wide",
+      key: [id],
+      mine: { id, school_id: "a", ...Object.fromEntries(valuesOf(id).map((value, i) => [`w${i}`, value])) },
+    }),
+  )
+  const origin = { school: "a", incarnation: crypto.randomUUID(), number: 1 }
+  const done = await o.withPg((pg) =>
+    pg.tx((session) => carryOutPlainly(session, { school: "a", tables: o.tables, had: o.had }, origin, changes, "")),
+  )
+  expect(done).toEqual(new Set(["public.wide"]))
+  const rows = await o.sql("SELECT * FROM wide ORDER BY id")
+  expect(rows.map((row) => WIDE.map((name) => (row as Record<string, unknown>)[name]))).toEqual(changes.map((_, id) => valuesOf(id)))
 })
