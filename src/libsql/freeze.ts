@@ -20,7 +20,7 @@ import { isCleanText, type Lines } from "./gather.ts"
 import { type Captured, type Outcome, resolve, safeCuts, type Values } from "./history.ts"
 import { linesSql, MAX_PLAIN_COLUMNS } from "./lines.ts"
 import { settleOps, storeBatch, type StoredBatch, useUp } from "./store-batch.ts"
-import { type Page, readBeyond, readPage, readSources, type Source } from "./open-writes.ts"
+import { type Page, readBeyond, readGone, readPage, readSources, type Source } from "./open-writes.ts"
 
 /** A batch ends at the first of both: the write lock is then held well under 200 ms. */
 export const BATCH_CHANGES = 2_000
@@ -43,6 +43,8 @@ export interface FreezeOptions {
   readonly plain?: boolean
   /** Captured writes read at first. */
   readonly pageRows?: number
+  /** Tables of the manifest that a program dropped. */
+  readonly gone?: ReadonlySet<string>
 }
 
 export interface Frozen {
@@ -77,6 +79,8 @@ const wireKeyOf = (table: Table, values: Values): ReadonlyArray<Wire> =>
 const toChange = (row: Captured, outcome: Outcome, source: Source | undefined): Change | null => {
   if (source?.table === undefined) return unlistedChange(row, source)
   const { table } = source
+  // Of a dropped table no row is gone for having been displaced, and values that only stood in it are lost with it.
+  if (source.isGone === true && outcome.kind === "delete" && row.op !== "D") return null
   const common = { id: row.id, table: table.name, key: wireKeyOf(table, row.old), at: row.at }
   switch (outcome.kind) {
     case "drop":
@@ -194,8 +198,9 @@ export const takePlain = (
     const [next] = yield* tx.all<{ tbl: number }>("SELECT tbl FROM changes WHERE batch IS NULL AND id > ? ORDER BY id LIMIT 1", [after])
     if (next === undefined || isBonded(next.tbl)) return null
     yield* readSources(tx, tables, [next.tbl], sources)
-    const { table, present } = sources.get(next.tbl) ?? { table: undefined, present: new Set<number>() }
-    if (table?.key.every((name) => present.has(table.columns.findIndex((column) => column.name === name))) !== true) return null
+    const { table, present, isGone }: Partial<Source> = sources.get(next.tbl) ?? {}
+    if (table === undefined || present === undefined || isGone === true) return null
+    if (!table.key.every((name) => present.has(table.columns.findIndex((column) => column.name === name)))) return null
     const columns = table.columns.flatMap((column, i) => (!column.generated && present.has(i) ? [i] : []))
     if (columns.length > MAX_PLAIN_COLUMNS) return null
     const query = linesSql(table, next.tbl, columns)
@@ -229,6 +234,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
     const maxChanges = options.maxChanges ?? BATCH_CHANGES
     const tables = new Map(manifest.tables.map((table) => [table.name, table]))
     const sources = new Map<number, Source>()
+    if (options.gone !== undefined) yield* readGone(tx, tables, options.gone, sources)
     const [info] = yield* tx.all<{ width: number; frozenTo: number | null }>(
       `SELECT count(*) AS width, (SELECT frozen_to FROM schoolbus_state) AS frozenTo FROM pragma_table_info('changes') WHERE name GLOB 'v[0-9]*'`,
     )
@@ -304,7 +310,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
   })
 
 /** Freezes all that is open, in as many batches as it takes. */
-export const freezeOpen = (tx: Tx, manifest: Manifest, now: number): Effect.Effect<void, LibsqlError> =>
+export const freezeOpen = (tx: Tx, manifest: Manifest, now: number, options: FreezeOptions = {}): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    while ((yield* freeze(tx, manifest, now)).isMore);
+    while ((yield* freeze(tx, manifest, now, options)).isMore);
   })

@@ -19,6 +19,8 @@ export interface Source {
   readonly table: Table | undefined
   /** Positions of the columns that the file still holds. */
   readonly present: ReadonlySet<number>
+  /** A program dropped the whole table: what was captured before is all that is known of its rows. */
+  readonly isGone?: true
 }
 
 export interface Page {
@@ -48,6 +50,23 @@ export const readSources = (
       const names = new Set((JSON.parse(row.columns) as ReadonlyArray<string>).map(sameName))
       const present = table?.columns.flatMap((column, i) => (names.has(sameName(column.name)) ? [i] : [])) ?? []
       into.set(row.id, { name: row.name, table, present: new Set(present) })
+    }
+  })
+
+/** Learns of tables that a program dropped. */
+export const readGone = (
+  tx: Tx,
+  tables: ReadonlyMap<string, Table>,
+  names: Iterable<string>,
+  into: Map<number, Source>,
+): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const rows = yield* tx.all<{ id: number; name: string }>("SELECT id, name FROM schoolbus_tables WHERE name IN (SELECT value FROM json_each(?))", [
+      JSON.stringify([...names]),
+    ])
+    for (const { id, name } of rows) {
+      const table = tables.get(name)
+      if (table !== undefined) into.set(id, { name, table, present: new Set(table.columns.keys()), isGone: true })
     }
   })
 
@@ -180,7 +199,7 @@ export const readBeyond = (
     }
     for (const [tbl, some] of byTable) {
       const source = sources.get(tbl)
-      if (source?.table !== undefined) yield* readCurrent(tx, source.table, source.present, some, beyond)
+      if (source?.table !== undefined && source.isGone === undefined) yield* readCurrent(tx, source.table, source.present, some, beyond)
     }
     return beyond
   })

@@ -47,8 +47,8 @@ const freezeUnder = (tx: Tx, stored: Manifest): Effect.Effect<void, LibsqlError>
     const present = new Set(
       (yield* tx.all<{ name: string }>("SELECT name FROM sqlite_master WHERE type = 'table'")).map(({ name }) => sameName(name)),
     )
-    const readable = { ...stored, tables: stored.tables.filter((table) => present.has(sameName(table.local))) }
-    yield* freezeOpen(tx, readable, yield* Clock.currentTimeMillis)
+    const gone = new Set(stored.tables.flatMap(({ name, local }) => (present.has(sameName(local)) ? [] : [name])))
+    yield* freezeOpen(tx, stored, yield* Clock.currentTimeMillis, { gone })
   })
 
 const reservedName = (table: Table): Misfit | null =>

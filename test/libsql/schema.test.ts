@@ -3,6 +3,7 @@ import { afterEach, describe, expect, it } from "vitest"
 import type { Tx } from "../../src/libsql/client.ts"
 import { installTables, missingTriggers, type TableRefused } from "../../src/libsql/schema.ts"
 import { createTable } from "../../src/libsql/table-sql.ts"
+import type { Change } from "../../src/model/change.ts"
 import type { Column, Manifest, Table } from "../../src/model/table.ts"
 import { column, manifestOf, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
 
@@ -288,6 +289,24 @@ describe("a program's own migration", () => {
     file.program("INSERT INTO pupils VALUES ('1', 'A', 7)")
     expect(await file.freeze()).toHaveLength(1)
   })
+})
+
+it("what a program wrote before it dropped the table goes up as far as it is known: deletes, and values that a later write replaced", async () => {
+  const file = await open([pupils])
+  file.program("INSERT INTO pupils VALUES ('1', 'A', 1), ('2', 'B', 2), ('3', 'C', 3), ('4', 'D', 4)")
+  await file.freeze()
+  const before = file.batches().length
+  file.program(
+    `DELETE FROM pupils WHERE id = '1'; UPDATE pupils SET age = 20 WHERE id = '2'; UPDATE pupils SET age = 30 WHERE id = '3'; UPDATE pupils SET age = 31 WHERE id = '3';
+     INSERT INTO pupils VALUES ('5', 'E', 5); INSERT OR REPLACE INTO pupils VALUES ('4', 'D', 40); DROP TABLE pupils`,
+  )
+  await file.install(manifestOf([pupils], 2))
+  const changes = file.batches(before).flatMap(({ lines }) => lines.slice(1) as ReadonlyArray<Change>)
+  expect(changes.map(({ op, key, base, mine }) => [op, key, base["age"], mine])).toEqual([
+    ["delete", ["1"], 1, {}],
+    ["update", ["3"], 3, { age: 30 }],
+  ])
+  expect(file.read("SELECT count(*) FROM changes WHERE batch IS NULL")).toEqual([[0n]])
 })
 
 describe("a newer manifest", () => {
