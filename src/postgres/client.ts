@@ -69,13 +69,16 @@ export interface Session {
   readonly execute: (sql: string, params?: ReadonlyArray<Param>) => Effect.Effect<number, PostgresError>
 }
 
+export type Statements = ReadonlyArray<Effect.Effect<unknown, PostgresError>>
+export type Answers<A extends Statements> = { readonly [K in keyof A]: Effect.Success<A[K]> }
+
 /** Sends statements of one session together and waits for all answers; the first failure is that of all, what came after it did nothing or is rolled back. */
-export const inOneGo = <const A extends ReadonlyArray<Effect.Effect<unknown, PostgresError>>>(
-  statements: A,
-): Effect.Effect<{ readonly [K in keyof A]: Effect.Success<A[K]> }, PostgresError> =>
+export const inOneGo = <const A extends Statements>(statements: A): Effect.Effect<Answers<A>, PostgresError> =>
   Effect.flatMap(Effect.all(statements.map(Effect.exit), { concurrency: "unbounded" }), (exits) => Effect.all(exits) as never)
 
 export type Isolation = "read committed" | "repeatable read"
+
+const begin = (isolation: Isolation): string => `BEGIN ISOLATION LEVEL ${isolation}`
 
 export interface PostgresPool extends Session {
   readonly url: string
@@ -86,6 +89,14 @@ export interface PostgresPool extends Session {
   readonly tx: <A, E, R>(
     body: (session: Session, keeping: Session) => Effect.Effect<A, E, R>,
     isolation?: Isolation,
+  ) => Effect.Effect<A, E | PostgresError, R>
+  /**
+   * As `tx` with a session that keeps, in fewer ways there and back: `first` goes out with the beginning, and `last`, SQL that the body
+   * answers, with the commit. `first` only reads or locks: if there is no transaction, that is known before the body.
+   */
+  readonly txInRounds: <const F extends Statements, A, E, R>(
+    first: (session: Session) => F,
+    body: (session: Session, answers: Answers<F>) => Effect.Effect<{ readonly value: A; readonly last: string }, E, R>,
   ) => Effect.Effect<A, E | PostgresError, R>
   /** Ends every connection and what runs on it: for a line that was found dead, on which an answer would be waited for in vain. */
   readonly reset: Effect.Effect<void>
@@ -198,7 +209,7 @@ export const openPool = (url: string, options: PoolOptions): Effect.Effect<Postg
     const once: PostgresPool["tx"] = (body, isolation = "read committed") =>
       onLane((session, keeping) =>
         Effect.acquireUseRelease(
-          session.execute(`BEGIN ISOLATION LEVEL ${isolation}`),
+          session.execute(begin(isolation)),
           () => Effect.flatMap(body(session, keeping), (value) => Effect.as(session.execute("COMMIT"), value)),
           (_, exit) => (Exit.isSuccess(exit) ? Effect.void : Effect.ignoreCause(session.execute("ROLLBACK"))),
         ),
@@ -207,14 +218,26 @@ export const openPool = (url: string, options: PoolOptions): Effect.Effect<Postg
     const forgetPlans = Effect.sync(() => {
       for (const lane of [...idle]) if (lane.kept.size > 0) drop(lane)
     })
-    const tx: PostgresPool["tx"] = (body, isolation) =>
+    const onceMore = <A, E, R>(run: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
       Effect.retry(
-        Effect.tapError(once(body, isolation), (error) => (isStalePlan(error) ? forgetPlans : Effect.void)),
+        Effect.tapError(run, (error) => (isStalePlan(error) ? forgetPlans : Effect.void)),
         { times: 1, while: isStalePlan },
       )
+    const txInRounds: PostgresPool["txInRounds"] = (first, body) => {
+      const rounds = (session: Session, keeping: Session) =>
+        Effect.gen(function* () {
+          const [, ...answers] = yield* inOneGo([session.execute(begin("read committed")), ...first(keeping)])
+          const { value, last } = yield* body(keeping, answers as never)
+          // One message, of which nothing is done after what fails. A statement of its own might be sent again by the driver, behind the commit.
+          yield* session.execute(`${last}COMMIT`)
+          return value
+        }).pipe(Effect.onError(() => Effect.ignoreCause(session.execute("ROLLBACK"))))
+      return onceMore(onLane(rounds))
+    }
     return {
       url,
-      tx,
+      tx: (body, isolation) => onceMore(once(body, isolation)),
+      txInRounds,
       reset: Effect.sync(() => {
         for (const lane of [...lanes]) drop(lane)
       }),
@@ -228,6 +251,9 @@ export const openPool = (url: string, options: PoolOptions): Effect.Effect<Postg
 export class Postgres extends Context.Service<Postgres, PostgresPool>()("schoolbus/postgres/Postgres") {
   static readonly layer = (url: string, name: string): Layer.Layer<Postgres> => Layer.effect(Postgres, openPool(url, { name }))
 }
+
+/** Quotes a text without NUL. */
+export const literal = (text: string): string => `'${text.replaceAll("'", "''")}'`
 
 /** Quotes an identifier. */
 export const ident = (name: string): string => `"${name.replaceAll('"', '""')}"`

@@ -13,14 +13,14 @@ import { decodeBatch, type DecodedBatch } from "../link/frame.ts"
 import type { Change, Exception, Verdicts } from "../model/change.ts"
 import { keyRangeOf } from "../model/key-range.ts"
 import { isThrough, type Table } from "../model/table.ts"
-import { inOneGo, Postgres, type PostgresError, type Session } from "../postgres/client.ts"
+import { literal, Postgres, type PostgresError, type Session } from "../postgres/client.ts"
 import { carryOut, setTimeouts } from "./carry-out.ts"
 import { followDecided } from "./by-value.ts"
 import { repointMerged } from "./clash.ts"
 import { recordClashes } from "./clash-records.ts"
 import { coalesce } from "./coalesce.ts"
 import { alone, retryDependants, retryMoved } from "./quarantine.ts"
-import { carryOutPlainly } from "./plainly.ts"
+import { carryOutPlainly, readSurroundings, type Surroundings } from "./plainly.ts"
 import { putQuarantined, readOpen, record } from "./records.ts"
 import { carryOutRequests } from "./requests.ts"
 import { correctedTime } from "./resolve.ts"
@@ -85,7 +85,16 @@ export class Apply extends Context.Service<
         const isOlder = header.manifest < (tables.version === undefined ? 0 : yield* tables.version)
         const ground = { school: input.school, tables: yield* tables.all, had, ...(times && { times }), manifest: header.manifest, isOlder }
         return yield* pg
-          .tx((_, keeping) => applyBatch(keeping, input, decoded, ground))
+          .txInRounds(
+            (session) => [
+              setTimeouts(session),
+              readHead(session, input),
+              readSchool(session, input),
+              decoded.unreadable.length > 0 ? Effect.succeed(null) : readSurroundings(session, ground, input, decoded.batch.changes, input.text),
+            ],
+            (session, [, head, [school], surroundings]) =>
+              applyBatch(session, input, decoded, { ...ground, ...keysOf(school?.number) }, head, surroundings),
+          )
           .pipe(
             Effect.retry({
               while: (error) => error._tag === "PostgresError" && /^(40001|40P01|55P03|0A000|42P01|42703|42804)$/.test(error.sqlstate),
@@ -103,37 +112,36 @@ const applyBatch = (
   session: Session,
   input: BatchInput,
   decoded: DecodedBatch,
-  base: Pick<Ground, "school" | "tables" | "had" | "times" | "manifest" | "isOlder">,
-) =>
+  own: Pick<Ground, "school" | "tables" | "had" | "times" | "manifest" | "isOlder" | "keys">,
+  head: ReadonlyArray<Head>,
+  surroundings: Surroundings | null,
+): Effect.Effect<{ readonly value: Verdicts; readonly last: string }, BatchGap | BatchDiffers | NotABatch | PostgresError> =>
   Effect.gen(function* () {
-    const [, head, [school]] = yield* inOneGo([setTimeouts(session), readHead(session, input), readSchool(session, input)])
     const last = yield* lockHead(session, input, head)
-    if (input.number <= last) return yield* replay(session, input)
+    if (input.number <= last) return { value: yield* replay(session, input), last: "" }
     if (input.number > last + 1) return yield* new BatchGap({ school: input.school, expected: last + 1, received: input.number })
 
     const { header, batch, unreadable } = decoded
     const changes = batch.changes.map((change) => ({ ...change, at: correctedTime(change, header.contacts, input.now) }))
-    const keys = keyRangeOf(school?.number ?? 0)
-    const own = { ...base, ...(keys === null ? {} : { keys }) }
-    const written = unreadable.length === 0 ? yield* carryOutPlainly(session, own, input, changes, input.text) : null
+    const written = surroundings === null ? null : yield* carryOutPlainly(session, own, changes, surroundings)
     const exceptions =
       written === null
         ? yield* carryOutWhole(session, input, own, changes, unreadable)
         : yield* Effect.as(retryDependants(session, { ...own, ...alone }, written), [])
 
     const verdicts: Verdicts = { batch: input.number, hash: input.hash, changes: batch.changes.length + unreadable.length, exceptions }
-    yield* inOneGo([
-      session.execute(
-        "INSERT INTO schoolbus.ledger (incarnation, batch, school, hash, changes, exceptions) VALUES ($1::text::uuid, $2::text::bigint, $3, $4, $5::text::int, $6)",
-        [input.incarnation, String(input.number), input.school, input.hash, String(verdicts.changes), JSON.stringify(exceptions)],
-      ),
-      session.execute("UPDATE schoolbus.incarnations SET last_batch = $2::text::bigint WHERE id = $1::text::uuid", [
-        input.incarnation,
-        String(input.number),
-      ]),
-    ])
-    return verdicts
+    const { incarnation, number, school, hash } = input
+    const id = `${literal(incarnation)}::uuid`
+    const ledger = `INSERT INTO schoolbus.ledger (incarnation, batch, school, hash, changes, exceptions)
+       VALUES (${id}, ${number}, ${literal(school)}, ${literal(hash)}, ${verdicts.changes}, ${literal(JSON.stringify(exceptions))});
+       UPDATE schoolbus.incarnations SET last_batch = ${number} WHERE id = ${id};`
+    return { value: verdicts, last: ledger }
   })
+
+const keysOf = (school: number | undefined): Pick<Ground, "keys"> => {
+  const keys = keyRangeOf(school ?? 0)
+  return keys === null ? {} : { keys }
+}
 
 /** Change by change, with whatever stands in the way of each; answers the exceptions. */
 const carryOutWhole = (

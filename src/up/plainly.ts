@@ -14,30 +14,48 @@ import { rowId } from "./coalesce.ts"
 import { type Group, editsJson, madeTuples, NEW, newTexts, parentsFirst, type Plain, type PlainColumn, recognise } from "./plain.ts"
 import type { Places } from "./place.ts"
 import type { Origin } from "./records.ts"
-import { readReferencing, readShapes, type ColumnShape } from "./shape.ts"
+import { readReferencing, readShapes, type ColumnShape, type Shape } from "./shape.ts"
 import { isTimed, type Pushing, recordTimes } from "./times.ts"
 import type { Ground } from "./work.ts"
 
 /** Rows with something open that are told apart; with more of them batches go the whole way. */
 const MAX_OPEN = 1_000
 
+type OpenRows = ((table: string, key: ReadonlyArray<Wire>) => boolean) | null
+
+/** What stands in Postgres that decides whether a batch is plain. */
+export interface Surroundings {
+  readonly isOpen: OpenRows
+  readonly shapes: ReadonlyMap<string, Shape>
+}
+
+/** null: the batch is not plain whatever stands there. */
+export const readSurroundings = (
+  session: Session,
+  { tables }: Pick<Ground, "tables">,
+  origin: Origin,
+  changes: ReadonlyArray<Change>,
+  text: string,
+): Effect.Effect<Surroundings | null, PostgresError> => {
+  // Values with half a character or a NUL are told by their escapes; nearly no batch has any.
+  if (changes.length === 0 || /\\u(?:0000|[dD][89a-fA-F])/.test(text)) return Effect.succeed(null)
+  const names = new Set(changes.map((change) => change.table))
+  const concerned = new Set([...names].flatMap((name) => [name, ...(tables.get(name)?.references.map(({ table }) => table) ?? [])]))
+  const isChained = [...concerned].some((name) => isThrough(tables.get(name)?.audience ?? "all"))
+  if (isChained) return Effect.succeed(null)
+  return Effect.map(inOneGo([readOpenRows(session, origin), readShapes(session, [...concerned])]), ([isOpen, shapes]) =>
+    isOpen === "many" ? null : { isOpen, shapes },
+  )
+}
+
 /** The tables that got new rows; null: nothing was done, the batch is not plain. */
 export const carryOutPlainly = (
   session: Session,
   ground: Omit<Ground, "stored" | "openBases">,
-  origin: Origin,
   changes: ReadonlyArray<Change>,
-  text: string,
+  { isOpen, shapes }: Surroundings,
 ): Effect.Effect<ReadonlySet<Table["name"]> | null, PostgresError> =>
   Effect.gen(function* () {
-    // Values with half a character or a NUL are told by their escapes; nearly no batch has any.
-    if (changes.length === 0 || /\\u(?:0000|[dD][89a-fA-F])/.test(text)) return null
-    const names = new Set(changes.map((change) => change.table))
-    const concerned = new Set([...names].flatMap((name) => [name, ...(ground.tables.get(name)?.references.map(({ table }) => table) ?? [])]))
-    const isChained = [...concerned].some((name) => isThrough(ground.tables.get(name)?.audience ?? "all"))
-    if (isChained) return null
-    const [isOpen, shapes] = yield* inOneGo([readOpenRows(session, origin), readShapes(session, [...concerned])])
-    if (isOpen === "many") return null
     const plain = recognise(ground, shapes, changes, isOpen)
     if (plain === null || isTimedTwice(plain) || !(yield* isPrintedAsSent(session, plain))) return null
     if (!(yield* isWithoutActions(session, plain))) return null
@@ -60,10 +78,7 @@ const isTimedTwice = ({ groups }: Plain): boolean => {
 }
 
 /** The rows of this file in which something waits for a person, or holds what a trigger made of a sent value. */
-const readOpenRows = (
-  session: Session,
-  { school, incarnation }: Origin,
-): Effect.Effect<((table: string, key: ReadonlyArray<Wire>) => boolean) | null | "many", PostgresError> =>
+const readOpenRows = (session: Session, { school, incarnation }: Origin): Effect.Effect<OpenRows | "many", PostgresError> =>
   Effect.map(
     session.query<{ tbl: string; key: string }>(
       `SELECT table_name AS tbl, row_key AS key FROM schoolbus.conflicts
@@ -129,7 +144,8 @@ const write = (session: Session, plain: Plain): Effect.Effect<boolean, PostgresE
       Effect.map((counts) => groups.every(({ changes }, i) => counts[i + 1] === changes.length)),
       Effect.catch((error) => (isTransient(error) ? Effect.fail(error) : Effect.succeed(false))),
     )
-    yield* session.execute(isDone ? "RELEASE SAVEPOINT plain" : "ROLLBACK TO SAVEPOINT plain; RELEASE SAVEPOINT plain")
+    // The end of the transaction is that of the savepoint, too.
+    if (!isDone) yield* session.execute("ROLLBACK TO SAVEPOINT plain; RELEASE SAVEPOINT plain")
     return isDone
   })
 

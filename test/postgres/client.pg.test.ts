@@ -2,7 +2,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import { expect, test } from "vitest"
-import { inOneGo, openPool } from "../../src/postgres/client.ts"
+import { inOneGo, literal, openPool } from "../../src/postgres/client.ts"
 import { createDatabase, run as query } from "../support/postgres.ts"
 import { startRelay } from "../support/relay.ts"
 
@@ -84,6 +84,46 @@ test("statements in one go run in their order, and the first failure is told", a
     pg.tx((__, keeping) => inOneGo([keeping.query("SELECT $1 AS n", [String(i)]), keeping.query("SELECT $1 AS n", ["x"])])),
   )
   expect(await Effect.runPromise(Effect.all(order))).toEqual(Array.from({ length: 20 }, (_, i) => [[{ n: String(i) }], [{ n: "x" }]]))
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  await db.drop()
+})
+
+test("a transaction in rounds stands whole or not at all, whatever part of it fails", async () => {
+  const db = await createDatabase()
+  await query(db.url, "CREATE TABLE t (a text UNIQUE)")
+  const scope = Scope.makeUnsafe()
+  const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 1 }), scope))
+  const odd = String.raw`it's "a" \' b; ROLLBACK --`
+  const insert = (text: string) => `INSERT INTO t VALUES (${literal(text)});`
+  let bodies = 0
+  const attempt = (part: { readonly first?: string; readonly within?: string; readonly last?: string; readonly ends?: boolean }) =>
+    Effect.runPromise(
+      Effect.result(
+        pg.txInRounds(
+          (session) => [session.query<{ a: number }>("SELECT $1::text::int AS a", ["7"]), session.execute(part.first ?? "SELECT 1")],
+          (session, [[row]]) =>
+            Effect.gen(function* () {
+              bodies++
+              yield* session.execute(part.within ?? insert("within"))
+              if (part.ends === true) return yield* Effect.fail("ended" as const)
+              return { value: row?.a, last: part.last ?? insert(odd) }
+            }),
+        ),
+      ),
+    )
+  const rows = () => query(db.url, "SELECT a FROM t ORDER BY a")
+  expect(await attempt({ first: "SELECT 1 / 0" })).toMatchObject({ failure: { sqlstate: "22012" } })
+  expect(bodies).toBe(0)
+  expect(await attempt({ within: "SELECT 1 / 0" })).toMatchObject({ failure: { sqlstate: "22012" } })
+  expect(await attempt({ last: `${insert("x")} ${insert("x")}` })).toMatchObject({ failure: { sqlstate: "23505" } })
+  expect(await attempt({ last: `${insert("x")} SELECT 1 / 0; ${insert("y")}` })).toMatchObject({ failure: { sqlstate: "22012" } })
+  expect(await attempt({ ends: true })).toMatchObject({ failure: "ended" })
+  // Nothing of them is left open on the connection, which is the only one.
+  await Effect.runPromise(pg.execute(insert("alone")))
+  expect(await rows()).toEqual([{ a: "alone" }])
+  expect(await attempt({})).toMatchObject({ success: 7 })
+  expect((await rows()).map((row) => row["a"]).sort()).toEqual(["alone", odd, "within"])
+  expect(await attempt({ within: "SELECT 1", last: "" })).toMatchObject({ success: 7 })
   await Effect.runPromise(Scope.close(scope, Exit.void))
   await db.drop()
 })

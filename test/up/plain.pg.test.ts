@@ -3,7 +3,9 @@ import * as Effect from "effect/Effect"
 import { afterAll, beforeAll, expect, test } from "vitest"
 import { isSettled } from "../../src/up/canonical.ts"
 import { recognise } from "../../src/up/plain.ts"
-import { carryOutPlainly } from "../../src/up/plainly.ts"
+import type { Session } from "../../src/postgres/client.ts"
+import { carryOutPlainly, readSurroundings } from "../../src/up/plainly.ts"
+import type { Origin } from "../../src/up/records.ts"
 import { readShapes } from "../../src/up/shape.ts"
 import type { Change } from "../../src/model/change.ts"
 import type { Wire } from "../../src/model/value.ts"
@@ -285,6 +287,11 @@ test("a row in which something waits for a person is not plain", async () => {
   expect(recognise({ tables: o.tables, school: "a" }, shapes, [change({}), other], isOpen)).toBeNull()
 })
 
+const carriedOut = (session: Session, origin: Origin, changes: ReadonlyArray<Change>) =>
+  Effect.flatMap(readSurroundings(session, o, origin, changes, ""), (surroundings) =>
+    surroundings === null ? Effect.succeed(null) : carryOutPlainly(session, { school: "a", tables: o.tables, had: o.had }, changes, surroundings),
+  )
+
 const parentRow = (id: number, school = "a"): Change => change({ table: "public.parent", key: [id], mine: { id, school_id: school } })
 const childRow = (id: string, parent: number): Change => change({ key: [id], mine: { id, school_id: "a", parent } })
 
@@ -306,13 +313,7 @@ test.each<[name: string, isPlain: boolean, changes: ReadonlyArray<Change>]>([
     pg.tx((session) =>
       Effect.gen(function* () {
         yield* session.execute("INSERT INTO plain (id, school_id, parent) VALUES ('e', 'a', 1)")
-        const done = yield* carryOutPlainly(
-          session,
-          { school: "a", tables: o.tables, had: o.had },
-          { school: "a", incarnation, number: 1 },
-          changes,
-          "",
-        )
+        const done = yield* carriedOut(session, { school: "a", incarnation, number: 1 }, changes)
         const rows = yield* session.query<{ id: string }>(
           "SELECT 'public.plain ' || id AS id FROM plain UNION ALL SELECT 'public.parent ' || id FROM parent WHERE id > 3",
         )
@@ -337,9 +338,7 @@ test("new rows of very many columns, with whatever a text may hold", async () =>
     }),
   )
   const origin = { school: "a", incarnation: crypto.randomUUID(), number: 1 }
-  const done = await o.withPg((pg) =>
-    pg.tx((session) => carryOutPlainly(session, { school: "a", tables: o.tables, had: o.had }, origin, changes, "")),
-  )
+  const done = await o.withPg((pg) => pg.tx((session) => carriedOut(session, origin, changes)))
   expect(done).toEqual(new Set(["public.wide"]))
   const rows = await o.sql("SELECT * FROM wide ORDER BY id")
   expect(rows.map((row) => WIDE.map((name) => (row as Record<string, unknown>)[name]))).toEqual(changes.map((_, id) => valuesOf(id)))
