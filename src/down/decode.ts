@@ -4,6 +4,7 @@
  * stand, so that no number is ever rounded. `pgoutput.ts` has the other decoder.
  */
 import type { Kind } from "../model/value.ts"
+import type { Message } from "../postgres/messages.ts"
 import { EXACT_NUMBERS } from "../postgres/probe.ts"
 import type { PluginOptions } from "../postgres/wal.ts"
 
@@ -51,14 +52,15 @@ export type Event<T extends DecodeTable> =
 
 /** Reads the messages of one connection in the order in which they came. */
 export interface Decoder<T extends DecodeTable> {
-  readonly read: (message: string) => Event<T>
+  readonly read: (message: Message) => Event<T>
   /** A txn's beginning or end. */
-  readonly isBound: (message: string) => boolean
+  readonly isBound: (message: Message) => boolean
 }
 
 // {"action":"I",…
-const ACTION_AT = 11
-const actionOf = (text: string): number => text.charCodeAt(ACTION_AT)
+export const ACTION_AT = 11
+const actionOf = (message: Message): number | undefined =>
+  typeof message === "string" ? message.charCodeAt(ACTION_AT) : message.bytes[message.start + ACTION_AT]
 
 /** The options of START_REPLICATION; each costs speed, so only what the decoder reads. */
 export const wal2jsonOptions = (tables: ReadonlyArray<string>): PluginOptions => ({
@@ -88,8 +90,8 @@ const MINUS = 45
 
 const BEGIN = /^\{"action":"B","xid":(\d+),"timestamp":"([^"\\]+)"\}$/
 const COMMIT = { kind: "commit" } as const
-const COLUMNS = ',"columns":['
-const IDENTITY = ',"identity":['
+export const COLUMNS = ',"columns":['
+export const IDENTITY = ',"identity":['
 
 /** Position after the closing quote of the JSON string that opens at `start`; -1 when it does not close. */
 const endOfString = (text: string, start: number): number => {
@@ -328,7 +330,8 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
         return { kind: "unreadable", text }
     }
   }
-  const read = (text: string): Event<T> => {
+  const read = (message: Message): Event<T> => {
+    const text = String(message)
     try {
       return readMessage(text)
     } catch (cause) {
@@ -336,5 +339,5 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
       throw cause
     }
   }
-  return { read, isBound: (text) => actionOf(text) === 66 || actionOf(text) === 67 }
+  return { read, isBound: (message) => actionOf(message) === 66 || actionOf(message) === 67 }
 }

@@ -17,9 +17,11 @@ import { elapsedMs } from "../elapsed.ts"
 import type { LibsqlError } from "../libsql/client.ts"
 import type { Lsn } from "../model/lsn.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
+import type { Message } from "../postgres/messages.ts"
 import { type WalReader, WalStopped } from "../postgres/wal.ts"
 import { idleStep } from "./ack.ts"
 import type { Appender } from "./append.ts"
+import { planRoutes } from "./audience.ts"
 import { tokenize } from "./body.ts"
 import { type Bracket, Brackets, isVisible, parseSnapshot } from "./bracket.ts"
 import { FeedChecks } from "./check.ts"
@@ -30,6 +32,7 @@ import { type FeedTable, rowKey } from "./entry.ts"
 import { Feed } from "./feed.ts"
 import { makeFlush } from "./flush.ts"
 import { type CurrentTxn, Pending, rolesOf } from "./pending.ts"
+import { PlainReader, plainTables } from "./plain.ts"
 import { makeComparing, makeReads } from "./read-whole.ts"
 import { changesTable, type Decoded, isSignal, marksTable } from "./signals.ts"
 
@@ -81,6 +84,7 @@ export const runDown = (
     const { pg, wal } = options
     const brackets = new Brackets(options.notBefore)
     const decoder = options.decoder<Decoded>([...options.tables, marksTable, changesTable])
+    const plain = new PlainReader(plainTables(options.tables, planRoutes(yield* feed.tables), options.isExact))
     const first = yield* feed.state
     /** End of the last txn that stands in the feed or is being committed there. */
     let written = first.position.lsn
@@ -134,12 +138,20 @@ export const runDown = (
      * Takes messages from `from` on that need nothing but to be remembered, up to a chunk; a plain loop, for nearly all are such.
      * Answers where it stopped, with the message that needs more in `special`.
      */
-    const takePlain = (pending: Pending, messages: ReadonlyArray<string>, from: number): number => {
+    const takePlain = (pending: Pending, messages: ReadonlyArray<Message>, from: number): number => {
       special = null
+      if (pending.rows.size === 0) plain.forget()
       let i = from
       while (i < messages.length && pending.rows.size < CHUNK && (chars < CHUNK_CHARS || pending.rows.size === 0)) {
-        const message = messages[i++] as string
+        const message = messages[i++] as Message
         chars += message.length
+        const row = typeof message === "string" || pending.hasPushed ? null : plain.read(message)
+        if (row !== null) {
+          touch()
+          if (brackets.open.size > 0) brackets.note(row.table, row.key, txn.xid)
+          pending.putPlain(row)
+          continue
+        }
         const event = decoder.read(message)
         if (
           event.kind === "put" &&
@@ -169,7 +181,7 @@ export const runDown = (
       appender: Appender,
       pending: Pending,
       closed: Array<Bracket>,
-      messages: ReadonlyArray<string>,
+      messages: ReadonlyArray<Message>,
       end: Lsn | null,
     ) {
       chars = 0
@@ -258,7 +270,7 @@ export const runDown = (
 
     const consume = Effect.gen(function* () {
       // What has come and is not written yet; it ends before the first commit that is not.
-      let carry: Array<string> = []
+      let carry: Array<Message> = []
       while (true) {
         const taken = yield* wal.take
         const messages = carry
@@ -283,7 +295,7 @@ export const runDown = (
             const body = (appender: Appender) =>
               Effect.gen(function* () {
                 const pending = new Pending(txn, roles)
-                const split = (all: ReadonlyArray<string>): ReadonlyArray<string> => {
+                const split = (all: ReadonlyArray<Message>): ReadonlyArray<Message> => {
                   if (end === all.length || last === undefined) return all
                   carry = all.slice(end)
                   return all.slice(0, end)

@@ -1,4 +1,5 @@
 /** What the feed holds: synced tables, and a row's state on its way in. */
+import type { TextBytes } from "../libsql/slab.ts"
 import type { Lsn } from "../model/lsn.ts"
 import type { Table } from "../model/table.ts"
 import type { DecodeTable } from "./decode.ts"
@@ -31,6 +32,8 @@ export interface FeedTable extends DecodeTable {
 
 /** One row's state to be appended. body null = deleted. */
 export interface Append {
+  /** The same as key and body, where they are there as bytes: then their texts are only made when somebody asks. */
+  readonly bytes?: TextBytes | null
   readonly table: FeedTable
   readonly key: string
   readonly body: string | null

@@ -49,7 +49,7 @@ export const makeFlush = (options: {
         tokenize,
       )
     }
-    const incomplete = all.filter(({ tokens }) => tokens?.includes(undefined) === true)
+    const incomplete = all.filter((row) => row.bytes == null && row.tokens?.includes(undefined) === true)
     const unknown: Array<readonly [number, string, string]> = []
     if (incomplete.length > 0) {
       const present = yield* appender.bodies(incomplete.map((row) => [row.table.id, row.key] as const))
@@ -65,6 +65,8 @@ export const makeFlush = (options: {
     }
     yield* options.compute(all)
     for (const row of all) {
+      // It is whole, and what follows was done when it was read.
+      if (row.bytes != null) continue
       const { table, tokens } = row
       if (tokens === null) continue
       if (hasFloats && !row.ifDifferent && floats.get(table.id)?.some((position) => tokens[position] === "null") === true)
@@ -76,7 +78,7 @@ export const makeFlush = (options: {
         )
       row.audience = audienceAt(table.audienceAt, tokens)
     }
-    const rows = unknown.length === 0 ? all : all.filter(({ tokens }) => tokens?.includes(undefined) !== true)
+    const rows = unknown.length === 0 ? all : all.filter((row) => row.bytes != null || row.tokens?.includes(undefined) !== true)
     yield* appender.rows(rows)
     if (unknown.length > 0) {
       yield* appender.tx.run(

@@ -61,8 +61,33 @@ export const gather = (
   let no = NOBODY
   let noText = slabNumber(no)
   let atText = ""
-  for (const { table, key, body: row, audience, at, isInsert, ifDifferent } of appends) {
+  let plainAudience: Append["audience"] = null
+  let plainNo = NOBODY
+  let plainTable: FeedTable | null = null
+  let plainSlab: Slab | null = null
+  for (const append of appends) {
+    const { table, at, isInsert, bytes } = append
     seq++
+    if (bytes != null) {
+      // Nothing else is known of it: it comes from the stream, for one audience, and its table is no table of the hub's own.
+      if (at !== now) atText = ""
+      now = at
+      if (append.audience !== plainAudience) {
+        plainAudience = append.audience
+        plainNo = numberOf(plainAudience)
+        touch(plainNo)
+      }
+      if (table !== plainTable || plainSlab === null) {
+        plainTable = table
+        plainSlab = slabOf(puts, table)
+      }
+      plainSlab.addBytes(plainNo, seq, at, bytes)
+      if (isInsert) continue
+      replaced.add(plainNo)
+      rewritten.push([BigInt(seq), BigInt(at), BigInt(table.id), append.key, BigInt(plainNo)])
+      continue
+    }
+    const { key, body: row, audience, ifDifferent } = append
     if (at !== now || atText === "") atText = slabNumber(at)
     now = at
     if (table.hubOnly) isOfHub = true

@@ -6,6 +6,7 @@
 import { planRoutes } from "./audience.ts"
 import type { Event } from "./decode.ts"
 import { type Append, type FeedTable, rowKey } from "./entry.ts"
+import type { PlainRow } from "./plain.ts"
 import type { Decoded } from "./signals.ts"
 import { isTimed, type Written } from "./times.ts"
 
@@ -88,6 +89,17 @@ export class Pending {
     // A key that was deleted and inserted again may have been held by another audience before.
     before.isInsert = before.isInsert && known !== null
     before.ifDifferent = false
+  }
+
+  /** The same for a row that is there whole, of a table whose columns have no times. */
+  putPlain(row: PlainRow): void {
+    const { xid, micros } = this.#txn
+    if (this.#roles.told.has(row.table)) this.#pushed.add(xid)
+    const before = this.rows.get(row.id)
+    if (before !== undefined) row.isInsert = before.isInsert && (before.bytes != null || before.tokens !== null)
+    row.at = micros
+    row.xid = xid
+    this.rows.set(row.id, row)
   }
 
   /** Earlier txns carried a school's writes and have not ended in the feed. */

@@ -8,6 +8,7 @@
  */
 import { Buffer } from "node:buffer"
 import { textToToken } from "../model/value.ts"
+import type { Message } from "../postgres/messages.ts"
 import type { PluginOptions } from "../postgres/wal.ts"
 import { type DecodeTable, type Decoder, type Event, isToken, keyOf } from "./decode.ts"
 
@@ -193,18 +194,18 @@ export const pgoutputDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
     }
   }
 
-  const read = (message: string): Event<T> => {
-    text = message
+  const read = (message: Message): Event<T> => {
+    text = String(message)
     at = 0
     try {
       return readMessage()
     } catch (cause) {
       // A RangeError: a time that no calendar has.
-      if (cause instanceof CutShort || cause instanceof RangeError) return { kind: "unreadable", text: JSON.stringify(message.slice(0, 200)) }
+      if (cause instanceof CutShort || cause instanceof RangeError) return { kind: "unreadable", text: JSON.stringify(String(message).slice(0, 200)) }
       throw cause
     } finally {
       text = ""
     }
   }
-  return { read, isBound: (message) => message.charCodeAt(0) === 66 || message.charCodeAt(0) === 67 }
+  return { read, isBound: (message) => /^[BC]/.test(String(message)) }
 }

@@ -18,6 +18,8 @@ const WIDTH = 17
 const PADS = Array.from({ length: WIDTH }, (_, length) => " ".repeat(WIDTH - length))
 /** A number beyond 32 bits is written in two parts, which takes a fraction of the time. */
 const PART = 1_000_000_000
+const ZERO = 48
+const SPACE = 32
 
 const place = "j.value / (?3 * ?3)"
 const firstBytes = "j.value / ?3 % ?3"
@@ -31,6 +33,15 @@ export const slabRow = (numbers: number) => ({
   first: part(numbers, "", firstBytes),
   second: part(numbers, ` + ${firstBytes}`, "j.value % ?3"),
 })
+
+/** The texts of a row as UTF-8. */
+export interface TextBytes {
+  readonly source: Uint8Array
+  readonly keyFrom: number
+  readonly keyTo: number
+  readonly bodyFrom: number
+  readonly bodyTo: number
+}
 
 /** One statement's worth. */
 export interface SlabPiece {
@@ -46,7 +57,47 @@ export const slabNumber = (value: number): string => {
   return (PADS[text.length] ?? "") + text
 }
 
+/** The same, into bytes. */
+const writeNumber = (out: Uint8Array, at: number, value: number): void => {
+  let i = at + WIDTH - 1
+  let high = Math.floor(value / PART)
+  if (high < 0) {
+    const text = slabNumber(value)
+    for (let k = 0; k < WIDTH; k++) out[at + k] = text.charCodeAt(k)
+    return
+  }
+  let rest = value - high * PART
+  if (high > 0) {
+    for (let k = 0; k < 9; k++) {
+      out[i--] = ZERO + (rest % 10)
+      rest = Math.floor(rest / 10)
+    }
+    rest = high
+    high = 0
+  }
+  do {
+    out[i--] = ZERO + (rest % 10)
+    rest = Math.floor(rest / 10)
+  } while (rest > 0)
+  while (i >= at) out[i--] = SPACE
+}
+
 const encoder = new TextEncoder()
+
+/** Digits of a place's lengths, and characters of a place at most, a comma included. */
+const BASE_DIGITS = 6
+const PLACE_CHARS = 20
+/** At least so many digits; answers the place after them. */
+const writeDigits = (out: Uint8Array, at: number, value: number, least: number): number => {
+  let count = least
+  for (let beyond = 10 ** least; value >= beyond; beyond *= 10) count++
+  let rest = value
+  for (let i = at + count - 1; i >= at; i--) {
+    out[i] = ZERO + (rest % 10)
+    rest = Math.floor(rest / 10)
+  }
+  return at + count
+}
 
 const digits = (bytes: number): string => String(BASE + bytes).slice(1)
 const SHORT = Array.from({ length: 1024 }, (_, bytes) => digits(bytes))
@@ -57,8 +108,70 @@ const lengths = (base: number, first: number, second: number): string =>
     ? (SHORT[first] ?? digits(first)) + (SHORT[second] ?? digits(second))
     : String((BigInt(base) + BigInt(first)) * BigInt(base) + BigInt(second)).slice(1)
 
+/** Rows that are there as bytes, up to a piece. */
+class ByteRows {
+  readonly #bytes = new Uint8Array(SLAB_CHARS)
+  #end = 0
+  #count = 0
+  /** Of each row: where it begins, bytes of its two texts, and its group, which is also its first number. */
+  readonly #offsets = new Int32Array(SLAB_ROWS)
+  readonly #firsts = new Int32Array(SLAB_ROWS)
+  readonly #seconds = new Int32Array(SLAB_ROWS)
+  readonly #groups: Array<number> = []
+  #at = Number.NaN
+
+  /** false: it has no room for the row. */
+  add(no: number, seq: number, at: number, { source, keyFrom, keyTo, bodyFrom, bodyTo }: TextBytes): boolean {
+    const out = this.#bytes
+    let to = this.#end
+    if (this.#count === SLAB_ROWS || to + 3 * WIDTH + keyTo - keyFrom + bodyTo - bodyFrom > out.length) return false
+    const before = this.#count === 0 ? -1 : (this.#offsets[this.#count - 1] as number)
+    this.#offsets[this.#count] = to
+    this.#firsts[this.#count] = keyTo - keyFrom
+    this.#seconds[this.#count] = bodyTo - bodyFrom
+    // Most rows have the first and the last number of the one before.
+    if (before !== -1 && this.#groups[this.#count - 1] === no) for (let i = 0; i < WIDTH; i++) out[to + i] = out[before + i] as number
+    else writeNumber(out, to, no)
+    writeNumber(out, to + WIDTH, seq)
+    if (before !== -1 && this.#at === at) for (let i = 2 * WIDTH; i < 3 * WIDTH; i++) out[to + i] = out[before + i] as number
+    else writeNumber(out, to + 2 * WIDTH, at)
+    to += 3 * WIDTH
+    for (let i = keyFrom; i < keyTo; i++) out[to++] = source[i] as number
+    for (let i = bodyFrom; i < bodyTo; i++) out[to++] = source[i] as number
+    this.#end = to
+    this.#at = at
+    this.#groups.push(no)
+    this.#count++
+    return true
+  }
+
+  piece(): SlabPiece {
+    const order = this.#inGroups()
+    const places = new Uint8Array(this.#count * PLACE_CHARS + 2)
+    let to = 0
+    places[to++] = 91
+    for (let k = 0; k < this.#count; k++) {
+      const i = order === null ? k : (order[k] as number)
+      if (k > 0) places[to++] = 44
+      to = writeDigits(places, to, 1 + (this.#offsets[i] as number), 1)
+      to = writeDigits(places, to, this.#firsts[i] as number, BASE_DIGITS)
+      to = writeDigits(places, to, this.#seconds[i] as number, BASE_DIGITS)
+    }
+    places[to++] = 93
+    return { rows: this.#bytes.subarray(0, this.#end), places: places.subarray(0, to), base: BASE }
+  }
+
+  /** Indexes group by group; null: there is but one. */
+  #inGroups(): ReadonlyArray<number> | null {
+    const groups = this.#groups
+    if (groups.every((group) => group === groups[0])) return null
+    return [...Map.groupBy(groups.keys(), (i) => groups[i] as number).values()].flat()
+  }
+}
+
 export class Slab {
   readonly pieces: Array<SlabPiece> = []
+  #byteRows: ByteRows | null = null
   /** Head, first and second text of each row. */
   #texts: Array<string> = []
   #groups: Array<number> = []
@@ -70,15 +183,34 @@ export class Slab {
    */
   add(head: string, first: string, second: string, group: number): void {
     const isLarge = first.length >= SMALL_CHARS || second.length >= SMALL_CHARS
-    if (isLarge) this.close()
+    if (isLarge) this.#closeTexts(BASE)
     this.#texts.push(head, first, second)
     this.#groups.push(group)
     this.#chars += head.length + first.length + second.length
-    if (isLarge || this.#texts.length === 3 * SLAB_ROWS || this.#chars >= SLAB_CHARS) this.close(isLarge ? LARGE_BASE : BASE)
+    if (isLarge || this.#texts.length === 3 * SLAB_ROWS || this.#chars >= SLAB_CHARS) this.#closeTexts(isLarge ? LARGE_BASE : BASE)
   }
 
-  /** Makes a piece of the rows that none holds yet. */
-  close(base: number = BASE): void {
+  /** A row of three numbers, the first of which is its group, and texts that are there as bytes, far fewer than a piece has. */
+  addBytes(no: number, seq: number, at: number, texts: TextBytes): void {
+    this.#byteRows ??= new ByteRows()
+    if (this.#byteRows.add(no, seq, at, texts)) return
+    this.#closeBytes()
+    this.#byteRows = new ByteRows()
+    if (!this.#byteRows.add(no, seq, at, texts)) throw new RangeError(`a row of ${texts.bodyTo - texts.bodyFrom} bytes in a slab`)
+  }
+
+  #closeBytes(): void {
+    if (this.#byteRows !== null) this.pieces.push(this.#byteRows.piece())
+    this.#byteRows = null
+  }
+
+  /** Makes pieces of the rows that none holds yet. */
+  close(): void {
+    this.#closeBytes()
+    this.#closeTexts(BASE)
+  }
+
+  #closeTexts(base: number): void {
     const texts = this.#texts
     if (texts.length === 0) return
     const text = texts.join("")

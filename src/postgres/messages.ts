@@ -1,6 +1,6 @@
 /**
- * The stream's messages as text (pure). Those of one piece become text together: one by one that takes longer than all that is
- * done with them later.
+ * The stream's messages (pure): as the bytes that came, or as text with one character per byte. Texts of one piece are made together:
+ * one by one that takes longer than all that is done with them later.
  */
 import { Buffer } from "node:buffer"
 
@@ -11,21 +11,39 @@ export const MESSAGE_AT = POSITION_AT + 24
 
 /** What a plugin's messages are. */
 export interface MessageForm {
-  /** `latin1`: one character per byte. No message in `utf8` contains a NUL. */
+  /** `utf8`: they stay bytes until somebody wants their text. `latin1`: one character per byte. */
   readonly encoding: "utf8" | "latin1"
   /** A commit's message has this byte at this place, and no other has. */
   readonly commit: { readonly at: number; readonly byte: number }
 }
 
-/** Stands in place of what precedes each message. */
-const BETWEEN = "\0".repeat(MESSAGE_AT)
+/** A message where it stands in its piece; the piece stays as it is. */
+export class RawMessage {
+  constructor(
+    readonly bytes: Buffer,
+    readonly start: number,
+    readonly end: number,
+  ) {}
+
+  /** Bytes. */
+  get length(): number {
+    return this.end - this.start
+  }
+
+  toString(): string {
+    return this.bytes.toString("utf8", this.start, this.end)
+  }
+}
+
+export type Message = string | RawMessage
+
 const NONE = Buffer.alloc(0)
 
 export class Messages {
-  texts: Array<string> = []
+  all: Array<Message> = []
   /** Which of them are commits, with the byte after the commit's record. */
   commits: Array<{ readonly index: number; readonly lsn: bigint }> = []
-  /** Of all texts. */
+  /** Of all messages. */
   bytes = 0
   readonly #form: MessageForm
   /** Messages that lie side by side in one piece and are not text yet. */
@@ -37,22 +55,23 @@ export class Messages {
     this.#form = form
   }
 
-  /** The message of a frame from `start` to `end`. The piece is written to, and must stay as it is until `close`. */
+  /** The message of a frame from `start` to `end`. The piece is the taker's from now on. */
   add(piece: Buffer, start: number, end: number): void {
     const { encoding, commit } = this.#form
-    if (piece !== this.#piece || start !== this.#ends.at(-1)) {
+    const isText = encoding === "latin1"
+    if (isText && (piece !== this.#piece || start !== this.#ends.at(-1))) {
       this.close()
       this.#piece = piece
       this.#start = start + MESSAGE_AT
     }
     if (piece[start + MESSAGE_AT + commit.at] === commit.byte) {
       this.commits.push({
-        index: this.texts.length + this.#ends.length,
+        index: this.all.length + this.#ends.length,
         lsn: piece.readBigUInt64BE(start + POSITION_AT),
       })
     }
-    if (encoding === "utf8") for (let i = start; i < start + MESSAGE_AT; i++) piece[i] = 0
-    this.#ends.push(end)
+    if (isText) this.#ends.push(end)
+    else this.all.push(new RawMessage(piece, start + MESSAGE_AT, end))
     this.bytes += end - start - MESSAGE_AT
   }
 
@@ -62,13 +81,12 @@ export class Messages {
     const last = ends.at(-1)
     if (last === undefined) return
     const start = this.#start
-    const text = this.#piece.toString(this.#form.encoding, start, last)
-    if (ends.length === 1) this.texts.push(text)
-    else if (this.#form.encoding === "utf8") for (const message of text.split(BETWEEN)) this.texts.push(message)
+    const text = this.#piece.toString("latin1", start, last)
+    if (ends.length === 1) this.all.push(text)
     else {
       let from = 0
       for (const end of ends) {
-        this.texts.push(text.slice(from, end - start))
+        this.all.push(text.slice(from, end - start))
         from = end - start + MESSAGE_AT
       }
     }
@@ -78,14 +96,14 @@ export class Messages {
 
   /** Hands over what is there. */
   take(): {
-    readonly messages: ReadonlyArray<string>
+    readonly messages: ReadonlyArray<Message>
     readonly commits: ReadonlyArray<{
       readonly index: number
       readonly lsn: bigint
     }>
   } {
-    const taken = { messages: this.texts, commits: this.commits }
-    this.texts = []
+    const taken = { messages: this.all, commits: this.commits }
+    this.all = []
     this.commits = []
     this.bytes = 0
     return taken

@@ -14,7 +14,7 @@ import { type Lsn, printLsn } from "../model/lsn.ts"
 import { streamOptions } from "./address.ts"
 import { SESSION } from "./client.ts"
 import { Frames } from "./frames.ts"
-import { CONTENT_AT, type MessageForm, Messages, POSITION_AT } from "./messages.ts"
+import { CONTENT_AT, type Message, type MessageForm, Messages, POSITION_AT } from "./messages.ts"
 
 /** Messages and bytes that may wait for the caller before the socket is paused. */
 export const MAX_BUFFERED = 16_384
@@ -41,8 +41,8 @@ export class WalStopped extends Data.TaggedError("WalStopped")<{
 }> {}
 
 export interface WalBatch {
-  /** As the plugin wrote them: text, or one character per byte. */
-  readonly messages: ReadonlyArray<string>
+  /** As the plugin wrote them: bytes of text, or one character per byte. */
+  readonly messages: ReadonlyArray<Message>
   /** Which of them are commits, with the byte after the commit's record: the position up to which the slot may be told. */
   readonly commits: ReadonlyArray<{ readonly index: number; readonly lsn: Lsn }>
   /** A keepalive position when nothing else came: then there is no message. */
@@ -201,7 +201,7 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
         largest = Math.max(largest, piece.length)
         frames.push(piece)
         messages.close()
-        if (messages.texts.length >= MAX_BUFFERED || messages.bytes >= MAX_BUFFERED_BYTES) {
+        if (messages.all.length >= MAX_BUFFERED || messages.bytes >= MAX_BUFFERED_BYTES) {
           isFull = true
           from.pause()
         } else if (resting === null && messages.bytes >= BUSY_BYTES && piece.length < largest) {
@@ -211,7 +211,7 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
             flow()
           }, REST_MS)
         }
-        if (messages.texts.length > 0 || keepalive !== null) notify()
+        if (messages.all.length > 0 || keepalive !== null) notify()
       })
     }
     service.on("error", (cause: unknown) => stop(toStopped(cause)))
@@ -255,11 +255,11 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
           give(Effect.fail(stopped))
           return
         }
-        if (messages.texts.length === 0 && keepalive === null) {
+        if (messages.all.length === 0 && keepalive === null) {
           wake = hand
           return
         }
-        const taken = { keepalive: messages.texts.length === 0 ? keepalive : null, ...messages.take() }
+        const taken = { keepalive: messages.all.length === 0 ? keepalive : null, ...messages.take() }
         keepalive = null
         isFull = false
         flow()
@@ -278,7 +278,7 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
           answer(Effect.succeed(false))
         }, MOMENT_MS)
         const look = (): void => {
-          if (stopped === null && (messages.texts.length < least || messages.commits.length === 0)) {
+          if (stopped === null && (messages.all.length < least || messages.commits.length === 0)) {
             wake = look
             return
           }
