@@ -41,6 +41,8 @@ const LARGE_TXN = 5_000
 /** Compacted rows handed to the writer at once; it is at work on them while the next are decoded. */
 const CHUNK = 2_000
 const CHUNK_CHARS = 4 * 1024 * 1024
+/** After so many messages others of this process, and the socket, have their turn: pages go out at the pace of such turns. */
+const TURN_MESSAGES = 500
 /** What one feed transaction takes of a backlog: the more, the fewer commits; the less, the sooner it shows. */
 const BACKLOG_MESSAGES = 50_000
 const BACKLOG_MS = 100
@@ -142,7 +144,8 @@ export const runDown = (
       special = null
       if (pending.rows.size === 0) plain.forget()
       let i = from
-      while (i < messages.length && pending.rows.size < CHUNK && (chars < CHUNK_CHARS || pending.rows.size === 0)) {
+      const until = Math.min(messages.length, from + TURN_MESSAGES)
+      while (i < until && pending.rows.size < CHUNK && (chars < CHUNK_CHARS || pending.rows.size === 0)) {
         const message = messages[i++] as Message
         chars += message.length
         const row = typeof message === "string" || pending.hasPushed ? null : plain.read(message)
@@ -185,7 +188,11 @@ export const runDown = (
       end: Lsn | null,
     ) {
       chars = 0
-      for (let i = 0; i < messages.length; ) {
+      for (let i = 0, turn = 0; i < messages.length; ) {
+        if (i - turn >= TURN_MESSAGES) {
+          yield* Effect.yieldNow
+          turn = i
+        }
         i = takePlain(pending, messages, i)
         const event = special as Event<Decoded> | null
         switch (event?.kind) {

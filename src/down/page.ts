@@ -4,8 +4,9 @@
  */
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import { elapsedMs } from "../elapsed.ts"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
-import { type Piece, rowsOfPiece, type Step, type WalkLimits } from "../libsql/walk.ts"
+import { type Piece, rowsOfPiece, type Step } from "../libsql/walk.ts"
 import { sealLine } from "../link/frame.ts"
 import { type Header, LINE_BYTES, LINE_ROWS, MAX_ROW_BYTES, PAGE_BYTES, type RowsLine, type Staged } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
@@ -17,13 +18,19 @@ const FIRST_ROWS = 32
 const LEAST_ENTRIES = 8
 /** Rows that come as one text become one line up to this much of it; more may be a few large rows. */
 const WHOLE_LINE_BYTES = 4 * LINE_BYTES
-const PIECES: WalkLimits = {
+const PIECES = {
   firstRows: FIRST_ROWS,
   pieceRows: LINE_ROWS,
   pieceBytes: LINE_BYTES,
   mostPieceBytes: WHOLE_LINE_BYTES,
-  mostBytes: PAGE_BYTES,
 }
+/**
+ * A page for a receiver that takes a page as soon as it is there. While much is being written, few and large pages reach the head
+ * in fewer rows: what comes meanwhile is less, and only at the head does a cut end.
+ */
+const QUICK_PAGE_BYTES = 4 * PAGE_BYTES
+/** From one asking to the next, for each `PAGE_BYTES` of rows. */
+const QUICK_MS = 250
 const CLASSES = [10, 8, 5, 3, 1]
 /** Between rows that are read as one text: no JSON contains it. */
 const ROW_END = "\u001e"
@@ -205,13 +212,14 @@ const countLeft = (tx: Tx, own: number, places: string, read: Left, counted: num
 /** `audienceNo`: the number under which the rows of one school alone stand; null before its first row. */
 export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number | null) => {
   /** What a school that goes on exactly after its last page has left. */
-  const remaining = new Map<string, { readonly at: string; readonly left: Left }>()
+  const remaining = new Map<string, { readonly at: string; readonly left: Left; readonly askedMs: number; readonly bytes: number }>()
 
   return (request: PageRequest, listener?: PageListener): Effect.Effect<FeedPage, LibsqlError> => {
     const own = audienceNo(request.school) ?? NOBODY - 1
     return db.read((tx) =>
       Effect.gen(function* () {
         const { cursor } = request
+        const askedMs = yield* elapsedMs
         const said = placesOf(cursor.seq, request.staged)
         // After a line that broke the school is elsewhere than the last page would have taken it: counted anew.
         const isCounted = remaining.get(request.school)?.at !== JSON.stringify([cursor.seq, request.staged?.after ?? null])
@@ -252,6 +260,9 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         }
         const places = placesOf(from, staged)
         const asked = JSON.stringify([from, staged?.after ?? null])
+        const before = remaining.get(request.school)
+        const isQuick = before?.at === asked && (askedMs - before.askedMs) * PAGE_BYTES <= QUICK_MS * before.bytes
+        const most = isQuick ? QUICK_PAGE_BYTES : PAGE_BYTES
         const countAll = Effect.suspend(() => {
           const last = remaining.get(request.school)
           return last?.at === asked
@@ -275,7 +286,7 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         let coming: Fiber.Fiber<ReadonlyArray<Chunk>, LibsqlError> | null = null
         let walking: Effect.Effect<Step<Chunk>, LibsqlError> | null = null
         const readPlain = Effect.fnUntraced(function* (cls: number, after: number) {
-          walking ??= tx.walk<Chunk>(PLAIN, [EVERY_SCHOOL, own, cls], { ...PIECES, after, rows: count, bytes })
+          walking ??= tx.walk<Chunk>(PLAIN, [EVERY_SCHOOL, own, cls], { ...PIECES, mostBytes: most, after, rows: count, bytes })
           const chunk = yield* walking
           if (chunk.isEnd) walking = null
           return [chunk]
@@ -283,7 +294,7 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         outer: for (const [cls, place] of waiting) {
           for (let after = place; ; ) {
             // A seq is never split: its tombstone and its row go together.
-            if (bytes >= PAGE_BYTES) {
+            if (bytes >= most) {
               complete = false
               break outer
             }
@@ -306,7 +317,7 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
               count += known.reduce((sum, [, { n }]) => sum + n, 0)
               const before = after
               after = Math.max(...chunks.map(({ last }) => last ?? 0))
-              if (isMixed && next !== null && bytes < PAGE_BYTES) coming = yield* Effect.forkChild(readMixed(cls, after), { startImmediately: true })
+              if (isMixed && next !== null && bytes < most) coming = yield* Effect.forkChild(readMixed(cls, after), { startImmediately: true })
               if (next !== null && all === null) {
                 all = yield* countAll
                 const started = begin(all)
@@ -325,7 +336,7 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
               const seq = seqs[i] as number
               // Its other entry may lie beyond what was read.
               if (!isEnd && seq === seqs.at(-1)) break
-              if (bytes >= PAGE_BYTES && seq !== after) {
+              if (bytes >= most && seq !== after) {
                 complete = false
                 break outer
               }
@@ -342,11 +353,11 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         }
         flush()
         if (!complete) {
-          const before = all ?? (yield* countAll)
+          const known = all ?? (yield* countAll)
           const next = Object.fromEntries([...lastOf].map(([cls, seq]) => [String(cls), seq]))
-          const rest = { rows: Math.max(0, before.rows - count), bytes: Math.max(0, before.bytes - bytes) }
-          remaining.set(request.school, { at: JSON.stringify([from, { ...staged?.after, ...next }]), left: rest })
-          if (header === null) begin({ rows: Math.max(before.rows, count), bytes: Math.max(before.bytes, bytes) })
+          const rest = { rows: Math.max(0, known.rows - count), bytes: Math.max(0, known.bytes - bytes) }
+          remaining.set(request.school, { at: JSON.stringify([from, { ...staged?.after, ...next }]), left: rest, askedMs, bytes })
+          if (header === null) begin({ rows: Math.max(known.rows, count), bytes: Math.max(known.bytes, bytes) })
         } else {
           remaining.delete(request.school)
           if (header === null) begin({ rows: count, bytes })

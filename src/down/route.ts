@@ -143,7 +143,10 @@ export const makeRouting = (open: OpenAppend) => {
       }
       yield* touchValues(side.rule, noted)
     }
-    return rows.map((row, i): Append => (row.body === null ? row : { ...row, key: row.key, body: row.body, bytes: null, audience: { numbers: audiences[i] ?? [NOBODY] } }))
+    return rows.map(
+      (row, i): Append =>
+        row.body === null ? row : { ...row, key: row.key, body: row.body, bytes: null, audience: { numbers: audiences[i] ?? [NOBODY] } },
+    )
   })
 
   /** Rows of a table that was emptied meet nothing any more. */

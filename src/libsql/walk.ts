@@ -36,8 +36,11 @@ export interface Walk extends WalkLimits {
 }
 
 /** Rows of the next piece, when so many were read. */
-export const rowsOfPiece = ({ firstRows, pieceRows, pieceBytes }: WalkLimits, rows: number, bytes: number): number =>
-  rows === 0 ? firstRows : Math.max(1, Math.min(pieceRows, Math.ceil(pieceBytes / (bytes / rows))))
+export const rowsOfPiece = (
+  { firstRows, pieceRows, pieceBytes }: Omit<WalkLimits, "mostBytes" | "mostPieceBytes">,
+  rows: number,
+  bytes: number,
+): number => (rows === 0 ? firstRows : Math.max(1, Math.min(pieceRows, Math.ceil(pieceBytes / (bytes / rows)))))
 
 /** `isEnd`: it goes no further. */
 export type Step<P extends Piece> = P & { readonly isEnd: boolean }

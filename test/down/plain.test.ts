@@ -8,24 +8,48 @@ import { PlainReader } from "../../src/down/plain.ts"
 import type { Kind } from "../../src/model/value.ts"
 import { RawMessage } from "../../src/postgres/messages.ts"
 
-const table = (id: number, name: string, audienceAt: number, key: ReadonlyArray<number>, columns: ReadonlyArray<readonly [name: string, kind: Kind]>) =>
-  ({ id, name, audienceAt, key, columns: columns.map(([name, kind]) => ({ name, kind, toastable: kind === "text", generated: false })) }) as unknown as FeedTable
+const table = (
+  id: number,
+  name: string,
+  audienceAt: number,
+  key: ReadonlyArray<number>,
+  columns: ReadonlyArray<readonly [name: string, kind: Kind]>,
+) =>
+  ({
+    id,
+    name,
+    audienceAt,
+    key,
+    columns: columns.map(([name, kind]) => ({ name, kind, toastable: kind === "text", generated: false })),
+  }) as unknown as FeedTable
 
-const things = table(7, "public.things", 1, [0], [
-  ["id", "bigint"],
-  ["school", "text"],
-  ['odd "name"é', "text"],
-  ["price", "numeric"],
-  ["ratio", "float"],
-  ["n", "int"],
-  ["ok", "bool"],
-  ["raw", "bytea"],
-])
-const pairs = table(12, 'public.odd "näme', -1, [2, 0], [
-  ["a", "text"],
-  ["b", "int"],
-  ["c", "bigint"],
-])
+const things = table(
+  7,
+  "public.things",
+  1,
+  [0],
+  [
+    ["id", "bigint"],
+    ["school", "text"],
+    ['odd "name"é', "text"],
+    ["price", "numeric"],
+    ["ratio", "float"],
+    ["n", "int"],
+    ["ok", "bool"],
+    ["raw", "bytea"],
+  ],
+)
+const pairs = table(
+  12,
+  'public.odd "näme',
+  -1,
+  [2, 0],
+  [
+    ["a", "text"],
+    ["b", "int"],
+    ["c", "bigint"],
+  ],
+)
 const tables = [things, pairs]
 
 const value = (name: string, token: string) => `{"name":${JSON.stringify(name)},"value":${token}}`
@@ -58,8 +82,14 @@ const decoded = (decoder: ReturnType<typeof wal2jsonDecoder<FeedTable>>, text: s
   return { table: table.id, key, body: `[${tokens.join(",")}]`, isInsert, audience: audienceOf(table.audienceAt, tokens), tokens }
 }
 
-const number = fc.oneof(fc.bigInt({ min: -(2n ** 63n), max: 2n ** 63n - 1n }).map(String), fc.constantFrom("0", "-7", "1.50", "-0", "1e+300", "1e-07"))
-const string = fc.oneof(fc.string({ unit: fc.constantFrom("a", " ", '"', "\\", "é", "😀", "\n", "}", ",", "]") }).map((text) => JSON.stringify(text)), fc.constantFrom('"north"', '"south"'))
+const number = fc.oneof(
+  fc.bigInt({ min: -(2n ** 63n), max: 2n ** 63n - 1n }).map(String),
+  fc.constantFrom("0", "-7", "1.50", "-0", "1e+300", "1e-07"),
+)
+const string = fc.oneof(
+  fc.string({ unit: fc.constantFrom("a", " ", '"', "\\", "é", "😀", "\n", "}", ",", "]") }).map((text) => JSON.stringify(text)),
+  fc.constantFrom('"north"', '"south"'),
+)
 const quotes = fc.boolean()
 /** A value as wal2json writes it, with exact numbers or without. */
 const tokenOf = (kind: Kind, isExact: boolean): fc.Arbitrary<string> => {
@@ -71,14 +101,23 @@ const tokenOf = (kind: Kind, isExact: boolean): fc.Arbitrary<string> => {
         : kind === "bytea"
           ? fc.constantFrom('"\\\\x00ff"', '"\\\\x"')
           : isExact
-            ? fc.oneof(number.map((text) => `"${text}"`), fc.constantFrom('"NaN"', '"Infinity"', '"-Infinity"'))
+            ? fc.oneof(
+                number.map((text) => `"${text}"`),
+                fc.constantFrom('"NaN"', '"Infinity"', '"-Infinity"'),
+              )
             : number
   return fc.oneof({ weight: 6, arbitrary: plain }, { weight: 1, arbitrary: fc.constant("null") })
 }
-const message = fc.tuple(fc.constantFrom(...tables), quotes, fc.constantFrom("I", "U"), fc.integer({ min: 1, max: 20_000 }), fc.constantFrom("", ".1", ".123456")).chain(
-  ([of, isExact, action, xid, time]) =>
+const message = fc
+  .tuple(fc.constantFrom(...tables), quotes, fc.constantFrom("I", "U"), fc.integer({ min: 1, max: 20_000 }), fc.constantFrom("", ".1", ".123456"))
+  .chain(([of, isExact, action, xid, time]) =>
     fc
-      .tuple(fc.tuple(...of.columns.map(({ kind }) => tokenOf(kind, isExact))), fc.constantFrom("same", "none", "other", "whole"), fc.nat(of.columns.length - 1), fc.integer({ min: 0, max: 9 }))
+      .tuple(
+        fc.tuple(...of.columns.map(({ kind }) => tokenOf(kind, isExact))),
+        fc.constantFrom("same", "none", "other", "whole"),
+        fc.nat(of.columns.length - 1),
+        fc.integer({ min: 0, max: 9 }),
+      )
       .map(([tokens, identity, hole, isHoled]) => {
         const columns = of.columns.map(({ name }, i) => value(name, tokens[i] as string))
         const keys = [...of.key].sort((a, b) => a - b).map((i) => columns[i] as string)
@@ -86,7 +125,7 @@ const message = fc.tuple(fc.constantFrom(...tables), quotes, fc.constantFrom("I"
         const sent = isHoled === 0 ? columns.filter((_, i) => i !== hole) : columns
         return `${head(action, of, xid, time)},"columns":[${sent.join(",")}]${action === "U" && old.length > 0 ? `,"identity":[${old.join(",")}]` : ""}}`
       }),
-)
+  )
 
 test("a row is read plainly as the decoder reads it, or left to the decoder", () => {
   let plain = 0
@@ -127,9 +166,13 @@ test("what most rows are is read plainly", () => {
   const reader = new PlainReader(tables)
   const row = { kind: "all", body: '["1","north","north",null,null,null,null,null]' }
   expect(plainly(reader, `${head("I", things, 1, "")},"columns":[${columns("1")}]}`)).toMatchObject({ body: row.body, key: '["1"]', isInsert: true })
-  expect(plainly(reader, `${head("U", things, 22, ".5")},"columns":[${columns("1")}],"identity":[${value("id", "1")}]}`)).toMatchObject({ isInsert: false })
+  expect(plainly(reader, `${head("U", things, 22, ".5")},"columns":[${columns("1")}],"identity":[${value("id", "1")}]}`)).toMatchObject({
+    isInsert: false,
+  })
   expect(plainly(reader, `${head("I", things, 22, ".5")},"columns":[${columns('"1"')}]}`)).toMatchObject({ body: row.body })
-  expect(plainly(reader, `${head("I", things, 22, ".5")},"columns":[${columns("1", { school: '"sü\\"d"' })}]}`)).toMatchObject({ audience: { value: 'sü"d' } })
+  expect(plainly(reader, `${head("I", things, 22, ".5")},"columns":[${columns("1", { school: '"sü\\"d"' })}]}`)).toMatchObject({
+    audience: { value: 'sü"d' },
+  })
   expect(plainly(reader, `${head("I", things, 22, ".5")},"columns":[${columns("1", { school: "null" })}]}`)).toMatchObject({ audience: { no: -1 } })
 })
 
