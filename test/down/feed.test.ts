@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -11,10 +12,11 @@ import { afterAll, beforeAll, expect, test } from "vitest"
 import type { Appender } from "../../src/down/append.ts"
 import type { Append, FeedTable } from "../../src/down/entry.ts"
 import { Feed } from "../../src/down/feed.ts"
+import type { FeedPage } from "../../src/down/page.ts"
 import { Libsql, type LibsqlFile, openFile } from "../../src/libsql/client.ts"
 import { migrateFile } from "../../src/libsql/migrate.ts"
 import { keyedRows } from "../../src/link/frame.ts"
-import { MAX_ROW_BYTES, type RowsText } from "../../src/link/protocol.ts"
+import { MAX_ROW_BYTES, PAGE_BYTES, type RowsText, type Staged } from "../../src/link/protocol.ts"
 import { noCursor } from "../../src/model/cursor.ts"
 import type { Table } from "../../src/model/table.ts"
 import { installation } from "../support/found.ts"
@@ -309,6 +311,38 @@ test("rows of two tables that lie among each other go in few lines, and a page t
     const got = new Set([...here, ...rest].flatMap((line) => line.rows.map(([name, id]) => `${name} ${id}`)))
     expect(got.size).toBe(3_000)
   }
+})
+
+test("a receiver that is quick gets larger pages, another one pages of the usual size, and neither misses a row", async () => {
+  const cursor = await run(feed.head)
+  const first = (await run(feed.tables))[0] as FeedTable
+  const wide = "x".repeat(2_000)
+  const ids = Array.from({ length: 5_000 }, (_, i) => 50_000 + i)
+  await run(feed.append((appender) => appender.rows(ids.map((id) => ({ ...row(id), table: first, body: `[${id},"${wide}"]` })))))
+  /** Rows of each page, when so long lies between two askings. */
+  const pagesAt = async (ms: number) => {
+    const counts: Array<number> = []
+    let staged: Staged | null = null
+    for (let at = 0, complete = false; !complete; at += ms) {
+      const clock = { ...Clock.Clock.defaultValue(), monotonicTimeNanosUnsafe: () => BigInt(at) * 1_000_000n }
+      const page: FeedPage = await run(Effect.provideService(feed.page({ school: `at ${ms}`, cursor, staged }), Clock.Clock, clock))
+      complete = page.complete
+      counts.push(linesOf(page).reduce((sum, { rows }) => sum + rows.length, 0))
+      staged = { head: page.header.head, headCut: page.header.headCut, after: { ...(staged as Staged | null)?.after, ...page.reached } }
+    }
+    return counts
+  }
+  const bytes = (rows = 0): number => (rows * 2_000) / PAGE_BYTES
+  for (const [ms, most] of [
+    [100, 4],
+    [2_000, 1],
+  ] as const) {
+    const counts = await pagesAt(ms)
+    expect(counts.reduce((sum, n) => sum + n)).toBe(ids.length)
+    expect(bytes(counts[0])).toBeCloseTo(1, 0)
+    expect(bytes(counts[1])).toBeCloseTo(most, 0)
+  }
+  await run(feed.append((appender) => appender.rows(ids.map((id) => ({ ...row(id), table: first, body: null, isInsert: false })))))
 })
 
 test("a row that no line can hold keeps nothing else from a school", async () => {
