@@ -69,6 +69,8 @@ export const makeEnrolled = (db: LibsqlFile) => {
   return {
     load,
     keyOf,
+    /** All keys as they stand: another object when any of them may have changed. */
+    keys: (): ReadonlyMap<string, SchoolKey> => keys,
     tell,
     all: (): ReadonlyArray<EnrolledSchool> => [...schools.values()],
     isOpen: (id: string): boolean => schools.get(id)?.revoked === false,

@@ -88,6 +88,8 @@ export class Feed extends Context.Service<
     readonly key: (id: string) => Effect.Effect<SchoolKey | null>
     /** The same as a plain call. */
     readonly keyNow: (id: string) => SchoolKey | null
+    /** All keys as they stand: another object when any of them may have changed. */
+    readonly keysNow: () => ReadonlyMap<string, SchoolKey>
     readonly schools: Effect.Effect<ReadonlyArray<EnrolledSchool>>
     readonly manifest: (school: string) => Effect.Effect<Manifest>
     readonly cluster: Effect.Effect<string>
@@ -238,6 +240,7 @@ export class Feed extends Context.Service<
         ready: Effect.sync(() => known.tables.length > 0 && known.tables.every((table) => !table.loading || table.paused !== null)),
         key: (id) => Effect.sync(() => enrolled.keyOf(id)),
         keyNow: enrolled.keyOf,
+        keysNow: enrolled.keys,
         schools: Effect.sync(enrolled.all),
         manifest: (school) =>
           Effect.sync(() => ({

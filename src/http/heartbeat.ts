@@ -20,29 +20,46 @@ const HOST_AT = 7
 export const isHeartbeat = ({ method, url }: Request): boolean =>
   method === "POST" && url.endsWith(PATH) && url.indexOf("/", HOST_AT) === url.length - PATH.length
 
+/** What is kept of a beat. */
+interface Told {
+  readonly incarnation: string
+  readonly cursor: Heartbeat["cursor"]
+  readonly pending: number
+  /** JSON of what the school says of itself, up to the time. */
+  readonly status: string
+}
+
+const CLOCK = '"clock":'
+
+const toldBy = ({ incarnation, cursor, clock: _, ...status }: Heartbeat): Told => ({
+  incarnation,
+  cursor,
+  pending: status.pending,
+  status: `${JSON.stringify(status).slice(0, -1)},${CLOCK}`,
+})
+
 /** A school at rest says the same again and again but for the time: the text around that, and what was read out of it. */
 interface Said {
   readonly before: string
   readonly after: string
-  readonly beat: Heartbeat
+  readonly told: Told
 }
 
-const CLOCK = '"clock":'
 const MILLIS = /^\d{1,15}$/
 
 /** null: the time does not stand there once, as whole milliseconds. */
-const splitAtClock = (text: string, beat: Heartbeat): Said | null => {
+const splitAtClock = (text: string, { clock: said }: Heartbeat, told: Told): Said | null => {
   const at = text.indexOf(CLOCK) + CLOCK.length
   if (at < CLOCK.length || text.indexOf(CLOCK, at) >= 0) return null
   const [clock = ""] = /^\d*/.exec(text.slice(at)) ?? []
-  return MILLIS.test(clock) && Number(clock) === beat.clock ? { before: text.slice(0, at), after: text.slice(at + clock.length), beat } : null
+  return MILLIS.test(clock) && Number(clock) === said ? { before: text.slice(0, at), after: text.slice(at + clock.length), told } : null
 }
 
-/** What a text says that differs from the last one in nothing but the time; null: it is to be read. */
-const again = ({ before, after, beat }: Said, text: string): Heartbeat | null => {
+/** The time in a text that differs from the last one in nothing else; null: it is to be read. */
+const clockIn = ({ before, after }: Said, text: string): string | null => {
   if (!text.startsWith(before) || !text.endsWith(after)) return null
   const clock = text.slice(before.length, text.length - after.length)
-  return MILLIS.test(clock) ? { ...beat, clock: Number(clock) } : null
+  return MILLIS.test(clock) ? String(Number(clock)) : null
 }
 
 interface Listening {
@@ -52,29 +69,33 @@ interface Listening {
 }
 
 /** Answers null when the key opens nothing. */
-export const openHeartbeats = ({ feed, calls, clock }: Listening): ((request: Request) => Promise<Response | null>) => {
+export const openHeartbeats = ({ feed, calls, clock: time }: Listening): ((request: Request) => Promise<Response | null>) => {
   const saidBySchool = new Map<string, Said>()
-  const read = (school: string, text: string): Heartbeat => {
+  const read = (school: string, text: string): readonly [told: Told, clock: string] => {
     const said = saidBySchool.get(school)
-    const same = said === undefined ? null : again(said, text)
-    if (same !== null) return same
+    const clock = said === undefined ? null : clockIn(said, text)
+    if (said !== undefined && clock !== null) return [said.told, clock]
     const beat = parse(Heartbeat, jsonOf(text))
-    const split = splitAtClock(text, beat)
+    const told = toldBy(beat)
+    const split = splitAtClock(text, beat, told)
     if (split === null) saidBySchool.delete(school)
     else saidBySchool.set(school, split)
-    return beat
+    return [told, JSON.stringify(beat.clock)]
   }
   return async (request) => {
     const key = callerOf(feed, request)
     if (key === null) return null
     try {
-      const { incarnation, cursor, ...status } = read(key.school, await takeText(request))
+      const [told, clock] = read(key.school, await takeText(request))
+      const { incarnation, cursor, pending } = told
       const reader = feed.reader.find(incarnation)
       if (reader === null || reader.school !== key.school) return sayHello.respond()
       // Forwards only, and only to a cut that this hub knows: what is counted as applied is forgotten here.
       const isNews = cursor !== undefined && cursor.epoch === reader.epoch && cursor.seq > reader.seq && (await Effect.runPromise(feed.knows(cursor)))
-      const now = clock.currentTimeMillisUnsafe()
-      feed.reader.tell(incarnation, now, { pending: status.pending, status: JSON.stringify(status), ...(isNews ? cursor : {}) })
+      const now = time.currentTimeMillisUnsafe()
+      const status = `${told.status}${clock}}`
+      if (isNews) feed.reader.note(incarnation, now, { ...cursor, pending, status })
+      else feed.reader.tell(incarnation, now, { pending, status })
       calls.touch(key.school)
       const pulse: Pulse = { clock: now, sync: calls.take(key.school), paused: key.paused }
       return answerJson(pulse)

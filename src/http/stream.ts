@@ -65,6 +65,10 @@ class OpenStream implements Waiter, Listener {
   /** When the receiver last took a piece of a page, and when it last got anything, ms since 1970. */
   takenAt: number
   sentAt: number
+  /** Until when it counts as alive for what its school said. */
+  heardUntil = 0
+  /** The keys of all schools as they stood when its own was found among them. */
+  heldIn: unknown = null
   private isOver = false
   private isClosed = false
   /** A page goes out, or is asked for. */
@@ -236,14 +240,21 @@ export const openStreams = Effect.fnUntraced(function* (gates: Pick<PushGates, "
     else if (failed?._tag !== "Answer") await Effect.runPromise(Effect.logWarning("a stream ended", exit.cause))
     return null
   }
+  const hears = (stream: OpenStream, now: number, date: number): boolean => {
+    const saidAgo = date - (feed.reader.find(stream.incarnation)?.seen_at ?? 0)
+    if (saidAgo <= -idleMs || saidAgo >= idleMs) return false
+    stream.heardUntil = now + idleMs - Math.max(0, saidAgo)
+    return true
+  }
   const look = (): void => {
     const now = elapsedMsOf(clock)
     const date = clock.currentTimeMillisUnsafe()
+    const keys = feed.keysNow()
     for (const stream of open) {
       // A receiver that takes its pages lives, and so does one that says so. An empty line proves nothing: a dead line swallows it.
-      const saidAgo = date - (feed.reader.find(stream.incarnation)?.seen_at ?? 0)
-      const isAlive = now - stream.takenAt < idleMs || (saidAgo > -idleMs && saidAgo < idleMs)
-      if (!isAlive || !holds(stream.keyId)) stream.end()
+      const isAlive = now - stream.takenAt < idleMs || now < stream.heardUntil || hears(stream, now, date)
+      if (isAlive && stream.heldIn !== keys && holds(stream.keyId)) stream.heldIn = keys
+      if (!isAlive || stream.heldIn !== keys) stream.end()
       else if (now - stream.sentAt > beatMs - everyMs) stream.beat()
     }
   }
