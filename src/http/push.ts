@@ -125,6 +125,8 @@ export const push = (request: Request, gates: PushGates) =>
           yield* drop
           return yield* notABatch("its SHA-256 is not the one announced; it was forgotten, send it again")
         }
+        // A batch is read in one go: others of this process have their turn before it.
+        yield* Effect.yieldNow
         const text = new TextDecoder().decode(slices.length === 1 ? slices[0] : Buffer.concat(slices))
         const now = yield* Clock.currentTimeMillis
         const batch = { school: key.school, incarnation: query.incarnation, number: query.batch, hash: query.hash, text, now }

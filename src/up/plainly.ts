@@ -61,6 +61,8 @@ export const carryOutPlainly = (
     if (!(yield* isWithoutActions(session, plain))) return null
     const places: Places = { tables: ground.tables, shapes }
     if (!(yield* isEachVisible(session, plain, places, ground.school))) return null
+    // To recognise the rows takes about as long as to put them into lists.
+    yield* Effect.yieldNow
     if (!(yield* write(session, plain))) return null
     for (const group of plain.groups)
       if (isTimed(group.table))
