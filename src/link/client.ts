@@ -104,7 +104,10 @@ const manifestOf = (body: unknown): Manifest => {
 
 export const makeLink = (options: { readonly hub: string; readonly key: string; readonly patience?: Patience }): Link => {
   const patience = options.patience ?? PATIENCE
-  const base = new URL(options.hub)
+  // A proxy may offer the hub below a path of its own.
+  const root = new URL(options.hub)
+  root.search = root.hash = ""
+  const base = root.href.replace(/\/+$/, "")
   const traffic = { sent: 0, received: 0 }
 
   /** The head of the answer within `headMs`; its body is watched by whoever reads it. */
@@ -119,7 +122,7 @@ export const makeLink = (options: { readonly hub: string; readonly key: string; 
   ) =>
     Effect.tryPromise({
       try: async (signal) => {
-        const url = new URL(path, base)
+        const url = new URL(`${base}${path}`)
         for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value)
         traffic.sent +=
           REQUEST_BYTES + (body === null ? 0 : typeof body === "string" ? body.length : ((body as { byteLength?: number }).byteLength ?? 0))

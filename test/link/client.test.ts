@@ -39,6 +39,19 @@ const outcome = async (effect: Effect.Effect<unknown, { readonly _tag: string; r
 }
 const pull = (link: Link) => link.pull(who, noCursor, null, 0)
 
+it.each(["", "/", "/sync", "/sync/"])("a hub below the path %j of an address is asked there", async (path) => {
+  const asked: Array<string> = []
+  const server = createServer((request, response) => {
+    asked.push(String(request.url).split("?")[0] as string)
+    response.writeHead(204, { [SYNC_HEADER]: "0" }).end()
+  })
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
+  ended.push(() => server.close())
+  const hub = `http://127.0.0.1:${(server.address() as AddressInfo).port}${path}`
+  expect(await outcome(pull(makeLink({ hub, key: "k" })))).toBe("nothing")
+  expect(asked).toEqual([`${path.replace(/\/$/, "")}/api/sync/pull`])
+})
+
 it("what is no hub is the line being down, never data and never a verdict", async () => {
   const login = "<html>please log in</html>"
   for (const [status, headers, body] of [
