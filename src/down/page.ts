@@ -28,7 +28,7 @@ const PIECES = {
  * A page for a receiver that takes a page as soon as it is there. While much is being written, few and large pages reach the head
  * in fewer rows: what comes meanwhile is less, and only at the head does a cut end.
  */
-const QUICK_PAGE_BYTES = 4 * PAGE_BYTES
+const QUICK_PAGE_BYTES = 2 * PAGE_BYTES
 /** From one asking to the next, for each `PAGE_BYTES` of rows. */
 const QUICK_MS = 250
 const CLASSES = [10, 8, 5, 3, 1]
@@ -53,7 +53,7 @@ export interface PageListener {
 
 export interface FeedPage {
   readonly header: Header
-  /** Sealed, header and trailer included. */
+  /** Sealed, header and trailer included; none of those that a listener has heard. */
   readonly lines: ReadonlyArray<string>
   readonly complete: boolean
   /** Nothing after the cursor. */
@@ -237,8 +237,8 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         let header: Header | null = null
         let isStarted = false
         const push = (text: string): void => {
-          lines.push(text)
           if (isStarted) listener?.line(text)
+          else lines.push(text)
         }
         const { add, addLines, flush, lastOf } = makeLines(push)
         /** From here on the page may go out: what is left of the cut, itself included, is known. */
@@ -322,8 +322,8 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
                 all = yield* countAll
                 const started = begin(all)
                 listener?.start(started)
-                isStarted = true
-                for (const text of lines) listener?.line(text)
+                isStarted = listener !== undefined
+                if (listener !== undefined) for (const text of lines.splice(0)) listener.line(text)
               }
               addLines(kind, cls, before, after, known)
               if (next === null) break

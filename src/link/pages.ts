@@ -3,7 +3,7 @@ import { BodyFault, type BodyLimits, readChunks, splitLines, unpress } from "./b
 import { isRows, openLine } from "./frame.ts"
 import { type Header, LEAST_RATE, MAX_BODY_MS, MAX_LINE_BYTES, type RowsLine, type Trailer } from "./protocol.ts"
 
-/** A page is about 1 MiB of rows; one row may be large. */
+/** A page is about 1 MiB of rows, or 2; one row may be large. */
 const MAX_PAGE_BYTES = 256 * 1024 * 1024
 
 export interface PulledPage {

@@ -334,7 +334,7 @@ test("a receiver that is quick gets larger pages, another one pages of the usual
   }
   const bytes = (rows = 0): number => (rows * 2_000) / PAGE_BYTES
   for (const [ms, most] of [
-    [100, 4],
+    [100, 2],
     [2_000, 1],
   ] as const) {
     const counts = await pagesAt(ms)
