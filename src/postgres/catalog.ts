@@ -112,6 +112,7 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
       filtered: boolean
       child: string | null
       role: string
+      deferrable: string | null
     }>(
       `SELECT n.nspname || '.' || c.relname AS tbl, c.relkind::text AS kind, c.relpersistence::text AS persistence,
               c.relreplident::text AS identity, c.oid::text AS oid, c.relfilenode::text AS filenode, current_user::text AS role,
@@ -119,7 +120,9 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
                 SELECT 1 FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
                    AND NOT pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT')) AS readable,
               pg_catalog.row_security_active(c.oid) AS filtered,
-              (SELECT pg_catalog.min(i.inhrelid::pg_catalog.regclass::text) FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid) AS child
+              (SELECT pg_catalog.min(i.inhrelid::pg_catalog.regclass::text) FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid) AS child,
+              (SELECT pg_catalog.format('DROP CONSTRAINT %I, ADD %s', o.conname, pg_catalog.split_part(pg_catalog.pg_get_constraintdef(o.oid), ' DEFERRABLE', 1))
+                 FROM pg_catalog.pg_constraint o WHERE o.conrelid = c.oid AND o.contype = 'p' AND o.condeferrable) AS deferrable
          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname || '.' || c.relname = ANY ($1)`,
       [names],
@@ -230,6 +233,10 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         .filter((index) => index.tbl === name)
         .map((index) => ({ primary: index.is_primary, cols: JSON.parse(index.cols) as Array<string> }))
       const key = unique.find((index) => index.primary)?.cols
+      if (key === undefined && relation.deferrable !== null) {
+        const text = `table ${name} has a primary key that is deferrable, by which Postgres names no row of the stream; give it one that is not: ALTER TABLE ${spelledTable(name)} ${relation.deferrable} (foreign keys that refer to it are dropped before, and added after)`
+        return found(null, { code: "no_key", text })
+      }
       if (key === undefined) {
         const text = `table ${name} has no primary key, so its updates and deletes cannot be told apart; add one: ALTER TABLE ${spelledTable(name)} ADD PRIMARY KEY (…)`
         return found(null, { code: "no_key", text })

@@ -146,6 +146,12 @@ const pauses: ReadonlyArray<readonly [name: string, ddl: string, code: string, m
   ["a drop and an addition at once", "ALTER TABLE pupils DROP COLUMN n, ADD COLUMN token uuid DEFAULT gen_random_uuid()", "column_dropped", ""],
   ["another key", "ALTER TABLE pupils DROP CONSTRAINT pupils_pkey, ADD PRIMARY KEY (school_id, id)", "key_changed", ""],
   ["no key", "ALTER TABLE pupils DROP CONSTRAINT pupils_pkey", "no_key", "ALTER TABLE pupils ADD PRIMARY KEY (id)"],
+  [
+    "a key that is deferrable",
+    "ALTER TABLE pupils DROP CONSTRAINT pupils_pkey, ADD CONSTRAINT pupils_pkey PRIMARY KEY (id) DEFERRABLE INITIALLY DEFERRED",
+    "no_key",
+    "ALTER TABLE pupils DROP CONSTRAINT pupils_pkey, ADD PRIMARY KEY (id)",
+  ],
   ["no replica identity", "ALTER TABLE pupils REPLICA IDENTITY NOTHING", "replica_identity", "ALTER TABLE pupils REPLICA IDENTITY DEFAULT"],
   ["another name", "ALTER TABLE pupils RENAME TO children", "table_renamed", "ALTER TABLE children RENAME TO pupils"],
   [
