@@ -191,7 +191,9 @@ test("what is not plain is left to the decoder", () => {
     '{"action":"C"}',
   ]
   for (const text of left) expect(reader.read(rawOf(text)), text.slice(0, 200)).toBe(null)
-  const invalid = Buffer.from(`${head("I", things, 1, "")},"columns":[${columns("1", { school: '"a§b"' })}]}`, "latin1")
+  const invalid = Buffer.from(`${head("I", things, 1, "")},"columns":[${columns("1", { school: '"a~b"' })}]}`)
+  expect(reader.read(new RawMessage(invalid, 0, invalid.length))).not.toBe(null)
+  invalid[invalid.indexOf("~")] = 0xa7
   expect(reader.read(new RawMessage(invalid, 0, invalid.length))).toBe(null)
 })
 
