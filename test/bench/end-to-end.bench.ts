@@ -1,7 +1,7 @@
 /** A backlog from the slot to the committed school file, by a hub and a new school that both start now. */
 import { atLeast, bench } from "./frame.ts"
 import { insertRows, openGround } from "./ground.ts"
-import { openNodes, reader, until } from "./nodes.ts"
+import { openNodes, reader, until, untilAll } from "./nodes.ts"
 
 export default bench({
   name: "end-to-end",
@@ -28,7 +28,7 @@ export default bench({
         const hub = await nodes.hub()
         const school = await nodes.school(hub)
         const file = reader(school.dir)
-        await until("all rows in the school", () => file.one("SELECT count(*) FROM attendance") === rows, 600_000, 50)
+        await untilAll(file, rows)
         const figure = rows / ((performance.now() - began) / 1000)
         say(`${Math.round(figure)} rows/s, native ${Math.round(peer)}`)
         yield { bar: "rows", figure, peer }

@@ -2,7 +2,7 @@
 import type postgres from "postgres"
 import { bench, under } from "./frame.ts"
 import { insertRows, openGround, rowsSql } from "./ground.ts"
-import { openNodes, reader, until } from "./nodes.ts"
+import { openNodes, reader, untilAll } from "./nodes.ts"
 
 /** Rows of about 1 kB, which compress to a half. */
 const insertWide = (sql: postgres.Sql, rows: number) =>
@@ -31,7 +31,7 @@ export default bench({
         const hub = await nodes.hub()
         const school = await nodes.school(hub)
         const file = reader(school.dir)
-        await until("all rows in the school", () => file.one("SELECT count(*) FROM attendance") === rows, 600_000, 100)
+        await untilAll(file, rows)
         say(`${hub.late()}; ${school.late()}`)
         const peaks = [hub.peakMiB(), school.peakMiB()] as const
         file.close()

@@ -117,3 +117,13 @@ export const reader = (dir: string, name = "school.db"): { readonly one: (sql: s
     close: () => db?.close(),
   }
 }
+
+/**
+ * Waits until a school has rows 1 to `rows` of the ground's table. They come in order, so the last one is looked for: to count them all
+ * again and again takes a good part of a core from what is measured.
+ */
+export const untilAll = async (file: ReturnType<typeof reader>, rows: number, limitMs = 600_000, everyMs = 50): Promise<void> => {
+  await until("the last row in the school", () => file.one("SELECT max(id) FROM attendance") === rows, limitMs, everyMs)
+  const arrived = file.one("SELECT count(*) FROM attendance")
+  if (arrived !== rows) throw new Error(`${arrived} rows of ${rows} arrived with the last one`)
+}

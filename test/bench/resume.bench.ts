@@ -5,7 +5,7 @@
 import { openBadLine } from "../support/bad-line.ts"
 import { atMost, bench } from "./frame.ts"
 import { insertRows, openGround } from "./ground.ts"
-import { openNodes, reader, until } from "./nodes.ts"
+import { openNodes, reader, untilAll } from "./nodes.ts"
 
 const BYTES_PER_SECOND = 256_000 / 8
 const CUT_MS = 10_000
@@ -32,7 +32,7 @@ export default bench({
         const began = performance.now()
         const school = await nodes.school({ ...hub, url: line.url })
         const file = reader(school.dir)
-        await until("all rows in the school", () => file.one("SELECT count(*) FROM attendance") === rows, LIMIT_MS, 100)
+        await untilAll(file, rows, LIMIT_MS)
         const seconds = (performance.now() - began) / 1000
         say(`${Math.round(line.received() / KIB)} KiB over ${line.connections()} connections in ${seconds.toFixed(0)} s`)
         file.close()

@@ -6,7 +6,7 @@ import { join } from "node:path"
 import Database from "libsql"
 import { atMost, bench, under } from "./frame.ts"
 import { insertRows, openGround } from "./ground.ts"
-import { openNodes, reader, until } from "./nodes.ts"
+import { openNodes, reader, untilAll } from "./nodes.ts"
 
 /** Seconds for reading every row of a query as an array of cells. */
 const readAll = (path: string, sql: string, rows: number): number => {
@@ -43,7 +43,7 @@ export default bench({
       const hub = await nodes.hub()
       const school = await nodes.school(hub)
       const file = reader(school.dir)
-      await until("all rows in the school", () => file.one("SELECT count(*) FROM attendance") === rows, 600_000, 200)
+      await untilAll(file, rows)
       file.close()
       const verify = async (): Promise<Verified> => {
         const response = await fetch(`${school.url}/api/sync/verify`, {
