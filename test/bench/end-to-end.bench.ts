@@ -1,11 +1,12 @@
-/** A backlog from the slot to the committed school file, by a hub and a new school that both start now. */
+/** A backlog from the slot to the committed school file, by a hub that starts and a new school that waits for it. */
+import { freePort } from "../../scripts/cluster.ts"
 import { atLeast, bench } from "./frame.ts"
 import { insertRows, openGround } from "./ground.ts"
 import { openNodes, reader, until, untilAll } from "./nodes.ts"
 
 export default bench({
   name: "end-to-end",
-  about: "a backlog from the slot to the school's file, start of both processes included, against native logical replication",
+  about: "a backlog from the slot to a new school's file, the hub's start included, against native logical replication",
   bars: {
     rows: { what: "1,000,000 rows in transactions of 100", unit: "rows/s", want: atLeast(0.3) },
     hub: { what: "peak memory of the hub meanwhile", unit: "MiB" },
@@ -24,9 +25,12 @@ export default bench({
         const peer = rows / ((performance.now() - began) / 1000)
         await native.drop()
 
+        // It runs already, as the peer's server does.
+        const port = await freePort()
+        const school = await nodes.school({ url: `http://127.0.0.1:${port}` })
         began = performance.now()
-        const hub = await nodes.hub()
-        const school = await nodes.school(hub)
+        const hub = await nodes.hub(port)
+        await fetch(`${school.url}/api/sync/trigger`, { method: "POST" })
         const file = reader(school.dir)
         await untilAll(file, rows)
         const figure = rows / ((performance.now() - began) / 1000)

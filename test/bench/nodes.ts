@@ -20,9 +20,9 @@ export interface Node {
 
 export interface Nodes {
   /** A hub on the rewound slot and feed. */
-  readonly hub: () => Promise<Node>
+  readonly hub: (port?: number) => Promise<Node>
   /** A school that is new. */
-  readonly school: (hub: Node, more?: ReadonlyArray<string>) => Promise<Node>
+  readonly school: (hub: Pick<Node, "url">, more?: ReadonlyArray<string>) => Promise<Node>
   readonly close: () => void
 }
 
@@ -43,9 +43,9 @@ export const openNodes = (ground: Ground, { isWatched = true }: { readonly isWat
   const config = join(folder, "schoolbus.config.ts")
   writeFileSync(config, `export default ${JSON.stringify(CONFIG)}\n`)
   let count = 0
-  const start = async (kind: "hub" | "school", dir: string, args: ReadonlyArray<string>): Promise<Node> => {
+  const start = async (kind: "hub" | "school", dir: string, args: ReadonlyArray<string>, wanted?: number): Promise<Node> => {
     const name = `${kind}${++count}`
-    const port = await freePort()
+    const port = wanted ?? (await freePort())
     const process = service(folder, name, isWatched ? "test/bench/watched.ts" : "src/main.ts", [
       kind,
       ...args,
@@ -80,10 +80,10 @@ export const openNodes = (ground: Ground, { isWatched = true }: { readonly isWat
     }
   }
   return {
-    hub: async () => {
+    hub: async (port) => {
       const dir = mkdtempSync(join(folder, "hub-"))
       await ground.rewind(dir)
-      return start("hub", dir, ["--config", config, "--database-url", ground.url])
+      return start("hub", dir, ["--config", config, "--database-url", ground.url], port)
     },
     school: (hub, more = []) => start("school", mkdtempSync(join(folder, "school-")), ["--hub", hub.url, "--key", ground.key, ...more]),
     close: () => void watchdog.stdin?.end(),
