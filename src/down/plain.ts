@@ -18,6 +18,9 @@ import { isTimed } from "./times.ts"
 const MOST_BYTES = 64 * 1024
 /** Rows are cut out into pieces of memory of this size. */
 const ARENA_BYTES = 1024 * 1024
+/** Audiences that are remembered, and bytes of what names one: rows of many schools come among each other. */
+const AUDIENCES = 4_096
+const AUDIENCE_BYTES = 128
 /** What a row takes at most beside the bytes of its message, written twice: its id, brackets, and quotes of numbers. */
 const SPARE_BYTES = 64
 
@@ -161,9 +164,8 @@ export class PlainReader {
   /** The table of the last row, and where in its message the opening began. */
   #last: PlainTable | null = null
   #openingAt = 0
-  /** The audience of the last row, with its token. */
-  #audience: AudienceValue | null = null
-  #token = Buffer.alloc(0)
+  /** Audiences met before, with their tokens, each at the place that its token's bytes give. */
+  readonly #audiences: Array<{ readonly token: Uint8Array; readonly audience: AudienceValue | null } | undefined> = new Array(AUDIENCES)
   #piece: Buffer | null = null
   #view: DataView = new DataView(new ArrayBuffer(0))
   #arena = Buffer.alloc(0)
@@ -346,14 +348,16 @@ export class PlainReader {
   #audienceAt(column: number): AudienceValue | null {
     if (column === -1) return audienceOf(-1, [])
     const [from, to] = [this.#from[column] as number, this.#to[column] as number]
-    const token = this.#token
-    let i = 0
-    if (token.length === to - from) while (i < token.length && token[i] === this.#arena[from + i]) i++
-    if (i === 0 || i < token.length) {
-      this.#token = Buffer.from(this.#arena.subarray(from, to))
-      this.#audience = this.#audienceOf(0, [this.#token.toString()])
-    }
-    return this.#audience
+    if (to - from > AUDIENCE_BYTES) return this.#audienceOf(0, [this.#arena.toString("utf8", from, to)])
+    let hash = 0
+    for (let i = from; i < to; i++) hash = (Math.imul(hash, 31) + (this.#arena[i] as number)) | 0
+    const place = hash & (AUDIENCES - 1)
+    const known = this.#audiences[place]
+    if (known !== undefined && isWord(known.token, this.#arena, from, to)) return known.audience
+    const token = Uint8Array.from(this.#arena.subarray(from, to))
+    const audience = this.#audienceOf(0, [this.#arena.toString("utf8", from, to)])
+    this.#audiences[place] = { token, audience }
+    return audience
   }
 }
 

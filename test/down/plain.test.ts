@@ -205,3 +205,21 @@ test("rows of a chunk stay as they are, however many there are of them", () => {
     expect([row?.key, row?.audience, row?.tokens?.[1]]).toEqual([`["${i}"]`, { value: `s${i % 7}` }, `"s${i % 7}"`])
   })
 })
+
+test("of many schools each row has its own, however alike their names are", () => {
+  const reader = new PlainReader(tables)
+  const names = [
+    ...Array.from({ length: 6_000 }, (_, i) => `school ${i}`),
+    "Aa",
+    "BB",
+    "AaBB",
+    "BBAa",
+    "x".repeat(100),
+    "x".repeat(200),
+    `${"x".repeat(199)}y`,
+  ]
+  for (const name of [...names, ...names.toReversed()]) {
+    const text = `${head("I", things, 1, "")},"columns":[${columns("1", { school: JSON.stringify(name) })}]}`
+    expect(reader.read(rawOf(text))?.audience).toEqual({ value: name })
+  }
+})
