@@ -30,6 +30,8 @@ const QUOTE = 34
 const COMMA = 44
 const MINUS = 45
 const BACKSLASH = 92
+const SPACE = 32
+const UNICODE = 117
 const OPEN = 91
 const CLOSE = 93
 const END = 125
@@ -78,6 +80,14 @@ const FALSE = Buffer.from("false")
 const isWord = (word: Uint8Array, bytes: Uint8Array, from: number, to: number): boolean => {
   if (to - from !== word.length) return false
   for (let i = 0; i < word.length; i++) if (bytes[from + i] !== word[i]) return false
+  return true
+}
+
+/** What may follow a backslash in JSON. */
+const ESCAPED = new Uint8Array(256)
+for (const character of '"\\/bfnrtu') ESCAPED[character.charCodeAt(0)] = 1
+const isHex = (bytes: Uint8Array, at: number): boolean => {
+  for (let i = at; i < at + 4; i++) if (!/[0-9a-f]/i.test(String.fromCharCode(bytes[i] ?? 0))) return false
   return true
 }
 
@@ -260,7 +270,8 @@ export class PlainReader {
           if (byte === BACKSLASH) {
             out[to++] = byte
             byte = bytes[++at] as number
-          }
+            if (ESCAPED[byte] !== 1 || (byte === UNICODE && !isHex(bytes, at + 1))) return -1
+          } else if (byte < SPACE) return -1
           out[to++] = byte
           high |= byte
           byte = bytes[++at] as number
