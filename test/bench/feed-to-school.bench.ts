@@ -65,8 +65,8 @@ const openPuller = async (ground: Ground, hubUrl: string) => {
   }
 }
 
-/** Plain upserts of what stands in Postgres; seconds. */
-const upsertPlainly = async (ground: Ground, lists: ReadonlyArray<ReadonlyArray<ReadonlyArray<unknown>>>): Promise<number> => {
+/** A file of its own that takes rows by plain upserts. */
+const openPlain = async (ground: Ground) => {
   const scope = Scope.makeUnsafe()
   const file = await Effect.runPromise(Scope.provide(openFile(join(mkdtempSync(join(ground.dir, "plain-")), "plain.db")), scope))
   await Effect.runPromise(
@@ -77,19 +77,24 @@ const upsertPlainly = async (ground: Ground, lists: ReadonlyArray<ReadonlyArray<
   )
   const upsert = `INSERT INTO attendance (${COLUMNS}) SELECT ${COLUMNS.map((_, i) => `value->>${i}`)} FROM json_each(?) WHERE true
     ON CONFLICT (id) DO UPDATE SET ${COLUMNS.slice(1).map((name) => `${name} = excluded.${name}`)}`
-  const began = performance.now()
-  for (const rows of lists) {
-    await Effect.runPromise(
-      file.write((tx) =>
-        Effect.gen(function* () {
-          for (let i = 0; i < rows.length; i += 1000) yield* tx.run(upsert, [JSON.stringify(rows.slice(i, i + 1000))])
-        }),
+  return {
+    upsert: (rows: ReadonlyArray<ReadonlyArray<unknown>>): Promise<void> =>
+      Effect.runPromise(
+        file.write((tx) =>
+          Effect.gen(function* () {
+            for (let i = 0; i < rows.length; i += 1000) yield* tx.run(upsert, [JSON.stringify(rows.slice(i, i + 1000))])
+          }),
+        ),
       ),
-    )
+    close: () => Effect.runPromise(Scope.close(scope, Exit.void)),
   }
-  const seconds = (performance.now() - began) / 1000
-  await Effect.runPromise(Scope.close(scope, Exit.void))
-  return seconds
+}
+
+/** Seconds. */
+const timed = async (work: () => Promise<unknown>): Promise<number> => {
+  const began = performance.now()
+  await work()
+  return (performance.now() - began) / 1000
 }
 
 export default bench({
@@ -116,19 +121,19 @@ export default bench({
       const arrived = (last: number) =>
         until("the feed", () => feed.one(`SELECT count(*) FROM entry WHERE key IN ('[${last}]', '["${last}"]') AND ${attendance}`) === 1)
       const total = size(250_000, 40_000)
-      /** Rows per second of cuts of so many rows, from one id on, and of plain upserts of the same. */
+      /** Rows per second of cuts of so many rows, from one id on, and of plain upserts of the same, one after the other in turn. */
       const straight = async (puller: Awaited<ReturnType<typeof openPuller>>, rows: number, first: number, cuts: number) => {
-        let ms = 0
-        const lists: Array<ReadonlyArray<ReadonlyArray<unknown>>> = []
-        for (let from = first; lists.length < cuts; from += rows) {
+        const plain = await openPlain(ground)
+        let [own, peer] = [0, 0]
+        for (let from = first; from < first + rows * cuts; from += rows) {
           await insertRows(ground.sql, rows, rows, from)
           await arrived(from + rows - 1)
-          const began = performance.now()
-          await puller.pull()
-          ms += performance.now() - began
-          lists.push(await rowsOf(from, from + rows - 1))
+          own += await timed(puller.pull)
+          const list = await rowsOf(from, from + rows - 1)
+          peer += await timed(() => plain.upsert(list))
         }
-        return { figure: (rows * cuts) / (ms / 1000), peer: (rows * cuts) / (await upsertPlainly(ground, lists)) }
+        await plain.close()
+        return { figure: (rows * cuts) / own, peer: (rows * cuts) / peer }
       }
       for (let round = 0; round < rounds; round++) {
         const puller = await openPuller(ground, hub.url)
@@ -152,14 +157,17 @@ export default bench({
         await insertRows(ground.sql, total - first + 1, 5_000, first)
         await arrived(total)
         const fresh = await openPuller(ground, hub.url)
-        const began = performance.now()
-        await fresh.follow()
-        const staged = total / ((performance.now() - began) / 1000)
+        const staged = total / (await timed(fresh.follow))
         const [row] = await Effect.runPromise(fresh.file.read((tx) => tx.all<{ n: number }>("SELECT count(*) AS n FROM attendance")))
         if (row?.n !== total) throw new Error(`${row?.n} rows of ${total} arrived`)
-        const all: Array<ReadonlyArray<ReadonlyArray<unknown>>> = []
-        for (let from = 1; from <= total; from += ROWS.half) all.push(await rowsOf(from, Math.min(total, from + ROWS.half - 1)))
-        const peer = total / (await upsertPlainly(ground, all))
+        const plain = await openPlain(ground)
+        let seconds = 0
+        for (let from = 1; from <= total; from += ROWS.half) {
+          const list = await rowsOf(from, Math.min(total, from + ROWS.half - 1))
+          seconds += await timed(() => plain.upsert(list))
+        }
+        await plain.close()
+        const peer = total / seconds
         say(`staged ${Math.round(staged)} rows/s, plain ${Math.round(peer)}`)
         yield { bar: "staged", figure: staged, peer }
         await fresh.close()
