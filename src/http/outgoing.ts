@@ -11,6 +11,9 @@ const PIECE_BYTES = 64 * 1024
 /** The same of a short page, whose receiver works on what has come while the rest is on its way: a line of many rows. */
 const SHORT_PIECE_BYTES = 32 * 1024
 
+/** The header, and the first rows. */
+const FIRST_LINES = 2
+
 /** Bun 1.4.4 keeps up to 16 KiB of an answer back until its event loop turns. */
 const turn = (): Promise<void> => new Promise((done) => setImmediate(done))
 
@@ -20,6 +23,8 @@ export interface Outgoing {
   readonly empty: boolean
   /** The next line; null: that was all. Fails when the rest cannot be read. */
   readonly next: () => Promise<string | null>
+  /** Whether the next line is there already. */
+  readonly hasNext: () => boolean
   readonly whole: Promise<FeedPage>
 }
 
@@ -44,7 +49,13 @@ export const openPage = (read: (listener: PageListener) => Effect.Effect<FeedPag
       lines[at++] = ""
       return line
     }
-    const outgoing = (header: Header, empty: boolean): Outgoing => ({ header, empty, next: () => next(whole), whole })
+    const outgoing = (header: Header, empty: boolean): Outgoing => ({
+      header,
+      empty,
+      next: () => next(whole),
+      hasNext: () => at < lines.length,
+      whole,
+    })
     let isStarted = false
     const listener: PageListener = {
       start: (header) => {
@@ -82,9 +93,13 @@ export const openPage = (read: (listener: PageListener) => Effect.Effect<FeedPag
 export const piecesOf = async function* (page: Outgoing): AsyncGenerator<Piece> {
   const isShort = (page.header.leftBytes ?? PAGE_BYTES) < PAGE_BYTES
   let piece = ""
+  let count = 0
   for (let line = await page.next(); line !== null; line = await page.next()) {
     piece += `${line}\n`
-    if (piece.length < (isShort ? SHORT_PIECE_BYTES : PIECE_BYTES)) continue
+    count++
+    // The first rows go before the many that follow have been read: a receiver has most to get ready for those.
+    const isFirst = isShort && count === FIRST_LINES && !page.hasNext()
+    if (!isFirst && piece.length < (isShort ? SHORT_PIECE_BYTES : PIECE_BYTES)) continue
     yield isShort ? { frame: piece } : piece
     piece = ""
     if (isShort) await turn()
