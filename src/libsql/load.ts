@@ -7,7 +7,8 @@
  * Rows of a line go in as they stand in it, and of a row that comes twice the later one counts.
  */
 import { localKeyOf } from "../model/key.ts"
-import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
+import type { Cell, Kind, Wire } from "../model/value.ts"
+import { isWhole, openPuts, scanRows, wireToBind } from "./scan.ts"
 
 /** How the rows of one table are written. */
 export interface LoadPlan {
@@ -65,11 +66,23 @@ interface LoadedLine {
   readonly first: Place
   readonly last: Place
   readonly isSorted: boolean
-  readonly keys: ReadonlyArray<ReadonlyArray<Wire>>
-  readonly gone: ReadonlyArray<ReadonlyArray<Wire>>
+  readonly keys: ReadonlyArray<Key>
+  readonly gone: ReadonlyArray<Key>
   /** Rows of the temporary table that are not to be written. */
   readonly out: ReadonlyArray<number>
 }
+
+/** What a line says, as it is bound: of all rows that are put one after the other. */
+interface ReadLine {
+  readonly table: string
+  readonly columns: ReadonlyArray<string>
+  readonly rows: number
+  /** null: no plan is for it. */
+  readonly puts: { readonly plan: LoadPlan; readonly cells: ReadonlyArray<Cell>; readonly gone: ReadonlyArray<Key> } | null
+}
+
+/** Values of a key, as they are bound. */
+type Key = ReadonlyArray<Cell>
 
 /** Values that one statement of many rows binds: beyond that it is no quicker. */
 const WIDE_VALUES = 200
@@ -77,34 +90,19 @@ const MOST_WIDE = 64
 /** Statements that are remembered. */
 const INSERTS = 128
 
-const isWhole = (kind: Kind | undefined): boolean => kind === "int" || kind === "bigint"
-/** Digits of a whole number that a JS number holds exactly, its sign included. */
-const EXACT_DIGITS = 15
-/** A cell, but for whole numbers, which SQLite makes of a number or a text: to hand a bigint over takes twice as long. */
-const wireToBind = (kind: Kind, wire: Wire): Cell =>
-  !isWhole(kind) || wire === null
-    ? wireToCell(kind, wire)
-    : typeof wire === "number"
-      ? wire
-      : typeof wire === "string" && wire.length <= EXACT_DIGITS
-        ? Number(wire)
-        : String(wire)
-
 /** Where a key goes, for the order in which rows are written: nothing depends on it but the time that takes. */
 type Place = number | string | null
-const placeOf = (kind: Kind | undefined, wire: Wire): Place =>
-  wire === null ? null : kind === "int" || kind === "bigint" ? Number(wire) : typeof wire === "string" ? wire : null
+const placeOf = (kind: Kind, bound: Cell): Place => (bound === null ? null : isWhole(kind) ? Number(bound) : typeof bound === "string" ? bound : null)
 const isLess = (a: Place, b: Place): boolean => a !== null && b !== null && a < b
 
 /** Columns of which not every row has the same value. */
-const varyingColumns = (width: number, rows: ReadonlyArray<ReadonlyArray<Wire>>): ReadonlyArray<number> => {
-  const [first] = rows
+const varyingColumns = (width: number, cells: ReadonlyArray<Cell>): ReadonlyArray<number> => {
   let same = Array.from({ length: width }, (_, i) => i)
   const varying: Array<number> = []
-  for (const row of rows) {
-    if (same.every((i) => row[i] === first?.[i])) continue
-    varying.push(...same.filter((i) => row[i] !== first?.[i]))
-    same = same.filter((i) => row[i] === first?.[i])
+  for (let at = width; at < cells.length; at += width) {
+    if (same.every((i) => cells[at + i] === cells[i])) continue
+    varying.push(...same.filter((i) => cells[at + i] !== cells[i]))
+    same = same.filter((i) => cells[at + i] === cells[i])
   }
   return varying.toSorted((a, b) => a - b)
 }
@@ -167,7 +165,7 @@ export class Loads {
     const texts = "texts" in source ? source.texts : source.numbers.map((number) => this.#connection.text(source.sql, number))
     this.#connection.exec("BEGIN")
     try {
-      for (const text of texts) this.#add(JSON.parse(text) as LineText)
+      for (const text of texts) this.#add(this.#read(text))
       this.#connection.exec("COMMIT")
     } catch (error) {
       this.#connection.exec("ROLLBACK")
@@ -186,58 +184,65 @@ export class Loads {
     return table
   }
 
-  #add(line: LineText): void {
-    const [, , , name, columns, rows] = line
-    const plan = this.#plans.get(name)
-    if (plan === undefined || !sameNames(plan.columns, columns)) {
-      this.#lines.push({
-        table: name,
-        rows: rows.length,
-        plan: null,
-        from: 1,
-        to: 0,
-        first: null,
-        last: null,
-        isSorted: true,
-        keys: [],
-        gone: [],
-        out: [],
-      })
-      return
+  #planFor(table: string, columns: ReadonlyArray<string>): LoadPlan | null {
+    const plan = this.#plans.get(table)
+    return plan !== undefined && sameNames(plan.columns, columns) ? plan : null
+  }
+
+  #read(text: string): ReadLine {
+    const opened = openPuts(text)
+    if (opened !== null) {
+      const { table, columns, rowsAt } = opened
+      const plan = this.#planFor(table, columns)
+      const cells = plan === null ? null : scanRows(text, rowsAt, plan.kinds)
+      if (plan !== null && cells !== null) return { table, columns, rows: cells.length / plan.kinds.length, puts: { plan, cells, gone: [] } }
     }
-    const { kinds } = plan
-    const put: Array<Values> = []
-    const gone: Array<Values> = []
-    if (line[0] === "puts") put.push(...line[5])
+    const line = JSON.parse(text) as LineText
+    const [, , , table, columns, { length: rows }] = line
+    const plan = this.#planFor(table, columns)
+    if (plan === null) return { table, columns, rows, puts: null }
+    const cells: Array<Cell> = []
+    const gone: Array<Key> = []
+    const put = (values: Values): void => plan.kinds.forEach((kind, i) => void cells.push(wireToBind(kind, values[i] ?? null)))
+    if (line[0] === "puts") line[5].forEach(put)
     else
       for (const [key, values] of line[5]) {
-        if (values === null) gone.push(key)
-        else put.push(values)
+        if (values === null) gone.push(plan.keyKinds.map((kind, i) => wireToBind(kind, key[i] ?? null)))
+        else put(values)
       }
-    const keys = put.map((values) => plan.key.map((i) => values[i] ?? null))
-    const table = this.#table(kinds.length)
-    const from = table.rows + 1
-    const varying = varyingColumns(kinds.length, put)
-    const fixed = kinds.flatMap((_, i) => (varying.includes(i) ? [] : [i]))
-    const takeCells = (values: ReadonlyArray<Wire> | undefined, some: ReadonlyArray<number>, cells: Array<Cell>): Array<Cell> => {
-      for (const i of some) cells.push(wireToBind(kinds[i] as Kind, values?.[i] ?? null))
-      return cells
+    return { table, columns, rows, puts: { plan, cells, gone } }
+  }
+
+  #add({ table: name, rows, puts }: ReadLine): void {
+    if (puts === null) {
+      const none = { plan: null, from: 1, to: 0, first: null, last: null, isSorted: true, keys: [], gone: [], out: [] }
+      this.#lines.push({ table: name, rows, ...none })
+      return
     }
-    const shared = takeCells(put[0], fixed, [])
+    const { plan, cells, gone } = puts
+    const { kinds } = plan
+    const width = kinds.length
+    const table = this.#table(width)
+    const from = table.rows + 1
+    const varying = varyingColumns(width, cells)
+    const fixed = kinds.flatMap((_, i) => (varying.includes(i) ? [] : [i]))
+    const shared = fixed.map((i) => cells[i] ?? null)
     const wide = Math.max(1, Math.min(MOST_WIDE, Math.floor(WIDE_VALUES / Math.max(1, varying.length))))
-    for (let at = 0; at < put.length; ) {
-      const left = put.length - at
+    const count = cells.length / width
+    for (let at = 0; at < count; ) {
+      const left = count - at
       // Few statements of few sizes, each prepared once.
       const n = left >= wide ? wide : 2 ** Math.floor(Math.log2(left))
-      const cells = [...shared]
-      for (const end = at + n; at < end; at++) takeCells(put[at], varying, cells)
-      this.#connection.prepare(this.#insert(kinds, fixed, n)).run(cells)
+      const bound = [...shared]
+      for (const end = at + n; at < end; at++) for (const i of varying) bound.push(cells[at * width + i] ?? null)
+      this.#connection.prepare(this.#insert(kinds, fixed, n)).run(bound)
       table.rows += n
     }
-    const places = keys.map((key) => placeOf(plan.keyKinds[0], key[0] ?? null))
+    const keys = Array.from({ length: count }, (_, row): Key => plan.key.map((i) => cells[row * width + i] ?? null))
+    const places = keys.map((key) => placeOf(plan.keyKinds[0] ?? "text", key[0] ?? null))
     const isSorted = places.every((place, i) => i === 0 || !isLess(place, places[i - 1] ?? null))
     const ends = { from, to: table.rows, first: places[0] ?? null, last: places.at(-1) ?? null }
-    this.#lines.push({ table: name, rows: rows.length, plan, ...ends, isSorted, keys, gone, out: [] })
+    this.#lines.push({ table: name, rows, plan, ...ends, isSorted, keys, gone, out: [] })
   }
 
   /** A statement for so many rows; what is the same in all of them is bound once, before the rest. */
@@ -249,7 +254,7 @@ export class Loads {
     let last = fixed.length
     const value = (i: number): string => {
       const bound = `?${fixed.includes(i) ? fixed.indexOf(i) + 1 : ++last}`
-      return isWhole(kinds[i]) ? `CAST(${bound} AS INTEGER)` : bound
+      return isWhole(kinds[i] as Kind) ? `CAST(${bound} AS INTEGER)` : bound
     }
     const one = (): string => Array.from({ length: width }, (_, i) => value(i)).join(", ")
     const sql = `INSERT INTO ${loadTable(width)} VALUES ${Array.from({ length: rows }, () => `(${one()})`).join(", ")}`
@@ -323,18 +328,20 @@ export class Loads {
   #without(line: LoadedLine, waiting: ReadonlySet<string>): LoadedLine {
     const { plan } = line
     if (plan === null) return line
-    const isOut = (key: ReadonlyArray<Wire>): boolean => waiting.has(localKeyOf(cellsOf(plan, key)))
+    const isOut = (key: Key): boolean => waiting.has(localKeyOf(cellsOf(plan, key)))
     const out = line.keys.flatMap((key, i) => (isOut(key) ? [line.from + i] : []))
     return { ...line, out, keys: out.length === 0 ? line.keys : line.keys.filter((key) => !isOut(key)), gone: line.gone.filter((key) => !isOut(key)) }
   }
 }
 
-const cellsOf = ({ keyKinds }: LoadPlan, key: ReadonlyArray<Wire>): Array<Cell> => keyKinds.map((kind, i) => wireToCell(kind, key[i] ?? null))
+const cellsOf = ({ keyKinds }: LoadPlan, key: Key): Array<Cell> =>
+  key.map((bound, i) => (isWhole(keyKinds[i] ?? "text") && (typeof bound === "number" || typeof bound === "string") ? BigInt(bound) : bound))
 
 /** Whether a row is written before a line says that it is gone: deletes go first, which would be the wrong way round. */
 const isTangled = (lines: ReadonlyArray<LoadedLine>): boolean => {
-  const gone = new Set(lines.flatMap((line) => line.gone.map((key) => JSON.stringify(key))))
-  return lines.some(({ keys }) => keys.some((key) => gone.has(JSON.stringify(key))))
+  const local = ({ plan }: LoadedLine, key: Key): string => (plan === null ? "" : localKeyOf(cellsOf(plan, key)))
+  const gone = new Set(lines.flatMap((line) => line.gone.map((key) => local(line, key))))
+  return lines.some((line) => line.keys.some((key) => gone.has(local(line, key))))
 }
 
 interface Run {
