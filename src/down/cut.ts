@@ -32,14 +32,17 @@ export const WAITING = `CASE (SELECT count(*) FROM (SELECT 1 FROM changes WHERE 
 export const readWaiting = (tx: Tx): Effect.Effect<Waiting, LibsqlError> =>
   Effect.map(tx.all<{ waiting: Waiting }>(`SELECT ${WAITING} AS waiting`), ([row]) => row?.waiting ?? "open")
 
+export const CAPTURE_OFF = "UPDATE schoolbus_deliver SET active = 1"
+export const CAPTURE_ON = "UPDATE schoolbus_deliver SET active = 0"
+
 /** Runs a body with capture off. The flag is never seen outside: it is taken back before the commit. */
 export const delivering = <A, E>(delivery: Delivery, hasOpen: boolean, body: Effect.Effect<A, E>): Effect.Effect<A, E | LibsqlError> =>
   Effect.gen(function* () {
     const { tx, manifest, now } = delivery
-    yield* tx.ahead("UPDATE schoolbus_deliver SET active = 1")
+    yield* tx.ahead(CAPTURE_OFF)
     if (hasOpen) yield* freezeOpen(tx, manifest, now)
     const value = yield* body
-    yield* tx.ahead("UPDATE schoolbus_deliver SET active = 0")
+    yield* tx.ahead(CAPTURE_ON)
     return value
   })
 

@@ -7,12 +7,13 @@
  */
 import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile } from "../libsql/client.ts"
+import type { Held } from "../libsql/messages.ts"
 import type { LoadSource, WaitingKeys } from "../libsql/load.ts"
 import type { OnLine } from "../link/pages.ts"
 import { type Header, PAGE_BYTES, type RowsLine } from "../link/protocol.ts"
-import { waitingKeys } from "./cut.ts"
+import { CAPTURE_OFF, CAPTURE_ON, waitingKeys } from "./cut.ts"
 import type { Delivery, Item, Target, Targets } from "./delivery.ts"
-import type { Opened, Opener } from "./school-row.ts"
+import { cursorSql, type Opened, type Opener, SCHOOL_ROW, type SchoolRow } from "./school-row.ts"
 import { LINE_TEXT, rowsOf, type StagedLine } from "./stage.ts"
 
 /** Fewer rows are written sooner one by one. */
@@ -59,6 +60,8 @@ export interface Loads {
   /** All lines of a page, or null: its rows go the long way. */
   readonly page: (header: Header, targets: Targets, lines: ReadonlyArray<RowsLine>) => Effect.Effect<Ready | null, LibsqlError>
   readonly staged: (targets: Targets, lines: ReadonlyArray<StagedLine>) => Effect.Effect<Ready | null, LibsqlError>
+  /** Writes a whole page that lies ready and puts the cursor to its end, if the school is still as it was found; null: nothing at all. */
+  readonly showPage: (ready: Ready, lines: ReadonlyArray<RowsLine>, header: Header, state: SchoolRow) => Effect.Effect<Held | null, LibsqlError>
   /** Writes lines that lie ready; null: none, as more than `most` rows would be left. */
   readonly show: (delivery: Delivery, ready: Ready, from: number, to: number, most: number) => Effect.Effect<Rest | null, LibsqlError>
 }
@@ -170,6 +173,15 @@ export const makeLoads = (db: LibsqlFile, { open, last }: Opener): Loads => {
         lines.map(({ table }) => table),
         { sql: LINE_TEXT, numbers: lines.map(({ n }) => n) },
       ),
+    showPage: ({ place, plans }, lines, header, state) => {
+      const names = new Set(plans.tables.map(({ table }) => table.name))
+      // What a full cut no longer names is looked for, and what waits is left out: neither is done here.
+      if (state.waiting !== "quiet" || header.full || !lines.every((line) => names.has(tableOf(line)))) return Effect.succeed(null)
+      return db.showAlone({
+        ...{ place, lines: lines.length, guard: { sql: SCHOOL_ROW, found: JSON.stringify([state]) } },
+        ...{ before: [{ sql: CAPTURE_OFF, args: [] }], after: [...cursorSql(header), { sql: CAPTURE_ON, args: [] }] },
+      })
+    },
     show: Effect.fnUntraced(function* (delivery, { place, plans }, from, to, most) {
       if (delivery.manifest !== plans.targets.manifest) return null
       const waiting: WaitingKeys = delivery.isQuiet ? new Map() : yield* waitingKeys(delivery.tx, plans.tables)

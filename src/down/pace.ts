@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import { elapsedMs } from "../elapsed.ts"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import { freeze } from "../libsql/freeze.ts"
+import type { Held } from "../libsql/messages.ts"
 import { delivering, readWaiting, type Waiting } from "./cut.ts"
 import type { Delivery, Targets } from "./delivery.ts"
 
@@ -35,6 +36,8 @@ export interface Pace {
   readonly deliver: <A>(
     body: (delivery: Delivery) => Effect.Effect<A, LibsqlError>,
   ) => Effect.Effect<{ readonly value: A; readonly heldMs: number }, LibsqlError>
+  /** The same for a transaction that is made elsewhere and tells for how long it held the lock; null: there was none. */
+  readonly alone: (act: Effect.Effect<Held | null, LibsqlError>) => Effect.Effect<{ readonly heldMs: number } | null, LibsqlError>
   /** `isLoaded`: the rows lay ready, which is another speed. */
   readonly measure: (isLoaded: boolean, rows: number, ms: number) => void
   /** So many rows may be written in one transaction beside `loaded` ones that lie ready; below 0: not even those. */
@@ -77,6 +80,19 @@ export const makePace = (
     if (isLoaded) msPerLoadedRow = Math.max(now, 0.7 * msPerLoadedRow + 0.3 * now)
     else msPerRow = Math.max(now, 0.7 * msPerRow + 0.3 * now)
   }
+  const myTurn = Effect.gen(function* () {
+    const early = endedAt + breathMs(stretchMs) - (yield* elapsedMs)
+    if (early > 0) yield* Effect.sleep(early)
+  })
+  /** A transaction has ended just now. */
+  const note = Effect.fnUntraced(function* (held: Held) {
+    const { heldMs } = held
+    const ended = yield* elapsedMs
+    commitMs = Math.max(held.commitMs, 0.5 * commitMs)
+    stretchMs = Math.max(0, stretchMs - Math.max(0, ended - heldMs - endedAt) * FORGOTTEN_PER_MS) + heldMs
+    endedAt = ended
+    if (heldMs > CHECKPOINT_AFTER_MS) yield* checkpoint
+  })
   const deliver = Effect.fnUntraced(function* <A>(body: (delivery: Delivery) => Effect.Effect<A, LibsqlError>) {
     let began = 0
     let written = 0
@@ -98,22 +114,25 @@ export const makePace = (
     let result: { readonly done: A } | null = null
     for (let isFrozen = false; result === null; isFrozen = true) {
       if (isFrozen) yield* freezeBacklog
-      const early = endedAt + breathMs(stretchMs) - (yield* elapsedMs)
-      if (early > 0) yield* Effect.sleep(early)
+      yield* myTurn
       result = yield* attempt(isFrozen)
     }
     const value = result.done
     const ended = yield* elapsedMs
-    commitMs = Math.max(ended - written, 0.5 * commitMs)
     const heldMs = ended - began
-    stretchMs = Math.max(0, stretchMs - Math.max(0, began - endedAt) * FORGOTTEN_PER_MS) + heldMs
-    endedAt = ended
-    if (heldMs > CHECKPOINT_AFTER_MS) yield* checkpoint
+    yield* note({ heldMs, commitMs: ended - written })
     return { value, heldMs }
+  })
+  const alone: Pace["alone"] = Effect.fnUntraced(function* (act) {
+    yield* myTurn
+    const held = yield* act
+    if (held !== null) yield* note(held)
+    return held
   })
 
   return {
     deliver,
+    alone,
     measure,
     straightRows: (loaded) => Math.floor((STRAIGHT_MS - commitMs - loaded * msPerLoadedRow) / msPerRow),
     sliceRows: (isLoaded) => Math.max(SLICE_ROWS.least, Math.min(SLICE_ROWS.most, Math.floor(SLICE_MS / speed(isLoaded)))),

@@ -1,6 +1,7 @@
 /** The one row of the school's file: of whom it is, up to where it is applied, and the cut under way. */
 import * as Effect from "effect/Effect"
 import type { LibsqlError, Tx } from "../libsql/client.ts"
+import type { Statement } from "../libsql/messages.ts"
 import { tearUnfit } from "../libsql/unfit.ts"
 import type { Header } from "../link/protocol.ts"
 import type { Cursor } from "../model/cursor.ts"
@@ -40,30 +41,32 @@ export const cursorOf = (row: Pick<SchoolRow, "epoch" | "seq" | "cut">): Cursor 
 export const cursorAt = (header: Header): Cursor => ({ epoch: header.epoch, seq: header.head, cut: header.headCut })
 
 /** All that decides how a page goes, in one statement. */
+export const SCHOOL_ROW = `SELECT incarnation, school, epoch, seq, cut, manifest, applying,
+    (SELECT group_concat(name || reason) FROM schoolbus_unfit) AS unfit, ${WAITING} AS waiting,
+    EXISTS (SELECT 1 FROM schoolbus_stage) AS staged, EXISTS (SELECT 1 FROM schoolbus_tables WHERE gone = 1) AS gone,
+    (SELECT count(*) FROM schoolbus_tables WHERE renewed = 1) AS renewed
+  FROM schoolbus_state`
+
 export const readSchool = (tx: Tx): Effect.Effect<SchoolRow, LibsqlError> =>
-  Effect.map(
-    tx.all<SchoolRow>(
-      `SELECT incarnation, school, epoch, seq, cut, manifest, applying,
-              (SELECT group_concat(name || reason) FROM schoolbus_unfit) AS unfit, ${WAITING} AS waiting,
-              EXISTS (SELECT 1 FROM schoolbus_stage) AS staged, EXISTS (SELECT 1 FROM schoolbus_tables WHERE gone = 1) AS gone,
-              (SELECT count(*) FROM schoolbus_tables WHERE renewed = 1) AS renewed
-         FROM schoolbus_state`,
-    ),
-    ([row]) => {
-      if (row === undefined) throw new Error("schoolbus_state has no row: the file has no incarnation yet")
-      return row
-    },
-  )
+  Effect.map(tx.all<SchoolRow>(SCHOOL_ROW), ([row]) => {
+    if (row === undefined) throw new Error("schoolbus_state has no row: the file has no incarnation yet")
+    return row
+  })
 
 export const applyingOf = ({ applying }: SchoolRow): Applying | null => (applying === null ? null : (JSON.parse(applying) as Applying))
 
 /** The cut under way is not all here yet. */
 export const isReceiving = (school: SchoolRow): boolean => applyingOf(school)?.above !== 0
 
+/** Puts the cursor to the end of a cut. */
+export const cursorSql = (header: Header): ReadonlyArray<Statement> => [
+  { sql: "UPDATE schoolbus_state SET epoch = ?, seq = ?, cut = ?, applying = NULL", args: [header.epoch, header.head, header.headCut] },
+  { sql: "UPDATE schoolbus_tables SET renewed = 0 WHERE renewed = 1", args: [] },
+]
+
 export const setCursor = (tx: Tx, header: Header): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
-    yield* tx.ahead("UPDATE schoolbus_state SET epoch = ?, seq = ?, cut = ?, applying = NULL", [header.epoch, header.head, header.headCut])
-    yield* tx.ahead("UPDATE schoolbus_tables SET renewed = 0 WHERE renewed = 1", [])
+    for (const { sql, args } of cursorSql(header)) yield* tx.ahead(sql, args)
     // What a full cut no longer names cannot be taken out of a table that does not fit.
     if (header.full) yield* tearUnfit(tx)
   })

@@ -24,11 +24,17 @@ export type ApplyStraight = (header: Header, opened: Opened, lines: ReadonlyArra
 
 export const makeStraight =
   (db: LibsqlFile, pace: Pace, loads: Loads): ApplyStraight =>
-  (header, { targets }, lines) =>
+  (header, { state, targets }, lines) =>
     Effect.gen(function* () {
       const rows = rowsOf(lines)
       if (isWorthLoading(rows) ? pace.straightRows(rows) < 0 : rows > pace.straightRows(0)) return null
       const ready = yield* loads.page(header, targets, lines)
+      const done = ready === null ? null : yield* pace.alone(loads.showPage(ready, lines, header, state))
+      if (done !== null) {
+        yield* db.unload
+        pace.measure(true, rows, done.heldMs)
+        return { settled: [], behind: 0 }
+      }
       const { ledger } = partOf(
         targets,
         lines.filter(([, , , table]) => table === LEDGER),

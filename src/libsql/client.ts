@@ -20,6 +20,7 @@ import type { Lines } from "./gather.ts"
 import {
   type Bind,
   type Command,
+  type Held,
   type LinesScan,
   pack,
   packWires,
@@ -29,6 +30,7 @@ import {
   type Requests,
   type Responses,
   type RowFailure,
+  type Showing,
 } from "./messages.ts"
 import { STILL_MS } from "./place.ts"
 import type { Slab } from "./slab.ts"
@@ -110,6 +112,11 @@ export interface LibsqlFile {
    * than the place has. It does not wait: of a place where lines could not be loaded nothing is shown.
    */
   readonly load: (place: number, source: LoadSource, plans: ReadonlyArray<LoadPlan>) => Effect.Effect<void>
+  /**
+   * Writes all lines of a place in a transaction of its own, in one message, so that nothing waits between them and the commit; null:
+   * nothing was written, as the guard's query finds something else or a row would be left.
+   */
+  readonly showAlone: (showing: Showing) => Effect.Effect<Held | null, LibsqlError>
   readonly unload: Effect.Effect<void>
   readonly read: <A, E, R>(body: (tx: Tx) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | LibsqlError, R>
   /** What has happened to the file on the disk while it is open, see place.ts; null: nothing. After anything else it must be opened anew. */
@@ -336,8 +343,10 @@ const makeWrite = (port: Port) => {
   // Between two transactions: it is one of its own.
   const load: LibsqlFile["load"] = (place, source, plans) =>
     one.withPermit(Effect.sync(() => port.post({ op: "load", place, source, plans }, () => undefined)))
+  const showAlone: LibsqlFile["showAlone"] = (showing) =>
+    one.withPermit(port.send({ op: "showAlone", ...showing }) as Effect.Effect<Held | null, LibsqlError>)
   const unload: LibsqlFile["unload"] = one.withPermit(Effect.sync(() => port.post({ op: "unload" }, () => undefined)))
-  return { write, writeAhead, alone, newPlace, load, unload, moved: one.withPermit(movedOf(port)) }
+  return { write, writeAhead, alone, newPlace, load, showAlone, unload, moved: one.withPermit(movedOf(port)) }
 }
 
 /** Opens the file, creating it when it does not exist; closed with the scope. `stillMs`: see place.ts. */

@@ -83,6 +83,28 @@ export const packWires = (
   return { sql: sql(1), kinds, json: JSON.stringify(rows), wideSql: sql(wide), wide }
 }
 
+export interface Statement {
+  readonly sql: string
+  readonly args: ReadonlyArray<Bind>
+}
+
+/** Loaded lines on their way into the file, as a transaction of its own. */
+export interface Showing {
+  readonly place: number
+  /** How many lines it has. */
+  readonly lines: number
+  /** A query, and the JSON list of the rows that it finds as long as what the caller knows is so. */
+  readonly guard: { readonly sql: string; readonly found: string }
+  readonly before: ReadonlyArray<Statement>
+  readonly after: ReadonlyArray<Statement>
+}
+
+/** How long the write lock was held, and how much of that the commit took. */
+export interface Held {
+  readonly heldMs: number
+  readonly commitMs: number
+}
+
 export type Command =
   | {
       readonly op: "open"
@@ -107,6 +129,7 @@ export type Command =
       readonly waiting: WaitingKeys
       readonly most: number
     }
+  | ({ readonly op: "showAlone" } & Showing)
   | { readonly op: "unload" }
   | ({ readonly op: "lines" } & LinesScan)
   | ({ readonly op: "prints" } & PrintScan)

@@ -10,7 +10,21 @@ import { EarlySync } from "./early-sync.ts"
 import { faultOf } from "./fault.ts"
 import { gatherLines, type Whole } from "./gather.ts"
 import { Loads } from "./load.ts"
-import type { Bind, Packed, PackedWires, PrintScan, PrintsFound, Request, Requests, Response, Responses, RowFailure } from "./messages.ts"
+import type {
+  Bind,
+  Held,
+  Packed,
+  PackedWires,
+  PrintScan,
+  PrintsFound,
+  Request,
+  Requests,
+  Response,
+  Responses,
+  RowFailure,
+  Showing,
+  Statement,
+} from "./messages.ts"
 import { type Piece, walk } from "./walk.ts"
 import { movedFrom, type Place, placeOf, Watch } from "./place.ts"
 
@@ -240,6 +254,29 @@ const commit = (): void => {
   }
 }
 
+const showAlone = ({ place, lines, guard, before, after }: Showing): Held | null => {
+  const run = ({ sql, args }: Statement): void => void prepare(sql).run(toArray(args))
+  beginWrite()
+  const began = performance.now()
+  try {
+    if (JSON.stringify(objectsOf(guard.sql, [])) === guard.found) {
+      before.forEach(run)
+      if (loads.show(place, 0, lines, new Map(), 0)?.rest.length === 0) {
+        after.forEach(run)
+        const written = performance.now()
+        commit()
+        const ended = performance.now()
+        return { heldMs: ended - began, commitMs: ended - written }
+      }
+    }
+  } catch (error) {
+    rollback()
+    throw error
+  }
+  rollback()
+  return null
+}
+
 const objectsOf = (sql: string, args: ReadonlyArray<Bind> | undefined): ReadonlyArray<Record<string, unknown>> => {
   const statement = prepare(sql).raw(true)
   const names = statement.columns().map((column) => column.name)
@@ -340,6 +377,8 @@ const answer = (request: Request): unknown => {
       return null
     case "show":
       return loads.show(request.place, request.from, request.to, request.waiting, request.most)
+    case "showAlone":
+      return showAlone(request)
     case "unload":
       loads.clear()
       return null

@@ -105,7 +105,16 @@ const watched = (file: LibsqlFile, isAllowed: boolean) => {
     (tx: Tx): Tx["show"] =>
     (...lines) =>
       isAllowed ? Effect.tap(tx.show(...lines), (shown) => Effect.sync(() => note(shown))) : Effect.succeed(null)
-  return { times, answers, file: { ...file, write: (body) => file.write((tx) => body({ ...tx, show: show(tx) })) } satisfies LibsqlFile }
+  const showAlone: LibsqlFile["showAlone"] = (showing) =>
+    isAllowed
+      ? Effect.tap(file.showAlone(showing), (held) =>
+          Effect.sync(() => {
+            if (held !== null) times.shown++
+          }),
+        )
+      : Effect.succeed(null)
+  const write: LibsqlFile["write"] = (body) => file.write((tx) => body({ ...tx, show: show(tx) }))
+  return { times, answers, file: { ...file, write, showAlone } satisfies LibsqlFile }
 }
 
 for (const isStaged of [false, true]) {
@@ -205,6 +214,34 @@ for (const isStaged of [false, true]) {
 }
 
 const EMPTY = { note: null, school_id: SCHOOL, code: null, amount: null, ratio: null, is_open: null, photo: null }
+
+test.each([true, false])("what a program writes just before a page is written does not get lost under it (%s)", async (isEdited) => {
+  const s = await openPulledSchool(tables)
+  try {
+    const { times, file } = watched(s.file, true)
+    let isEdit = false
+    const showAlone: LibsqlFile["showAlone"] = (showing) => {
+      if (isEdit) s.program("UPDATE things SET name = 'mine' WHERE id = 7")
+      return file.showAlone(showing)
+    }
+    const deliver = await s.reopen({ ...file, showAlone })
+    const pull = async (name: string) => {
+      for (let id = 0; id < 400; id++) s.hub.put("things", { ...EMPTY, id: String(id), name })
+      const { header, lines, trailer } = await s.nextPage({ lineRows: 50 }, deliver)
+      return await s.run(deliver.page(header, lines, trailer))
+    }
+    await pull("old")
+    await pull("older")
+    expect(times).toEqual({ shown: 2, some: 0, refused: 0 })
+    isEdit = isEdited
+    expect(await pull("new")).toMatchObject({ applied: true, behind: isEdited ? 1 : 0 })
+    expect(s.read("SELECT name FROM things WHERE id IN (6, 7) ORDER BY id")).toEqual([["new"], [isEdited ? "mine" : "new"]])
+    expect(s.one("SELECT count(*) FROM changes")).toBe(isEdited ? 1n : 0n)
+    expect(times).toEqual(isEdited ? { shown: 2, some: 1, refused: 0 } : { shown: 3, some: 0, refused: 0 })
+  } finally {
+    await s.close()
+  }
+})
 
 test("a row that waits is the only one that does not go in bulk", async () => {
   const s = await openPulledSchool(tables)
