@@ -143,22 +143,40 @@ const placesOf = (from: number, staged: Staged | null): string =>
 /** null: a tombstone, or too large for the line. */
 const VALUES = `iif(octet_length(body) <= ${MAX_ROW_BYTES}, body, NULL)`
 const ROW = `'[' || key || ',' || coalesce(${VALUES}, 'null') || ']' AS row, body IS NOT NULL AS isRow`
-const entriesOf = (what: string, audience: string, and = ""): string =>
-  `SELECT seq, tbl${what} FROM entry WHERE audience = ${audience} AND class = ?3 AND seq > ?4${and}`
+/** Which entries a statement reads: of one class, after a seq. */
+interface From {
+  readonly cls: string
+  readonly seq: string
+}
+const GIVEN: From = { cls: "?3", seq: "?4" }
+/** Of the first class in which something waits; ?3: as for `WAITING`. */
+const FIRST: From = { cls: "(SELECT cls FROM w)", seq: "(SELECT max(?4, seq) FROM w)" }
+const FIRST_WAITING = `w AS MATERIALIZED (SELECT place ->> 0 AS cls, place ->> 1 AS seq FROM (${WAITING}) LIMIT 1)`
+const entriesOf = (what: string, audience: string, and = "", from = GIVEN): string =>
+  `SELECT seq, tbl${what} FROM entry WHERE audience = ${audience} AND class = ${from.cls} AND seq > ${from.seq}${and}`
 /** Two walks along entry_seq, merged as they go. The rows come as one text: a message of many values takes longer than to read them. */
 const ROWS = `SELECT group_concat(row, '${ROW_END}') AS rows, json_group_array(seq) AS seqs, json_group_array(tbl) AS tbls
   FROM (${entriesOf(`, ${ROW}`, "?1")} UNION ALL ${entriesOf(`, ${ROW}`, "?2")} ORDER BY seq, isRow LIMIT ?5)`
 /** The seq after so many entries: one more row begins with it, or it is the second entry of the last one. */
-const END = `SELECT seq FROM (${entriesOf("", "?1")} UNION ALL ${entriesOf("", "?2")} ORDER BY seq) LIMIT 1 OFFSET ?5`
-const beforeEnd = (row: string): string =>
-  ["?1", "?2"].map((audience) => entriesOf(`, ${row}`, audience, " AND seq < (SELECT coalesce(seq, 9223372036854775807) FROM b)")).join(" UNION ALL ")
-const chunkOf = (rows: string, live: string, from: string): string => `WITH b AS MATERIALIZED (SELECT (${END}) AS seq)
+const endOf = (from: From): string =>
+  `SELECT seq FROM (${entriesOf("", "?1", "", from)} UNION ALL ${entriesOf("", "?2", "", from)} ORDER BY seq) LIMIT 1 OFFSET ?5`
+const beforeEnd = (row: string, from = GIVEN): string =>
+  ["?1", "?2"]
+    .map((audience) => entriesOf(`, ${row}`, audience, " AND seq < (SELECT coalesce(seq, 9223372036854775807) FROM b)", from))
+    .join(" UNION ALL ")
+const chunkOf = (rows: string, live: string, from: string, before = `WITH b AS MATERIALIZED (SELECT (${endOf(GIVEN)}) AS seq)`): string => `${before}
   SELECT ${rows} AS rows, count(*) AS n, count(*) = ${live} AND min(tbl) IS max(tbl) AS plain, max(seq) AS last, min(tbl) AS tbl, (SELECT seq FROM b) AS next FROM ${from}`
 /**
  * The rows before it alone, joined as they stand in a line. Nothing to send where a tombstone is among them: that goes before the row of
  * its seq, and to sort them takes as long as to read them.
  */
 const PLAIN = chunkOf("group_concat(row, ',')", "count(row)", `(${beforeEnd(`${VALUES} AS row`)} ORDER BY seq)`)
+const PLAIN_FIRST = chunkOf(
+  "group_concat(row, ',')",
+  "count(row)",
+  `(${beforeEnd(`${VALUES} AS row`, FIRST)} ORDER BY seq)`,
+  `WITH ${FIRST_WAITING}, b AS MATERIALIZED (SELECT (${endOf(FIRST)}) AS seq)`,
+)
 /** Of each table, with keys and tombstones, also where rows of several tables lie among each other: one by one they would make lines of a row each. */
 const CHUNKS = chunkOf("group_concat(row, ',' ORDER BY seq, isRow)", "sum(isRow)", `(${beforeEnd(ROW)}) GROUP BY tbl`)
 
@@ -223,7 +241,16 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         const said = placesOf(cursor.seq, request.staged)
         // After a line that broke the school is elsewhere than the last page would have taken it: counted anew.
         const isCounted = remaining.get(request.school)?.at !== JSON.stringify([cursor.seq, request.staged?.after ?? null])
-        const [hub] = yield* tx.all<Start>(START, [EVERY_SCHOOL, own, said, cursor.seq, request.staged?.head ?? null, isCounted])
+        const last = remaining.get(request.school)
+        const isQuick = !isCounted && last !== undefined && (askedMs - last.askedMs) * PAGE_BYTES <= QUICK_MS * last.bytes
+        const most = isQuick ? QUICK_PAGE_BYTES : PAGE_BYTES
+        const opening = yield* Effect.forkChild(
+          tx.all<Start>(START, [EVERY_SCHOOL, own, said, cursor.seq, request.staged?.head ?? null, isCounted]),
+          { startImmediately: true },
+        )
+        // Behind it in the same message: the school is nearly always where it says.
+        const first = tx.walk<Chunk>(PLAIN_FIRST, [EVERY_SCHOOL, own, said], { ...PIECES, mostBytes: most, after: 0, rows: 0, bytes: 0 })
+        const [hub] = yield* Fiber.join(opening)
         if (hub === undefined) throw new Error("the feed's table hub has no row")
         const tables = JSON.parse(hub.tables) as ReadonlyArray<readonly [id: number, name: string, columns: string]>
         const tableById = new Map(tables.map(([id, name, columns]): [number, TableNames] => [id, { name, columns }]))
@@ -260,9 +287,6 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         }
         const places = placesOf(from, staged)
         const asked = JSON.stringify([from, staged?.after ?? null])
-        const before = remaining.get(request.school)
-        const isQuick = before?.at === asked && (askedMs - before.askedMs) * PAGE_BYTES <= QUICK_MS * before.bytes
-        const most = isQuick ? QUICK_PAGE_BYTES : PAGE_BYTES
         const countAll = Effect.suspend(() => {
           const last = remaining.get(request.school)
           return last?.at === asked
@@ -284,7 +308,7 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         const readMixed = (cls: number, after: number) => tx.all<Chunk>(CHUNKS, [EVERY_SCHOOL, own, cls, after, limit()])
         /** The next ones of several tables are read while these go out; others come by themselves. */
         let coming: Fiber.Fiber<ReadonlyArray<Chunk>, LibsqlError> | null = null
-        let walking: Effect.Effect<Step<Chunk>, LibsqlError> | null = null
+        let walking: Effect.Effect<Step<Chunk>, LibsqlError> | null = places === said ? first : null
         const readPlain = Effect.fnUntraced(function* (cls: number, after: number) {
           walking ??= tx.walk<Chunk>(PLAIN, [EVERY_SCHOOL, own, cls], { ...PIECES, mostBytes: most, after, rows: count, bytes })
           const chunk = yield* walking

@@ -303,11 +303,21 @@ const readWhole = (sql: string, after: number, limit: number): Whole | null => {
   }
 }
 
-/** Every piece but the last one goes out at once. */
+/** Answers to what has been dealt with of a message. */
+let answers: Array<Response> = []
+const sendAnswers = (): void => {
+  self.postMessage(answers satisfies Responses, given)
+  answers = []
+  given = []
+}
+
+/** Every piece but the last one goes out at once, and first what was asked before. */
 const walkAlong = ({ id, sql, args, walk: from }: Extract<Request, { readonly op: "walk" }>): unknown => {
+  if (answers.length > 0) sendAnswers()
   for (const piece of walk((after, limit) => objectsOf(sql, [...args, after, limit])[0] as unknown as Piece, from)) {
     if (piece.isEnd) return piece
-    self.postMessage([{ id, ok: piece, isMore: true }] satisfies Responses)
+    answers.push({ id, ok: piece, isMore: true })
+    sendAnswers()
   }
   throw new Error("a walk without an end")
 }
@@ -426,8 +436,10 @@ const respond = (request: Request): Response => {
 }
 
 self.onmessage = (event: MessageEvent<Requests>) => {
-  const responses = event.data.map(respond)
-  self.postMessage(responses, given)
-  given = []
+  for (const request of event.data) {
+    const response = respond(request)
+    answers.push(response)
+  }
+  sendAnswers()
   if (event.data.some(({ op }) => op === "close")) self.close()
 }
