@@ -61,6 +61,8 @@ export const gather = (
   let no = NOBODY
   let noText = slabNumber(no)
   let atText = ""
+  /** Audiences of rows that are there as bytes, by their identity: the reader remembers those that it has met. */
+  const plainNumbers = new Map<Append["audience"], number>()
   let plainAudience: Append["audience"] = null
   let plainNo = NOBODY
   let plainTable: FeedTable | null = null
@@ -74,8 +76,12 @@ export const gather = (
       now = at
       if (append.audience !== plainAudience) {
         plainAudience = append.audience
-        plainNo = numberOf(plainAudience)
-        touch(plainNo)
+        const known = plainNumbers.get(plainAudience)
+        plainNo = known ?? numberOf(plainAudience)
+        if (known === undefined) {
+          plainNumbers.set(plainAudience, plainNo)
+          touch(plainNo)
+        }
       }
       if (table !== plainTable || plainSlab === null) {
         plainTable = table

@@ -117,7 +117,11 @@ class ByteRows {
   readonly #offsets = new Int32Array(SLAB_ROWS)
   readonly #firsts = new Int32Array(SLAB_ROWS)
   readonly #seconds = new Int32Array(SLAB_ROWS)
-  readonly #groups: Array<number> = []
+  readonly #groups = new Int32Array(SLAB_ROWS)
+  /** Of each group's number its index, and how many rows it has. */
+  readonly #indexes = new Map<number, number>()
+  readonly #sizes: Array<number> = []
+  #no = Number.NaN
   #at = Number.NaN
 
   /** false: it has no room for the row. */
@@ -130,7 +134,7 @@ class ByteRows {
     this.#firsts[this.#count] = keyTo - keyFrom
     this.#seconds[this.#count] = bodyTo - bodyFrom
     // Most rows have the first and the last number of the one before.
-    if (before !== -1 && this.#groups[this.#count - 1] === no) for (let i = 0; i < WIDTH; i++) out[to + i] = out[before + i] as number
+    if (no === this.#no) for (let i = 0; i < WIDTH; i++) out[to + i] = out[before + i] as number
     else writeNumber(out, to, no)
     writeNumber(out, to + WIDTH, seq)
     if (before !== -1 && this.#at === at) for (let i = 2 * WIDTH; i < 3 * WIDTH; i++) out[to + i] = out[before + i] as number
@@ -140,9 +144,18 @@ class ByteRows {
     for (let i = bodyFrom; i < bodyTo; i++) out[to++] = source[i] as number
     this.#end = to
     this.#at = at
-    this.#groups.push(no)
-    this.#count++
+    this.#groups[this.#count] = no === this.#no ? (this.#groups[this.#count - 1] as number) : this.#indexOf(no)
+    this.#no = no
+    const group = this.#groups[this.#count++] as number
+    this.#sizes[group] = (this.#sizes[group] as number) + 1
     return true
+  }
+
+  #indexOf(no: number): number {
+    const known = this.#indexes.get(no)
+    if (known !== undefined) return known
+    this.#indexes.set(no, this.#sizes.length)
+    return this.#sizes.push(0) - 1
   }
 
   piece(): SlabPiece {
@@ -161,11 +174,19 @@ class ByteRows {
     return { rows: this.#bytes.subarray(0, this.#end), places: places.subarray(0, to), base: BASE }
   }
 
-  /** Indexes group by group; null: there is but one. */
-  #inGroups(): ReadonlyArray<number> | null {
-    const groups = this.#groups
-    if (groups.every((group) => group === groups[0])) return null
-    return [...Map.groupBy(groups.keys(), (i) => groups[i] as number).values()].flat()
+  /** Indexes of rows group by group; null: there is but one. */
+  #inGroups(): Int32Array | null {
+    if (this.#sizes.length < 2) return null
+    const order = new Int32Array(this.#count)
+    const next = new Int32Array(this.#sizes.length)
+    for (let group = 1; group < next.length; group++) next[group] = (next[group - 1] as number) + (this.#sizes[group - 1] as number)
+    for (let i = 0; i < this.#count; i++) {
+      const group = this.#groups[i] as number
+      const place = next[group] as number
+      order[place] = i
+      next[group] = place + 1
+    }
+    return order
   }
 }
 

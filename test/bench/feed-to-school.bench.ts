@@ -23,8 +23,8 @@ import { openNodes, reader, until } from "./nodes.ts"
 
 /** Rows of a cut that is one page; a page takes a little more of such rows than `whole`. */
 const ROWS = { half: 4_000, whole: 8_000 }
-/** Cuts that nobody measures: a hub and a school that have just started are slower than those that have run for a while. */
-const WARM_UP = 20
+/** Cuts that nobody measures: what has just started is compiled while it runs, and a hub and a school run for months. */
+const WARM_UP = 100
 const COLUMNS = ["id", "school_id", "student_id", "class_id", "day", "status", "marked_by", "note", "updated_at"]
 const INSTALL = { streams: [], adopt: false, alsoInstall: () => Effect.void }
 
