@@ -240,9 +240,9 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         const askedMs = yield* elapsedMs
         const said = placesOf(cursor.seq, request.staged)
         // After a line that broke the school is elsewhere than the last page would have taken it: counted anew.
-        const isCounted = remaining.get(request.school)?.at !== JSON.stringify([cursor.seq, request.staged?.after ?? null])
         const last = remaining.get(request.school)
-        const isQuick = !isCounted && last !== undefined && (askedMs - last.askedMs) * PAGE_BYTES <= QUICK_MS * last.bytes
+        const isCounted = last?.at !== JSON.stringify([cursor.seq, request.staged?.after ?? null])
+        const isQuick = last !== undefined && !isCounted && (askedMs - last.askedMs) * PAGE_BYTES <= QUICK_MS * last.bytes
         const most = isQuick ? QUICK_PAGE_BYTES : PAGE_BYTES
         const opening = yield* Effect.forkChild(
           tx.all<Start>(START, [EVERY_SCHOOL, own, said, cursor.seq, request.staged?.head ?? null, isCounted]),
@@ -288,10 +288,8 @@ export const makePages = (db: LibsqlFile, audienceNo: (school: string) => number
         const places = placesOf(from, staged)
         const asked = JSON.stringify([from, staged?.after ?? null])
         const countAll = Effect.suspend(() => {
-          const last = remaining.get(request.school)
-          return last?.at === asked
-            ? Effect.succeed(last.left)
-            : countLeft(tx, own, places, { rows: count, bytes }, places === said ? hub.left : null)
+          const now = remaining.get(request.school)
+          return now?.at === asked ? Effect.succeed(now.left) : countLeft(tx, own, places, { rows: count, bytes }, places === said ? hub.left : null)
         })
         let all: Left | null = null
         let bytes = 0

@@ -82,13 +82,25 @@ const takePage = (link: Link, identity: Identity, options: PullOptions, page: Pu
     return { kind: page.trailer === null ? "part" : "page", delivered, header: page.header, tables }
   })
 
-/** One page, waiting up to `wait` seconds for something new. */
-export const pullOnce = (link: Link, identity: Identity, options: PullOptions, wait: number): Effect.Effect<Pulled, PullError, Libsql | Deliver> =>
+/**
+ * One page, waiting up to `wait` seconds for something new. `last`: what came before it; where that has ended a cut the school is at
+ * its end, unless it says otherwise when the page is to be taken.
+ */
+export const pullOnce = (
+  link: Link,
+  identity: Identity,
+  options: PullOptions,
+  wait: number,
+  last?: Pulled,
+): Effect.Effect<Pulled, PullError, Libsql | Deliver> =>
   Effect.gen(function* () {
     const deliver = yield* Deliver
-    const { cursor, staged, manifest } = yield* deliver.position
-    const page = yield* link.pull(identity, cursor, staged, wait, manifest, deliver.expect)
-    return typeof page === "string" ? { kind: "nothing", asked: page === "asked" } : yield* takePage(link, identity, options, page)
+    const isAtEnd = last?.kind === "page" && last.delivered.applied
+    const at = isAtEnd ? { cursor: last.delivered.cursor, staged: null, manifest: last.header.manifest } : yield* deliver.position
+    const page = yield* link.pull(identity, at.cursor, at.staged, wait, at.manifest, deliver.expect)
+    if (typeof page === "string") return { kind: "nothing", asked: page === "asked" }
+    const taken = takePage(link, identity, options, page)
+    return yield* isAtEnd ? Effect.catchTag(taken, "DeliverRefused", () => pullOnce(link, identity, options, wait)) : taken
   })
 
 /**
@@ -151,12 +163,18 @@ export const follow = (
   way: Way,
   onPulled: (pulled: Pulled) => Effect.Effect<void, PullError>,
 ): Effect.Effect<never, PullError, Libsql | Deliver> =>
-  Effect.forever(
-    Effect.gen(function* () {
+  Effect.gen(function* () {
+    let last: Pulled | undefined
+    for (;;) {
       const now = yield* Clock.currentTimeMillis
-      if (now < way.noStreamUntil) return yield* onPulled(yield* pullOnce(link, identity, options, WAIT_SECONDS))
-      if ((yield* streamPages(link, identity, options, onPulled)) === "anew") return
+      if (now < way.noStreamUntil) {
+        last = yield* pullOnce(link, identity, options, WAIT_SECONDS, last)
+        yield* onPulled(last)
+        continue
+      }
+      last = undefined
+      if ((yield* streamPages(link, identity, options, onPulled)) === "anew") continue
       way.noStreamUntil = now + STREAM_AGAIN_MS
       yield* Effect.logInfo("something on the way to the hub holds a stream up (a proxy that collects bytes?); asking for pages one by one")
-    }),
-  )
+    }
+  })

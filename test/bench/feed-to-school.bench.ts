@@ -11,7 +11,7 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import { Deliver } from "../../src/down/deliver.ts"
-import { follow, pullOnce, refreshManifest } from "../../src/down/pull.ts"
+import { follow, type Pulled, pullOnce, refreshManifest } from "../../src/down/pull.ts"
 import { Libsql, openFile } from "../../src/libsql/client.ts"
 import { migrateFile } from "../../src/libsql/migrate.ts"
 import { makeLink } from "../../src/link/client.ts"
@@ -46,11 +46,13 @@ const openPuller = async (ground: Ground, hubUrl: string) => {
   )
   const identity = { incarnation, token }
   await Effect.runPromise(Effect.provide(refreshManifest(link, identity, INSTALL), services))
+  let last: Pulled | undefined
   return {
     file: Context.get(services, Libsql),
     /** One page of a cut, or whatever there is. */
     pull: async (): Promise<void> => {
-      const pulled = await Effect.runPromise(Effect.provide(pullOnce(link, identity, INSTALL, 20), services))
+      const pulled = await Effect.runPromise(Effect.provide(pullOnce(link, identity, INSTALL, 20, last), services))
+      last = pulled
       if (pulled.kind !== "nothing" && !pulled.delivered.applied) throw new Error("the cut is longer than one page")
     },
     /** As a school's session does it, until a cut is applied. */

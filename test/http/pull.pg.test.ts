@@ -194,6 +194,31 @@ it("behind a proxy that collects bytes a school asks for pages one by one, and g
   await Effect.runPromise(Fiber.interrupt(await following))
 })
 
+it.each([
+  ["where the last page ended a cut", "SELECT 1"],
+  ["where the school is, when it was put back meanwhile", "UPDATE schoolbus_state SET epoch = '', seq = 0, cut = '0'"],
+])("a poll goes on %s", async (_, sql) => {
+  const { text } = await hub.key("s2")
+  const node = await openNode(hub.url, text, "s2")
+  expect(await fetchAll(node, "pull")).toBe(true)
+  await node.run(
+    Effect.gen(function* () {
+      const identity = yield* node.greet
+      const alarm = (id: number) => Effect.promise(() => world.sql`INSERT INTO alarms (id, school_id) VALUES (${id}, 's2')`)
+      const first = yield* pullOnce(node.link, identity, install, 0)
+      yield* alarm(90_001)
+      const second = yield* pullOnce(node.link, identity, install, 20, first)
+      expect(second).toMatchObject({ kind: "page", delivered: { applied: true }, header: { full: false } })
+      yield* node.file.write((tx) => tx.run(sql))
+      yield* alarm(90_002)
+      const third = yield* pullOnce(node.link, identity, install, 20, second)
+      expect(third).toMatchObject({ kind: "page", delivered: { applied: true }, header: { full: sql !== "SELECT 1" } })
+    }),
+  )
+  expect(await node.count("alarms WHERE id > 90000")).toBe(2)
+  await world.sql`DELETE FROM alarms WHERE id > 90000`
+})
+
 it("a line that falls silent is noticed, in a stream and in a long poll", async () => {
   const { text } = await hub.key("s2")
   for (const mode of ["stream", "poll"] as const) {
