@@ -8,9 +8,6 @@ import { type Header, PAGE_BYTES } from "../link/protocol.ts"
 
 /** Text that is compressed and flushed together: what a broken download may lose. */
 const PIECE_BYTES = 64 * 1024
-/** The same of a short page, whose receiver works on what has come while the rest is on its way: a line of many rows. */
-const SHORT_PIECE_BYTES = 32 * 1024
-
 /** The header, and the first rows. */
 const FIRST_LINES = 2
 
@@ -99,7 +96,7 @@ export const piecesOf = async function* (page: Outgoing): AsyncGenerator<Piece> 
     count++
     // The first rows go before the many that follow have been read: a receiver has most to get ready for those.
     const isFirst = isShort && count === FIRST_LINES && !page.hasNext()
-    if (!isFirst && piece.length < (isShort ? SHORT_PIECE_BYTES : PIECE_BYTES)) continue
+    if (!isFirst && piece.length < PIECE_BYTES) continue
     yield isShort ? { frame: piece } : piece
     piece = ""
     if (isShort) await turn()

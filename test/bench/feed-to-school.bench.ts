@@ -156,7 +156,9 @@ export default bench({
         }
         await puller.close()
 
-        await insertRows(ground.sql, total - first + 1, 5_000, first)
+        await ground.sql`DELETE FROM attendance`
+        await emptied()
+        await insertRows(ground.sql, total, 5_000)
         await arrived(total)
         const fresh = await openPuller(ground, hub.url)
         const staged = total / (await timed(fresh.follow))
