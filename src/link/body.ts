@@ -12,10 +12,9 @@ import {
   gunzipSync,
   gzipSync,
   zstdCompress,
-  zstdCompressSync,
   zstdDecompressSync,
 } from "node:zlib"
-import { runtimeName } from "../runtime.ts"
+import { runtimeName, undoZstdFrame, zstdFrame } from "../runtime.ts"
 import { CODING_HEADER, MAX_INFLATE_RATIO } from "./protocol.ts"
 import { frameAt } from "./zstd-frame.ts"
 
@@ -102,7 +101,7 @@ export type Piece = string | typeof END_OF_FRAME | { readonly frame: string }
 /** A frame of one piece, in one go. */
 export const frameOf = (text: string, encoding: Encoding): Uint8Array => {
   const plain = new TextEncoder().encode(text)
-  return encoding === "zstd" ? zstdCompressSync(plain, ZSTD) : encoding === "gzip" ? gzipSync(plain, GZIP) : plain
+  return encoding === "zstd" ? zstdFrame(plain) : encoding === "gzip" ? gzipSync(plain, GZIP) : plain
 }
 
 /** An empty line outside of any frame, made once: it says only that the peer lives. */
@@ -309,7 +308,7 @@ export const readAll = async (body: ReadableStream<Uint8Array> | null, limits: B
 
 const wholeFrame = (bytes: Uint8Array, content: number): Uint8Array => {
   try {
-    return zstdDecompressSync(bytes, { maxOutputLength: Math.max(1, content) })
+    return undoZstdFrame(bytes, content)
   } catch (cause) {
     throw new BodyFault(`damaged: ${(cause as Error).message}`)
   }

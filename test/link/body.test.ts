@@ -1,4 +1,4 @@
-import { gzipSync, zstdCompressSync } from "node:zlib"
+import { gzipSync, zstdCompressSync, zstdDecompressSync } from "node:zlib"
 import { expect, it } from "vitest"
 import {
   ACCEPT_ENCODING,
@@ -7,6 +7,7 @@ import {
   type Encoding,
   encodingFor,
   END_OF_FRAME,
+  frameOf,
   inflate,
   INFLATE_FLOOR_BYTES,
   type Piece,
@@ -98,6 +99,16 @@ it("a frame of its own is read as soon as its last byte is here", async () => {
   expect((await got.next()).value).toBe(lines[0])
   expect(isAsked).toBe(false)
   await expect(got.next()).rejects.toThrow("reset")
+})
+
+it("a frame is one that every zstd reads, with its checksum", () => {
+  if (encodingFor(ACCEPT_ENCODING) !== "zstd") return
+  for (const text of ["", "\n", lines.join("\n"), "x".repeat(200_000)]) {
+    const frame = frameOf(text, "zstd")
+    expect(zstdDecompressSync(frame).toString()).toBe(text)
+    frame[frame.length - 1] = (frame[frame.length - 1] as number) ^ 1
+    expect(() => zstdDecompressSync(frame)).toThrow()
+  }
 })
 
 it("of frames with a damaged byte no line comes that was not sent", async () => {
