@@ -22,9 +22,9 @@ import { type Ground, insertRows, openGround, SCHOOL } from "./ground.ts"
 import { openNodes, reader, until } from "./nodes.ts"
 
 /** Rows of a cut that is one page; a page takes a little more of such rows than `whole`. */
-const ROWS = { warm: 800, half: 4_000, whole: 8_000 }
+const ROWS = { half: 4_000, whole: 8_000 }
 /** Cuts that nobody measures: what has just started is compiled while it runs, and a hub and a school run for months. */
-const WARM_UP = 100
+const WARM_UP = 80
 const COLUMNS = ["id", "school_id", "student_id", "class_id", "day", "status", "marked_by", "note", "updated_at"]
 const INSTALL = { streams: [], adopt: false, alsoInstall: () => Effect.void }
 
@@ -105,7 +105,7 @@ export default bench({
   bars: {
     half: { what: "cuts of half a page (4,000 rows)", unit: "rows/s", want: atLeast(0.6) },
     whole: { what: "cuts of a page (8,000 rows)", unit: "rows/s", want: atLeast(0.6) },
-    staged: { what: "one cut of 250,000 rows, staged", unit: "rows/s", want: atLeast(0.45) },
+    staged: { what: "one cut of 500,000 rows, staged", unit: "rows/s", want: atLeast(0.45) },
   },
   run: async function* ({ rounds, size, say }) {
     const ground = await openGround()
@@ -122,7 +122,7 @@ export default bench({
       /** The last row that was written is there, so all are. */
       const arrived = (last: number) =>
         until("the feed", () => feed.one(`SELECT count(*) FROM entry WHERE key IN ('[${last}]', '["${last}"]') AND ${attendance}`) === 1)
-      const total = size(250_000, 40_000)
+      const total = size(500_000, 40_000)
       /** Rows per second of cuts of so many rows, from one id on, and of plain upserts of the same, one after the other in turn. */
       const straight = async (puller: Awaited<ReturnType<typeof openPuller>>, rows: number, first: number, cuts: number) => {
         const plain = await openPlain(ground)
@@ -144,7 +144,7 @@ export default bench({
         await puller.follow()
         let first = 1
         for (const [bar, rows, cuts] of [
-          [null, ROWS.warm, round === 0 ? size(WARM_UP, 0) : 0],
+          [null, ROWS.half, round === 0 ? size(WARM_UP, 0) : 0],
           ["half", ROWS.half, size(20, 4)],
           ["whole", ROWS.whole, size(10, 2)],
         ] as const) {
