@@ -5,27 +5,13 @@
  */
 import Database from "libsql"
 import { Hasher, keyName, Prints } from "../model/digest.ts"
-import { type Cell, type Kind, type Wire, wireToCell } from "../model/value.ts"
 import { EarlySync } from "./early-sync.ts"
 import { faultOf } from "./fault.ts"
 import { gatherLines, type Whole } from "./gather.ts"
 import { Loads } from "./load.ts"
-import type {
-  Bind,
-  Held,
-  Packed,
-  PackedWires,
-  PrintScan,
-  PrintsFound,
-  Request,
-  Requests,
-  Response,
-  Responses,
-  RowFailure,
-  Showing,
-  Statement,
-} from "./messages.ts"
+import type { Bind, Held, PrintScan, PrintsFound, Request, Requests, Response, Responses, Showing, Statement } from "./messages.ts"
 import { type Piece, walk } from "./walk.ts"
+import { isRefusal, runRows, writeWires } from "./write-rows.ts"
 import { movedFrom, type Place, placeOf, Watch } from "./place.ts"
 
 const STATEMENT_CACHE = 256
@@ -160,60 +146,6 @@ const print = ({ sql, args, renumber, wanted }: PrintScan): PrintsFound => {
     if (wanted.get(of)?.has(keyName(words, at)) === true) keys.push([of, text.decode(key)])
   }
   return { byTable: new Map([...found].map(([of, list]) => [of, list.take()])), keys }
-}
-
-/** A constraint refuses rows; everything else fails the transaction. */
-const isRefusal = (code: string): boolean => code.startsWith("SQLITE_CONSTRAINT") || code === "SQLITE_MISMATCH"
-
-const runRows = ({ sql, width, cells, integers }: Packed & { readonly sql: string }): ReadonlyArray<RowFailure> => {
-  const statement = prepare(sql)
-  const failures: Array<RowFailure> = []
-  for (let index = 0; index * width < cells.length; index++) {
-    const row: Array<unknown> = new Array(width)
-    for (let i = 0; i < width; i++) {
-      const cell = cells[index * width + i]
-      row[i] = integers[index * width + i] === 1 ? BigInt(cell as number) : cell
-    }
-    try {
-      statement.run(row)
-    } catch (error) {
-      const { code, message } = faultOf(error)
-      if (!isRefusal(code)) throw error
-      failures.push({ index, code, message })
-    }
-  }
-  return failures
-}
-
-const writeWires = ({ sql, kinds, json, wideSql, wide }: PackedWires & { readonly sql: string }): ReadonlyArray<RowFailure> => {
-  const rows = JSON.parse(json) as ReadonlyArray<ReadonlyArray<Wire>>
-  const failures: Array<RowFailure> = []
-  const cellsOf = (from: number, to: number): Array<Cell> => {
-    const cells: Array<Cell> = []
-    for (let index = from; index < to; index++)
-      for (let i = 0; i < kinds.length; i++) cells.push(wireToCell(kinds[i] as Kind, rows[index]?.[i] ?? null))
-    return cells
-  }
-  const refusal = (index: number, cells: Array<Cell>): RowFailure | null => {
-    try {
-      prepare(index < 0 ? wideSql : sql).run(cells)
-      return null
-    } catch (error) {
-      const { code, message } = faultOf(error)
-      if (!isRefusal(code)) throw error
-      return { index, code, message }
-    }
-  }
-  for (let from = 0; from < rows.length; from += wide) {
-    const to = Math.min(rows.length, from + wide)
-    // A statement that is refused has written none of its rows.
-    if (to - from === wide && wide > 1 && refusal(-1, cellsOf(from, to)) === null) continue
-    for (let index = from; index < to; index++) {
-      const refused = refusal(index, cellsOf(index, index + 1))
-      if (refused !== null) failures.push(refused)
-    }
-  }
-  return failures
 }
 
 const loads = new Loads({
@@ -379,9 +311,9 @@ const answer = (request: Request): unknown => {
     case "all":
       return objectsOf(request.sql, request.args)
     case "many":
-      return runRows(request)
+      return runRows(prepare, request)
     case "wires":
-      return writeWires(request)
+      return writeWires(prepare, request)
     case "load":
       loads.load(request.place, request.source, request.plans)
       return null
