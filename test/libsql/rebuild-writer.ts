@@ -1,4 +1,4 @@
-/** A program that writes to two tables alike, at random, until its input ends: `rebuild-writer.ts FILE SEED ROWS`; prints how many writes. */
+/** A program that writes to two tables alike, at random, until its input ends: `rebuild-writer.ts FILE SEED ROWS`; prints a blank for each write, and how many at its end. */
 import Database from "libsql"
 import { randomOf } from "../sim/random.ts"
 
@@ -42,7 +42,7 @@ const next = () => {
   const startedAt = performance.now()
   db.exec(`BEGIN IMMEDIATE; ${random.pick(kinds)(some(), some())}; COMMIT`)
   longest = Math.max(longest, performance.now() - startedAt)
+  process.stdout.write(" ")
   setTimeout(next, 1)
 }
-process.stdout.write(" ")
 next()

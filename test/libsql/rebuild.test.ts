@@ -58,6 +58,7 @@ it("holds what programs wrote while it was copied, also where keys and unique va
   await until("the program to write", () => told !== "")
   await prepare(after)
   expect(s.read("SELECT done FROM schoolbus_rebuild")).toEqual([[1n]])
+  await until("some more writes", () => told.length > 5)
   await s.install(after)
   const ended = new Promise((resolve) => writer.on("close", resolve))
   writer.stdin.end()
