@@ -28,7 +28,10 @@ const INSERT = 73
 const UPDATE = 85
 const QUOTE = 34
 const COMMA = 44
+const PLUS = 43
 const MINUS = 45
+const POINT = 46
+const EXPONENT = 101
 const BACKSLASH = 92
 const SPACE = 32
 const UNICODE = 117
@@ -93,7 +96,30 @@ const isHex = (bytes: Uint8Array, at: number): boolean => {
 
 const isDigit = (byte: number): boolean => byte >= 48 && byte <= 57
 /** Of a number as Postgres prints it: digits, sign, point, exponent. */
-const isOfNumber = (byte: number): boolean => isDigit(byte) || byte === MINUS || byte === 46 || byte === 101 || byte === 43
+const isOfNumber = (byte: number): boolean => isDigit(byte) || byte === MINUS || byte === POINT || byte === EXPONENT || byte === PLUS
+
+const pastDigits = (bytes: Uint8Array, at: number, end: number): number => {
+  let i = at
+  while (i < end && isDigit(bytes[i] as number)) i++
+  return i
+}
+/** Digits on both sides of its point, and an exponent that has some. */
+const isNumber = (bytes: Uint8Array, from: number, end: number): boolean => {
+  const start = bytes[from] === MINUS ? from + 1 : from
+  let at = pastDigits(bytes, start, end)
+  if (at === start) return false
+  if (at < end && bytes[at] === POINT) {
+    const point = at
+    at = pastDigits(bytes, at + 1, end)
+    if (at === point + 1) return false
+  }
+  if (at < end && bytes[at] === EXPONENT) {
+    const first = bytes[at + 1] === MINUS || bytes[at + 1] === PLUS ? at + 2 : at + 1
+    at = pastDigits(bytes, first, end)
+    if (at === first) return false
+  }
+  return at === end
+}
 
 interface PlainTable {
   readonly table: FeedTable
@@ -262,8 +288,8 @@ export class PlainReader {
           if (to === from && form === "quoted") out[to++] = QUOTE
           out[to++] = byte
         }
+        if (!isNumber(out, form === "quoted" ? from + 1 : from, to)) return -1
         if (form === "quoted") out[to++] = QUOTE
-        if (to === from) return -1
         at++
       } else if (byte === QUOTE) {
         do {
@@ -282,11 +308,13 @@ export class PlainReader {
       } else if (isDigit(byte) || byte === MINUS) {
         if (form !== "quoted" && form !== "number") return -1
         if (form === "quoted") out[to++] = QUOTE
+        const from = to
         do {
           out[to++] = byte
           byte = bytes[++at] as number
           if (at >= end || !(isOfNumber(byte) || byte === END)) return -1
         } while (byte !== END)
+        if (!isNumber(out, from, to)) return -1
         if (form === "quoted") out[to++] = QUOTE
       } else {
         // null, true or false
