@@ -78,6 +78,9 @@ const online = async (scene: Scene): Promise<void> => {
     const file = join(north.dir, "workers/late/late.txt")
     return (existsSync(file) && readFileSync(file, "utf8").includes("2026-06-02 08:31:00 late Zawadi Njoroge")) || "no line"
   })
+  await facts.become("... and that punch is in Postgres, too", async () =>
+    equal(await one(scene, "SELECT count(*)::int FROM schoolbus.punches WHERE pin = $1", pin), 2),
+  )
 
   const mark = uuid()
   south.write(
