@@ -2,9 +2,8 @@
  * The only file that touches a runtime's own globals: serving HTTP on Bun and on Deno, which runtime this is, zstd in one go, and
  * ending a process by signal. Everything else is Web APIs or `node:`.
  */
-import { constants, zstdCompressSync, zstdDecompressSync } from "node:zlib"
-
 import process from "node:process"
+import { constants, zstdCompressSync, zstdDecompressSync } from "node:zlib"
 
 export interface Served {
   readonly port: number
@@ -47,12 +46,14 @@ const { Bun: bun, Deno: deno } = globalThis as { readonly Bun?: BunLike; readonl
 export const runtimeName = bun !== undefined ? `bun ${bun.version}` : `deno ${deno?.version.deno ?? "?"}`
 
 const LEVEL = 3
+const DESCRIPTOR_AT = 4
+const CHECKSUM_FLAG = 4
 
 /** Its descriptor says that a checksum follows: the lower half of the content's XXH64. RFC 8878, section 3.1.1. */
 const withChecksum = (frame: Uint8Array, digest: bigint): Uint8Array => {
   const whole = new Uint8Array(frame.length + 4)
   whole.set(frame)
-  whole[4] = (whole[4] as number) | 4
+  whole[DESCRIPTOR_AT] = (whole[DESCRIPTOR_AT] as number) | CHECKSUM_FLAG
   new DataView(whole.buffer).setUint32(frame.length, Number(BigInt.asUintN(32, digest)), true)
   return whole
 }

@@ -11,6 +11,7 @@ import { type AudienceValue, audienceOf, rememberAudiences } from "./audience.ts
 import { tokenize } from "./body.ts"
 import { ACTION_AT, COLUMNS, IDENTITY, type Tokens } from "./decode.ts"
 import type { FeedTable } from "./entry.ts"
+import { isDigit, isEscape, isNumber, isOfNumber, isWord } from "./json-bytes.ts"
 import type { PendingRow } from "./pending.ts"
 import { isTimed } from "./times.ts"
 
@@ -28,13 +29,9 @@ const INSERT = 73
 const UPDATE = 85
 const QUOTE = 34
 const COMMA = 44
-const PLUS = 43
 const MINUS = 45
-const POINT = 46
-const EXPONENT = 101
 const BACKSLASH = 92
 const SPACE = 32
-const UNICODE = 117
 const OPEN = 91
 const CLOSE = 93
 const END = 125
@@ -80,47 +77,6 @@ class Pattern {
 const NULL = Buffer.from("null")
 const TRUE = Buffer.from("true")
 const FALSE = Buffer.from("false")
-const isWord = (word: Uint8Array, bytes: Uint8Array, from: number, to: number): boolean => {
-  if (to - from !== word.length) return false
-  for (let i = 0; i < word.length; i++) if (bytes[from + i] !== word[i]) return false
-  return true
-}
-
-/** What may follow a backslash in JSON. */
-const ESCAPED = new Uint8Array(256)
-for (const character of '"\\/bfnrtu') ESCAPED[character.charCodeAt(0)] = 1
-const isHex = (bytes: Uint8Array, at: number): boolean => {
-  for (let i = at; i < at + 4; i++) if (!/[0-9a-f]/i.test(String.fromCharCode(bytes[i] ?? 0))) return false
-  return true
-}
-
-const isDigit = (byte: number): boolean => byte >= 48 && byte <= 57
-/** Of a number as Postgres prints it: digits, sign, point, exponent. */
-const isOfNumber = (byte: number): boolean => isDigit(byte) || byte === MINUS || byte === POINT || byte === EXPONENT || byte === PLUS
-
-const pastDigits = (bytes: Uint8Array, at: number, end: number): number => {
-  let i = at
-  while (i < end && isDigit(bytes[i] as number)) i++
-  return i
-}
-/** Digits on both sides of its point, and an exponent that has some. */
-const isNumber = (bytes: Uint8Array, from: number, end: number): boolean => {
-  const start = bytes[from] === MINUS ? from + 1 : from
-  let at = pastDigits(bytes, start, end)
-  if (at === start) return false
-  if (at < end && bytes[at] === POINT) {
-    const point = at
-    at = pastDigits(bytes, at + 1, end)
-    if (at === point + 1) return false
-  }
-  if (at < end && bytes[at] === EXPONENT) {
-    const first = bytes[at + 1] === MINUS || bytes[at + 1] === PLUS ? at + 2 : at + 1
-    at = pastDigits(bytes, first, end)
-    if (at === first) return false
-  }
-  return at === end
-}
-
 interface PlainTable {
   readonly table: FeedTable
   /** What stands before the columns, from the schema on. */
@@ -296,7 +252,7 @@ export class PlainReader {
           if (byte === BACKSLASH) {
             out[to++] = byte
             byte = bytes[++at] as number
-            if (ESCAPED[byte] !== 1 || (byte === UNICODE && !isHex(bytes, at + 1))) return -1
+            if (!isEscape(bytes, at)) return -1
           } else if (byte < SPACE) return -1
           out[to++] = byte
           high |= byte

@@ -186,6 +186,10 @@ test("what is not plain is left to the decoder", () => {
     `${head("I", things, 1, "")},"columns":[${columns("null")}]}`,
     `${head("D", things, 1, "")},"identity":[${value("id", "1")}]}`,
     ...['"a\\a"', '"a\\u12"', '"a\nb"'].map((damaged) => `${head("I", things, 1, "")},"columns":[${columns("1", { school: damaged })}]}`),
+    // None of them is a number that Postgres prints.
+    ...["-", "1.", "1.5.0", "1-5", "1+4", "1e", "1e+", "--1", '""', '".5"', '"e5"'].map(
+      (price) => `${head("I", things, 1, "")},"columns":[${columns("1", { price })}]}`,
+    ),
     `${head("I", things, 1, "").replace("things", "others")},"columns":[${columns("1")}]}`,
     `${head("I", things, 1, "")},"columns":[${columns("1", { school: JSON.stringify("x".repeat(70_000)) })}]}`,
     '{"action":"B","xid":700,"timestamp":"2026-01-01 08:00:00.123456+00"}',
