@@ -355,3 +355,18 @@ test("a row that no line can hold keeps nothing else from a school", async () =>
   expect(text).toContain("[[900],null]")
   expect(text).toContain("[[901],[901]]")
 })
+
+test("rows of many schools among each other, there as bytes, stand each under its own school and no other", async () => {
+  const schools = ["north", "south", "east"].map((value) => ({ value }))
+  const schoolOf = (id: number) => schools[(id * id) % 3 === 1 ? id % 2 : 2] as { readonly value: string }
+  const ids = Array.from({ length: 300 }, (_, i) => 90_000 + i)
+  const rows = ids.map((id): Append => {
+    const source = Buffer.from(`[${id}]`)
+    const bytes = { source, keyFrom: 0, keyTo: source.length, bodyFrom: 0, bodyTo: source.length }
+    return { ...row(id), bytes, audience: schoolOf(id) }
+  })
+  await run(feed.append((appender) => appender.rows(rows)))
+  const sql =
+    "SELECT a.value, e.key, e.body FROM entry e JOIN audience a ON a.no = e.audience WHERE a.value IS NOT NULL AND e.key >= '[90000]' ORDER BY e.key"
+  expect(await run(file.read((tx) => tx.all(sql)))).toEqual(ids.map((id) => ({ value: schoolOf(id).value, key: `[${id}]`, body: `[${id}]` })))
+})

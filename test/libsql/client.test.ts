@@ -58,6 +58,23 @@ test("rows of a bulk are written group by group, those of a group in the order i
   expect(found.map(({ a, first, second }) => [a, first, second])).toEqual(wanted)
 })
 
+test("rows that are there as bytes are written group by group, too, and none is left out", async () => {
+  const sent = Array.from({ length: 1_500 }, (_, i) => ({ no: (i * 7) % 11, seq: i + 1, first: `k${i}`, second: "é".repeat(i % 40) }))
+  const slab = new Slab()
+  for (const { no, seq, first, second } of sent) {
+    const source = Buffer.from(first + second)
+    slab.addBytes(no, seq, 5, { source, keyFrom: 0, keyTo: first.length, bodyFrom: first.length, bodyTo: source.length })
+  }
+  const of = slabRow(3)
+  await Effect.runPromise(
+    file.write((tx) => tx.exec("CREATE TABLE g (n INTEGER PRIMARY KEY, no INTEGER, seq INTEGER, at INTEGER, first TEXT, second TEXT)")),
+  )
+  const sql = `INSERT INTO g (no, seq, at, first, second) SELECT ${of.number(0)}, ${of.number(1)}, ${of.number(2)}, ${of.first}, ${of.second} FROM ${of.from}`
+  await Effect.runPromise(file.write((tx) => tx.bulk(sql, slab)))
+  const found = await Effect.runPromise(file.read((tx) => tx.all("SELECT no, seq, at, first, second FROM g ORDER BY n")))
+  expect(found).toEqual([...Map.groupBy(sent, ({ no }) => no).values()].flat().map((one) => ({ ...one, at: 5 })))
+})
+
 test("rows of a bulk keep their numbers and texts, whatever their sizes and scripts, in the order in which they came", async () => {
   const sizes = [0, 1, 299_999, 300_000, 3, 1_100_000, 0, 2_000_000, 2, 400_000, 299_998]
   const sent = sizes.flatMap(
