@@ -71,7 +71,7 @@ export const approve = async (input: Input, io: Io): Promise<number> => {
       ? `${JSON.stringify(answer)}\n`
       : answer["lastSeenAt"] == null
         ? `Terminal ${clean(input.args["serial"] ?? "")} is approved, but has never called: see that this is its serial number, and its cloud settings.\n`
-        : `Terminal ${clean(input.args["serial"] ?? "")} is approved; it gets its people at its next call.\n`,
+        : `Terminal ${clean(input.args["serial"] ?? "")} is approved, its clock in zone ${text(answer["zone"])}; it gets its people at its next call.\n`,
   )
   return EXIT.ok
 }

@@ -44,7 +44,9 @@ export const alertsOf = (device: Device, now: number, trouble: Trouble = NONE): 
   for (const { card, pins } of trouble.shared)
     alerts.push(`the pins ${pins} have one card, ${card}: it cannot tell whose punch it is; give all but one of them another card`)
   if (trouble.rejects > 0)
-    alerts.push(`${many(trouble.rejects, "line", "lines")} that it sent within a day could not be stored as punches; they are kept as they came`)
+    alerts.push(
+      `${many(trouble.rejects, "line", "lines")} that it sent within a day could not be stored as punches; they are kept as they came, in school.db: SELECT reason, CAST(raw AS TEXT) FROM schoolbus_iclock_reject`,
+    )
   return alerts
 }
 

@@ -187,7 +187,7 @@ const converse = (socket: Socket, desk: Desk): void => {
       me.state = "body"
     }
     if (admitted === null) {
-      const decided = admitAtOnce(desk.devices, request, address, me.lastAt)
+      const decided = admitAtOnce(desk.devices, request, address, desk.date())
       if (decided === null) {
         decide(admit(request, address))
         return
@@ -214,7 +214,7 @@ const converse = (socket: Socket, desk: Desk): void => {
       advance()
       return
     }
-    const atOnce = body.length === 0 ? pollAtOnce(desk.commands, admitted, request, me.lastAt) : null
+    const atOnce = body.length === 0 ? pollAtOnce(desk.commands, admitted, request, desk.date()) : null
     if (atOnce === null) decide(exchange(admitted, request, body))
     else reply(atOnce)
   }

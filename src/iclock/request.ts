@@ -131,8 +131,12 @@ const plainLines = (body: Uint8Array): ReadonlyArray<Line> => {
   return lines
 }
 
+/** A mark that some software puts before text in UTF-8. */
+const unmarked = (body: Uint8Array): Uint8Array => (body[0] === 0xef && body[1] === 0xbb && body[2] === 0xbf ? body.subarray(3) : body)
+
 /** The non-empty lines of a body, ended by LF, CRLF, CR, NUL or nothing. What an answer counts. */
-export const linesOf = (body: Uint8Array): ReadonlyArray<Line> => {
+export const linesOf = (received: Uint8Array): ReadonlyArray<Line> => {
+  const body = unmarked(received)
   if (isPlain(body)) return plainLines(body)
   const lines: Array<Line> = []
   for (let from = 0; from < body.length; ) {

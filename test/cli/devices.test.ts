@@ -44,7 +44,9 @@ afterAll(async () => {
 it("a terminal from its first call to its replacement", async () => {
   await node.get(`/iclock/cdata?SN=${SN}&options=all`)
   expect((await run("list")).out).toMatch(new RegExp(`1 +${SN} +${SN} +pending`))
-  expect((await run("approve", SN, "--zone", "Africa/Nairobi", "--name", "Gate", "--address", "127.0.0.0/8")).out).toContain("is approved")
+  expect((await run("approve", SN, "--zone", "Africa/Nairobi", "--name", "Gate", "--address", "127.0.0.0/8")).out).toContain(
+    "is approved, its clock in zone Africa/Nairobi;",
+  )
   expect((await run("approve", SN, "--address", "gate")).code).toBe(64)
   await node.run(node.roster.settle)
   expect((await run("status", SN)).out).toMatch(

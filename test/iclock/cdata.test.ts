@@ -98,6 +98,12 @@ describe("OPERLOG and USERINFO", () => {
     expect(upload.rejects.map((reject) => reject.reason)).toEqual(["a user without a PIN", "an unknown kind of line"])
   })
 
+  it("reads a body that begins with a mark of its encoding", () => {
+    const upload = parseOperlog(bytes("\ufeffUSER PIN=202\tName=Zoë\r\n"), "UTC")
+    expect(upload.users.map(({ pin, name }) => [pin, name])).toEqual([["202", "Zoë"]])
+    expect(parseOptions(bytes("\ufeff~DeviceName=K40,UserCount=3")).get("devicename")).toBe("K40")
+  })
+
   it("reads names in UTF-8, cut UTF-8 and GB18030 side by side", () => {
     const lines = [
       Buffer.from("USER PIN=1\tName=Zoë\tCard="),

@@ -31,6 +31,14 @@ describe("requests that do not say where they end", () => {
   })
 })
 
+it("a terminal was last heard when it last called, by the clock on the wall", async () => {
+  const start = Date.now()
+  for (const path of ["cdata", "getrequest", "getrequest"]) await node.get(`/iclock/${path}?SN=${SN}`)
+  const device = await node.run(node.devices.find(SN))
+  expect(Date.parse(`${device.last_seen_at?.replace(" ", "T")}:00`)).toBeGreaterThanOrEqual(start)
+  expect(device.memory?.seenAt).toBeGreaterThanOrEqual(start)
+})
+
 it("a terminal that is retired while it sends is refused when it has sent", async () => {
   await node.get(`/iclock/getrequest?SN=${SN}`)
   const body = "7\t2026-03-03 07:41:15\t0\t1\n"

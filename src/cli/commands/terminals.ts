@@ -16,7 +16,7 @@ export const terminals: ReadonlyArray<Command> = [
     summary: "let a terminal send punches and hold people",
     args: ["serial"],
     options: [
-      { name: "zone", kind: "text", help: "time zone of its clock, e.g. Africa/Nairobi" },
+      { name: "zone", kind: "text", help: "time zone of its clock, e.g. Africa/Nairobi; absent = that of the school's computer" },
       { name: "name", kind: "text", help: "what people call it" },
       { name: "address", kind: "text", help: "only calls from this address or net count, e.g. 10.20.0.0/24; any = from anywhere" },
       ...API_OPTIONS,
