@@ -3,10 +3,12 @@
  * and may say what no push has been asked about, as a value that lost.
  */
 import * as Effect from "effect/Effect"
-import { isThrough, type Table } from "../model/table.ts"
+import type { Table } from "../model/table.ts"
 import type { PostgresError, Session } from "../postgres/client.ts"
-import { checkReach, checkReferences, homeless, notYours, placement, type Pointing, type Refusal, textsOf } from "./authorise.ts"
+import { checkReach, checkReferences, notYours, placement, type Pointing, type Refusal, textsOf } from "./authorise.ts"
+import { readMade } from "./made.ts"
 import { type Places, whichBelong } from "./place.ts"
+import { isPlacedLate, notPlaced, restless } from "./placed.ts"
 import { DecideRefused } from "./refused.ts"
 import type { Row } from "./resolve.ts"
 import type { Place } from "./rows.ts"
@@ -16,9 +18,7 @@ const answer = (refusal: Refusal | null): Effect.Effect<void, DecideRefused> =>
   refusal === null ? Effect.void : Effect.fail(new DecideRefused({ code: "not_possible", message: `${refusal.reason}: ${refusal.detail}` }))
 
 const belongs = (session: Session, places: Places, table: Table, row: Row, school: string): Effect.Effect<boolean, PostgresError> =>
-  isThrough(table.audience)
-    ? Effect.map(whichBelong(session, places, table, [textsOf(table, table.key, row)], school), (inside) => inside.has(0))
-    : Effect.succeed(placement(table, row, school) === null)
+  Effect.map(whichBelong(session, places, table, [textsOf(table, table.key, row)], school), (inside) => inside.has(0))
 
 /** Writes with `write` what the school wants; `row`: the columns to be written, null = no row. In a savepoint of the caller. */
 export const writeAsSchool = <A>(
@@ -44,13 +44,24 @@ export const writeAsSchool = <A>(
     }
     const whole = { ...current, ...row }
     yield* answer(placement(table, whole, school))
+    const written = new Set(Object.keys(row))
     const pointing: Pointing = {
-      ...{ table, row: whole, written: new Set(Object.keys(row)), isInsert: current === null },
+      ...{ table, row: whole, written, made: {}, isInsert: current === null },
       ...{ at: Number.POSITIVE_INFINITY, refusal: null, needs: new Set() },
     }
-    yield* checkReferences(session, [pointing], places, school)
-    yield* answer(pointing.refusal)
+    const check = Effect.andThen(checkReferences(session, [pointing], places, school), Effect.suspend(() => answer(pointing.refusal)))
+    yield* check
+    yield* session.execute("SAVEPOINT written_row")
     yield* write
-    // Other rows say so, once all are written.
-    if (isThrough(table.audience) && !(yield* belongs(session, places, table, whole, school))) return yield* answer(homeless(table.audience.through))
+    pointing.made = (yield* readMade(session, [pointing], places)).get(pointing) ?? {}
+    if (Object.keys(pointing.made).length > 0) {
+      // What Postgres made of it is judged by what stood there before.
+      yield* session.execute("ROLLBACK TO SAVEPOINT written_row")
+      yield* check
+      yield* write
+      if ((yield* readMade(session, [pointing], places)).size > 0) return yield* answer(restless)
+    }
+    yield* session.execute("RELEASE SAVEPOINT written_row")
+    if (isPlacedLate(table, places.shapes.get(table.name), pointing.isInsert, written) && !(yield* belongs(session, places, table, whole, school)))
+      return yield* answer(notPlaced(table))
   })

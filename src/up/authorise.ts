@@ -47,6 +47,8 @@ export const placement = (table: Table, row: Row, school: string): Refusal | nul
   const column = audienceColumn(table.audience)
   // Other rows say so, once all are written.
   if (column === null) return null
+  // What Postgres computes is known once the row is written.
+  if (!(column in row) && table.columns.some(({ name, generated }) => generated && name === column)) return null
   const value = textOf(table, column, row[column] ?? null)
   if (value === null) return { reason: "no_audience", detail: `${column} is empty, so the row would belong to no school` }
   return value === school ? null : { ...notYours, detail: `${column} names another school` }
@@ -118,6 +120,8 @@ export interface Pointing {
   readonly row: Row
   /** The columns that are written. */
   readonly written: ReadonlySet<string>
+  /** Values that Postgres makes itself when the row is written, as far as they were seen: they count as written. */
+  made: Row
   /** There is no such row in Postgres yet. */
   readonly isInsert: boolean
   /** Capture time, in server time, ms since 1970. */
@@ -126,6 +130,11 @@ export interface Pointing {
   /** Rows of this batch without which this one would point to nothing the school can see. */
   readonly needs: Set<Pointing>
 }
+
+const isWritten = ({ written, made }: Pointing, name: string): boolean => written.has(name) || name in made
+
+const pointedBy = ({ table, row, made }: Pointing, columns: ReadonlyArray<string>): ReadonlyArray<string | null> =>
+  textsOf(table, columns, { ...row, ...made })
 
 /** Refuses rows that point outside the school, and what hangs on a refused row; notes which rows need which. */
 export const checkReferences = (
@@ -142,8 +151,8 @@ export const checkReferences = (
         const isOwnSchool = table.audience !== "all" && reference.columns.length === 1 && reference.columns[0] === audienceColumn(table.audience)
         if (isOwnSchool) continue
         const wanting = own.flatMap((row) => {
-          if (row.refusal !== null || !reference.columns.some((name) => row.written.has(name))) return []
-          const values = textsOf(table, reference.columns, row.row)
+          if (row.refusal !== null || !reference.columns.some((name) => isWritten(row, name))) return []
+          const values = pointedBy(row, reference.columns)
           return values.includes(null) ? [] : [{ row, values, tuple: tupleText(values) }]
         })
         if (wanting.length === 0) continue
@@ -153,7 +162,7 @@ export const checkReferences = (
         const distinct = [...new Map(wanting.map(({ tuple, values }) => [tuple, values])).values()]
         const seen = parent === undefined ? new Set<string>() : yield* visibleParents(session, places, parent, reference.to, types, distinct, school)
         const isValue = parent !== undefined && isByValue(reference, parent)
-        const made = parent === undefined ? new Map<string, Pointing>() : madeBy(byTable.get(parent) ?? [], parent, reference.to)
+        const made = parent === undefined ? new Map<string, Pointing>() : madeBy(byTable.get(parent) ?? [], reference.to)
         const waiting = isValue
           ? yield* readWanted(session, school, parent, reference.to, [...distinct.values()])
           : new Map<string, { until: number }>()
@@ -175,10 +184,10 @@ export const checkReferences = (
   })
 
 /** Rows that the batch inserts, or gives other values in some columns, by these values. */
-const madeBy = (rows: ReadonlyArray<Pointing>, table: Table, columns: ReadonlyArray<string>): ReadonlyMap<string, Pointing> =>
+const madeBy = (rows: ReadonlyArray<Pointing>, columns: ReadonlyArray<string>): ReadonlyMap<string, Pointing> =>
   new Map(
     rows.flatMap((row) =>
-      row.isInsert || columns.some((name) => row.written.has(name)) ? [[tupleText(textsOf(table, columns, row.row)), row] as const] : [],
+      row.isInsert || columns.some((name) => isWritten(row, name)) ? [[tupleText(pointedBy(row, columns)), row] as const] : [],
     ),
   )
 
@@ -197,15 +206,15 @@ const checkNamed = (
       const links = link === undefined ? [] : (byTable.get(link) ?? [])
       const columns = Object.values(rule.on)
       const naming = links.flatMap((row) => {
-        if (row.refusal !== null || !columns.some((name) => row.written.has(name))) return []
-        const values = textsOf(row.table, columns, row.row)
+        if (row.refusal !== null || !columns.some((name) => isWritten(row, name))) return []
+        const values = pointedBy(row, columns)
         return values.includes(null) ? [] : [{ row, values, tuple: tupleText(values) }]
       })
       if (link === undefined || naming.length === 0) continue
       const distinct = new Map(naming.map(({ tuple, values }) => [tuple, values]))
       const found = yield* rowsNamed(session, places, child, rule, [...distinct.values()], school)
       const byTuple = new Map([...distinct.keys()].map((tuple, i) => [tuple, found[i]]))
-      const made = madeBy(byTable.get(child) ?? [], child, Object.keys(rule.on))
+      const made = madeBy(byTable.get(child) ?? [], Object.keys(rule.on))
       const mustName = linkNamesRow(rule, child, link)
       for (const { row, tuple } of naming) {
         const named = byTuple.get(tuple)

@@ -3,13 +3,33 @@ import * as Effect from "effect/Effect"
 import { isThrough, type Table } from "../model/table.ts"
 import { wireToText } from "../model/value.ts"
 import type { PostgresError, Session } from "../postgres/client.ts"
-import { homeless, refuseDependants, textOf, textsOf } from "./authorise.ts"
+import { checkReferences, homeless, type Refusal, refuseDependants, textOf, textsOf } from "./authorise.ts"
+import { readMade, tellingColumns } from "./made.ts"
 import { type Places, whichBelong } from "./place.ts"
 import type { Decision, Row } from "./resolve.ts"
+import type { Shape } from "./shape.ts"
 import { known, type Work } from "./work.ts"
 import { isMovable, type Step, type Write, writeAll } from "./write.ts"
 
-/** Writes, and takes back what no link places once all is written; the others are written without it. */
+export const restless: Refusal = { reason: "not_allowed", detail: "what Postgres makes of the row points to another row each time it is written" }
+
+/** By other rows, or by what Postgres computes of this one. */
+export const isPlacedLate = ({ audience }: Table, shape: Shape | undefined, isInsert: boolean, written: ReadonlySet<string>): boolean => {
+  if (audience === "all") return false
+  const own = isThrough(audience) ? Object.keys(audience.on) : [audience.column]
+  if (own.some((name) => shape?.columns.get(name)?.generated === true)) return true
+  return isThrough(audience) && (isInsert || own.some((name) => written.has(name)))
+}
+
+export const notPlaced = ({ audience }: Table): Refusal =>
+  audience === "all" || isThrough(audience)
+    ? homeless(audience === "all" ? "" : audience.through)
+    : { reason: "not_allowed", detail: `${audience.column}, which Postgres computes, does not name this school` }
+
+/**
+ * Writes, and takes back what does not belong to the school once all is written; the others are written without it. Where
+ * Postgres made of a row one that points elsewhere, all is taken back, judged by that, and written again.
+ */
 export const writePlaced = (
   session: Session,
   writing: () => ReadonlyArray<Work>,
@@ -17,31 +37,42 @@ export const writePlaced = (
   school: string,
 ): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
-    const isAsked = ({ table, isDelete, isInsert, written }: Work) =>
-      !isDelete && isThrough(table.audience) && (isInsert || Object.keys(table.audience.on).some((name) => written.has(name)))
+    const isAsked = ({ table, shape, isDelete, isInsert, written }: Work) => !isDelete && isPlacedLate(table, shape, isInsert, written)
     while (true) {
       const works = writing()
-      if (!works.some(isAsked)) return yield* write(session, works)
+      const isLate = works.some(isAsked)
+      const isMade = works.some((work) => !work.isDelete && tellingColumns(places, work.table).size > 0)
+      if (!isLate && !isMade) return yield* write(session, works)
       yield* session.execute("SAVEPOINT placed_rows")
       yield* write(session, works)
+      const written = works.filter((work) => work.refusal === null && !work.isDelete)
       const homelessOnes: Array<Work> = []
-      for (const [table, own] of Map.groupBy(
-        works.filter((work) => work.refusal === null && isAsked(work)),
-        (work) => work.table,
-      )) {
+      for (const [table, own] of Map.groupBy(written.filter(isAsked), (work) => work.table)) {
         const keys = own.map((work) => textsOf(table, table.key, work.row))
         const inside = yield* whichBelong(session, places, table, keys, school)
         homelessOnes.push(...own.filter((_, i) => !inside.has(i)))
       }
-      if (homelessOnes.length === 0) {
+      const made = isMade ? yield* readMade(session, written, places) : new Map<Work, Row>()
+      if (homelessOnes.length === 0 && made.size === 0) {
         yield* session.execute("RELEASE SAVEPOINT placed_rows")
         return
       }
       yield* session.execute("ROLLBACK TO SAVEPOINT placed_rows; RELEASE SAVEPOINT placed_rows")
       // What Postgres refused may have been in the way of a row that is left out now.
       for (const work of works) if (isMovable(work.refusal)) work.refusal = null
-      for (const work of homelessOnes) work.refusal = homeless(isThrough(work.table.audience) ? work.table.audience.through : "")
+      for (const [work, row] of made) {
+        if (Object.keys(work.made).length > 0) work.refusal = restless
+        work.made = row
+      }
+      for (const work of homelessOnes) if (!made.has(work)) work.refusal = notPlaced(work.table)
       refuseDependants(works)
+      if (made.size > 0)
+        yield* checkReferences(
+          session,
+          writing().filter((work) => !work.isDelete),
+          places,
+          school,
+        )
     }
   })
 

@@ -83,6 +83,7 @@ const columnsOf = (table: Table, shape: Shape, values: Readonly<Record<string, u
 const isPlainTable = (ground: Pick<Ground, "tables" | "manifest">, table: Table, shape: Shape): boolean =>
   !isThrough(table.audience) &&
   !shape.hasTriggers &&
+  !table.references.some(({ columns }) => columns.some((name) => shape.columns.get(name)?.generated === true)) &&
   table.name !== "schoolbus.requests" &&
   rekeyed(table, ground.manifest) === null &&
   namesSince(table, ground.manifest).size === 0 &&

@@ -106,6 +106,7 @@ export const startWork = (change: RowChange, table: Table, shape: Shape): Work =
     refusal: null,
     row: {},
     written: new Set(),
+    made: {},
     isDelete: false,
     isInsert: false,
     isInside: false,
