@@ -54,14 +54,24 @@ export const reasonOf = (sqlstate: string): string =>
     "23P01": "exclusion",
     "42501": "permission",
     P0001: "trigger",
+    [RULE]: "rule",
+    [ROW_SECURITY]: "row_security",
   })[sqlstate] ?? (sqlstate.startsWith("22") ? "type" : "refused")
 
 /** The server's `detail` is left out: it can show values of rows that the school must not see. */
 export const refusalOf = (error: PostgresError, shape: Shape): Refusal => {
-  const grant =
-    error.sqlstate === "42501" ? `; a DBA can allow it: GRANT SELECT, INSERT, UPDATE, DELETE ON ${qualified(shape.name)} TO ${ident(shape.role)}` : ""
+  if (isRowSecurity(error)) return { reason: "row_security", detail: `${error.message}; ${bypass(shape)}` }
+  const grant = isDenied(error, shape)
+    ? `; a DBA can allow it: GRANT SELECT, INSERT, UPDATE, DELETE ON ${qualified(shape.name)} TO ${ident(shape.role)}`
+    : ""
   return { reason: reasonOf(error.sqlstate), detail: `${error.message}${grant}` }
 }
+
+/** A right on the table itself is missing, whichever row it is. A program's trigger may use the same code for one row. */
+const isDenied = (error: PostgresError, shape: Shape): boolean =>
+  error.sqlstate === "42501" && error.message === `permission denied for table ${shape.name.slice(shape.name.indexOf(".") + 1)}`
+const isRowSecurity = (error: PostgresError): boolean => error.sqlstate === "42501" && error.message.includes("row-level security")
+const bypass = (shape: Shape): string => `a DBA can change the policy, or let the hub's role write all rows: ALTER ROLE ${ident(shape.role)} BYPASSRLS`
 
 /** Refusals that may go away once other rows are written. */
 const MOVABLE = new Set(["unique", "foreign_key", "exclusion", "dependant"])
@@ -126,7 +136,8 @@ const halve = (session: Session, writes: ReadonlyArray<Write>, refused: Map<Writ
     if (only === undefined) return
     const failure = yield* attempt(session, free)
     if (failure === null) return
-    if (failure.error.sqlstate === "42501" && failure.group.length > 0) {
+    const [failed] = failure.group
+    if (failed !== undefined && isDenied(failure.error, failed.shape)) {
       for (const write of failure.group) refused.set(write, refusalOf(failure.error, write.shape))
       return yield* halve(
         session,
@@ -202,20 +213,20 @@ const run = (session: Session, group: ReadonlyArray<Write>): Effect.Effect<void,
         names.length,
       )
       const sql = `INSERT INTO ${on} (${names.map(ident).join(", ")}) OVERRIDING SYSTEM VALUE SELECT ${names.map((_, i) => `u.u${i}::${types[i]}`).join(", ")} FROM ${from}`
-      return yield* expecting(session.execute(sql, params), group.length, table)
+      return yield* expecting(session, session.execute(sql, params), group.length, first)
     }
     if (kind === "update" && group.some(({ keyElse }) => keyElse !== undefined)) {
       for (const { keyElse, ...write } of group) {
         const failure = yield* run(session, [write]).pipe(Effect.as(null), Effect.catch(Effect.succeed))
         if (failure === null) continue
-        if (keyElse === undefined || failure.sqlstate !== LEFT_OUT) return yield* failure
+        if (keyElse === undefined || !isLeftOut(failure)) return yield* failure
         yield* run(session, [{ ...write, key: keyElse }])
       }
       return
     }
     if (kind === "update") {
       const sql = `UPDATE ${on} AS t SET ${names.map((name, i) => `${ident(name)} = u.u${i}::${types[i]}`).join(", ")} FROM ${set.from} WHERE ${matching(table.key, keyTypes, names.length)}`
-      return yield* expecting(session.execute(sql, set.params), group.length, table)
+      return yield* expecting(session, session.execute(sql, set.params), group.length, first)
     }
     const { from, params } = unnest(
       group.map((write) => write.key),
@@ -225,25 +236,58 @@ const run = (session: Session, group: ReadonlyArray<Write>): Effect.Effect<void,
     if (done === group.length) return
     // A cascade of this batch may have taken rows along; what still stands was kept by a trigger.
     const left = yield* session.texts(`SELECT 1 FROM ${from} JOIN ${on} AS t ON ${matching(table.key, keyTypes)} LIMIT 1`, params)
-    if (left.length > 0) return yield* skipped(table)
+    if (left.length > 0) return yield* Effect.flatMap(skipped(session, first), Effect.fail)
   })
 
-/** SQLSTATE under which a row that Postgres did not write is told, as if a trigger had refused it. */
+/** Under which a row that Postgres did not write is told: as if a trigger had refused it, and two codes of our own. */
 const LEFT_OUT = "P0001"
+const RULE = "SB001"
+const ROW_SECURITY = "SB002"
+const isLeftOut = ({ sqlstate }: PostgresError): boolean => sqlstate === LEFT_OUT || sqlstate === RULE || sqlstate === ROW_SECURITY
 
-const skipped = (table: Table): PostgresError =>
-  new PostgresError({
-    sqlstate: LEFT_OUT,
-    message: "a trigger in Postgres left the row out",
-    detail: "",
-    constraint: "",
-    table: table.name,
-    column: "",
-    sql: "",
-  })
+/** `pg_rewrite.ev_type`, and the bits of an event in `pg_trigger.tgtype`. */
+const EVENTS: Readonly<Record<Kind, { readonly rule: string; readonly trigger: number }>> = {
+  insert: { rule: "3", trigger: 4 },
+  update: { rule: "2", trigger: 16 },
+  delete: { rule: "4", trigger: 8 },
+}
 
-const expecting = (count: Effect.Effect<number, PostgresError>, wanted: number, table: Table): Effect.Effect<void, PostgresError> =>
-  Effect.flatMap(count, (done) => (done === wanted ? Effect.void : Effect.fail(skipped(table))))
+/** What in Postgres may leave rows out without a word. */
+const WHO_LEAVES_OUT = `SELECT c.relrowsecurity AND pg_catalog.row_security_active(c.oid) AS secured,
+    (SELECT json_agg(r.rulename ORDER BY r.rulename)::text FROM pg_catalog.pg_rewrite r
+      WHERE r.ev_class = c.oid AND r.ev_type::text = $2 AND r.is_instead AND r.ev_enabled <> 'D') AS rules,
+    (SELECT json_agg(t.tgname ORDER BY t.tgname)::text FROM pg_catalog.pg_trigger t
+      WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 3 = 3 AND t.tgtype & $3::int <> 0) AS triggers
+  FROM pg_catalog.pg_class c WHERE c.oid = $1::regclass`
+
+const skipped = (session: Session, { table, shape, kind }: Pick<Write, "table" | "shape" | "kind">): Effect.Effect<PostgresError, PostgresError> =>
+  Effect.map(
+    session.query<{ secured: boolean; rules: string | null; triggers: string | null }>(WHO_LEAVES_OUT, [
+      qualified(table.name),
+      EVENTS[kind].rule,
+      EVENTS[kind].trigger,
+    ]),
+    ([who]) => {
+      const names = (list: string | null | undefined) => (list == null ? [] : (JSON.parse(list) as ReadonlyArray<string>)).map((name) => ident(name))
+      const [rules, triggers] = [names(who?.rules), names(who?.triggers)]
+      const rule = `rule ${rules.join(", ")} of ${table.name} in Postgres left the row out (DO INSTEAD); where schools may do this: DROP RULE ${rules[0]} ON ${qualified(table.name)}`
+      const [sqlstate, message] =
+        rules.length > 0
+          ? [RULE, rule]
+          : triggers.length === 0 && who?.secured === true
+            ? [ROW_SECURITY, `row security of ${table.name} hides the row from the hub's role; ${bypass(shape)}`]
+            : [LEFT_OUT, `${triggers.length > 0 ? `trigger ${triggers.join(", ")}` : "a trigger"} in Postgres left the row out`]
+      return new PostgresError({ sqlstate, message, detail: "", constraint: "", table: table.name, column: "", sql: "" })
+    },
+  )
+
+const expecting = (
+  session: Session,
+  count: Effect.Effect<number, PostgresError>,
+  wanted: number,
+  write: Write,
+): Effect.Effect<void, PostgresError> =>
+  Effect.flatMap(count, (done) => (done === wanted ? Effect.void : Effect.flatMap(skipped(session, write), Effect.fail)))
 
 /**
  * A key that changes while rows refer to it, where Postgres neither takes them along nor waits for the end of the transaction:
@@ -282,7 +326,7 @@ const atOnce = (session: Session, writes: ReadonlyArray<Write>): Effect.Effect<v
     const counts = writes.map((_, i) => `(SELECT count(*) FROM w${i})`)
     const [row] = yield* session.texts(`WITH ${updates.join(", ")} SELECT ${counts.join(" + ")}`, params)
     const [first] = writes
-    if (first !== undefined && Number(row?.[0]) !== writes.length) return yield* skipped(first.table)
+    if (first !== undefined && Number(row?.[0]) !== writes.length) return yield* Effect.flatMap(skipped(session, first), Effect.fail)
   })
 
 const forget = (refused: Map<Write, Refusal>, written: ReadonlyArray<Write>): void => {

@@ -15,13 +15,23 @@ CREATE TABLE subject (id int PRIMARY KEY, a text);
 CREATE TABLE mark (id int PRIMARY KEY, school_id text, subject int REFERENCES subject (id));
 CREATE TABLE swallow (id int PRIMARY KEY, school_id text, a text);
 GRANT SELECT ON subject TO ${ROLE};
-CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF (CASE TG_OP WHEN 'DELETE' THEN OLD.a ELSE NEW.a END) = 'no' THEN RETURN NULL; END IF; RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END; END $$;
+CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF TG_OP <> 'DELETE' AND NEW.a = 'forbidden' THEN RAISE insufficient_privilege USING MESSAGE = 'not today'; END IF; IF (CASE TG_OP WHEN 'DELETE' THEN OLD.a ELSE NEW.a END) = 'no' THEN RETURN NULL; END IF; RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END; END $$;
 CREATE TRIGGER s BEFORE INSERT OR UPDATE OR DELETE ON swallow FOR EACH ROW EXECUTE FUNCTION swallow();
+CREATE TABLE ruled (id int PRIMARY KEY, school_id text, a text);
+CREATE RULE no_delete AS ON DELETE TO ruled DO INSTEAD NOTHING;
+CREATE RULE "no X" AS ON INSERT TO ruled WHERE NEW.a = 'x' DO INSTEAD NOTHING;
+CREATE RULE no_y AS ON UPDATE TO ruled WHERE NEW.a = 'y' DO INSTEAD NOTHING;
+CREATE TABLE secured (id int PRIMARY KEY, school_id text, a text);
+ALTER TABLE secured ENABLE ROW LEVEL SECURITY;
+CREATE POLICY see ON secured FOR SELECT USING (true);
+CREATE POLICY make ON secured FOR INSERT WITH CHECK (a <> 'closed');
+CREATE POLICY edit ON secured FOR UPDATE USING (true);
+CREATE POLICY remove ON secured FOR DELETE USING (a <> 'closed');
 GRANT USAGE ON SCHEMA schoolbus TO ${ROLE};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA schoolbus TO ${ROLE};
 GRANT SELECT, INSERT, DELETE, UPDATE (a) ON open TO ${ROLE};
 GRANT SELECT, INSERT ON append TO ${ROLE};
-GRANT SELECT, INSERT, UPDATE, DELETE ON tree, swallow, mark TO ${ROLE};`
+GRANT SELECT, INSERT, UPDATE, DELETE ON tree, swallow, mark, ruled, secured TO ${ROLE};`
 
 let o: Awaited<ReturnType<typeof openOffice>>
 let a: ReturnType<typeof o.school>
@@ -29,7 +39,7 @@ const had = new Set<string>()
 beforeAll(async () => {
   o = await openOffice(
     DDL,
-    { open: {}, append: {}, "closed one": {}, tree: {}, swallow: {}, subject: { audience: "all" }, mark: {} },
+    { open: {}, append: {}, "closed one": {}, tree: {}, swallow: {}, ruled: {}, secured: { direction: "up" }, subject: { audience: "all" }, mark: {} },
     { role: ROLE, had: hadOf },
   )
 })
@@ -106,6 +116,38 @@ test("a row that a trigger leaves out is not called applied", async () => {
   await o.sql("ALTER TABLE swallow DISABLE TRIGGER s; INSERT INTO swallow VALUES (3,'a','no'); ALTER TABLE swallow ENABLE TRIGGER s")
   const gone = await a.push([{ table: "swallow", op: "delete", key: [3], base: { id: 3, school_id: "a", a: "no" } }])
   expect(gone.reason(0)).toBe("trigger")
+})
+
+test("what a rule or row security leaves out is told by its name", async () => {
+  await o.sql("INSERT INTO ruled VALUES (1, 'a', 'q'), (2, 'a', 'q'); INSERT INTO secured VALUES (2, 'a', 'closed')")
+  const base = (id: number, a: string) => ({ id, school_id: "a", a })
+  const push = await a.push([
+    { table: "ruled", op: "delete", key: [1], base: base(1, "q") },
+    make("ruled", 3, { a: "x" }),
+    make("ruled", 4, { a: "z" }),
+    { table: "ruled", op: "update", key: [2], base: base(2, "q"), mine: { a: "y" } },
+    { table: "secured", op: "delete", key: [2], base: base(2, "closed") },
+    make("secured", 5, { a: "closed" }),
+    make("secured", 6, { a: "open" }),
+  ])
+  expect(Array.from({ length: 7 }, (_, i) => push.reason(i) ?? push.verdict(i))).toEqual(
+    ["rule", "rule", "applied", "rule", "row_security", "row_security", "applied"],
+  )
+  const detail = async (i: number) => String((await o.sql(`SELECT detail FROM schoolbus.quarantine WHERE id = '${push.record(i)}'`))[0]?.["detail"])
+  expect(await detail(0)).toContain('DROP RULE "no_delete" ON "public"."ruled"')
+  expect(await detail(1)).toContain('"no X"')
+  expect(await detail(3)).toContain('"no_y"')
+  for (const i of [4, 5]) expect(await detail(i)).toContain(`ALTER ROLE "${ROLE}" BYPASSRLS`)
+  const swallowed = await a.push([make("swallow", 60, { a: "no" })])
+  const [row] = await o.sql(`SELECT detail FROM schoolbus.quarantine WHERE id = '${swallowed.record(0)}'`)
+  expect(row?.["detail"]).toBe('trigger "s" in Postgres left the row out')
+})
+
+test("a trigger that forbids one row forbids no other", async () => {
+  const push = await a.push([make("swallow", 70, { a: "forbidden" }), make("swallow", 71, { a: "yes" }), make("swallow", 72, { a: "yes" })])
+  expect([push.reason(0), push.verdict(1), push.verdict(2)]).toEqual(["permission", "applied", "applied"])
+  const [row] = await o.sql(`SELECT detail FROM schoolbus.quarantine WHERE id = '${push.record(0)}'`)
+  expect(row?.["detail"]).toBe("not today")
 })
 
 test("a guessed key gets one answer, whether another school has the row or nobody; a row that the school had is a conflict", async () => {
