@@ -216,13 +216,26 @@ const importFault = (cause: unknown): string => {
 
 type DevicesFile = NonNullable<z.output<typeof ConfigFile>["devices"]>
 
-const peopleProblems = (devices: DevicesFile | undefined): ReadonlyArray<string> => {
-  const known = Object.keys(devices?.people ?? {})
-  return (devices?.attendance?.people ?? []).flatMap((name) =>
+const deviceTableProblems = (devices: DevicesFile, synced: ReadonlySet<string>): ReadonlyArray<string> => {
+  const classes = Object.values(devices.people).flatMap(({ group }) => (typeof group === "object" ? [group.table] : []))
+  const named = [
+    ...[...Object.keys(devices.people), ...classes].map((table) => ["devices.people", qualify(table)] as const),
+    ...(devices.attendance === undefined ? [] : [["devices.attendance", qualify(devices.attendance.table)] as const]),
+  ]
+  return named.flatMap(([where, table]) =>
+    synced.has(table) ? [] : [`${where} names table ${table}, which is not among the synced tables; list it under tables`],
+  )
+}
+
+const deviceProblems = (devices: DevicesFile | undefined, synced: ReadonlySet<string>): ReadonlyArray<string> => {
+  if (devices === undefined) return []
+  const known = Object.keys(devices.people)
+  const unknown = (devices.attendance?.people ?? []).flatMap((name) =>
     known.some((one) => qualify(one) === qualify(name))
       ? []
       : [`devices.attendance.people: ${name} is not among devices.people; these are ${known.join(", ") || "none"}`],
   )
+  return [...deviceTableProblems(devices, synced), ...unknown]
 }
 
 const peopleOf = ({ group, ...rule }: z.output<typeof PeopleRule>): DeviceRules["people"][string] => ({
@@ -250,7 +263,7 @@ export const parseConfig = (source: string, value: unknown): Config | ConfigRefu
   }
   const { plugin, tables, devices } = parsed.data
   const audiences = new Map(Object.entries(tables).map(([name, rule]) => [qualify(name), audienceOf(rule.audience)]))
-  const problems = [...nameProblems(Object.keys(tables)), ...throughProblems(audiences), ...peopleProblems(devices)]
+  const problems = [...nameProblems(Object.keys(tables)), ...throughProblems(audiences), ...deviceProblems(devices, new Set(audiences.keys()))]
   if (problems.length > 0) return new ConfigRefused({ source, problems })
   return {
     plugin,

@@ -30,3 +30,16 @@ it("refuses people who are none of it", () => {
   expect(refused).toBeInstanceOf(ConfigRefused)
   expect(refused).toMatchObject({ problems: ["devices.attendance.people: parents is not among devices.people; these are pupils, staff"] })
 })
+
+it("refuses terminals whose people, classes or attendance stand in tables that are not synced", () => {
+  const { pupils, ...others } = tables
+  expect(parseConfig("test", { tables: others, devices: devices("staff") })).toMatchObject({
+    problems: ["devices.people names table public.pupils, which is not among the synced tables; list it under tables"],
+  })
+  expect(parseConfig("test", { tables: { pupils, staff: { audience: "all" } }, devices: devices("staff") })).toMatchObject({
+    problems: [
+      "devices.people names table public.forms, which is not among the synced tables; list it under tables",
+      "devices.attendance names table public.presence, which is not among the synced tables; list it under tables",
+    ],
+  })
+})

@@ -111,6 +111,20 @@ it("serves status and programs without a hub, says why, and catches up by itself
   await back.stop()
 })
 
+it("a hub's address that is a school node's is told so, with what to set", async () => {
+  const key = await hub.key(await newSchool())
+  const other = startNode(newDir(), key.text)
+  const node = startNode(newDir(), key.text, [], await other.url())
+  const reason = await until("the reason", async () => {
+    const { link } = await node.status()
+    return link.state === "offline" && !link.detail.startsWith("connecting") && link.detail
+  })
+  expect(reason).toContain(`at ${await other.url()}`)
+  expect(reason).toMatch(/a school's node.*not the hub.*--hub/)
+  await node.stop()
+  await other.stop()
+})
+
 it("an unknown key stops the node by name, and a good one lets it go on", async () => {
   const school = await newSchool()
   const key = await hub.key(school)

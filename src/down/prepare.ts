@@ -36,9 +36,8 @@ export const deviceProblems = (config: Config, catalog: Catalog, shapes: Readonl
     return found === undefined ? undefined : [...found.columns.keys()]
   }
   const check = (where: string, table: string, columns: ReadonlyArray<string | undefined>): ReadonlyArray<string> => {
-    const known = columnsOf(table)
-    if (known === undefined) return [`${where} names table ${table}, which is not among the synced tables; list it under tables`]
     // A table that does not exist is named already.
+    const known = columnsOf(table) ?? []
     return columns.flatMap((column) =>
       column === undefined || known.length === 0 || known.includes(column)
         ? []

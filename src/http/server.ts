@@ -228,6 +228,10 @@ export interface AppOptions {
   readonly auth: Auth
 }
 
+/** Whoever asks for the link is a school's node, and a hub has all of it. */
+const noHub = (origin: string): string =>
+  `what answers at ${origin} is a school's node, not the hub; start the node that called with --hub (SCHOOLBUS_HUB) as the address of the hub`
+
 /** `serve({ fetch: app.fetch })` in the runtime starts it; tests call `app.handle`. */
 export const makeApp = (options: AppOptions): AnyElysia => {
   const app: AnyElysia = new Elysia()
@@ -246,8 +250,11 @@ export const makeApp = (options: AppOptions): AnyElysia => {
         }
         case "PARSE":
           return problem(400, "malformed", "Malformed body", "the body is not valid JSON")
-        case "NOT_FOUND":
+        case "NOT_FOUND": {
+          const { origin, pathname } = new URL(request.url)
+          if (accessOf(request.method, pathname) === "link") return problem(404, "no_hub", "Not a hub", noHub(origin))
           return problem(404, "no_route", "No such route", "see GET /api/sync/status for a start")
+        }
       }
       const answer = toProblem(error)
       if (answer !== null) return answer

@@ -49,7 +49,10 @@ export const writeAsSchool = <A>(
       ...{ table, row: whole, written, made: {}, isInsert: current === null },
       ...{ at: Number.POSITIVE_INFINITY, refusal: null, needs: new Set() },
     }
-    const check = Effect.andThen(checkReferences(session, [pointing], places, school), Effect.suspend(() => answer(pointing.refusal)))
+    const check = Effect.andThen(
+      checkReferences(session, [pointing], places, school),
+      Effect.suspend(() => answer(pointing.refusal)),
+    )
     yield* check
     yield* session.execute("SAVEPOINT written_row")
     yield* write

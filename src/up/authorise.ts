@@ -186,9 +186,7 @@ export const checkReferences = (
 /** Rows that the batch inserts, or gives other values in some columns, by these values. */
 const madeBy = (rows: ReadonlyArray<Pointing>, columns: ReadonlyArray<string>): ReadonlyMap<string, Pointing> =>
   new Map(
-    rows.flatMap((row) =>
-      row.isInsert || columns.some((name) => isWritten(row, name)) ? [[tupleText(pointedBy(row, columns)), row] as const] : [],
-    ),
+    rows.flatMap((row) => (row.isInsert || columns.some((name) => isWritten(row, name)) ? [[tupleText(pointedBy(row, columns)), row] as const] : [])),
   )
 
 /** Refuses links that would place rows which the school could not see before. */

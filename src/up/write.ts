@@ -71,7 +71,8 @@ export const refusalOf = (error: PostgresError, shape: Shape): Refusal => {
 const isDenied = (error: PostgresError, shape: Shape): boolean =>
   error.sqlstate === "42501" && error.message === `permission denied for table ${shape.name.slice(shape.name.indexOf(".") + 1)}`
 const isRowSecurity = (error: PostgresError): boolean => error.sqlstate === "42501" && error.message.includes("row-level security")
-const bypass = (shape: Shape): string => `a DBA can change the policy, or let the hub's role write all rows: ALTER ROLE ${ident(shape.role)} BYPASSRLS`
+const bypass = (shape: Shape): string =>
+  `a DBA can change the policy, or let the hub's role write all rows: ALTER ROLE ${ident(shape.role)} BYPASSRLS`
 
 /** Refusals that may go away once other rows are written. */
 const MOVABLE = new Set(["unique", "foreign_key", "exclusion", "dependant"])
@@ -281,12 +282,7 @@ const skipped = (session: Session, { table, shape, kind }: Pick<Write, "table" |
     },
   )
 
-const expecting = (
-  session: Session,
-  count: Effect.Effect<number, PostgresError>,
-  wanted: number,
-  write: Write,
-): Effect.Effect<void, PostgresError> =>
+const expecting = (session: Session, count: Effect.Effect<number, PostgresError>, wanted: number, write: Write): Effect.Effect<void, PostgresError> =>
   Effect.flatMap(count, (done) => (done === wanted ? Effect.void : Effect.flatMap(skipped(session, write), Effect.fail)))
 
 /**

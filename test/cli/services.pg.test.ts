@@ -131,13 +131,13 @@ describe("services", () => {
     writeFileSync(
       typo,
       `export default { tables: { pupils: { audience: { column: "school_id" } } },
-        devices: { people: { pupils: { id: "id", name: "nmae" } }, attendance: { table: "absences", person: "id", at: "at" } } }`,
+        devices: { people: { pupils: { id: "id", name: "nmae" } }, attendance: { table: "pupils", person: "id", at: "came" } } }`,
     )
     const doctor = await run(["doctor", "--database-url", db.url, "--config", typo, "--json"])
     const { checks } = JSON.parse(doctor.out) as { checks: ReadonlyArray<{ id: string; status: string; message: string }> }
     const found = checks.find((check) => check.id === "devices")
     expect([doctor.code, found?.status]).toEqual([1, "fail"])
-    expect(found?.message).toMatch(/names column nmae of table public.pupils, which does not exist.*names table public.absences/)
+    expect(found?.message).toMatch(/names column nmae of table public.pupils, which does not exist.*names column came of table public.pupils/)
   })
 
   it("run, tell their status, keep others from their files, and end with 0 on SIGTERM", async () => {

@@ -266,6 +266,11 @@ describe("errors become statuses", () => {
     expect(body).not.toContain("secret-internal-text")
   })
 
+  it("a node that is no hub says so to whoever takes it for one", async () => {
+    const answer = await call(broken(), "POST", "/api/sync/hello", {}, "{}")
+    expect([answer.status, await answer.json()]).toEqual([404, expect.objectContaining({ code: "no_hub", detail: expect.stringContaining("--hub") })])
+  })
+
   it("says where input is wrong without repeating it", async () => {
     const headers = { "content-type": "application/json" }
     const answer = await call(broken(), "POST", "/typed", headers, JSON.stringify({ password: "hunter2hunter2", n: 1, extra: "leftover" }))

@@ -15,7 +15,7 @@ afterEach(async () => {
   started.clear()
 })
 
-export interface Node extends Pick<Running, "child" | "output" | "stop" | "kill"> {
+export interface Node extends Pick<Running, "child" | "output" | "stop" | "kill" | "url"> {
   readonly dir: string
   readonly code: Promise<number | null>
   readonly status: () => Promise<SchoolSnapshot>

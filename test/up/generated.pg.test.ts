@@ -36,7 +36,8 @@ const update = (table: string, base: { readonly id: number | string } & Record<s
   ...{ table, op: "update" as const, key: [base.id] },
   ...{ base, mine: mine as Record<string, string | number | null> },
 })
-const reasons = (push: Awaited<ReturnType<typeof a.push>>, count: number) => Array.from({ length: count }, (_, i) => push.reason(i) ?? push.verdict(i))
+const reasons = (push: Awaited<ReturnType<typeof a.push>>, count: number) =>
+  Array.from({ length: count }, (_, i) => push.reason(i) ?? push.verdict(i))
 
 test("a new row belongs to the school that Postgres computes for it, and to no other", async () => {
   const push = await a.push([
@@ -108,7 +109,9 @@ test("a link names whom Postgres computes, so it cannot place a row that the sch
 
 test("a link that a trigger makes Postgres compute otherwise places nobody unseen", async () => {
   await o.sql("INSERT INTO pupils VALUES ('px', 'theirs'), ('pX', 'ours')")
-  await o.sql("ALTER TABLE enrolments DISABLE TRIGGER k; INSERT INTO enrolments VALUES (20, 'b', 'x'), (21, 'a', 'X'); ALTER TABLE enrolments ENABLE TRIGGER k")
+  await o.sql(
+    "ALTER TABLE enrolments DISABLE TRIGGER k; INSERT INTO enrolments VALUES (20, 'b', 'x'), (21, 'a', 'X'); ALTER TABLE enrolments ENABLE TRIGGER k",
+  )
   const push = await a.push([insert("enrolments", { id: 22, school_id: "a", number: "X" })])
   expect(push.verdict(0)).toBe("quarantined")
   expect(await o.sql("SELECT count(*)::int AS n FROM enrolments WHERE school_id = 'a' AND pupil = 'px'")).toEqual([{ n: 0 }])

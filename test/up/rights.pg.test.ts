@@ -39,7 +39,17 @@ const had = new Set<string>()
 beforeAll(async () => {
   o = await openOffice(
     DDL,
-    { open: {}, append: {}, "closed one": {}, tree: {}, swallow: {}, ruled: {}, secured: { direction: "up" }, subject: { audience: "all" }, mark: {} },
+    {
+      open: {},
+      append: {},
+      "closed one": {},
+      tree: {},
+      swallow: {},
+      ruled: {},
+      secured: { direction: "up" },
+      subject: { audience: "all" },
+      mark: {},
+    },
     { role: ROLE, had: hadOf },
   )
 })
@@ -130,9 +140,15 @@ test("what a rule or row security leaves out is told by its name", async () => {
     make("secured", 5, { a: "closed" }),
     make("secured", 6, { a: "open" }),
   ])
-  expect(Array.from({ length: 7 }, (_, i) => push.reason(i) ?? push.verdict(i))).toEqual(
-    ["rule", "rule", "applied", "rule", "row_security", "row_security", "applied"],
-  )
+  expect(Array.from({ length: 7 }, (_, i) => push.reason(i) ?? push.verdict(i))).toEqual([
+    "rule",
+    "rule",
+    "applied",
+    "rule",
+    "row_security",
+    "row_security",
+    "applied",
+  ])
   const detail = async (i: number) => String((await o.sql(`SELECT detail FROM schoolbus.quarantine WHERE id = '${push.record(i)}'`))[0]?.["detail"])
   expect(await detail(0)).toContain('DROP RULE "no_delete" ON "public"."ruled"')
   expect(await detail(1)).toContain('"no X"')
