@@ -61,7 +61,9 @@ const session = (options: SessionOptions, memory: Memory) =>
     const state = yield* readState
     const steps = yield* makeSteps(memory, identity)
     yield* steps.touch
-    if (state.manifest === null || (JSON.parse(state.manifest) as Manifest).version !== welcome.manifest)
+    const manifest = state.manifest === null ? null : (JSON.parse(state.manifest) as Manifest)
+    // The name is no part of its version.
+    if (manifest === null || manifest.version !== welcome.manifest || manifest.school.name !== welcome.school.name)
       yield* refreshManifest(link, identity, install)
     if (welcome.paused) yield* facts.set({ paused: true })
     // A hub that was put back knows fewer batches than it has answered: they go up again before anything is pulled.

@@ -63,6 +63,8 @@ interface Node {
   readonly status: () => Promise<SchoolSnapshot>
   /** What a person does who asks for a sync. */
   readonly ask: () => Promise<void>
+  /** Ends the contact; the next one begins at once. */
+  readonly contactAnew: () => Promise<void>
 }
 
 const startNode = async (school: string, metered: Metered | null, url = hub.url): Promise<Node> => {
@@ -99,6 +101,7 @@ const startNode = async (school: string, metered: Metered | null, url = hub.url)
       ),
     status: () => Effect.runPromise(Context.get(context, Status).snapshot()) as Promise<SchoolSnapshot>,
     ask: () => Effect.runPromise(Context.get(context, Session).wake.open) as Promise<never>,
+    contactAnew: async () => void (await Effect.runPromise(Context.get(context, Settings).set({ retryMaxSeconds: 1 }))),
   }
 }
 
@@ -147,6 +150,16 @@ it("a table that a program drops is filled again, also when it is made anew befo
   expect(await node.ids("marks")).toEqual([])
   await until("the row once more, and nothing new at head office", async () => (await node.ids("marks")).includes("one"))
   await until("the status", async () => (await node.status()).state === "up_to_date")
+})
+
+it("a school that head office gives another name shows it from its next contact on", async () => {
+  const node = await startNode("f", null)
+  await hasFirstCut(node)
+  await world.sql`UPDATE schoolbus.schools SET name = 'Sixth Form' WHERE id = 'f'`
+  await until("the name", async () => {
+    await node.contactAnew()
+    return (await node.status()).name === "Sixth Form"
+  })
 })
 
 it("over a metered link a critical change goes at once, others wait for their cycle, and whoever asks is served", async () => {

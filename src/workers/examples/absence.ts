@@ -1,8 +1,9 @@
 /**
  * Writes a line for every pupil who is absent or late, for the office to act on: `2026-03-03 absent Amina Yusuf`.
- * Copy it into the `workers/` folder beside your config and change names to those of your tables.
+ * Copy it into the folder that `--workers` names and change names to those of your tables. It needs nothing but itself there: only types are
+ * imported.
  */
-import { worker, type WorkerContext, type WorkerRow } from "../define.ts"
+import type { WorkerContext, WorkerModule, WorkerRow } from "../define.ts"
 
 /** School begins; a punch after it is late. Wall clock of the terminal. */
 const BEGINS = "08:00:00"
@@ -19,7 +20,7 @@ const lateBy = (punch: WorkerRow): string | null => {
   return time > BEGINS ? `${day} late ${time}` : null
 }
 
-export default worker({
+export default {
   on: { punches: ["insert"], attendance: ["insert", "update"] },
   async handle(events, ctx) {
     for (const { table, row } of events) {
@@ -33,4 +34,4 @@ export default worker({
       }
     }
   },
-})
+} satisfies WorkerModule
