@@ -37,7 +37,7 @@ export type Event<T extends DecodeTable> =
       readonly tokens: Tokens
       readonly oldKey: string | null
       readonly isInsert: boolean
-      /** A column that the row has and the table has not, or the other way round: the row is older or newer than the catalog. */
+      /** A column that the row has and the table has not, else one of the other way round: the row is older or newer than the catalog. */
       readonly stray?: string
     }
   | { readonly kind: "delete"; readonly table: T; readonly key: string }
@@ -295,7 +295,7 @@ export const wal2jsonDecoder = <T extends DecodeTable>(tables: ReadonlyArray<T>)
       if (tokens[i] !== undefined) continue
       const column = table.columns[i] as T["columns"][number]
       // A row that is older than the column, or newer than its end.
-      if (action === "I" || !column.toastable) stray = column.name
+      if (action === "I" || !column.toastable) stray ??= column.name
       if (action === "I" && column.fill !== undefined) tokens[i] = column.fill
       // With REPLICA IDENTITY FULL the old row carries what the new one leaves out.
       if (identity?.[i] !== undefined) tokens[i] = identity[i]

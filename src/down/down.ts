@@ -112,18 +112,20 @@ export const runDown = (
       yield* options.look
     })
     const noticed = new Set<string>()
-    /** A row with a column too many or too few: either it is older than the catalog, or the catalog has changed. */
-    const notice = (table: FeedTable, column: string) => {
-      const id = `${table.id} ${column}`
-      if (noticed.has(id)) return Effect.void
-      noticed.add(id)
-      return lookNow
-    }
     /** A row that says nothing under the present catalog, and never will: its table is compared as a whole. */
     const unreadable = Effect.fnUntraced(function* (table: FeedTable, detail: string) {
       yield* lookNow
-      if (table.recheck || table.loading) return
+      // As it is by now: the stream may have begun before its copy was complete.
+      if ((yield* feed.tables).some(({ id, recheck }) => id === table.id && recheck)) return
       return yield* new ShapeChanged({ recheck: table.id, message: `a row of ${table.name} is of another shape (${detail}): comparing the table` })
+    })
+    /** A row with a column too few is older than it, unless the catalog has changed; one too many may hold the value of another. */
+    const notice = Effect.fnUntraced(function* (table: FeedTable, column: string) {
+      const id = `${table.id} ${column}`
+      if (noticed.has(id)) return
+      noticed.add(id)
+      if (table.columns.some(({ name }) => name === column)) yield* lookNow
+      else yield* unreadable(table, `column ${column}`)
     })
 
     let touchedTxn = false

@@ -148,6 +148,8 @@ export const makeReads = (options: {
     )
     let after = isLoading ? (row?.after ?? null) : null
     if (!isLoading) {
+      // What was written before it may have come without what followed, and is not met by having come.
+      yield* takeBracket(pg, brackets, table, { kind: "keys", keys: [], onlyNan: false })
       comparing.add(table.id)
       // The empty key is no row's: it says that a comparison is under way, also of a table without rows.
       yield* feed.append((appender) =>

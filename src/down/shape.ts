@@ -8,7 +8,7 @@
  */
 import type { Column, Table } from "../model/table.ts"
 import type { Kind, Wire } from "../model/value.ts"
-import type { Found } from "../postgres/catalog.ts"
+import type { Found, Stamp } from "../postgres/catalog.ts"
 import { spelled, spelledTable } from "../postgres/spelling.ts"
 
 /** A table's shape as the feed holds it. */
@@ -19,6 +19,7 @@ export interface Shape {
   readonly told: Table
   readonly oid: string
   readonly filenode: string
+  readonly stamp: Stamp
   /** Postgres's number of each column, and how its text comes about. */
   readonly live: Readonly<Record<string, { readonly number: number; readonly spelling: Readonly<Record<string, string>> }>>
   /** Column numbers given so far. */
@@ -36,7 +37,7 @@ export interface Pause {
 export interface Fitting {
   readonly kind: "fits"
   readonly shape: Shape
-  /** The rows must be read again: Postgres has written the table anew, or spells values in another way. */
+  /** The rows must be read again: Postgres has written the table anew, spells values in another way, or had it otherwise for a while. */
   readonly compare: boolean
 }
 
@@ -55,9 +56,10 @@ export const firstShape = (table: Table, found: Found): Shape => {
   return { table: numbered, told: numbered, ...standing(found), given: numbered.columns.length }
 }
 
-const standing = (found: Found): Pick<Shape, "oid" | "filenode" | "live"> => ({
+const standing = (found: Found): Pick<Shape, "oid" | "filenode" | "stamp" | "live"> => ({
   oid: found.oid ?? "",
   filenode: found.filenode,
+  stamp: found.stamp,
   live: Object.fromEntries([...found.columns].map(([name, { number, spelling }]) => [name, { number, spelling }])),
 })
 
@@ -186,9 +188,12 @@ const judgeColumns = (shape: Shape, found: Found, now: Table, sameDatabase: bool
   return {
     kind: "fits",
     shape: { table, told: toldWhile(shape, table, isKnown), ...standing(found), given },
-    compare: isRewritten || isSpelledAnew,
+    compare: isRewritten || isSpelledAnew || (sameDatabase && wasOtherwise(shape.stamp, found.stamp)),
   }
 }
+
+/** The catalog was written, and what stands there does not say why. */
+const wasOtherwise = (before: Stamp, now: Stamp): boolean => before.key !== now.key || (before.written !== now.written && before.facts === now.facts)
 
 const generationOf = (table: Table): Pick<Table, "generation" | "keyedSince"> => ({
   ...(table.generation === undefined ? {} : { generation: table.generation }),

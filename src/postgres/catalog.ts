@@ -44,10 +44,21 @@ export interface Found {
   readonly oid: string | null
   /** Another number means that Postgres has written the table anew: TRUNCATE, VACUUM FULL, or an ALTER that may change values. */
   readonly filenode: string
+  readonly stamp: Stamp
   /** null: it cannot be described as a table with a key. */
   readonly table: Table | null
   readonly problems: ReadonlyArray<Problem>
   readonly columns: ReadonlyMap<string, FoundColumn>
+}
+
+/** By which a change that was taken back is told: rows that were written in between may have come under another name, or without their key. */
+export interface Stamp {
+  /** Another one when the table's or its schema's row of the catalog was written, whatever for. */
+  readonly written: string
+  /** Of what stands in those rows: a right, an owner, a trigger. */
+  readonly facts: string
+  /** Of the primary key's index. */
+  readonly key: string
 }
 
 export interface FoundColumn {
@@ -113,6 +124,9 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
       child: string | null
       role: string
       deferrable: string | null
+      written: string
+      facts: string
+      key_index: string
     }>(
       `SELECT n.nspname || '.' || c.relname AS tbl, c.relkind::text AS kind, c.relpersistence::text AS persistence,
               c.relreplident::text AS identity, c.oid::text AS oid, c.relfilenode::text AS filenode, current_user::text AS role,
@@ -122,7 +136,10 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
               pg_catalog.row_security_active(c.oid) AS filtered,
               (SELECT pg_catalog.min(i.inhrelid::pg_catalog.regclass::text) FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid) AS child,
               (SELECT pg_catalog.format('DROP CONSTRAINT %I, ADD %s', o.conname, pg_catalog.split_part(pg_catalog.pg_get_constraintdef(o.oid), ' DEFERRABLE', 1))
-                 FROM pg_catalog.pg_constraint o WHERE o.conrelid = c.oid AND o.contype = 'p' AND o.condeferrable) AS deferrable
+                 FROM pg_catalog.pg_constraint o WHERE o.conrelid = c.oid AND o.contype = 'p' AND o.condeferrable) AS deferrable,
+              c.xmin::text || '.' || n.xmin::text AS written,
+              pg_catalog.md5((pg_catalog.to_jsonb(c) - '{relpages,reltuples,relallvisible,relallfrozen,relfrozenxid,relminmxid}'::text[])::text || pg_catalog.to_jsonb(n)::text) AS facts,
+              coalesce((SELECT i.indexrelid::text FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary), '') AS key_index
          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname || '.' || c.relname = ANY ($1)`,
       [names],
@@ -198,6 +215,7 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         rule,
         oid: relation?.oid ?? null,
         filenode: relation?.filenode ?? "",
+        stamp: { written: relation?.written ?? "", facts: relation?.facts ?? "", key: relation?.key_index ?? "" },
         table,
         problems: [...more, ...problems],
         columns: new Map(

@@ -7,6 +7,7 @@ export const foundOf = (table: Table, more: Partial<Found> = {}): Found => ({
   rule: table,
   oid: "16400",
   filenode: "16400",
+  stamp: { written: "700.1", facts: "a", key: "16405" },
   table,
   problems: [],
   columns: new Map(table.columns.map((column, i) => [column.name, { number: i + 1, missing: null, spelling: {} }])),
