@@ -17,7 +17,7 @@ import { elapsedMs } from "../elapsed.ts"
 import type { LibsqlError } from "../libsql/client.ts"
 import type { Lsn } from "../model/lsn.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
-import type { Message } from "../postgres/messages.ts"
+import { freePieces, type Message } from "../postgres/messages.ts"
 import { type WalReader, WalStopped } from "../postgres/wal.ts"
 import { idleStep } from "./ack.ts"
 import type { Appender } from "./append.ts"
@@ -309,8 +309,14 @@ export const runDown = (
                   carry = all.slice(end)
                   return all.slice(0, end)
                 }
+                const takeUp = Effect.fnUntraced(function* (all: ReadonlyArray<Message>) {
+                  const part = split(all)
+                  const reached = yield* takeIn(appender, pending, closed, part, last?.lsn ?? null)
+                  freePieces(part, carry[0])
+                  return reached
+                })
                 const began = yield* elapsedMs
-                let reached = yield* takeIn(appender, pending, closed, split(messages), last?.lsn ?? null)
+                let reached = yield* takeUp(messages)
                 for (;;) {
                   if (reached !== null) {
                     if (size < CHUNK || size >= BACKLOG_MESSAGES || (yield* elapsedMs) - began >= BACKLOG_MS) break
@@ -323,7 +329,7 @@ export const runDown = (
                   end = last === undefined ? 0 : next.length + last.index + 1
                   for (const message of more.messages) next.push(message)
                   size += next.length
-                  reached = yield* takeIn(appender, pending, closed, split(next), last?.lsn ?? null)
+                  reached = yield* takeUp(next)
                 }
                 yield* flush.all(appender, pending)
                 yield* appender.position(reached)

@@ -17,7 +17,7 @@ export interface MessageForm {
   readonly commit: { readonly at: number; readonly byte: number }
 }
 
-/** A message where it stands in its piece; the piece stays as it is. */
+/** A message where it stands in its piece; the piece stays as it is until `freePieces`. */
 export class RawMessage {
   constructor(
     readonly bytes: Buffer,
@@ -36,6 +36,21 @@ export class RawMessage {
 }
 
 export type Message = string | RawMessage
+
+/**
+ * Gives back the memory of pieces whose messages nobody needs any more, in the order in which they came; `next`: the message after them,
+ * whose piece stays. A large transaction passes in hundreds of pieces, far more than lie about until the runtime looks for them itself.
+ */
+export const freePieces = (messages: ReadonlyArray<Message>, next: Message | undefined): void => {
+  const kept = typeof next === "object" ? next.bytes : null
+  let last = kept
+  for (const message of messages) {
+    if (typeof message === "string" || message.bytes === last) continue
+    last = message.bytes
+    // A part of something larger belongs to others, too.
+    if (last !== kept && last.byteLength === last.buffer.byteLength) (last.buffer as ArrayBuffer).transfer(0)
+  }
+}
 
 const NONE = Buffer.alloc(0)
 

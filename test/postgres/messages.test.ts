@@ -1,7 +1,7 @@
 import fc from "fast-check"
 import { expect, test } from "vitest"
 import { Frames } from "../../src/postgres/frames.ts"
-import { Messages } from "../../src/postgres/messages.ts"
+import { freePieces, Messages, RawMessage } from "../../src/postgres/messages.ts"
 
 const message = (content: Buffer, lsn: bigint): Buffer => {
   const head = Buffer.alloc(30, 0xff)
@@ -57,4 +57,18 @@ test("messages of bytes keep every byte", () => {
       expect(found.all.map(String)).toEqual(contents.map((one) => Buffer.from(one).toString("latin1")))
     }),
   )
+})
+
+test("pieces are given back when their messages are through, but for what the next message or somebody else needs", () => {
+  const piece = (length: number) => Buffer.allocUnsafeSlow(length).fill(97)
+  const shared = piece(100)
+  const pieces = [piece(10), piece(20), shared.subarray(0, 50), piece(30)] as const
+  const [first, second, part, third] = pieces
+  const messages = [first, first, second, part, third].map((bytes) => new RawMessage(bytes, 0, 5))
+  const next = new RawMessage(third, 5, 10)
+  freePieces([...messages, "text"], next)
+  expect(pieces.map(({ length }) => length)).toEqual([0, 0, 50, 30])
+  expect(String(next)).toBe("aaaaa")
+  freePieces([next, "text"], undefined)
+  expect(third.length).toBe(0)
 })
