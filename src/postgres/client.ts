@@ -102,9 +102,15 @@ export interface PostgresPool extends Session {
   readonly reset: Effect.Effect<void>
 }
 
-/** Retrying makes sense: the server was away, busy, or chose this transaction as a victim. */
+/**
+ * Retrying makes sense: the server was away, busy, or chose this transaction as a victim. What writes is read committed: there
+ * a serialization failure is what somebody's trigger says of a row, each time.
+ */
 export const isTransient = (error: PostgresError): boolean =>
-  error.sqlstate === "" || /^(08|40|53|55P03|57P0|57014|25006)/.test(error.sqlstate) || isStalePlan(error)
+  error.sqlstate === "" || /^(08|40P01|53|55P03|57P0|57014|25006)/.test(error.sqlstate) || isStalePlan(error)
+
+/** A statement that took too long, or that somebody cancelled: fewer rows may pass. */
+export const isTooLong = (error: PostgresError): boolean => error.sqlstate === "57014"
 
 /** A plan that the server kept, of a prepared statement or in a function, was made before a DDL: the transaction is lost, not its work. */
 const isStalePlan = (error: unknown): boolean =>

@@ -97,7 +97,7 @@ export class Apply extends Context.Service<
           )
           .pipe(
             Effect.retry({
-              while: (error) => error._tag === "PostgresError" && /^(40001|40P01|55P03|0A000|42P01|42703|42804)$/.test(error.sqlstate),
+              while: (error) => error._tag === "PostgresError" && /^(40P01|55P03|0A000|42P01|42703|42804)$/.test(error.sqlstate),
               schedule: Schedule.jittered(Schedule.exponential("50 millis")),
               times: RETRIES,
             }),

@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import { isThrough, type Table } from "../model/table.ts"
 import type { Change } from "../model/change.ts"
 import type { Wire } from "../model/value.ts"
-import { ident, inOneGo, isTransient, type PostgresError, qualified, type Session } from "../postgres/client.ts"
+import { ident, inOneGo, isTooLong, isTransient, type PostgresError, qualified, type Session } from "../postgres/client.ts"
 import { textsOf, visibleParents } from "./authorise.ts"
 import { canonicalise } from "./canonical.ts"
 import { rowId } from "./coalesce.ts"
@@ -144,7 +144,7 @@ const write = (session: Session, plain: Plain): Effect.Effect<boolean, PostgresE
     const end = session.execute("SET CONSTRAINTS ALL IMMEDIATE")
     const isDone = yield* inOneGo([begin, ...writing, end]).pipe(
       Effect.map((counts) => groups.every(({ changes }, i) => counts[i + 1] === changes.length)),
-      Effect.catch((error) => (isTransient(error) ? Effect.fail(error) : Effect.succeed(false))),
+      Effect.catch((error) => (isTransient(error) && !isTooLong(error) ? Effect.fail(error) : Effect.succeed(false))),
     )
     // The end of the transaction is that of the savepoint, too.
     if (!isDone) yield* session.execute("ROLLBACK TO SAVEPOINT plain; RELEASE SAVEPOINT plain")

@@ -6,12 +6,12 @@
  */
 import * as Effect from "effect/Effect"
 import type { Table } from "../model/table.ts"
-import { ident, isTransient, PostgresError, qualified, type Session } from "../postgres/client.ts"
+import { ident, isTooLong, isTransient, PostgresError, qualified, type Session } from "../postgres/client.ts"
 import { dependant, type Refusal } from "./authorise.ts"
 import { matching, unnest } from "./lists.ts"
 import type { Shape } from "./shape.ts"
 
-/** Refused rows up to this number are tried again in change order. */
+/** Refused rows, or single writes of one, up to this number are tried again in change order. */
 const REPLAY_ROWS = 1_000
 /** Rows that one statement moves together with the row that they refer to. */
 const MOVED_ROWS = 500
@@ -54,6 +54,7 @@ export const reasonOf = (sqlstate: string): string =>
     "23P01": "exclusion",
     "42501": "permission",
     P0001: "trigger",
+    "40001": "trigger",
     [RULE]: "rule",
     [ROW_SECURITY]: "row_security",
   })[sqlstate] ?? (sqlstate.startsWith("22") ? "type" : "refused")
@@ -147,6 +148,8 @@ const halve = (session: Session, writes: ReadonlyArray<Write>, refused: Map<Writ
       )
     }
     if (free.length === 1) {
+      // A trigger may allow each of the school's writes, and not what they come to.
+      if (only.steps.length > 1 && only.steps.length <= REPLAY_ROWS && (yield* inOrder(session, free)) === null) return
       refused.set(only, refusalOf(failure.error, only.shape))
       return
     }
@@ -168,12 +171,15 @@ const attempt = (session: Session, writes: ReadonlyArray<Write>): Effect.Effect<
     Effect.gen(function* () {
       const groups = Map.groupBy(writes, (write) => `${write.kind}\0${write.table.name}\0${Object.keys(write.set).sort().join("\0")}`)
       for (const group of groups.values()) {
-        const error = yield* run(session, group).pipe(Effect.as(null), permanent)
+        const error = yield* run(session, group).pipe(Effect.as(null), writes.length > 1 ? permanentOrLong : permanent)
         if (error !== null) return { error, group }
       }
       return yield* checkDeferred(session)
     }),
   )
+
+const permanentOrLong = <A, R>(effect: Effect.Effect<A, PostgresError, R>): Effect.Effect<A | PostgresError, PostgresError, R> =>
+  Effect.catch(effect, (error) => (isTransient(error) && !isTooLong(error) ? Effect.fail(error) : Effect.succeed(error)))
 
 const permanent = <A, R>(effect: Effect.Effect<A, PostgresError, R>): Effect.Effect<A | PostgresError, PostgresError, R> =>
   Effect.catch(effect, (error) => (isTransient(error) ? Effect.fail(error) : Effect.succeed(error)))
