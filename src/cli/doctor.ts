@@ -2,7 +2,7 @@
 import * as Effect from "effect/Effect"
 import type { PostgresPool } from "../postgres/client.ts"
 import { loadConfig, type PluginName } from "../config.ts"
-import { deviceProblems, wantedTables } from "../down/prepare.ts"
+import { deviceProblems, encodingProblem, wantedTables } from "../down/prepare.ts"
 import { slotName } from "../down/source.ts"
 import { problemsOf, readCatalog } from "../postgres/catalog.ts"
 import { readSlots, type SlotHealth } from "../postgres/health.ts"
@@ -64,6 +64,14 @@ const decoderFinding = (facts: ServerFacts, slot: SlotHealth | undefined, asked:
     case "unknown":
       return { id, status: "ok", message: "wal2json's version could not be tried: no right to make a slot, no free slot, or a long transaction" }
   }
+}
+
+/** Whether schools could read the text of this database. */
+const encodingFinding = (facts: ServerFacts, plugin: PluginName): Finding => {
+  const encoding = facts.settings["server_encoding"] ?? "UTF8"
+  const problem = encodingProblem(plugin, encoding)
+  const [message = "", fix = ""] = (problem ?? "").split("; ")
+  return { id: "encoding", ...(problem === null ? { status: "ok", message: encoding } : { status: "fail", message, fix }) }
 }
 
 const OLDEST = 130_000
@@ -130,6 +138,7 @@ export const findings = (facts: ServerFacts, slotName: string, plugin?: PluginNa
       : facts.migrations.length === 0 || Math.max(...facts.migrations) <= facts.newestMigration
         ? ok("migrations-current", `schema schoolbus, ${facts.migrations.length} migrations`)
         : fail("migrations-current", "schema schoolbus was made by a newer schoolbus", "update this program"),
+    encodingFinding(facts, plugin ?? (slot?.plugin === "pgoutput" ? "pgoutput" : "wal2json")),
     decoderFinding(facts, slot, plugin),
     slot === undefined
       ? warn("slot-exists", `no slot ${slotName} yet`, "start the hub: it makes it")
@@ -182,7 +191,7 @@ const readFacts = (pg: PostgresPool) =>
          FROM pg_roles r WHERE r.rolname = current_user`,
     )
     const settings = yield* pg.query<{ name: string; setting: string }>(
-      `SELECT name, current_setting(name) AS setting FROM pg_settings WHERE name IN ('wal_level', 'max_replication_slots', 'max_slot_wal_keep_size', 'track_commit_timestamp')`,
+      `SELECT name, current_setting(name) AS setting FROM pg_settings WHERE name IN ('wal_level', 'max_replication_slots', 'max_slot_wal_keep_size', 'track_commit_timestamp', 'server_encoding')`,
     )
     const migrations = server?.present === true ? yield* pg.query<{ number: number }>(`SELECT number FROM schoolbus.migrations`) : null
     const slots = server?.viewed === true ? yield* readSlots(pg) : []

@@ -1,7 +1,7 @@
 /** The catalog as the config asks for it, read before any row: what cannot be synced is refused, with all reasons at once. */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import type { Config } from "../config.ts"
+import type { Config, PluginName } from "../config.ts"
 import { builtinTables } from "../model/builtin.ts"
 import { type Catalog, readCatalog, type Wanted } from "../postgres/catalog.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
@@ -70,15 +70,15 @@ export const deviceProblems = (config: Config, catalog: Catalog, shapes: Readonl
   ]
 }
 
-/** wal2json hands text over as the database stores it, pgoutput as the session asks for. */
-const encodingProblems = (config: Config, encoding: string): ReadonlyArray<string> =>
-  encoding === "UTF8"
-    ? []
-    : encoding === "SQL_ASCII"
-      ? ["the database stores text without an encoding (SQL_ASCII), so schools could not read it; dump it into a database with encoding UTF8"]
-      : config.plugin === "wal2json"
-        ? [`the database stores text as ${encoding}, which wal2json does not convert; set plugin: "pgoutput" in the config`]
-        : []
+/** wal2json hands text over as the database stores it, pgoutput as the session asks for. null = schools can read it. */
+export const encodingProblem = (plugin: PluginName, encoding: string): string | null => {
+  if (encoding === "UTF8") return null
+  if (encoding === "SQL_ASCII")
+    return "the database stores text without an encoding (SQL_ASCII), so schools could not read it; dump it into a database with encoding UTF8"
+  return plugin === "wal2json"
+    ? `the database stores text as ${encoding}, which wal2json does not convert; set plugin: "pgoutput" in the config`
+    : null
+}
 
 /**
  * Schema applied, catalog read, everything that the config asks for found; or all reasons why not. A table that the feed
@@ -93,8 +93,9 @@ export const prepare = (
     yield* migrateHub(pg)
     const catalog = yield* pg.tx((session) => readCatalog(session, wantedTables(config)))
     const [server] = yield* pg.query<{ encoding: string }>("SELECT current_setting('server_encoding') AS encoding")
+    const unreadable = encodingProblem(config.plugin, server?.encoding ?? "")
     const isKnown = new Set(shapes.map(({ table }) => table.name))
     const unfit = catalog.found.flatMap(({ rule, problems }) => (isKnown.has(rule.name) ? [] : problems.map(({ text }) => text)))
-    const problems = [...encodingProblems(config, server?.encoding ?? ""), ...unfit, ...catalog.problems, ...deviceProblems(config, catalog, shapes)]
+    const problems = [...(unreadable === null ? [] : [unreadable]), ...unfit, ...catalog.problems, ...deviceProblems(config, catalog, shapes)]
     return problems.length > 0 ? yield* new CatalogRefused({ problems }) : catalog
   })

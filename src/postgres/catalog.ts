@@ -129,7 +129,9 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
       key_index: string
     }>(
       `SELECT n.nspname || '.' || c.relname AS tbl, c.relkind::text AS kind, c.relpersistence::text AS persistence,
-              c.relreplident::text AS identity, c.oid::text AS oid, c.relfilenode::text AS filenode, current_user::text AS role,
+              CASE WHEN c.relreplident = 'i' AND EXISTS (SELECT 1 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_index p ON p.indrelid = i.indrelid AND p.indisprimary
+                     WHERE i.indrelid = c.oid AND i.indisreplident AND (i.indkey::int2[])[0:i.indnkeyatts - 1] @> (p.indkey::int2[])[0:p.indnkeyatts - 1])
+                   THEN 'd' ELSE c.relreplident::text END AS identity, c.oid::text AS oid, c.relfilenode::text AS filenode, current_user::text AS role,
               pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND NOT EXISTS (
                 SELECT 1 FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
                    AND NOT pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT')) AS readable,

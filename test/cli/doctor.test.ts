@@ -52,6 +52,16 @@ test("nothing is recommended to who has it, or a wal2json that is exact", () => 
   expect(decoder({ wal2json: "unknown" })).toMatchObject({ status: "ok" })
 })
 
+test("an encoding that the hub refuses is told before it starts", () => {
+  const encoding = (name: string, plugin?: "wal2json" | "pgoutput", part: Partial<ServerFacts> = {}) =>
+    findings(facts({ settings: { server_encoding: name }, ...part }), "schoolbus_db", plugin).find(({ id }) => id === "encoding")
+  expect(encoding("UTF8")).toEqual({ id: "encoding", status: "ok", message: "UTF8" })
+  expect(encoding("SQL_ASCII", "pgoutput")).toMatchObject({ status: "fail", fix: "dump it into a database with encoding UTF8" })
+  expect(encoding("LATIN1")).toMatchObject({ status: "fail", fix: 'set plugin: "pgoutput" in the config' })
+  expect(encoding("EUC_JP", "pgoutput")).toMatchObject({ status: "ok", message: "EUC_JP" })
+  expect(encoding("LATIN1", undefined, { slots: [slot("pgoutput")] })).toMatchObject({ status: "ok" })
+})
+
 test("a slot's WAL budget warns and fails before the slot is lost, with the advice that the server gives", () => {
   const budget = (part: Partial<SlotHealth>) =>
     findings(facts({ slots: [slot("wal2json", part)] }), "schoolbus_db").find(({ id }) => id === "slot-wal-budget")

@@ -75,6 +75,19 @@ const kinds: ReadonlyArray<readonly [name: string, ddl: string, outcome: string,
   ["another enum value", "ALTER TYPE mood ADD VALUE 'calm'", "flows", ""],
   ["an enum value with another name", "ALTER TYPE mood RENAME VALUE 'glad' TO 'happy'", "flows", ""],
   ["a composite type with another part", "ALTER TYPE place ADD ATTRIBUTE floor int", "flows", ""],
+  [
+    "its key's index as replica identity",
+    "ALTER TABLE pupils REPLICA IDENTITY USING INDEX pupils_pkey; UPDATE pupils SET id = 9000 WHERE id = 100",
+    "flows",
+    "",
+  ],
+  [
+    "a wider index as replica identity",
+    "CREATE UNIQUE INDEX wider ON pupils (school_id, id); ALTER TABLE pupils REPLICA IDENTITY USING INDEX wider; UPDATE pupils SET id = 9001 WHERE id = 101; DELETE FROM pupils WHERE id = 102",
+    "flows",
+    "",
+  ],
+  ["the default replica identity again", "ALTER TABLE pupils REPLICA IDENTITY DEFAULT", "flows", ""],
   ["values rewritten in place", "ALTER TABLE pupils ALTER COLUMN extra TYPE text USING upper(name)", "flows", ""],
 ]
 
