@@ -19,6 +19,7 @@ import { followDecided } from "./by-value.ts"
 import { repointMerged } from "./clash.ts"
 import { recordClashes } from "./clash-records.ts"
 import { coalesce } from "./coalesce.ts"
+import { makeEncoding } from "./encoding.ts"
 import { alone, retryDependants, retryMoved } from "./quarantine.ts"
 import { carryOutPlainly, readSurroundings, type Surroundings } from "./plainly.ts"
 import { putQuarantined, readOpen, record } from "./records.ts"
@@ -79,7 +80,10 @@ export class Apply extends Context.Service<
       const pg = yield* Postgres
       const tables = yield* Tables
 
-      const opened = Effect.fn("Apply.batch")(function* ({ input, decoded }: OpenBatch) {
+      const toEncoding = makeEncoding(pg)
+
+      const opened = Effect.fn("Apply.batch")(function* ({ input, decoded: sent }: OpenBatch) {
+        const decoded = yield* toEncoding(sent, input.text)
         const { header } = decoded
         const { had, times } = tables
         const isOlder = header.manifest < (tables.version === undefined ? 0 : yield* tables.version)
@@ -90,7 +94,9 @@ export class Apply extends Context.Service<
               setTimeouts(session),
               readHead(session, input),
               readSchool(session, input),
-              decoded.unreadable.length > 0 ? Effect.succeed(null) : readSurroundings(session, ground, input, decoded.batch.changes, input.text),
+              decoded !== sent || decoded.unreadable.length > 0
+                ? Effect.succeed(null)
+                : readSurroundings(session, ground, input, decoded.batch.changes, input.text),
             ],
             (session, [, head, [school], surroundings]) =>
               applyBatch(session, input, decoded, { ...ground, ...keysOf(school?.number) }, head, surroundings),

@@ -75,12 +75,14 @@ const dropDatabase = async (name: string): Promise<void> => {
   await sql.unsafe(`DROP DATABASE IF EXISTS "${name}" WITH (FORCE)`)
 }
 
-/** An empty database, or a copy of `template` (which nobody may be connected to while it is copied). */
-export const createDatabase = async (template?: string): Promise<Database> => {
+/** An empty database, or a copy of `template` (which nobody may be connected to while it is copied). `encoding`: else that of the server. */
+export const createDatabase = async (template?: string, encoding?: string): Promise<Database> => {
   const { url } = await testCluster()
   const name = `t_${crypto.randomUUID().replaceAll("-", "").slice(0, 16)}`
   const sql = await asAdmin()
-  await sql.unsafe(`CREATE DATABASE "${name}"${template === undefined ? "" : ` TEMPLATE "${template}"`}`)
+  await sql.unsafe(
+    `CREATE DATABASE "${name}"${template === undefined ? "" : ` TEMPLATE "${template}"`}${encoding === undefined ? "" : ` ENCODING '${encoding}'`}`,
+  )
   return { name, url: url(name), drop: () => dropDatabase(name) }
 }
 

@@ -29,13 +29,15 @@ export interface ClockDraft {
 export interface OfficeOptions {
   /** Another role than the owner applies the pushes. */
   readonly role?: string
+  /** Of the database, which is in UTF8 else. */
+  readonly encoding?: string
   /** Without it the school had every row that is gone. */
   readonly had?: Tables["Service"]["had"]
 }
 
 /** `rules`: by table, without its schema; a table belongs to the school in `school_id` unless said otherwise. */
 export const openOffice = async (ddl: string, rules: Readonly<Record<string, Rule>>, options: OfficeOptions = {}) => {
-  const db = await createDatabase()
+  const db = await (options.encoding === undefined ? createDatabase() : createDatabase("template0", options.encoding))
   const owner = ManagedRuntime.make(Postgres.layer(db.url, "test"))
   await owner.runPromise(Effect.flatMap(Postgres, migrateHub))
   const sql = (text: string): Promise<ReadonlyArray<Record<string, unknown>>> => run(db.url, text)
