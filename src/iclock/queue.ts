@@ -12,7 +12,7 @@ import { CLEAR_LOG, type CommandResult, commandAnswer, inDialect, manualCommands
 import { type Device, DeviceRefused, invalid, notApproved } from "./device.ts"
 import { Devices } from "./devices.ts"
 import { dialectOf, knows, unsupportedOf } from "./dialect.ts"
-import { readDue } from "./due.ts"
+import { type Beginnings, readDue } from "./due.ts"
 import { readUntold } from "./held.ts"
 import { type CommandRecord, dropHistory, notOpen, queueCommands, readHistory, unsafeToClear } from "./outbox.ts"
 import { MAX_ATTEMPTS, setStatus, settle } from "./settle.ts"
@@ -113,15 +113,14 @@ export class Commands extends Context.Service<
         return found !== undefined && now >= found.from && now < found.until
       }
 
-      /** Terminals that have had people sent before, or have told whom they hold. */
-      const met = new Set<number>()
+      const beginnings: Beginnings = { met: new Set(), memorySince: new Map() }
 
       const take = (device: Device) =>
         Effect.gen(function* () {
           const now = yield* Clock.currentTimeMillis
           if (isIdle(device, now)) return null
           const before = generations.get(device.id)
-          const { due, expired, cleared, unsafe, askWho, isOpen } = yield* db.read((tx) => readDue(tx, met, device, now))
+          const { due, expired, cleared, unsafe, askWho, isOpen } = yield* db.read((tx) => readDue(tx, beginnings, device, now))
           if (askWho) {
             yield* change(device, (tx) =>
               Effect.flatMap(Effect.orDie(devices.school(tx)), ({ school }) =>

@@ -1,6 +1,9 @@
 /** Pins of people who are on several terminals: what one terminal has them under moves nobody on another. */
 import { afterEach, expect, it } from "vitest"
+import { timestamptz } from "../../src/iclock/clock.ts"
+import { type Beginnings, readDue } from "../../src/iclock/due.ts"
 import { column } from "../support/school-file.ts"
+import { until } from "../support/until.ts"
 import { type Node, openNode, students } from "./node.ts"
 
 let node: Node
@@ -60,6 +63,51 @@ it("a number that one terminal has used already leaves the person's number on th
   expect(pinsOf(3)).toEqual([["3", 1n]])
   expect(pinsOf(2)).toEqual([["1", 1n]])
   expect(await serve("GATE0001")).toEqual([expect.stringMatching(/^DATA UPDATE USERINFO PIN=1\tName=Amina/)])
+})
+
+it("people wait until the punches that a terminal had before are here: those were made by others", async () => {
+  node = await openNode()
+  await node.student("Amina")
+  await node.approve("GATE0001", "UTC")
+  await node.get("/iclock/getrequest?SN=GATE0001&INFO=Ver 6.60,0,0,3,10.0.0.1")
+  const upload = (pin: string) => node.post("/iclock/cdata?SN=GATE0001&table=ATTLOG&Stamp=1", `${pin}\t2020-03-03 07:41:15\t0\t1\n`)
+  for (const pin of ["1", "2", "4"]) {
+    expect(await serve("GATE0001")).toEqual([])
+    await upload(pin)
+    await node.run(node.roster.settle)
+  }
+  await until("the first people", async () => {
+    const [line] = await serve("GATE0001")
+    return line !== undefined && /^DATA UPDATE USERINFO PIN=3\tName=Amina/.test(line)
+  })
+  expect(node.rows("SELECT pin, person_id FROM punches ORDER BY pin")).toEqual([
+    ["1", null],
+    ["2", null],
+    ["4", null],
+  ])
+})
+
+it("a memory of which nothing comes for a while is not waited for, nor one that has no end", async () => {
+  node = await openNode()
+  await node.student("Amina")
+  const device = { ...(await node.approve("GATE0001", "UTC")), punches_reported: 1000 }
+  const beginnings: Beginnings = { met: new Set(), memorySince: new Map() }
+  const dueAfter = async (seconds: number) =>
+    (await node.run(node.school.file.read((tx) => readDue(tx, beginnings, device, Date.now() + seconds * 1000)))).due.length
+  expect([await dueAfter(0), await dueAfter(40)]).toEqual([0, 0])
+  await node.post("/iclock/cdata?SN=GATE0001&table=ATTLOG&Stamp=1", "9\t2020-03-03 07:41:15\t0\t1\n")
+  await node.run(node.roster.settle)
+  const receivedAt = (seconds: number) => node.program("UPDATE punches SET received_at = ?", [timestamptz(Date.now() + seconds * 1000)])
+  await receivedAt(30)
+  expect(await dueAfter(60)).toBe(0)
+  await receivedAt(1_850)
+  expect(await dueAfter(1_790)).toBe(0)
+  expect(await dueAfter(1_860)).toBe(1)
+
+  beginnings.met.clear()
+  beginnings.memorySince.clear()
+  await receivedAt(0)
+  expect([await dueAfter(0), await dueAfter(60)]).toEqual([0, 1])
 })
 
 it("what a pin of a person's own row did before the terminal was told of it is the person's all the same", async () => {
