@@ -1,8 +1,10 @@
 /** What programs of any maker may do to a synced table beyond plain rows: attached files, large rows, many at once, and what they can ask. */
 import { spawn } from "node:child_process"
 import { once } from "node:events"
+import * as Effect from "effect/Effect"
 import { afterEach, expect, it } from "vitest"
 import { captureTriggers } from "../../src/libsql/capture.ts"
+import { migrateFile } from "../../src/libsql/migrate.ts"
 import { column, foreign, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
 
 const pupils = table("pupils", [column("id", "text", { notNull: true }), column("code"), column("photo", "bytea"), column("big", "bigint")], {
@@ -143,4 +145,19 @@ it("a note of what REPLACE may displace is found through the index it is about, 
     ).toBe(true)
   }
   expect(captureTriggers(pupils, 1)).toHaveLength(5)
+})
+
+it.each([0, 1, 42])("a program that keeps its own number in user_version, now %i, keeps no node from starting", async (number) => {
+  const file = await open([pupils])
+  file.program(`PRAGMA user_version = ${number}`)
+  file.program("INSERT INTO pupils (id) VALUES ('1')")
+  await Effect.runPromise(migrateFile(file.file, "school"))
+  expect(file.read("PRAGMA user_version")).toEqual([[BigInt(number)]])
+  expect(await brief(file)).toEqual(["insert 1"])
+})
+
+it("a file of a newer program is refused and left as it is", async () => {
+  const file = await open([pupils])
+  file.program("UPDATE schoolbus_schema SET version = 999")
+  await expect(Effect.runPromise(migrateFile(file.file, "school"))).rejects.toThrow(/newer schoolbus \(schema 999/)
 })
