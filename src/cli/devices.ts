@@ -134,7 +134,12 @@ export const retire = async (input: Input, io: Io): Promise<number> => {
 export const replace = async (input: Input, io: Io): Promise<number> => {
   const serial = input.args["new-serial"] ?? ""
   const answer = await apiOf(input).post<Fields>(`/api/devices/${deviceOf(input)}/replace`, { serial })
-  return say(input, io, answer, `Terminal ${text(answer["serial"])} takes over name, zone, pins and people; the old one is retired.`)
+  return say(
+    input,
+    io,
+    answer,
+    `Terminal ${text(answer["serial"])} takes over name, zone, pins and people, and the --address that calls must come from; the old one is retired.`,
+  )
 }
 
 export const claim = async (input: Input, io: Io): Promise<number> => {

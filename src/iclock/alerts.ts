@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
 import type { Device } from "./device.ts"
 import { SKEW_MS } from "./punches.ts"
+import { isFrom } from "./request.ts"
 
 /** A terminal polls every ten seconds. */
 const SILENT_MS = 600_000
@@ -38,6 +39,10 @@ export const alertsOf = (device: Device, now: number, trouble: Trouble = NONE): 
   else if (now - Math.max(seenAt, device.listeningSince) > SILENT_MS) alerts.push(`it has not called for ${ago(now - seenAt)}`)
   if (rival !== null && now - rival.at < RIVAL_MS)
     alerts.push(`two terminals use this serial number, at ${device.address ?? "?"} and ${rival.address}; pin the right one with --address`)
+  if (device.pinned_address !== null && device.address !== null && !isFrom(device.pinned_address, device.address))
+    alerts.push(
+      `its calls from ${device.address} are refused, only ${device.pinned_address} may call; let it in with: schoolbus devices approve ${device.serial} --address ADDRESS, or any`,
+    )
   if (device.skew_seconds !== null && Math.abs(device.skew_seconds) * 1000 > SKEW_MS)
     alerts.push(`its clock is ${Math.abs(device.skew_seconds)} s ${device.skew_seconds > 0 ? "ahead" : "behind"}; check its zone (${device.zone})`)
   for (const { error, people } of trouble.failed) alerts.push(`${many(people, "person is", "people are")} not on it as they should be: ${error}`)

@@ -3,6 +3,7 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { afterEach, beforeEach, describe, expect, it } from "vitest"
 import { startTerminal, type Terminal } from "../../device/simulator.ts"
+import { alertsOf } from "../../src/iclock/alerts.ts"
 import { csvField, punchPage } from "../../src/iclock/export.ts"
 import { timestamptz, offsetMinutes } from "../../src/iclock/clock.ts"
 import { becomes } from "../support/until.ts"
@@ -96,7 +97,12 @@ it("a terminal that is bound to a net is heard from there only", async () => {
   expect((await node.get(`/iclock/getrequest?SN=${SN}`)).status).toBe(200)
   await node.run(node.devices.approve(SN, { address: "10.20.0.0/24" }))
   expect((await node.get(`/iclock/getrequest?SN=${SN}`)).status).toBe(403)
+  const alerts = async () => alertsOf(await node.run(node.devices.find(SN)), Date.now())
+  expect(await alerts()).toEqual([
+    `its calls from 127.0.0.1 are refused, only 10.20.0.0/24 may call; let it in with: schoolbus devices approve ${SN} --address ADDRESS, or any`,
+  ])
   await node.run(node.devices.approve(SN, { address: "" }))
+  expect(await alerts()).toEqual([])
   expect((await node.get(`/iclock/getrequest?SN=${SN}`)).status).toBe(200)
   expect((await refusal(node.devices.approve(SN, { address: "gate" }))).message).toMatch(/neither an address nor a net/)
 })
