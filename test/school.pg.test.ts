@@ -164,6 +164,23 @@ it("a node that starts while a program holds the file's lock says so, waits and 
   await node.stop()
 })
 
+it("a row that a program's trigger keeps out is named in the status, and comes as soon as the trigger is gone", async () => {
+  const school = await newSchool()
+  const key = await hub.key(school)
+  const dir = newDir()
+  const node = startNode(dir, key.text)
+  await upToDate(node)
+  program(dir, "CREATE TRIGGER strict BEFORE INSERT ON pupils WHEN NEW.name = 'X' BEGIN SELECT RAISE(ABORT, 'X is no name'); END")
+  await world.sql`INSERT INTO pupils (id, school_id, name) VALUES (${`${school}-x`}, ${school}, 'X')`
+  const fault = await until("the fault", async () => (await node.status()).tables.find(({ table }) => table === "public.pupils")?.fault)
+  expect(fault).toMatch(/^1 row of head office cannot be shown .*: X is no name/)
+  expect(fault).toContain(`${school}-x`)
+  program(dir, "DROP TRIGGER strict")
+  await until("the row", () => program(dir, `SELECT 1 AS one FROM pupils WHERE id = '${school}-x'`).length === 1)
+  await until("the fault to go", async () => (await node.status()).tables.every((one) => one.fault === undefined))
+  await node.stop()
+})
+
 it("a file that is deleted while the node runs is back in a moment, and what programs had written goes up", async () => {
   const school = await newSchool()
   const dir = newDir()

@@ -6,6 +6,7 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { reconcile } from "./reconcile.ts"
 import { Deliver } from "./deliver.ts"
+import { countRefused } from "./settle.ts"
 import { ident, Libsql, type Tx } from "../libsql/client.ts"
 import { isSchemaMoved, readGaps } from "../libsql/gap.ts"
 import { HAS_ROWS, type InstallOptions, installTables, missingTriggers } from "../libsql/schema.ts"
@@ -70,6 +71,8 @@ export const guardTriggers = ({ streams, adopt }: InstallOptions, isStart = fals
       if (before.has(gap.tbl)) continue
       yield* Effect.logWarning(`table ${gap.name}: ${gap.reason}; its triggers are restored, and it will be compared with head office`)
     }
+    // What kept rows of head office out may be what has changed.
+    if (isMoved && (yield* db.read((tx) => countRefused(tx, 1))) > 0) yield* (yield* Deliver).retryAll
   })
 
 /** Compares what programs have rebuilt or altered; true: head office is too far ahead for that, and pulling comes first. */

@@ -10,10 +10,12 @@ import { type BehindPlace, countRefused, type Retried, retrySome, retryTogether 
 export const RETRY_ROWS = 500
 /** A longer list is gone through piece by piece, so often, and up and down at most so many times before all that is left goes together. */
 const RETRY_EVERY_MS = 10_000
+/** A short list, which every cut tries, when no cut comes: a program may have made room by a write that nobody tells of. */
+const RETRY_FEW_EVERY_MS = 60_000
 const RETRY_PASSES = 6
 
 export interface Retries {
-  /** When there are so many that the cuts themselves do not, and not too often. */
+  /** When no cut has, or there are so many that cuts do not, and not too often. */
   readonly some: Effect.Effect<void, LibsqlError>
   /** All of them, now. */
   readonly all: Effect.Effect<void, LibsqlError>
@@ -40,7 +42,7 @@ export const makeRetries = (db: LibsqlFile, { deliver }: Pace): Retries => {
   })
   const some = Effect.gen(function* () {
     const refused = yield* db.read((tx) => countRefused(tx, RETRY_ROWS + 1))
-    if (refused > RETRY_ROWS && (yield* elapsedMs) - retriedAt > RETRY_EVERY_MS) yield* all
+    if (refused > 0 && (yield* elapsedMs) - retriedAt > (refused > RETRY_ROWS ? RETRY_EVERY_MS : RETRY_FEW_EVERY_MS)) yield* all
   })
   return { some, all }
 }

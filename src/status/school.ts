@@ -83,6 +83,7 @@ const readFacts = (tx: Tx) =>
     const [compared] = yield* tx.all<{ result: string }>("SELECT result FROM schoolbus_verified")
     const verified = compared === undefined ? null : (JSON.parse(compared.result) as Verified)
     const faults = new Map<string, string>()
+    for (const one of yield* readKeptOut(tx)) faults.set(one.name, keptOutText(one))
     for (const { table, trigger } of yield* readTriggerFaults(tx)) {
       const remedy = "let it skip those: WHEN (SELECT active FROM schoolbus_deliver) = 0"
       faults.set(table, `trigger ${trigger} of a program writes to it, also while rows of head office arrive; ${remedy}`)
@@ -110,6 +111,21 @@ const readFacts = (tx: Tx) =>
       verified,
     }
   })
+
+interface KeptOut extends PerTable {
+  readonly key: string
+  readonly error: string
+}
+
+/** Rows of head office that something in this file refuses. Those that want a value of another row are decided as conflicts. */
+const readKeptOut = (tx: Tx) =>
+  tx.all<KeptOut>(
+    `SELECT t.name, count(*) AS n, min(b.key) AS key, b.error FROM schoolbus_behind b JOIN schoolbus_tables t ON t.id = b.tbl
+      WHERE b.error IS NOT NULL AND b.error NOT LIKE 'UNIQUE constraint%' GROUP BY t.name`,
+  )
+
+const keptOutText = ({ n, key, error }: KeptOut): string =>
+  `${n === 1 ? "1 row" : `${n} rows`} of head office cannot be shown in this file, as ${key}: ${error}. Change the trigger or constraint that refuses it, and it is tried again`
 
 const make = Effect.gen(function* () {
   const settings = yield* Settings
