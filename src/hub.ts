@@ -174,6 +174,8 @@ const hub = (options: HubOptions, config: Config) =>
           ? Effect.fail(error)
           : Effect.logWarning(`Postgres does not answer yet: ${error.message}`),
       ),
+      // Told and waited for where the stream is opened.
+      Effect.catchTag("DatabaseUnfinished", () => Effect.void),
     )
     const link = yield* openLink({ dataDir: options.dataDir })
     const plugins = [

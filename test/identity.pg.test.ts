@@ -251,6 +251,37 @@ it("a dump of a moment ago that is put back over a running hub's database: no ta
   await Promise.all([a.stop(), office.close()])
 }, 60_000)
 
+it("a database that is dropped and restored beside a running hub is waited for; nothing is made in it before the dump is whole", async () => {
+  const office = await newOffice(["a"])
+  const dir = newDir()
+  const a = office.node("a", dir)
+  await agree(office, "a", dir, a)
+  const dump = join(folder, "dropped.dump")
+  const { bin } = findServer()
+  const tool = (name: string, ...args: ReadonlyArray<string>) => promisify(execFile)(join(bin, name), [`--dbname=${office.database.url}`, ...args])
+  await tool("pg_dump", "-Fc", "-f", dump)
+  add(dir, "a", "8", "of the school, since")
+  await until("the write", async () => (await office.names("a")).length === 6)
+
+  const { url } = await testCluster()
+  await office.database.drop()
+  await run(url(), `CREATE DATABASE "${office.database.name}"`)
+  const says = (text: string) =>
+    until(`the hub to say "${text}": ${office.hub.output()}`, async () =>
+      (await (await fetch(`${office.hub.url}/api/sync/status`)).text()).includes(text),
+    )
+  await says("has no schema")
+  add(dir, "a", "9", "of the school, meanwhile")
+  await tool("pg_restore", "--exit-on-error", "--section=pre-data", "--section=data", dump)
+  await says("is being restored")
+  await tool("pg_restore", "--single-transaction", "--section=post-data", dump)
+  await until("the school's writes", async () => (await office.names("a")).length === 7)
+  await agree(office, "a", dir, a)
+  expect(local(dir)).toEqual(["first 1", "first 2", "first 3", "first 4", "first 5", "of the school, since", "of the school, meanwhile"])
+  expect(office.hub.output()).not.toContain("is paused")
+  await Promise.all([a.stop(), office.close()])
+}, 60_000)
+
 let shared: Office
 beforeAll(async () => {
   shared = await newOffice(["old", "alternate", "reading", "lost"])

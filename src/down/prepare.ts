@@ -5,7 +5,7 @@ import type { Config, PluginName } from "../config.ts"
 import { builtinTables } from "../model/builtin.ts"
 import { type Catalog, readCatalog, type Wanted } from "../postgres/catalog.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
-import { type HubMigrationRefused, migrateHub } from "../postgres/migrate.ts"
+import { type DatabaseUnfinished, type HubMigrationRefused, migrateHub, refuseUnfinished } from "../postgres/migrate.ts"
 import type { Shape } from "./shape.ts"
 
 /** What the config asks for cannot be synced; all reasons at once. */
@@ -88,8 +88,9 @@ export const prepare = (
   pg: PostgresPool,
   config: Config,
   shapes: ReadonlyArray<Shape>,
-): Effect.Effect<Catalog, CatalogRefused | HubMigrationRefused | PostgresError> =>
+): Effect.Effect<Catalog, CatalogRefused | HubMigrationRefused | DatabaseUnfinished | PostgresError> =>
   Effect.gen(function* () {
+    yield* refuseUnfinished(pg, shapes.length > 0)
     yield* migrateHub(pg)
     const catalog = yield* pg.tx((session) => readCatalog(session, wantedTables(config)))
     const [server] = yield* pg.query<{ encoding: string }>("SELECT current_setting('server_encoding') AS encoding")

@@ -16,7 +16,7 @@ import { addressOf } from "../postgres/address.ts"
 import { type Catalog, readCatalog, readNames } from "../postgres/catalog.ts"
 import { ensureEventTriggers, watchTables } from "../postgres/watch.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
-import type { HubMigrationRefused } from "../postgres/migrate.ts"
+import type { DatabaseUnfinished, HubMigrationRefused } from "../postgres/migrate.ts"
 import { readGenerated } from "../postgres/generated.ts"
 import { mendPublication, missingFrom, type PublicationRefused, readPublication } from "../postgres/publication.ts"
 import {
@@ -67,6 +67,7 @@ export type SourceError =
   | SlotRefused
   | PublicationRefused
   | HubMigrationRefused
+  | DatabaseUnfinished
   | WalStopped
   | PostgresError
   | LibsqlError

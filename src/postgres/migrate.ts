@@ -9,6 +9,9 @@ import type { PostgresError, PostgresPool } from "./client.ts"
 
 export class HubMigrationRefused extends Data.TaggedError("HubMigrationRefused")<{ readonly message: string }> {}
 
+/** The database is not what it was, or not yet: nothing is to be made in it. */
+export class DatabaseUnfinished extends Data.TaggedError("DatabaseUnfinished")<{ readonly message: string }> {}
+
 /** "schoolbus" in ASCII, cut to fit: the lock that keeps two starters from migrating at once. */
 const LOCK = "8316291890241241459"
 
@@ -52,6 +55,23 @@ export const hubScript = (role: string, isThere: boolean): Effect.Effect<string>
       "COMMIT;",
       "",
     ].join("\n")
+  })
+
+/**
+ * Fails while a dump is being restored: what the hub made beside it would stand in its way. `wasThere`: the hub knows the schema
+ * of before. Foreign keys are what a restore makes last.
+ */
+export const refuseUnfinished = (pg: PostgresPool, wasThere: boolean): Effect.Effect<void, PostgresError | DatabaseUnfinished> =>
+  Effect.gen(function* () {
+    const [found] = yield* pg.query<{ name: string; present: boolean; whole: boolean }>(
+      `SELECT pg_catalog.current_database()::text AS name, to_regclass('schoolbus.migrations') IS NOT NULL AS present,
+              EXISTS (SELECT 1 FROM pg_catalog.pg_constraint WHERE conrelid = to_regclass('schoolbus.school_status') AND contype = 'f') AS whole`,
+    )
+    if (found === undefined || found.whole || (!found.present && !wasThere)) return
+    const message = found.present
+      ? `a dump is being restored into database ${found.name}, or its restore broke off: schema "schoolbus" lacks its foreign keys, which come last. The hub waits for them`
+      : `database ${found.name} has no schema "schoolbus" any more: it was made anew, or is about to be restored from a dump. The hub waits for the dump; to begin with the database as it is, move feed.db in the hub's data directory away and start the hub again`
+    return yield* new DatabaseUnfinished({ message })
   })
 
 export const migrateHub = (pg: PostgresPool): Effect.Effect<void, PostgresError | HubMigrationRefused> =>
