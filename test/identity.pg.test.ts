@@ -7,6 +7,7 @@ import { promisify } from "node:util"
 import { afterAll, beforeAll, expect, it } from "vitest"
 import { findServer } from "../scripts/cluster.ts"
 import { newKey } from "../src/link/keys.ts"
+import type { HubSnapshot } from "../src/status/snapshot.ts"
 import { type Node, startNode, upToDate } from "./support/node.ts"
 import { command, program } from "./support/processes.ts"
 import { until } from "./support/until.ts"
@@ -91,6 +92,11 @@ const stuck = (node: Node) =>
     const status = await node.status()
     return status.state === "stuck" && status
   })
+/** As head office sees the school. */
+const seenAs = async (school: string) => {
+  const { schools } = (await (await fetch(`${shared.hub.url}/api/sync/status`)).json()) as HubSnapshot
+  return schools.find((one) => one.school === school)
+}
 const conflicts = async (office: Office) => (await run(office.database.url, "SELECT count(*)::int AS n FROM schoolbus.conflicts"))[0]?.["n"]
 
 /** Copies the database as it is now; `putBack` makes it the database again. */
@@ -304,10 +310,12 @@ it("a school file put back to an older copy stops at first contact; a new life b
   const node = await shared.node("old", kept)
   expect((await stuck(node)).reason).toContain("--new-life")
   expect(await shared.names("old")).not.toContain("edited in the copy")
+  expect(await seenAs("old")).toMatchObject({ state: "stuck", reason: expect.stringMatching(/^An older copy .*--new-life/) })
   await node.stop()
   const renewed = await shared.node("old", kept, ["--new-life"])
   await until("the edit", async () => (await shared.names("old")).includes("edited in the copy"))
   await agree(shared, "old", kept, renewed)
+  await until("head office to see the new life", async () => (await seenAs("old"))?.state === "up_to_date")
   expect(await shared.names("old")).toEqual([
     "edited in the copy",
     "first 2",

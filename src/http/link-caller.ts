@@ -132,24 +132,26 @@ export const tokenState = (reader: Reader): TokenState => ({
   shown: reader.shown === 1,
 })
 
-/** Only sent by a live file that another copy has overtaken, or by one that was put back. */
-export const refuseCopy = (reader: Reader, isOlder: boolean): Effect.Effect<never, Answer> =>
-  Effect.andThen(
-    logOnce(`school ${reader.school}: ${isOlder ? "an older copy" : "a second copy"} of file ${reader.incarnation} was refused`),
-    isOlder
-      ? refuse(
-          409,
+/** Only sent by a live file that another copy has overtaken, or by one that was put back. Head office sees it as the school's own word. */
+export const refuseCopy = (reader: Reader, isOlder: boolean): Effect.Effect<never, Answer, Feed> =>
+  Effect.gen(function* () {
+    const [code, title, detail] = isOlder
+      ? ([
           "restored",
           "An older copy of this school's file",
           "the hub has seen a newer state of this file; give it a new life: start the node once with --new-life",
-        )
-      : refuse(
-          409,
+        ] as const)
+      : ([
           "cloned",
           "Two copies of one file",
           "another copy of this school's file is in contact; stop one of the two, and start the other once with --new-life",
-        ),
-  )
+        ] as const)
+    yield* logOnce(`school ${reader.school}: ${isOlder ? "an older copy" : "a second copy"} of file ${reader.incarnation} was refused`)
+    // No sign of life: another file of the school that is in contact counts.
+    const { tell } = (yield* Feed).reader
+    tell(reader.incarnation, reader.seen_at, { pending: reader.pending, status: JSON.stringify({ state: "stuck", reason: `${title}: ${detail}` }) })
+    return yield* refuse(409, code, title, detail)
+  })
 
 export const sayHello: Answer = refuse(
   409,
