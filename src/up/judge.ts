@@ -10,6 +10,7 @@ import { notYours, placement, taken, textOf } from "./authorise.ts"
 import { isOwnBaseRule } from "./merge.ts"
 import { type Office, type Proposal, resolve, type Row } from "./resolve.ts"
 import type { Ground, Work } from "./work.ts"
+import { hidden } from "./write.ts"
 
 /** Says of each row whether the school may, and what is to be written. */
 export const judge = (ground: Ground, works: ReadonlyArray<Work>, times: ReadonlyMap<Work, Pick<Office, "at" | "columnAt">>): Effect.Effect<void> =>
@@ -44,6 +45,9 @@ export const judge = (ground: Ground, works: ReadonlyArray<Work>, times: Readonl
           continue
         }
         work.refusal = notYours
+      } else if (work.theirs === null && work.shape.isFiltered) {
+        // Not deleted for all one knows. Only of a row that the school had: a guessed key gets no other answer than any.
+        work.refusal = hidden(work.shape)
       }
       if (change.op === "update" && work.refusal === null) work.refusal = placement(table, { ...(theirs ?? work.base), ...work.mine }, ground.school)
       if (work.refusal !== null) continue

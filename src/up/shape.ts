@@ -28,6 +28,8 @@ export interface Shape {
   readonly role: string
   /** Triggers of the table's owner may store other values than were sent. */
   readonly hasTriggers: boolean
+  /** Row security acts on the role: a row that it does not see may be there. */
+  readonly isFiltered: boolean
 }
 
 /** A foreign key of `child` that points to `parent`. Actions as `pg_constraint` codes them: a, r, c, n, d. */
@@ -53,11 +55,13 @@ interface TableRow {
   readonly u: boolean
   readonly d: boolean
   readonly triggers: boolean
+  readonly filtered: boolean
 }
 const TABLES = `SELECT n.nspname || '.' || c.relname AS tbl, current_user::text AS role,
               has_any_column_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS s, has_any_column_privilege(c.oid, 'INSERT') AS i,
               has_any_column_privilege(c.oid, 'UPDATE') AS u, has_table_privilege(c.oid, 'DELETE') AS d,
-              EXISTS (SELECT 1 FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D') AS triggers
+              EXISTS (SELECT 1 FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D') AS triggers,
+              row_security_active(c.oid) AS filtered
          FROM ${NAMED}`
 
 interface ColumnRow {
@@ -97,7 +101,7 @@ export const readShapes = (session: Session, names: ReadonlyArray<string>): Effe
     ])
     for (const row of tables) {
       const can = { select: row.s, insert: row.i, update: row.u, delete: row.d }
-      shapes.set(row.tbl, { name: row.tbl, columns: new Map(), can, role: row.role, hasTriggers: row.triggers })
+      shapes.set(row.tbl, { name: row.tbl, columns: new Map(), can, role: row.role, hasTriggers: row.triggers, isFiltered: row.filtered })
     }
     for (const { tbl, limited, domain, ...column } of columns)
       shapes.get(tbl)?.columns.set(column.name, { ...column, isLimited: limited, isDomain: domain })

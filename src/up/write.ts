@@ -72,6 +72,10 @@ export const refusalOf = (error: PostgresError, shape: Shape): Refusal => {
 const isDenied = (error: PostgresError, shape: Shape): boolean =>
   error.sqlstate === "42501" && error.message === `permission denied for table ${shape.name.slice(shape.name.indexOf(".") + 1)}`
 const isRowSecurity = (error: PostgresError): boolean => error.sqlstate === "42501" && error.message.includes("row-level security")
+export const hidden = (shape: Shape): Refusal => ({
+  reason: "row_security",
+  detail: `row security of ${shape.name} hides the row from the hub's role; ${bypass(shape)}`,
+})
 const bypass = (shape: Shape): string =>
   `a DBA can change the policy, or let the hub's role write all rows: ALTER ROLE ${ident(shape.role)} BYPASSRLS`
 
@@ -282,7 +286,7 @@ const skipped = (session: Session, { table, shape, kind }: Pick<Write, "table" |
         rules.length > 0
           ? [RULE, rule]
           : triggers.length === 0 && who?.secured === true
-            ? [ROW_SECURITY, `row security of ${table.name} hides the row from the hub's role; ${bypass(shape)}`]
+            ? [ROW_SECURITY, hidden(shape).detail]
             : [LEFT_OUT, `${triggers.length > 0 ? `trigger ${triggers.join(", ")}` : "a trigger"} in Postgres left the row out`]
       return new PostgresError({ sqlstate, message, detail: "", constraint: "", table: table.name, column: "", sql: "" })
     },

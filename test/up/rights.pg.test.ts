@@ -23,7 +23,7 @@ CREATE RULE "no X" AS ON INSERT TO ruled WHERE NEW.a = 'x' DO INSTEAD NOTHING;
 CREATE RULE no_y AS ON UPDATE TO ruled WHERE NEW.a = 'y' DO INSTEAD NOTHING;
 CREATE TABLE secured (id int PRIMARY KEY, school_id text, a text);
 ALTER TABLE secured ENABLE ROW LEVEL SECURITY;
-CREATE POLICY see ON secured FOR SELECT USING (true);
+CREATE POLICY see ON secured FOR SELECT USING (a <> 'hidden');
 CREATE POLICY make ON secured FOR INSERT WITH CHECK (a <> 'closed');
 CREATE POLICY edit ON secured FOR UPDATE USING (true);
 CREATE POLICY remove ON secured FOR DELETE USING (a <> 'closed');
@@ -157,6 +157,19 @@ test("what a rule or row security leaves out is told by its name", async () => {
   const swallowed = await a.push([make("swallow", 60, { a: "no" })])
   const [row] = await o.sql(`SELECT detail FROM schoolbus.quarantine WHERE id = '${swallowed.record(0)}'`)
   expect(row?.["detail"]).toBe('trigger "s" in Postgres left the row out')
+})
+
+test("a row that row security hides is not taken for deleted", async () => {
+  await o.sql("INSERT INTO secured VALUES (20, 'a', 'hidden')")
+  had.add("[20]")
+  const base = { id: 20, school_id: "a", a: "q" }
+  const push = await a.push([{ table: "secured", op: "update", key: [20], base, mine: { a: "mine" } }])
+  const other = await o.school("a").push([{ table: "secured", op: "delete", key: [20], base }])
+  for (const answers of [push, other]) {
+    expect(answers.of(0)).toEqual([expect.objectContaining({ verdict: "quarantined", reason: "row_security", hold: true })])
+    const [row] = await o.sql(`SELECT detail FROM schoolbus.quarantine WHERE id = '${answers.record(0)}'`)
+    expect(row?.["detail"]).toContain(`ALTER ROLE "${ROLE}" BYPASSRLS`)
+  }
 })
 
 test("a trigger that forbids one row forbids no other", async () => {
