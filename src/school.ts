@@ -30,6 +30,7 @@ import { OpenLink } from "./link/open.ts"
 import { stopSignal } from "./runtime.ts"
 import { sessions } from "./session/session.ts"
 import { SchoolFactStore } from "./status/facts.ts"
+import { refuseOtherSchool } from "./status/records.ts"
 import { schoolConflicts, schoolQuarantine, schoolRuns } from "./status/school-records.ts"
 import { Session } from "./status/run.ts"
 import { meteredOf, Settings } from "./status/settings.ts"
@@ -77,6 +78,8 @@ const syncNow = Layer.effect(
     return SyncNow.of({
       trigger: (request) =>
         Effect.gen(function* () {
+          const [own] = yield* Effect.orDie(db.read((tx) => tx.all<{ school: string | null }>("SELECT school FROM schoolbus_state")))
+          yield* refuseOtherSchool(request.school, own?.school ?? null)
           const { link } = yield* facts.get
           // Rows travel as whole batches and cuts, so a table that is named takes the others along.
           if (request.tables.length > 0) yield* refuseUnknown(request.tables, yield* synced)

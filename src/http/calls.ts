@@ -10,6 +10,7 @@ import * as Schedule from "effect/Schedule"
 import { elapsedMsOf } from "../elapsed.ts"
 import { Feed } from "../down/feed.ts"
 import { HubFactStore } from "../status/facts.ts"
+import { refuseUnknownSchool } from "../status/records.ts"
 import { refuseUnknown, SyncNow } from "../status/sync-now.ts"
 
 const CONNECTED_MS = 60_000
@@ -153,14 +154,14 @@ export const hubSyncNow: Layer.Layer<SyncNow, never, Calls | Feed> = Layer.effec
             request.tables,
             (yield* feed.tables).filter((entry) => !entry.hubOnly).map(({ table }) => table),
           )
-          const known = (yield* feed.schools).filter((school) => !school.revoked && (request.school === undefined || school.id === request.school))
-          if (known.length === 0) {
-            const message =
-              request.school === undefined
-                ? "no school is enrolled yet; see: schoolbus schools add"
-                : `no school ${request.school}; see: schoolbus schools list`
-            return { started: false, message, run: null, schools: [] }
-          }
+          const enrolled = (yield* feed.schools).filter((school) => !school.revoked)
+          if (request.school !== undefined)
+            yield* refuseUnknownSchool(
+              request.school,
+              enrolled.map(({ id }) => id),
+            )
+          const known = enrolled.filter((school) => request.school === undefined || school.id === request.school)
+          if (known.length === 0) return { started: false, message: "no school is enrolled yet; see: schoolbus schools add", run: null, schools: [] }
           const reached: Array<string> = []
           for (const school of known) if (!school.paused && (yield* calls.ask(school.id))) reached.push(school.id)
           const paused = known.filter((school) => school.paused).length

@@ -2,6 +2,7 @@
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import type { SchoolUnknown } from "./records.ts"
 
 export type SyncDirection = "both" | "up" | "down"
 
@@ -47,6 +48,6 @@ export class SyncNow extends Context.Service<
   SyncNow,
   {
     /** Returns when the sync has been started, not when it is finished. */
-    readonly trigger: (request: SyncRequest) => Effect.Effect<SyncResult, TablesUnknown>
+    readonly trigger: (request: SyncRequest) => Effect.Effect<SyncResult, TablesUnknown | SchoolUnknown>
   }
 >()("schoolbus/status/SyncNow") {}

@@ -184,7 +184,7 @@ describe("services", () => {
       expect([refused.code, refused.err]).toEqual([64, expect.stringContaining("not synced here: nowhere; synced are: public.pupils")])
       expect((await run(["tables", "list", "--url", at])).out).toMatch(/public\.pupils\s+active\s+25/)
     }
-    for (const list of [["logs"], ["conflicts", "list"], ["conflicts", "auto-resolve"], ["quarantine", "list"], ["status"]]) {
+    for (const list of [["sync"], ["logs"], ["conflicts", "list"], ["conflicts", "auto-resolve"], ["quarantine", "list"], ["status"]]) {
       const of = (at: string, school: string) => run([...list, "--url", at, "--school", school])
       const unknown = await of(hubUrl, "nowhere")
       expect([unknown.code, unknown.err]).toEqual([
