@@ -212,6 +212,7 @@ export const needsTime = (table: Table, column: string): boolean =>
 /** SQLite tells names apart without regard to the case of ASCII letters. */
 export const sameName = (name: string): string => name.replace(/[A-Z]/g, (letter) => letter.toLowerCase())
 
-/** Whether something else stands in a school's file under the name of this table, or may. */
+/** Whether something else stands in a school's file under the name of this table, or may; a table hides SQLite's function of its name. */
 export const isReservedName = ({ name, local }: Pick<Table, "name" | "local">): boolean =>
-  /^(changes$|sqlite_)/.test(sameName(local)) || (sameName(local).startsWith("schoolbus_") && !name.startsWith("schoolbus."))
+  /^(changes$|sqlite_|pragma_|json_each$|json_tree$)/.test(sameName(local)) ||
+  (sameName(local).startsWith("schoolbus_") && !name.startsWith("schoolbus."))

@@ -10,7 +10,7 @@ import { notYours, placement, taken, textOf } from "./authorise.ts"
 import { isOwnBaseRule } from "./merge.ts"
 import { type Office, type Proposal, resolve, type Row } from "./resolve.ts"
 import type { Ground, Work } from "./work.ts"
-import { hidden } from "./write.ts"
+import { hidden } from "./left-out.ts"
 
 /** Says of each row whether the school may, and what is to be written. */
 export const judge = (ground: Ground, works: ReadonlyArray<Work>, times: ReadonlyMap<Work, Pick<Office, "at" | "columnAt">>): Effect.Effect<void> =>

@@ -6,8 +6,9 @@
  */
 import * as Effect from "effect/Effect"
 import type { Table } from "../model/table.ts"
-import { ident, isTooLong, isTransient, PostgresError, qualified, type Session } from "../postgres/client.ts"
+import { ident, isTooLong, isTransient, type PostgresError, qualified, type Session } from "../postgres/client.ts"
 import { dependant, type Refusal } from "./authorise.ts"
+import { bypass, isLeftOut, leftOut, ROW_SECURITY, RULE } from "./left-out.ts"
 import { matching, unnest } from "./lists.ts"
 import type { Shape } from "./shape.ts"
 
@@ -62,22 +63,24 @@ export const reasonOf = (sqlstate: string): string =>
 /** The server's `detail` is left out: it can show values of rows that the school must not see. */
 export const refusalOf = (error: PostgresError, shape: Shape): Refusal => {
   if (isRowSecurity(error)) return { reason: "row_security", detail: `${error.message}; ${bypass(shape)}` }
-  const grant = isDenied(error, shape)
-    ? `; a DBA can allow it: GRANT SELECT, INSERT, UPDATE, DELETE ON ${qualified(shape.name)} TO ${ident(shape.role)}`
-    : ""
-  return { reason: reasonOf(error.sqlstate), detail: `${error.message}${grant}` }
+  return { reason: reasonOf(error.sqlstate), detail: `${error.message}${rightOf(error, shape)}` }
 }
+
+const rightOf = ({ sqlstate, message }: PostgresError, shape: Shape): string => {
+  if (sqlstate !== "42501") return ""
+  if (message.includes(localOf(shape)))
+    return `; a DBA can allow it: GRANT SELECT, INSERT, UPDATE, DELETE ON ${qualified(shape.name)} TO ${ident(shape.role)}`
+  // What a trigger reads or writes beside it, by the server's own words.
+  if (!message.startsWith("permission denied for ")) return ""
+  return `; a DBA can let ${ident(shape.role)} use it, or make the trigger's function SECURITY DEFINER`
+}
+
+const localOf = ({ name }: Shape): string => name.slice(name.indexOf(".") + 1)
 
 /** A right on the table itself is missing, whichever row it is. A program's trigger may use the same code for one row. */
 const isDenied = (error: PostgresError, shape: Shape): boolean =>
-  error.sqlstate === "42501" && error.message === `permission denied for table ${shape.name.slice(shape.name.indexOf(".") + 1)}`
+  error.sqlstate === "42501" && error.message === `permission denied for table ${localOf(shape)}`
 const isRowSecurity = (error: PostgresError): boolean => error.sqlstate === "42501" && error.message.includes("row-level security")
-export const hidden = (shape: Shape): Refusal => ({
-  reason: "row_security",
-  detail: `row security of ${shape.name} hides the row from the hub's role; ${bypass(shape)}`,
-})
-const bypass = (shape: Shape): string =>
-  `a DBA can change the policy, or let the hub's role write all rows: ALTER ROLE ${ident(shape.role)} BYPASSRLS`
 
 /** Refusals that may go away once other rows are written. */
 const MOVABLE = new Set(["unique", "foreign_key", "exclusion", "dependant"])
@@ -115,6 +118,18 @@ export const writeAll = (session: Session, writes: ReadonlyArray<Write>): Effect
     yield* halve(session, ordered, refused)
     if (refused.size === 0) return refused
 
+    yield* moveSingly(session, refused)
+    yield* replay(session, refused)
+    yield* moveWithChildren(session, refused)
+    if (yield* writeRings(session, refused)) yield* moveSingly(session, refused)
+    for (const [write, refusal] of refused)
+      if (MOVABLE.has(refusal.reason) && write.needs.some((needed) => refused.has(needed))) refused.set(write, dependant)
+    return refused
+  })
+
+/** One by one, until none moves. */
+const moveSingly = (session: Session, refused: Map<Write, Refusal>): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
     for (let isMoving = true; isMoving; ) {
       isMoving = false
       for (const [write, refusal] of [...refused]) {
@@ -124,11 +139,6 @@ export const writeAll = (session: Session, writes: ReadonlyArray<Write>): Effect
         isMoving = true
       }
     }
-    yield* replay(session, refused)
-    yield* moveWithChildren(session, refused)
-    for (const [write, refusal] of refused)
-      if (MOVABLE.has(refusal.reason) && write.needs.some((needed) => refused.has(needed))) refused.set(write, dependant)
-    return refused
   })
 
 const halve = (session: Session, writes: ReadonlyArray<Write>, refused: Map<Write, Refusal>): Effect.Effect<void, PostgresError> =>
@@ -247,53 +257,11 @@ const run = (session: Session, group: ReadonlyArray<Write>): Effect.Effect<void,
     if (done === group.length) return
     // A cascade of this batch may have taken rows along; what still stands was kept by a trigger.
     const left = yield* session.texts(`SELECT 1 FROM ${from} JOIN ${on} AS t ON ${matching(table.key, keyTypes)} LIMIT 1`, params)
-    if (left.length > 0) return yield* Effect.flatMap(skipped(session, first), Effect.fail)
+    if (left.length > 0) return yield* Effect.flatMap(leftOut(session, first), Effect.fail)
   })
 
-/** Under which a row that Postgres did not write is told: as if a trigger had refused it, and two codes of our own. */
-const LEFT_OUT = "P0001"
-const RULE = "SB001"
-const ROW_SECURITY = "SB002"
-const isLeftOut = ({ sqlstate }: PostgresError): boolean => sqlstate === LEFT_OUT || sqlstate === RULE || sqlstate === ROW_SECURITY
-
-/** `pg_rewrite.ev_type`, and the bits of an event in `pg_trigger.tgtype`. */
-const EVENTS: Readonly<Record<Kind, { readonly rule: string; readonly trigger: number }>> = {
-  insert: { rule: "3", trigger: 4 },
-  update: { rule: "2", trigger: 16 },
-  delete: { rule: "4", trigger: 8 },
-}
-
-/** What in Postgres may leave rows out without a word. */
-const WHO_LEAVES_OUT = `SELECT c.relrowsecurity AND pg_catalog.row_security_active(c.oid) AS secured,
-    (SELECT json_agg(r.rulename ORDER BY r.rulename)::text FROM pg_catalog.pg_rewrite r
-      WHERE r.ev_class = c.oid AND r.ev_type::text = $2 AND r.is_instead AND r.ev_enabled <> 'D') AS rules,
-    (SELECT json_agg(t.tgname ORDER BY t.tgname)::text FROM pg_catalog.pg_trigger t
-      WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 3 = 3 AND t.tgtype & $3::int <> 0) AS triggers
-  FROM pg_catalog.pg_class c WHERE c.oid = $1::regclass`
-
-const skipped = (session: Session, { table, shape, kind }: Pick<Write, "table" | "shape" | "kind">): Effect.Effect<PostgresError, PostgresError> =>
-  Effect.map(
-    session.query<{ secured: boolean; rules: string | null; triggers: string | null }>(WHO_LEAVES_OUT, [
-      qualified(table.name),
-      EVENTS[kind].rule,
-      EVENTS[kind].trigger,
-    ]),
-    ([who]) => {
-      const names = (list: string | null | undefined) => (list == null ? [] : (JSON.parse(list) as ReadonlyArray<string>)).map((name) => ident(name))
-      const [rules, triggers] = [names(who?.rules), names(who?.triggers)]
-      const rule = `rule ${rules.join(", ")} of ${table.name} in Postgres left the row out (DO INSTEAD); where schools may do this: DROP RULE ${rules[0]} ON ${qualified(table.name)}`
-      const [sqlstate, message] =
-        rules.length > 0
-          ? [RULE, rule]
-          : triggers.length === 0 && who?.secured === true
-            ? [ROW_SECURITY, hidden(shape).detail]
-            : [LEFT_OUT, `${triggers.length > 0 ? `trigger ${triggers.join(", ")}` : "a trigger"} in Postgres left the row out`]
-      return new PostgresError({ sqlstate, message, detail: "", constraint: "", table: table.name, column: "", sql: "" })
-    },
-  )
-
 const expecting = (session: Session, count: Effect.Effect<number, PostgresError>, wanted: number, write: Write): Effect.Effect<void, PostgresError> =>
-  Effect.flatMap(count, (done) => (done === wanted ? Effect.void : Effect.flatMap(skipped(session, write), Effect.fail)))
+  Effect.flatMap(count, (done) => (done === wanted ? Effect.void : Effect.flatMap(leftOut(session, write), Effect.fail)))
 
 /**
  * A key that changes while rows refer to it, where Postgres neither takes them along nor waits for the end of the transaction:
@@ -318,21 +286,53 @@ const moveWithChildren = (session: Session, refused: Map<Write, Refusal>): Effec
     }
   })
 
-/** Updates of single rows as one statement: what refers to what is looked at when all are written. */
+/** Rows that need each other, where Postgres does not wait for the end of the transaction; true: some could be written. */
+const writeRings = (session: Session, refused: Map<Write, Refusal>): Effect.Effect<boolean, PostgresError> =>
+  Effect.gen(function* () {
+    let isAny = false
+    const tried = new Set<Write>()
+    for (const [write, { reason }] of [...refused]) {
+      if (!MOVABLE.has(reason) || !refused.has(write) || tried.has(write)) continue
+      const ring = new Set(write.needs.filter((needed) => refused.has(needed)))
+      for (const one of ring) {
+        if (ring.size > MOVED_ROWS) break
+        for (const needed of one.needs) if (refused.has(needed)) ring.add(needed)
+      }
+      if (!ring.has(write) || ring.size > MOVED_ROWS) continue
+      for (const one of ring) tried.add(one)
+      if ([...ring].some((one) => one.kind === "delete" || !isMovable(refused.get(one) ?? null))) continue
+      const body = atOnce(session, [...ring]).pipe(
+        Effect.as(null),
+        permanent,
+        Effect.map((error) => (error === null ? null : { error, group: [] })),
+      )
+      if ((yield* within(session, body)) !== null) continue
+      forget(refused, [...ring])
+      isAny = true
+    }
+    return isAny
+  })
+
+/** Single rows, new or edited, as one statement: what refers to what is looked at when all are written. */
 const atOnce = (session: Session, writes: ReadonlyArray<Write>): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
     const params: Array<string | null> = []
     const cell = (text: string | null, type: string): string => `$${params.push(text)}::text::${type}`
-    const updates = writes.map(({ table, shape, set, key }, i) => {
+    const statements = writes.map(({ table, shape, kind, set, key }, i) => {
       const type = (name: string) => shape.columns.get(name)?.type ?? "text"
-      const values = Object.keys(set).map((name) => `${ident(name)} = ${cell(set[name] ?? null, type(name))}`)
+      const names = Object.keys(set)
+      if (kind === "insert") {
+        const cells = names.map((name) => cell(set[name] ?? null, type(name)))
+        return `w${i} AS (INSERT INTO ${qualified(table.name)} (${names.map(ident).join(", ")}) OVERRIDING SYSTEM VALUE VALUES (${cells.join(", ")}) RETURNING 1)`
+      }
+      const values = names.map((name) => `${ident(name)} = ${cell(set[name] ?? null, type(name))}`)
       const where = table.key.map((name, n) => `${ident(name)} = ${cell(key[n] ?? null, shape.columns.get(name)?.base ?? "text")}`)
       return `w${i} AS (UPDATE ${qualified(table.name)} SET ${values.join(", ")} WHERE ${where.join(" AND ")} RETURNING 1)`
     })
     const counts = writes.map((_, i) => `(SELECT count(*) FROM w${i})`)
-    const [row] = yield* session.texts(`WITH ${updates.join(", ")} SELECT ${counts.join(" + ")}`, params)
+    const [row] = yield* session.texts(`WITH ${statements.join(", ")} SELECT ${counts.join(" + ")}`, params)
     const [first] = writes
-    if (first !== undefined && Number(row?.[0]) !== writes.length) return yield* Effect.flatMap(skipped(session, first), Effect.fail)
+    if (first !== undefined && Number(row?.[0]) !== writes.length) return yield* Effect.flatMap(leftOut(session, first), Effect.fail)
   })
 
 const forget = (refused: Map<Write, Refusal>, written: ReadonlyArray<Write>): void => {

@@ -234,6 +234,7 @@ describe("a table that a program made", () => {
 
   it("whose name the sync needs itself is refused", async () => {
     const file = await open([], { install: false })
+    expect((await refusal(file, [table("JSON_each", [column("id")])])).message).toMatch(/name that the sync itself uses/)
     expect((await refusal(file, [table("changes", [column("id")])])).message).toMatch(/name that the sync itself uses/)
   })
 })

@@ -15,7 +15,8 @@ CREATE TABLE subject (id int PRIMARY KEY, a text);
 CREATE TABLE mark (id int PRIMARY KEY, school_id text, subject int REFERENCES subject (id));
 CREATE TABLE swallow (id int PRIMARY KEY, school_id text, a text);
 GRANT SELECT ON subject TO ${ROLE};
-CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF TG_OP <> 'DELETE' AND NEW.a = 'forbidden' THEN RAISE insufficient_privilege USING MESSAGE = 'not today'; END IF; IF (CASE TG_OP WHEN 'DELETE' THEN OLD.a ELSE NEW.a END) = 'no' THEN RETURN NULL; END IF; RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END; END $$;
+CREATE TABLE journal (id int);
+CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF TG_OP <> 'DELETE' AND NEW.a = 'audited' THEN INSERT INTO journal VALUES (NEW.id); END IF; IF TG_OP <> 'DELETE' AND NEW.a = 'forbidden' THEN RAISE insufficient_privilege USING MESSAGE = 'not today'; END IF; IF (CASE TG_OP WHEN 'DELETE' THEN OLD.a ELSE NEW.a END) = 'no' THEN RETURN NULL; END IF; RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END; END $$;
 CREATE TRIGGER s BEFORE INSERT OR UPDATE OR DELETE ON swallow FOR EACH ROW EXECUTE FUNCTION swallow();
 CREATE TABLE ruled (id int PRIMARY KEY, school_id text, a text);
 CREATE RULE no_delete AS ON DELETE TO ruled DO INSTEAD NOTHING;
@@ -173,10 +174,11 @@ test("a row that row security hides is not taken for deleted", async () => {
 })
 
 test("a trigger that forbids one row forbids no other", async () => {
-  const push = await a.push([make("swallow", 70, { a: "forbidden" }), make("swallow", 71, { a: "yes" }), make("swallow", 72, { a: "yes" })])
-  expect([push.reason(0), push.verdict(1), push.verdict(2)]).toEqual(["permission", "applied", "applied"])
-  const [row] = await o.sql(`SELECT detail FROM schoolbus.quarantine WHERE id = '${push.record(0)}'`)
-  expect(row?.["detail"]).toBe("not today")
+  const push = await a.push([make("swallow", 70, { a: "forbidden" }), make("swallow", 71, { a: "yes" }), make("swallow", 72, { a: "audited" })])
+  expect([push.reason(0), push.verdict(1), push.reason(2)]).toEqual(["permission", "applied", "permission"])
+  const detail = async (i: number) => (await o.sql(`SELECT detail FROM schoolbus.quarantine WHERE id = '${push.record(i)}'`))[0]?.["detail"]
+  expect(await detail(0)).toBe("not today")
+  expect(await detail(2)).toMatch(/^permission denied for table journal; .*"pusher".* SECURITY DEFINER$/)
 })
 
 test("a guessed key gets one answer, whether another school has the row or nobody; a row that the school had is a conflict", async () => {

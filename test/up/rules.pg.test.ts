@@ -1,4 +1,4 @@
-/** Head office's own triggers that judge a school's writes: by single steps, under any code, and only so many rows at a time. */
+/** What head office's own rules ask of a school's writes: single steps, small pieces, rows that only stand together. */
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest"
 import { openOffice } from "./office.ts"
 
@@ -9,6 +9,9 @@ CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   IF NEW.version <> OLD.version + 1 THEN RAISE serialization_failure USING MESSAGE = 'the paper has another version'; END IF;
   RETURN NEW; END $$;
 CREATE TRIGGER judge BEFORE UPDATE ON papers FOR EACH ROW EXECUTE FUNCTION judge();
+CREATE TABLE depts (id int PRIMARY KEY, school_id text, boss int);
+CREATE TABLE staff (id int PRIMARY KEY, school_id text, dept int NOT NULL REFERENCES depts);
+ALTER TABLE depts ADD FOREIGN KEY (boss) REFERENCES staff;
 CREATE TABLE slow (id int PRIMARY KEY, school_id text);
 CREATE FUNCTION tire() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   IF (SELECT count(*) FROM made) > 10 THEN RAISE query_canceled USING MESSAGE = 'canceling statement due to statement timeout'; END IF;
@@ -18,7 +21,7 @@ CREATE TRIGGER tire AFTER INSERT ON slow REFERENCING NEW TABLE AS made FOR EACH 
 let o: Awaited<ReturnType<typeof openOffice>>
 let a: ReturnType<typeof o.school>
 beforeAll(async () => {
-  o = await openOffice(DDL, { papers: {}, slow: {} })
+  o = await openOffice(DDL, { papers: {}, slow: {}, depts: {}, staff: {} })
 })
 beforeEach(() => {
   a = o.school("a")
@@ -61,4 +64,38 @@ test("a batch whose triggers take longer than a statement may is written in smal
   )
   expect(push.exceptions).toEqual([])
   expect(await o.sql("SELECT count(*)::int AS n FROM slow")).toEqual([{ n: 100 }])
+})
+
+test("new rows that point to each other are written together, and what hangs on them after them", async () => {
+  await o.sql("INSERT INTO depts VALUES (1, 'a', NULL)")
+  const dept = (id: number, boss: number | null) => ({ table: "depts", op: "insert" as const, key: [id], mine: { id, school_id: "a", boss } })
+  const person = (id: number, at: number) => ({ table: "staff", op: "insert" as const, key: [id], mine: { id, school_id: "a", dept: at } })
+  const push = await a.push([
+    ...[dept(10, 10), person(10, 10), person(11, 10)],
+    ...[dept(20, 20), person(20, 21), dept(21, 21), person(21, 20)],
+    ...[dept(30, 30), person(30, 99)],
+    { table: "depts", op: "update", key: [1], base: { id: 1, school_id: "a", boss: null }, mine: { boss: 11 } },
+    // Step by step, as a program does it that knows the rule.
+    ...[
+      dept(40, null),
+      person(40, 40),
+      { table: "depts", op: "update" as const, key: [40], base: { id: 40, school_id: "a", boss: null }, mine: { boss: 40 } },
+    ],
+  ])
+  expect(Array.from({ length: 13 }, (_, i) => push.reason(i) ?? push.verdict(i))).toEqual([
+    ...Array(7).fill("applied"),
+    "dependant",
+    "foreign_key",
+    ...Array(4).fill("applied"),
+  ])
+  expect(await o.sql("SELECT id, boss FROM depts ORDER BY 1")).toEqual(
+    [
+      [1, 11],
+      [10, 10],
+      [20, 20],
+      [21, 21],
+      [40, 40],
+    ].map(([id, boss]) => ({ id, boss })),
+  )
+  expect(await o.sql("SELECT id FROM staff ORDER BY 1")).toEqual([10, 11, 20, 21, 40].map((id) => ({ id })))
 })
