@@ -236,7 +236,7 @@ const layers = (options: HubOptions) => {
 const roleOf = (url: string): string => addressOf(url).user
 const databaseOf = (url: string): string => addressOf(url).database
 
-/** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the feed file or the port, 78 when the config cannot be used. */
+/** Exit code: 0 after SIGTERM or SIGINT, 69 when another process uses the feed file or the port, 77 when Postgres does not let the role do it, 78 when the config cannot be used. */
 export const runHub = async (options: HubOptions): Promise<number> => {
   const stop = stopSignal()
   const fail = (code: number, text: string): number => {
@@ -267,7 +267,9 @@ export const runHub = async (options: HubOptions): Promise<number> => {
                 `the role of --database-url may not set up schema "schoolbus": ${error.message}.\nA DBA can do it once: the SQL stands on standard output (schoolbus hub … > schoolbus.sql; psql -f schoolbus.sql).\nOr: GRANT CREATE ON DATABASE ${databaseOf(options.databaseUrl)} TO ${roleOf(options.databaseUrl)};`,
               )
             })
-          : Effect.sync(() => fail(69, withRemedy(`Postgres refuses the connection: ${error.message}`, error.sqlstate))),
+          : Effect.sync(() =>
+              fail(error.sqlstate.startsWith("28") ? 77 : 69, withRemedy(`Postgres refuses the connection: ${error.message}`, error.sqlstate)),
+            ),
     }),
   )
   try {

@@ -21,7 +21,7 @@ export const listen = (options: ServeOptions): Effect.Effect<Served, CannotListe
     Effect.tryPromise({
       try: () => serve(options),
       catch: (cause) => {
-        const reason = cause instanceof Error ? cause.message : String(cause)
+        const reason = (cause instanceof Error ? cause.message : String(cause)).replace(/[.?!]+$/, "")
         return new CannotListen({ message: `cannot listen on ${options.hostname} port ${options.port}: ${reason}. ${remedyOf(cause)}` })
       },
     }),

@@ -173,6 +173,11 @@ describe("services", () => {
     const hubTaken = await run(hubArgs("taken-hub", new URL(hubUrl).port))
     expect([hubTaken.code, hubTaken.err]).toEqual([69, expect.stringContaining("choose another one with --port")])
 
+    const stranger = new URL(db.url)
+    stranger.username = "nobody_here"
+    const unknown = await run(["hub", "--config", config, "--database-url", stranger.href, "--data-dir", join(folder, "stranger"), "--port", "0"])
+    expect([unknown.code, unknown.err]).toEqual([77, expect.stringContaining("mend the role or its password")])
+
     const elsewhere = await run(["school", "--hub", hubUrl, "--key", north.key, "--data-dir", join(folder, "north"), "--port", "0"])
     expect([elsewhere.code, elsewhere.err]).toEqual([69, expect.stringContaining("school.db")])
     expect((await run(["check", "--url", schoolUrl])).code).toBe(0)
