@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest"
-import { createDatabase, type Database, run } from "./support/postgres.ts"
+import { createDatabase, type Database, run, testCluster } from "./support/postgres.ts"
 import { begin, killAll } from "./support/run.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-hubs-"))
@@ -97,6 +97,22 @@ it("says everything at once that is wrong with the tables, each with its remedy,
     "public.person is inherited by public.teacher",
   ])
     expect((await hub.ended).err).toContain(part)
+})
+
+it("under another name of the database it names the slot that it leaves behind", async () => {
+  const own = await createDatabase()
+  const { url } = await testCluster()
+  await run(own.url, "CREATE TABLE pupils (id text PRIMARY KEY, school_id text)")
+  const before = startHub(good, own.url)
+  await before.says("streaming from slot")
+  expect(await before.stop()).toBe(0)
+  await run(url(), `ALTER DATABASE "${own.name}" RENAME TO "${own.name}_new"`)
+  const after = startHub(good, url(`${own.name}_new`), before.dataDir)
+  await after.says(`SELECT pg_drop_replication_slot('schoolbus_${own.name}')`)
+  await after.says("streaming from slot")
+  expect(await after.stop()).toBe(0)
+  await run(url(), `ALTER DATABASE "${own.name}_new" RENAME TO "${own.name}"`)
+  await own.drop()
 })
 
 it("a second process on the feed ends with 69; a second hub waits, says who holds the slot, and takes over", async () => {

@@ -24,6 +24,7 @@ import {
   createSlot,
   dropSlot,
   endWalsender,
+  findLeftSlots,
   findSlot,
   holdsTxn,
   isDecoding,
@@ -213,6 +214,10 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       if (slot === null || isUseless) {
         from = yield* createSlot(pg, name, config.plugin)
         yield* Effect.logInfo(`slot ${name} created for ${config.plugin} at ${printLsn(from)}`)
+        for (const left of yield* findLeftSlots(pg, name))
+          yield* Effect.logWarning(
+            `nobody reads slot ${left} of this database, and Postgres keeps WAL for it; if it is from before the database got another name: SELECT pg_drop_replication_slot('${left}')`,
+          )
       } else if (isFresh || compare !== null) from = slot.confirmed
       if (isNewEpoch) yield* feed.newEpoch
       // pgoutput may leave out what a transaction wrote before its table was published.

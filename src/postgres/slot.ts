@@ -137,6 +137,16 @@ export const createSlot = (session: Session, name: string, plugin: string): Effe
     }),
   )
 
+/** Slots of the hub's kind in this database that nobody reads: its own under the database's former name, for one. */
+export const findLeftSlots = (session: Session, own: string): Effect.Effect<ReadonlyArray<string>, PostgresError> =>
+  Effect.map(
+    session.query<{ name: string }>(
+      "SELECT slot_name::text AS name FROM pg_replication_slots WHERE database = current_database() AND NOT active AND NOT temporary AND slot_name LIKE 'schoolbus\\_%' AND slot_name <> $1",
+      [own],
+    ),
+    (rows) => rows.map(({ name }) => name),
+  )
+
 /** Frees its WAL. Whoever drops a slot compares every table afterwards. */
 export const dropSlot = (session: Session, name: string): Effect.Effect<void, PostgresError> =>
   Effect.asVoid(session.execute("SELECT pg_drop_replication_slot($1)", [name]))
