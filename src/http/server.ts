@@ -179,6 +179,17 @@ const invalidText = (part: string, issues: ReadonlyArray<Issue>): string => {
 const internal = (requestId: string): Response =>
   problem(500, "internal", "Internal error", "the log of this process has the cause under this request id", { requestId })
 
+/** What passes by itself, or when somebody at head office ends what stands in the way. */
+const BUSY: ReadonlyArray<readonly [states: RegExp, title: string, detail: string]> = [
+  [
+    /^(55P03|40)/,
+    "Rows are locked at head office",
+    "a program there holds them; it is tried again until it ends its transaction (SELECT pid, xact_start, state, query FROM pg_stat_activity WHERE xact_start IS NOT NULL ORDER BY xact_start)",
+  ],
+  [/^57014/, "Postgres took too long", "a statement was cancelled, or took longer than a minute; it is tried again"],
+  [/^($|08|53|57P0)/, "Postgres does not answer", "try again in a moment"],
+]
+
 /** Failures of services, by tag. What is not known here is a fault of the program: logged whole, answered with its id only. */
 const toProblem = (error: unknown): Response | null => {
   if (error instanceof Refusal) return problem(error.status, error.code, error.title, error.detail, error.extra)
@@ -187,9 +198,8 @@ const toProblem = (error: unknown): Response | null => {
       const { sqlstate } = error as unknown as { readonly sqlstate: string }
       const remedy = remedyOf(sqlstate)
       if (remedy !== null) return problem(503, "unavailable", "Postgres refuses the hub", remedy, {}, { "retry-after": "5" })
-      return sqlstate === "" || /^(08|40|53|55P03|57P0|57014)/.test(sqlstate)
-        ? problem(503, "unavailable", "Postgres does not answer", "try again in a moment", {}, { "retry-after": "5" })
-        : null
+      const busy = BUSY.find(([states]) => states.test(sqlstate))
+      return busy === undefined ? null : problem(503, "unavailable", busy[1], busy[2], {}, { "retry-after": "5" })
     }
     case "SchoolUnknown":
       return problem(404, "no_school", "No such school", (error as { readonly message: string }).message)

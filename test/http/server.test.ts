@@ -193,6 +193,8 @@ describe("errors become statuses", () => {
       <E>(error: E) =>
       ({ request }: { request: Request }) =>
         answer(request, Effect.fail(error))
+    const refusing = (sqlstate: string) =>
+      failing(new PostgresError({ sqlstate, message: "secret-internal-text", detail: "", constraint: "", table: "", column: "", sql: "" }))
     return makeApp({
       auth: { mode: "local" },
       plugins: [
@@ -216,6 +218,8 @@ describe("errors become statuses", () => {
               }),
             ),
           )
+          .get("/pg-locked", refusing("55P03"))
+          .get("/pg-long", refusing("57014"))
           .get(
             "/pg-refuses",
             failing(
@@ -253,6 +257,7 @@ describe("errors become statuses", () => {
     ["/refuses", 409, "busy"],
     ["/pg-down", 503, "unavailable"],
     ["/pg-refuses", 503, "unavailable"],
+    ["/pg-locked", 503, "unavailable"],
     ["/damaged", 503, "unavailable"],
     ["/pg-wrong", 500, "internal"],
     ["/full", 503, "unavailable"],
@@ -264,6 +269,13 @@ describe("errors become statuses", () => {
     expect([answer.status, JSON.parse(body).code, JSON.parse(body).status]).toEqual([status, code, status])
     expect(answer.headers.get("content-type")).toBe("application/problem+json")
     expect(body).not.toContain("secret-internal-text")
+  })
+
+  it("says whether Postgres is away, busy with a lock, or too slow", async () => {
+    const told = async (path: string) => (await (await call(broken(), "GET", path)).json()) as { title: string; detail: string }
+    expect((await told("/pg-down")).title).toBe("Postgres does not answer")
+    expect(await told("/pg-locked")).toMatchObject({ title: "Rows are locked at head office", detail: expect.stringContaining("pg_stat_activity") })
+    expect((await told("/pg-long")).title).toBe("Postgres took too long")
   })
 
   it("a node that is no hub says so to whoever takes it for one", async () => {
