@@ -28,7 +28,7 @@ import { type FeedPage, makePages, type PageListener, type PageRequest } from ".
 import { horizonOf, prune } from "./prune.ts"
 import { type Lost, readLosing, readLost } from "./lost.ts"
 import { makeReaders, type Readers } from "./readers.ts"
-import type { Shape } from "./shape.ts"
+import { type Shape, withFormer } from "./shape.ts"
 import { makeWatch, type Waiter } from "./watch.ts"
 
 const PRUNE_MS = 60_000
@@ -246,7 +246,7 @@ export class Feed extends Context.Service<
           Effect.sync(() => ({
             version: known.manifest,
             school: enrolled.tell(school),
-            tables: known.tables.filter((table) => !table.hubOnly).map((table) => table.shape.told),
+            tables: known.tables.filter((table) => !table.hubOnly).map(({ shape }) => withFormer(shape.told, shape)),
             lives: Object.fromEntries(known.tables.filter((table) => !table.hubOnly).map((table) => [table.name, table.id])),
             ...(known.devices === undefined ? {} : { devices: known.devices }),
           })),

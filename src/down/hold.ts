@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import { ident, type LibsqlError } from "../libsql/client.ts"
 import type { Change } from "../model/change.ts"
 import { localKey } from "../model/key.ts"
+import { namesSince } from "../model/table.ts"
 import { isRefused, type Refused, type Wire, wireToCell } from "../model/value.ts"
 import type { RowState, Waiting } from "./behind.ts"
 import { CONFLICTS, type Delivery, idOf, QUARANTINE, type Target } from "./delivery.ts"
@@ -49,32 +50,34 @@ export const endHolds = (delivery: Delivery): Effect.Effect<EndedHolds, LibsqlEr
          SELECT 1 FROM schoolbus_hold o WHERE o.tbl = h.tbl AND o.key = h.key AND o.col = '' AND ${isOpen("o")})) RETURNING tbl, key, record`,
     )
     if (rows.length === 0) return none
-    const discarded = yield* tx.all<{ change: string }>(
-      `SELECT "change" FROM ${ident(records[1]?.local ?? "")} WHERE "id" IN (SELECT value FROM json_each(?)) AND "status" = 'discarded' ORDER BY "change_id" DESC`,
+    const discarded = yield* tx.all<{ id: string; change: string }>(
+      `SELECT "id", "change" FROM ${ident(records[1]?.local ?? "")} WHERE "id" IN (SELECT value FROM json_each(?)) AND "status" = 'discarded' ORDER BY "change_id" DESC`,
       [JSON.stringify([...new Set(rows.map((row) => row.record))])],
     )
     const restore = new Map<string, RowState>()
+    const tblByRecord = new Map(rows.map(({ record, tbl }) => [record, tbl]))
     // Newest first: of several discarded changes of one row the oldest base remains.
-    for (const { change } of discarded) undo(delivery, change, restore)
+    for (const { id, change } of discarded) undo(delivery, tblByRecord.get(id), change, restore)
     return { rows, restore }
   })
 
-const undo = (delivery: Delivery, text: string, restore: Map<string, RowState>): void => {
+const undo = (delivery: Delivery, tbl: number | undefined, text: string, restore: Map<string, RowState>): void => {
   const change = parse(text)
   const target = change === null ? undefined : delivery.byName.get(change.table)
-  if (change === null || target === undefined) return
+  // A table with another key has another number: its rows are not named as the change names them.
+  if (change === null || target === undefined || target.tbl !== tbl) return
   const at = (key: ReadonlyArray<Wire>) => idOf(target.tbl, localKey(target.table, key))
-  const base = Object.entries(change.base).flatMap(([name, value]) =>
-    isValue(value) && isFitting(target, name, value) ? [[name, value] as const] : [],
-  )
+  const names = namesSince(target.table, change.manifest)
+  const isChanged = change.op === "update" && change.newKey === undefined ? (name: string) => name in change.mine : () => true
+  const base = Object.entries(change.base).flatMap(([was, value]) => {
+    const name = names.has(was) ? names.get(was) : was
+    return name != null && isChanged(was) && isValue(value) && isFitting(target, name, value) ? [[name, value] as const] : []
+  })
   if (change.op === "insert") restore.set(at(change.key), null)
   else if (change.newKey !== undefined) {
     restore.set(at(change.newKey), null)
     restore.set(at(change.key), Object.fromEntries(base))
-  } else {
-    const changed = change.op === "delete" ? base : base.filter(([name]) => name in change.mine)
-    restore.set(at(change.key), { ...restore.get(at(change.key)), ...Object.fromEntries(changed) })
-  }
+  } else restore.set(at(change.key), { ...restore.get(at(change.key)), ...Object.fromEntries(base) })
 }
 
 /** The table still has the column, and it takes the value: the record may be older than the table's shape. */
@@ -91,11 +94,14 @@ const isFitting = (target: Target, name: string, value: Wire): boolean => {
 
 const isValue = (value: Wire | Refused): value is Wire => !isRefused(value)
 
+/** `manifest`: the one under which it was frozen. */
+type KeptChange = Change & { readonly manifest?: number }
+
 /** A quarantined change as the record keeps it; null when it was not even readable. */
-const parse = (text: string): Change | null => {
+const parse = (text: string): KeptChange | null => {
   try {
     const change: unknown = JSON.parse(text)
-    return typeof change === "object" && change !== null && "op" in change ? (change as Change) : null
+    return typeof change === "object" && change !== null && "op" in change ? (change as KeptChange) : null
   } catch {
     return null
   }

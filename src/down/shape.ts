@@ -320,9 +320,11 @@ export const rememberNames = (before: Shape, after: Shape, version: number): Sha
 /** Pauses under which a school's changes may meet other rows than they mean, or none. */
 const UNNAMED = new Set(["key_changed", "table_replaced", "no_key", "column_replaced"])
 
+/** The table with the names that schools were told before. */
+export const withFormer = (table: Table, { former = [] }: Pick<Shape, "former">): Table => (former.length === 0 ? table : { ...table, former })
+
 /** The table as a push is to see it. */
 export const pushedTable = ({ table, paused, shape }: { readonly table: Table; readonly paused: Pause | null; readonly shape: Shape }): Table => ({
-  ...table,
-  ...((shape.former ?? []).length > 0 && { former: shape.former ?? [] }),
+  ...withFormer(table, shape),
   ...(paused !== null && UNNAMED.has(paused.code) && { keyedSince: Number.MAX_SAFE_INTEGER }),
 })

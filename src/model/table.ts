@@ -116,7 +116,7 @@ export interface Table {
   /** Changes frozen under an older manifest name rows in another way than head office now does. */
   readonly keyedSince?: number
   readonly columns: ReadonlyArray<Column>
-  /** What columns were called in changes frozen before a manifest, oldest first; at the hub only. */
+  /** What columns were called in changes frozen before a manifest, oldest first. */
   readonly former?: ReadonlyArray<FormerNames>
   /** Primary key columns, in index order. */
   readonly key: ReadonlyArray<string>
@@ -216,3 +216,15 @@ export const sameName = (name: string): string => name.replace(/[A-Z]/g, (letter
 export const isReservedName = ({ name, local }: Pick<Table, "name" | "local">): boolean =>
   /^(changes$|sqlite_|pragma_|json_each$|json_tree$)/.test(sameName(local)) ||
   (sameName(local).startsWith("schoolbus_") && !name.startsWith("schoolbus."))
+
+/** By the name under which the change was frozen, the present name; null: that column is gone. Others are called as they were. */
+export const namesSince = (table: Table, manifest: number | undefined): ReadonlyMap<string, string | null> => {
+  const former = manifest === undefined ? undefined : table.former?.find(({ before }) => manifest < before)
+  const nameNow = new Map(table.columns.map(({ name, number }) => [number, name]))
+  return new Map(
+    Object.entries(former?.numbers ?? {}).flatMap(([name, number]) => {
+      const now = nameNow.get(number) ?? null
+      return now === name ? [] : [[name, now] as const]
+    }),
+  )
+}

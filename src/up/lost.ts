@@ -3,31 +3,19 @@
  * manifest, or the column has just gone. A renamed one is written under its present name, never another that has taken its
  * own. The rest of the change is carried out; what cannot be is kept in a record.
  */
-import type { Table } from "../model/table.ts"
+import { namesSince, type Table } from "../model/table.ts"
 import type { RowChange, Values } from "./coalesce.ts"
 import type { Refusal } from "./authorise.ts"
 import type { Shape } from "./shape.ts"
 
 export interface Parted {
   readonly change: RowChange
-  /** New values of columns that are gone; empty columns of a new row are no loss. */
+  /** New values of columns that are gone, under their names in the change; empty columns of a new row are no loss. */
   readonly lost: Values
 }
 
 const pick = (values: Values, isWanted: (name: string) => boolean): Values =>
   Object.fromEntries(Object.entries(values).filter(([name]) => isWanted(name)))
-
-/** By the name under which the change was frozen, the present name; null: that column is gone. Others are called as they were. */
-export const namesSince = (table: Table, manifest: number | undefined): ReadonlyMap<string, string | null> => {
-  const former = manifest === undefined ? undefined : table.former?.find(({ before }) => manifest < before)
-  const nameNow = new Map(table.columns.map(({ name, number }) => [number, name]))
-  return new Map(
-    Object.entries(former?.numbers ?? {}).flatMap(([name, number]) => {
-      const now = nameNow.get(number) ?? null
-      return now === name ? [] : [[name, now] as const]
-    }),
-  )
-}
 
 const renamed = <V>(values: Readonly<Record<string, V>>, names: ReadonlyMap<string, string | null>): Readonly<Record<string, V>> =>
   Object.fromEntries(
@@ -40,20 +28,22 @@ const renamed = <V>(values: Readonly<Record<string, V>>, names: ReadonlyMap<stri
 /** `manifest`: the one under which the change was frozen. `isOlder`: it was told before the present one. */
 export const partLost = (frozen: RowChange, table: Table, shape: Shape, isOlder: boolean, manifest?: number): Parted => {
   const names = namesSince(table, manifest)
-  const isLoss = (name: string) => frozen.op === "update" || frozen.mine[name] !== null
-  const parted = pick(frozen.mine, (name) => names.get(name) === null && isLoss(name))
+  const nameNow = (name: string) => (names.has(name) ? (names.get(name) ?? null) : name)
   const change =
     names.size === 0
       ? frozen
       : { ...frozen, base: renamed(frozen.base, names), mine: renamed(frozen.mine, names), columnAt: renamed(frozen.columnAt, names) }
   const known = new Set(table.columns.map((column) => column.name))
   const isGone = (name: string): boolean => (known.has(name) ? !shape.columns.has(name) : isOlder && !shape.columns.has(name))
+  const lost = pick(frozen.mine, (name) => {
+    const now = nameNow(name)
+    return (frozen.op === "update" || frozen.mine[name] !== null) && (now === null || isGone(now))
+  })
   const gone = Object.keys(change.mine).filter(isGone)
-  if (gone.length === 0) return { change, lost: parted }
-  const lost = pick(change.mine, (name) => gone.includes(name) && (change.op === "update" || change.mine[name] !== null))
+  if (gone.length === 0) return { change, lost }
   return {
     change: { ...change, base: pick(change.base, (name) => !isGone(name)), mine: pick(change.mine, (name) => !isGone(name)) },
-    lost: { ...parted, ...lost },
+    lost,
   }
 }
 

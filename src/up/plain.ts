@@ -5,12 +5,12 @@
  */
 import type { Change } from "../model/change.ts"
 import { isInRange, rangedColumn } from "../model/key-range.ts"
-import { audienceColumn, isThrough, type Reference, type Table } from "../model/table.ts"
+import { audienceColumn, isThrough, namesSince, type Reference, type Table } from "../model/table.ts"
 import { type Kind, type Wire, wireToText } from "../model/value.ts"
 import { formRefusal } from "./authorise.ts"
 import { isByValue } from "./by-value.ts"
 import { isSettled, textToWire } from "./canonical.ts"
-import { namesSince, rekeyed } from "./lost.ts"
+import { rekeyed } from "./lost.ts"
 import type { ColumnShape, Shape } from "./shape.ts"
 import type { Ground } from "./work.ts"
 

@@ -160,11 +160,19 @@ export const record = (session: Session, origin: Origin, outcomes: ReadonlyArray
       if (outcome.lost !== undefined) {
         const id = randomUUID()
         const names = Object.keys(outcome.lost).join(", ")
-        const said = keptChange({ ...row, mine: outcome.lost })
+        const said = keptChange({ ...row, mine: outcome.lost }, row.manifest ?? origin.manifest)
         const detail = `head office no longer has column ${names} of ${row.table}; the rest of the change was carried out`
         quarantined.push([id, ...originOf(origin, last), row.table, wireKey(keyAfter), row.op, said, "column_gone", detail])
         closedChanges.push([id, "discarded", COLUMN_GONE])
-        exceptions.push({ id: last, verdict: decision.write === "nothing" ? "superseded" : "merged", reason: "column_gone", record: id })
+        // Of a row that is not written no stream tells the school, which still has the column under its former name, or its new one.
+        const isTakenBack = row.op === "update" && decision.write === "nothing"
+        exceptions.push({
+          id: last,
+          verdict: decision.write === "nothing" ? "superseded" : "merged",
+          reason: "column_gone",
+          record: id,
+          ...(isTakenBack ? { hold: true, columns: Object.keys(outcome.lost) } : {}),
+        })
       }
       for (const id of row.joined) closedChanges.push([id, row.op === "none" ? "discarded" : "retried", LATER_EDIT])
       const known = open.conflicts.get(rowId(row.table, row.key)) ?? []
