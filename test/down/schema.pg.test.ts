@@ -333,6 +333,27 @@ describe("edits that wait in a school while the schema changes", () => {
     ])
   })
 
+  test("of a column that nobody has yet said to be renamed are recorded, and give way under its new name", async () => {
+    const [present] = await world.sql`SELECT extra FROM pupils WHERE id = 2`
+    await a.write("UPDATE pupils SET extra = 'lost' WHERE id = 2")
+    await world.sql`ALTER TABLE pupils RENAME COLUMN extra TO remark`
+    await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "column_renamed")
+    const [verdicts] = await a.push()
+    expect(verdicts?.exceptions.map(({ verdict, reason }) => [verdict, reason])).toEqual([["superseded", "column_gone"]])
+    await goOn()
+    await same(world, a)
+    expect(await a.rows("SELECT remark FROM pupils WHERE id = 2")).toEqual([{ remark: present?.["extra"] }])
+    // The same where it is put back before anybody said so.
+    await a.write("UPDATE pupils SET remark = 'lost again' WHERE id = 2")
+    await world.sql`ALTER TABLE pupils RENAME COLUMN remark TO other`
+    await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "column_renamed")
+    await a.push()
+    await world.sql`ALTER TABLE pupils RENAME COLUMN other TO remark`
+    await until("the table to go on", async () => (await pausedOf(world))["public.pupils"] === undefined)
+    await same(world, a)
+    expect(await a.rows("SELECT remark FROM pupils WHERE id = 2")).toEqual([{ remark: present?.["extra"] }])
+  })
+
   test("are quarantined when their row can no longer be named", async () => {
     await a.write("UPDATE pupils SET name = 'By the old key' WHERE id = 2")
     await a.write("DELETE FROM pupils WHERE id = 50")
@@ -400,6 +421,56 @@ describe("a table with another key", () => {
     await world.settle()
     await a.pull()
     expect(await a.rows("SELECT name FROM pupils WHERE id = 9")).toEqual([{ name: "Ifeoma" }])
+    await world.stop()
+  })
+})
+
+describe("a change that waits for a person", () => {
+  test("is given up after its column was renamed: the school shows head office's value under the new name", async () => {
+    const world = await makeWorld(schema, { tables }, ["a"])
+    await world.sql`UPDATE pupils SET extra = 'x' || id`
+    const a = await world.school("a")
+    await same(world, a)
+    await world.sql`ALTER TABLE pupils ADD CHECK (extra <> 'refused')`
+    await a.write("UPDATE pupils SET extra = 'refused' WHERE id = 1")
+    const [verdicts] = await a.push()
+    expect(verdicts?.exceptions.map(({ verdict }) => verdict)).toEqual(["quarantined"])
+    await world.settle()
+    await a.pull()
+    await world.sql`ALTER TABLE pupils RENAME COLUMN extra TO remark`
+    await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "column_renamed")
+    await world.run(world.feed.accept("public.pupils"))
+    await until("the table to go on", async () => (await pausedOf(world))["public.pupils"] === undefined)
+    await world.settle()
+    await a.pull()
+    expect(await a.rows("SELECT remark FROM pupils WHERE id = 1")).toEqual([{ remark: "refused" }])
+    await world.sql`UPDATE schoolbus.quarantine SET status = 'discarded'`
+    await same(world, a)
+    expect(await a.rows("SELECT remark FROM pupils WHERE id = 1")).toEqual([{ remark: "x1" }])
+    await world.stop()
+  })
+
+  test("is given up after its table has another key: nothing of it is left, and the school goes on", async () => {
+    const world = await makeWorld(schema, { tables }, ["a"])
+    const takeKey = async (key: string) => {
+      await world.sql.unsafe(`ALTER TABLE pupils DROP CONSTRAINT pupils_pkey, ADD PRIMARY KEY (${key})`)
+      await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "key_changed")
+      await world.run(world.feed.accept("public.pupils"))
+      await until("the table to be read", async () => (await world.run(world.feed.tables)).every((table) => !table.loading && table.paused === null))
+      await world.settle()
+    }
+    await takeKey("school_id, id")
+    const a = await world.school("a")
+    await same(world, a)
+    await a.write("UPDATE pupils SET name = 'By the old key' WHERE id = 1")
+    await a.freeze()
+    await takeKey("id, school_id")
+    const [verdicts] = await a.push()
+    expect(verdicts?.exceptions.map(({ verdict, reason }) => [verdict, reason])).toEqual([["quarantined", "rekeyed"]])
+    // The school hears of all of it in one cut: of the key, the record and its end.
+    await world.sql`UPDATE schoolbus.quarantine SET status = 'discarded'`
+    await same(world, a)
+    expect(await a.rows("SELECT count(*) AS n FROM schoolbus_hold")).toEqual([{ n: 0 }])
     await world.stop()
   })
 })
