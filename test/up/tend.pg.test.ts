@@ -75,6 +75,20 @@ describe("a missing row arrives from head office", () => {
     await tend()
     expect(await open()).toBe(0)
   })
+  test("a table that was renamed or moved away for a while takes what came meanwhile once it is back", async () => {
+    await o.sql(`INSERT INTO asked VALUES (${k}, 'a', 'one', 'w'); ALTER TABLE asked RENAME TO away`)
+    const pushed = await a.push([
+      { table: "asked", op: "update", key: [k], base: { id: k, school_id: "a", v: "one", w: "w" }, mine: { v: "two" } },
+      insert("asked", k + 1, { v: "new" }),
+    ])
+    expect([pushed.reason(0), pushed.reason(1)]).toEqual(["unknown_table", "unknown_table"])
+    await tend()
+    expect(await open()).toBe(2)
+    await o.sql("ALTER TABLE away RENAME TO asked")
+    await tend()
+    expect(await open()).toBe(0)
+    expect(await o.sql(`SELECT v FROM asked WHERE id IN (${k}, ${k + 1}) ORDER BY id`)).toEqual([{ v: "two" }, { v: "new" }])
+  })
   test("nothing is carried out twice, also where a table refers to itself", async () => {
     await o.sql(`INSERT INTO staff VALUES (${k}, 'a', NULL, 10), (${k + 1}, 'a', NULL, 10)`)
     await a.push([
