@@ -1,5 +1,6 @@
 /** Columns that Postgres computes and that decide where a row belongs, or what it points to: a school never sends their values. */
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest"
+import { decideIn } from "../../src/up/decide.ts"
 import { openOffice } from "./office.ts"
 
 const DDL = `
@@ -18,7 +19,7 @@ let o: Awaited<ReturnType<typeof openOffice>>
 let a: ReturnType<typeof o.school>
 beforeAll(async () => {
   o = await openOffice(DDL, {
-    ...{ lessons: {}, defaulted: {}, halves: {}, rooms: {}, desks: {}, enrolments: {} },
+    ...{ lessons: {}, defaulted: {}, halves: {}, rooms: {}, desks: {}, enrolments: { columns: { number: "manual" } } },
     pupils: { audience: { through: "public.enrolments", on: { id: "pupil" } } },
     desk_notes: { audience: { through: "public.desks", on: { desk_id: "id" } } },
   })
@@ -139,4 +140,20 @@ test("rows that are placed by what Postgres computes of them stay with the schoo
   ])
   const next = await a.push([update("desk_notes", { id: 3, desk: text(30), body: "" }, { desk: text(31) })])
   expect([...reasons(push, 3), ...reasons(next, 1)]).toEqual(["applied", "no_audience", "applied", "no_audience"])
+})
+
+test("what a school decides about a conflict is judged by what Postgres makes of it", async () => {
+  await o.sql("INSERT INTO pupils VALUES ('p70', 'theirs'), ('p71', 'ours'), ('p72', 'ours')")
+  await o.sql("INSERT INTO enrolments VALUES (70, 'b', '70'), (71, 'a', '71'), (72, 'a', '72'), (73, 'a', '73'), (74, 'a', '74')")
+  const base = (id: number) => ({ id, school_id: "a", number: String(id) })
+  await o.sql("UPDATE enrolments SET number = '71' WHERE id IN (73, 74)")
+  const push = await a.push([update("enrolments", base(73), { number: "70" }), update("enrolments", base(74), { number: "72" })])
+  expect([push.verdict(0), push.verdict(1)]).toEqual(["conflict", "conflict"])
+  const decide = (i: number) => o.withPg((pg) => pg.tx((session) => decideIn(session, o, push.record(i), { keep: "school" }, "amina", "a")))
+  await expect(decide(0)).rejects.toThrow(/foreign_key/)
+  await decide(1)
+  expect(await o.sql("SELECT id, pupil FROM enrolments WHERE id IN (73, 74) ORDER BY 1")).toEqual([
+    { id: 73, pupil: "p71" },
+    { id: 74, pupil: "p72" },
+  ])
 })
