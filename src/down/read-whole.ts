@@ -19,6 +19,8 @@ import type { CurrentTxn, Pending } from "./pending.ts"
 const REREAD_KEYS = 1_000
 /** Rows that are gone, handed to the append at once. */
 const GONE_AT_ONCE = 2_000
+/** Rows that go down again at once. */
+const UNHEARD_AT_ONCE = 2_000
 
 /** The comparisons under way. */
 export const makeComparing = () => {
@@ -180,6 +182,31 @@ export const makeReads = (options: {
     { discard: true },
   )
 
+  /**
+   * Rows that schools wrote while nobody heard of it go down to them again: now that their tables are in the stream, the feed holds them
+   * as head office does. Noted until then; once more does no harm.
+   */
+  const sendUnheard = Effect.gen(function* () {
+    const noted = yield* pg.query<{ tbl: string; key: string; school: string; at: string }>(
+      "SELECT table_name AS tbl, row_key AS key, school, at::text AS at FROM schoolbus.unheard WHERE table_name = ANY ($1) ORDER BY at LIMIT $2",
+      [tables.map(({ name }) => name), UNHEARD_AT_ONCE],
+    )
+    if (noted.length === 0) return 0
+    for (const [school, rows] of Map.groupBy(noted, (row) => row.school)) {
+      const keys = rows.flatMap(({ tbl, key }) => {
+        const table = tables.find(({ name }) => name === tbl)
+        return table === undefined ? [] : [[table, key] as const]
+      })
+      yield* feed.append((appender) => appender.again(school, keys, Number.MAX_SAFE_INTEGER))
+    }
+    yield* pg.execute(
+      `DELETE FROM schoolbus.unheard u USING unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS n (tbl, key, school, at)
+        WHERE u.table_name = n.tbl AND u.row_key = n.key AND u.school = n.school AND u.at = n.at::timestamptz`,
+      [noted.map(({ tbl }) => tbl), noted.map(({ key }) => key), noted.map(({ school }) => school), noted.map(({ at }) => at)],
+    )
+    return noted.length
+  }).pipe(Effect.repeat({ until: (sent) => sent < UNHEARD_AT_ONCE }))
+
   /** One table is compared at a time. */
   const comparison = Semaphore.makeUnsafe(1)
   /** Every table against Postgres, and how many rows differed. */
@@ -219,5 +246,5 @@ export const makeReads = (options: {
       yield* takeBracket(pg, brackets, table, { kind: "keys", keys, onlyNan: why === "nan" })
     }
   })
-  return { closeBracket, copy, check, rereadKeys }
+  return { closeBracket, copy: Effect.andThen(copy, sendUnheard), check, rereadKeys }
 }

@@ -326,5 +326,6 @@ export const withFormer = (table: Table, { former = [] }: Pick<Shape, "former">)
 /** The table as a push is to see it. */
 export const pushedTable = ({ table, paused, shape }: { readonly table: Table; readonly paused: Pause | null; readonly shape: Shape }): Table => ({
   ...withFormer(table, shape),
+  ...(paused !== null && { paused: true }),
   ...(paused !== null && UNNAMED.has(paused.code) && { keyedSince: Number.MAX_SAFE_INTEGER }),
 })

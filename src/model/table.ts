@@ -115,6 +115,8 @@ export interface Table {
   readonly generation?: number
   /** Changes frozen under an older manifest name rows in another way than head office now does. */
   readonly keyedSince?: number
+  /** Its changes are not taken from the stream; at the hub only. */
+  readonly paused?: boolean
   readonly columns: ReadonlyArray<Column>
   /** What columns were called in changes frozen before a manifest, oldest first. */
   readonly former?: ReadonlyArray<FormerNames>

@@ -12,6 +12,7 @@ import { isByValue } from "./by-value.ts"
 import { isSettled, textToWire } from "./canonical.ts"
 import { rekeyed } from "./lost.ts"
 import type { ColumnShape, Shape } from "./shape.ts"
+import { isUnheard } from "./unheard.ts"
 import type { Ground } from "./work.ts"
 
 /** Sets of columns that one batch may write; each is a statement of its own. */
@@ -83,6 +84,7 @@ const columnsOf = (table: Table, shape: Shape, values: Readonly<Record<string, u
 const isPlainTable = (ground: Pick<Ground, "tables" | "manifest">, table: Table, shape: Shape): boolean =>
   !isThrough(table.audience) &&
   !shape.hasTriggers &&
+  !isUnheard(table, shape) &&
   !table.references.some(({ columns }) => columns.some((name) => shape.columns.get(name)?.generated === true)) &&
   table.name !== "schoolbus.requests" &&
   rekeyed(table, ground.manifest) === null &&
