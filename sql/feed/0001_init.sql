@@ -28,6 +28,7 @@ CREATE TABLE tables (
   shape    TEXT NOT NULL,                -- JSON of the shape that was accepted last, and of what the schools are told
   recheck  INTEGER NOT NULL DEFAULT 0,   -- its rows are to be compared with Postgres by key
   paused   TEXT,                         -- JSON of why its changes are not taken; null = they are
+  since    INTEGER,                      -- paused, or to be compared: rows that txns from this xid on wrote go down once more, also as they were
   accept   INTEGER NOT NULL DEFAULT 0,   -- a person accepts the shape that is found next
   after    TEXT                          -- loading: wire key of the last row whose bracket has closed
 );

@@ -30,6 +30,7 @@ interface TableRow {
   readonly shape: string
   readonly recheck: number
   readonly paused: string | null
+  readonly since: number | null
   readonly accept: number
 }
 
@@ -109,7 +110,7 @@ const rewriteBodies = (tx: Tx, id: number, before: Table, after: Table, from: Re
 const feedTableOf = (
   id: number,
   shape: Shape,
-  state: Pick<FeedTable, "loading" | "recheck" | "paused" | "streamed">,
+  state: Pick<FeedTable, "loading" | "recheck" | "paused" | "since" | "streamed">,
   toastable: ReadonlySet<string> | undefined,
 ): FeedTable => {
   const { table } = shape
@@ -135,6 +136,12 @@ const feedTableOf = (
   }
 }
 
+/** Txns that were under way beside one, and may have committed after it. */
+const XIDS_BESIDE = 10
+const FIRST_XID = 3
+/** From which xid on txns may have committed after the one that has this xid; null: it has none. */
+const xidBefore = (xid: number): number | null => (xid === 0 ? null : Math.max(FIRST_XID, xid - XIDS_BESIDE))
+
 const columnsOf = (table: Table): string => JSON.stringify(table.columns.map((column) => column.name))
 
 /** `renumber`: gives the table's rows new seqs, in their order, under another class. */
@@ -156,8 +163,8 @@ export const installShapes = (
     const { found: all, toastable } = installation.catalog
     const reread = new Set<number>()
     const rerouted = new Set<number>()
-    const [hub] = yield* tx.all<{ manifest: number }>("SELECT manifest FROM hub")
-    const present = yield* tx.all<TableRow>("SELECT id, name, class, audience, status, shape, recheck, paused, accept FROM tables")
+    const [hub] = yield* tx.all<{ manifest: number; commit_xid: number | null }>("SELECT manifest, commit_xid FROM hub")
+    const present = yield* tx.all<TableRow>("SELECT id, name, class, audience, status, shape, recheck, paused, since, accept FROM tables")
     const shapeByName = new Map(present.map((row) => [row.name, JSON.parse(row.shape) as Shape]))
     // Rows that only travel up are not read, unless they place rows that come down.
     const streamed = streamedTables(
@@ -184,7 +191,9 @@ export const installShapes = (
         const id = made?.id ?? 0
         if (isRead) reread.add(id)
         if (isThrough(rule.audience)) rerouted.add(id)
-        result.push(feedTableOf(id, first, { loading: isRead, recheck: false, paused: null, streamed: isRead }, toastable.get(rule.name)))
+        result.push(
+          feedTableOf(id, first, { loading: isRead, recheck: false, paused: null, since: null, streamed: isRead }, toastable.get(rule.name)),
+        )
         continue
       }
       const { id } = row
@@ -215,8 +224,10 @@ export const installShapes = (
       if (row.class !== cls || (!loading && isRead && isHidden !== (row.status === "hidden"))) yield* renumber(id, loading || isHidden ? -cls : cls)
       if (row.audience !== audience) rerouted.add(id)
       const isPaused = next.paused !== null
+      const [left] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM unmet WHERE tbl = ?) AS n", [id])
+      const since = isPaused || recheck || left?.n === 1 ? (row.since ?? xidBefore(hub?.commit_xid ?? 0)) : null
       yield* tx.run(
-        "UPDATE tables SET columns = ?, class = ?, status = ?, shape = ?, recheck = ?, paused = ?, accept = 0, after = CASE WHEN ? THEN NULL ELSE after END WHERE id = ?",
+        "UPDATE tables SET columns = ?, class = ?, status = ?, shape = ?, recheck = ?, paused = ?, since = ?, accept = 0, after = CASE WHEN ? THEN NULL ELSE after END WHERE id = ?",
         [
           columnsOf(table),
           cls,
@@ -224,12 +235,12 @@ export const installShapes = (
           JSON.stringify(next.shape),
           recheck ? 1 : 0,
           isPaused ? JSON.stringify(next.paused) : null,
+          since,
           next.send !== null || recheck,
           id,
         ],
       )
-      const entry = feedTableOf(id, next.shape, { loading, recheck, paused: next.paused, streamed: isRead }, toastable.get(rule.name))
-      const [left] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM unmet WHERE tbl = ?) AS n", [id])
+      const entry = feedTableOf(id, next.shape, { loading, recheck, paused: next.paused, since, streamed: isRead }, toastable.get(rule.name))
       if (!isPaused && isRead && (loading || recheck || left?.n === 1 || isUntold(entry))) reread.add(id)
       result.push(entry)
     }

@@ -103,6 +103,10 @@ export const makeReads = (options: {
       return
     }
     yield* flush.all(appender, pending)
+    yield* appender.anew(
+      table,
+      settled.flatMap(({ key, isLate }) => (isLate ? [key] : [])),
+    )
     if (!read.last) {
       yield* appender.tx.run("UPDATE tables SET after = ? WHERE id = ?", [read.rows.at(-1)?.key ?? null, table.id])
       return
@@ -141,7 +145,7 @@ export const makeReads = (options: {
   })
 
   /** Reads a whole table, chunk by chunk, each chunk in the feed before the next is read. Of a loaded one, what is not met is gone. */
-  const readWhole = Effect.fnUntraced(function* (table: FeedTable, isLoading: boolean) {
+  const readWhole = Effect.fnUntraced(function* (table: FeedTable, isLoading: boolean, since: number | null = null) {
     const [row] = yield* feed.append((appender) =>
       appender.tx.all<{ after: string | null; n: number }>(
         "SELECT after, (SELECT count(*) FROM entry WHERE tbl = tables.id AND body IS NOT NULL) AS n FROM tables WHERE id = ?",
@@ -168,7 +172,7 @@ export const makeReads = (options: {
     }
     let rows = isLoading ? (row?.n ?? 0) : 0
     for (;;) {
-      const read = yield* takeBracket(pg, brackets, table, { kind: "chunk", after })
+      const read = yield* takeBracket(pg, brackets, table, { kind: "chunk", after, since })
       rows += read.rows.length
       yield* onLoading(table.name, rows, read.last)
       if (read.last) break
@@ -178,7 +182,7 @@ export const makeReads = (options: {
 
   const copy = Effect.forEach(
     tables.filter((table) => reread.has(table.id)),
-    (table) => readWhole(table, table.loading && !table.recheck),
+    (table) => readWhole(table, table.loading && !table.recheck, table.since),
     { discard: true },
   )
 

@@ -14,6 +14,8 @@ export interface Renewer {
   readonly renumber: (tableId: number, cls: number) => Effect.Effect<void, LibsqlError>
   /** Places all rows of the table anew. */
   readonly reroute: (table: FeedTable) => Effect.Effect<void, LibsqlError>
+  /** Rows of which a school may show something else, though nothing of them has changed: whoever has them is told of them once more. */
+  readonly anew: (table: FeedTable, keys: ReadonlyArray<string>) => Effect.Effect<void, LibsqlError>
   /** A table's first copy is complete: its rows take new seqs and enter the cuts. */
   readonly loaded: (table: FeedTable) => Effect.Effect<void, LibsqlError>
   /**
@@ -64,7 +66,7 @@ export const makeRenewer = (open: OpenAppend, routing: Routing): Renewer => {
     const [hub] = yield* tx.all<{ manifest: number }>("SELECT manifest FROM hub")
     const told: Table = generation === table.table.generation ? table.table : { ...table.table, keyedSince: (hub?.manifest ?? 0) + 1 }
     const shape = rememberNames(table.shape, { ...table.shape, table: told, told }, (hub?.manifest ?? 0) + 1)
-    yield* tx.run("UPDATE tables SET status = ?, after = NULL, recheck = 0, shape = ? WHERE id = ?", [
+    yield* tx.run("UPDATE tables SET status = ?, after = NULL, recheck = 0, since = NULL, shape = ? WHERE id = ?", [
       table.table.direction === "up" ? "hidden" : "ready",
       JSON.stringify(shape),
       table.id,
@@ -77,6 +79,22 @@ export const makeRenewer = (open: OpenAppend, routing: Routing): Renewer => {
       yield* reroute(other)
     }
   })
+  const renew = Effect.fnUntraced(function* (rows: ReadonlyArray<{ readonly tbl: number; readonly key: string; readonly audience: number }>) {
+    for (const { audience } of rows) open.touch(audience)
+    yield* tx.many(
+      `UPDATE entry SET ${keepWas("?5", "?1")}, seq = ?1 WHERE tbl = ?2 AND key = ?3 AND audience = ?4`,
+      rows.map(({ tbl, key, audience }) => [BigInt(open.nextSeq()), BigInt(tbl), key, BigInt(audience), BigInt(open.heldBy(audience))]),
+    )
+  })
+  const anew = Effect.fnUntraced(function* (table: FeedTable, keys: ReadonlyArray<string>) {
+    if (keys.length === 0) return
+    yield* renew(
+      yield* tx.all<{ tbl: number; key: string; audience: number }>(
+        "SELECT e.tbl, e.key, e.audience FROM json_each(?) j CROSS JOIN entry e ON e.tbl = ? AND e.key = j.value WHERE e.body IS NOT NULL",
+        [JSON.stringify(keys), table.id],
+      ),
+    )
+  })
   const again = Effect.fnUntraced(function* (school: string, keys: ReadonlyArray<readonly [table: FeedTable, key: string]>, beyond: number) {
     const own = open.numberOf({ value: school })
     yield* open.numbers.store(tx)
@@ -88,11 +106,7 @@ export const makeRenewer = (open: OpenAppend, routing: Routing): Renewer => {
     const isComing = new Set(found.filter((entry) => entry.seq > beyond || entry.isRow === 1).map((entry) => rowKey(entry.tbl, entry.key)))
     const rows = found.filter((entry) => entry.isRow === 1 && entry.seq <= beyond)
     const gone = keys.filter(([table, key]) => !table.loading && !table.hubOnly && !isComing.has(rowKey(table.id, key)))
-    for (const { audience } of rows) open.touch(audience)
-    yield* tx.many(
-      `UPDATE entry SET ${keepWas("?5", "?1")}, seq = ?1 WHERE tbl = ?2 AND key = ?3 AND audience = ?4`,
-      rows.map(({ tbl, key, audience }) => [BigInt(open.nextSeq()), BigInt(tbl), key, BigInt(audience), BigInt(open.heldBy(audience))]),
-    )
+    yield* renew(rows)
     yield* tx.many(
       `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born) VALUES (?, ?, ?, ?, ?, NULL, 0, 0)
          ON CONFLICT (tbl, key, audience) DO UPDATE SET seq = excluded.seq, born = 0`,
@@ -101,5 +115,5 @@ export const makeRenewer = (open: OpenAppend, routing: Routing): Renewer => {
     if (gone.length > 0) open.touch(own)
     return { rows: rows.length, gone: gone.length }
   })
-  return { renumber, reroute, loaded, again }
+  return { renumber, reroute, anew, loaded, again }
 }

@@ -219,14 +219,24 @@ export const isReservedName = ({ name, local }: Pick<Table, "name" | "local">): 
   /^(changes$|sqlite_|pragma_|json_each$|json_tree$)/.test(sameName(local)) ||
   (sameName(local).startsWith("schoolbus_") && !name.startsWith("schoolbus."))
 
-/** By the name under which the change was frozen, the present name; null: that column is gone. Others are called as they were. */
-export const namesSince = (table: Table, manifest: number | undefined): ReadonlyMap<string, string | null> => {
-  const former = manifest === undefined ? undefined : table.former?.find(({ before }) => manifest < before)
-  const nameNow = new Map(table.columns.map(({ name, number }) => [number, name]))
+const formerNumbers = (table: Table, manifest: number | undefined) =>
+  manifest === undefined ? undefined : table.former?.find(({ before }) => manifest < before)?.numbers
+
+/**
+ * By a column's name under one manifest its name under a later one, absent = the present; null: that column is gone. Others are called
+ * as they were.
+ */
+export const namesSince = (table: Table, manifest: number | undefined, until?: number): ReadonlyMap<string, string | null> => {
+  const was = formerNumbers(table, manifest)
+  const now = formerNumbers(table, until)
+  if (was === undefined || was === now) return new Map()
+  const nameNow = new Map(
+    now === undefined ? table.columns.map(({ name, number }) => [number, name]) : Object.entries(now).map(([name, number]) => [number, name]),
+  )
   return new Map(
-    Object.entries(former?.numbers ?? {}).flatMap(([name, number]) => {
-      const now = nameNow.get(number) ?? null
-      return now === name ? [] : [[name, now] as const]
+    Object.entries(was).flatMap(([name, number]) => {
+      const later = nameNow.get(number) ?? null
+      return later === name ? [] : [[name, later] as const]
     }),
   )
 }

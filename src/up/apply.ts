@@ -20,6 +20,7 @@ import { repointMerged } from "./clash.ts"
 import { recordClashes } from "./clash-records.ts"
 import { coalesce } from "./coalesce.ts"
 import { makeEncoding } from "./encoding.ts"
+import { asUnder } from "./lost.ts"
 import { alone, retryDependants, retryMoved } from "./quarantine.ts"
 import { carryOutPlainly, readSurroundings, type Surroundings } from "./plainly.ts"
 import { putQuarantined, readOpen, record } from "./records.ts"
@@ -164,7 +165,13 @@ const carryOutWhole = (
       changes.filter((change) => base.tables.has(change.table)),
     )
     const ground: Ground = { ...base, stored: open.stored, openBases: open.bases }
-    const rows = yield* followDecided(session, ground.tables, input.school, coalesce(changes, open.waiting))
+    const waiting = new Map(
+      [...open.waiting].flatMap(([id, row]) => {
+        const now = asUnder(ground.manifest, row, ground.tables.get(row.table))
+        return now === null ? [] : [[id, now] as const]
+      }),
+    )
+    const rows = yield* followDecided(session, ground.tables, input.school, coalesce(changes, waiting))
     const outcomes = yield* carryOut(session, ground, rows)
     const origin = { ...input, ...(base.manifest === undefined ? {} : { manifest: base.manifest }) }
     const recorded = yield* record(session, origin, outcomes, open)

@@ -47,6 +47,18 @@ export const partLost = (frozen: RowChange, table: Table, shape: Shape, isOlder:
   }
 }
 
+/**
+ * A change that has waited since an older manifest, as one of `manifest`, to be joined with what was edited since: one name may mean two
+ * columns. null: it stays by itself, for its rows are named in another way now.
+ */
+export const asUnder = (manifest: number | undefined, waiting: RowChange, table: Table | undefined): RowChange | null => {
+  const { manifest: frozen, ...change } = waiting
+  if (frozen === undefined || frozen === manifest || table === undefined) return waiting
+  if (rekeyed(table, frozen) !== null) return null
+  const names = namesSince(table, frozen, manifest)
+  return { ...change, base: renamed(change.base, names), mine: renamed(change.mine, names), columnAt: renamed(change.columnAt, names) }
+}
+
 /** An update of which nothing is left to carry out. */
 export const isEmptied = (change: RowChange): boolean => change.op === "update" && change.newKey === null && Object.keys(change.mine).length === 0
 

@@ -461,7 +461,51 @@ describe("what a school writes to a table that is paused", () => {
   )
 })
 
+describe("what a school wrote just before its table is paused", () => {
+  test("stands there as head office has it in the end, though the stream has not come to it by then", async () => {
+    const world = await makeWorld(schema, { tables }, ["a", "b"])
+    const a = await world.school("a")
+    await same(world, a)
+    await a.write("UPDATE pupils SET name = 'Of the school' WHERE id = 1")
+    await world.halt()
+    const [verdicts] = await a.push()
+    expect(verdicts?.exceptions).toEqual([])
+    expect(await world.sql`SELECT name FROM pupils WHERE id = 1`).toEqual([{ name: "Of the school" }])
+    await world.sql`UPDATE pupils SET name = 'Amina' WHERE id = 1`
+    await world.sql`ALTER TABLE pupils RENAME COLUMN extra TO remark`
+    await world.restart()
+    expect(await pausedOf(world)).toEqual({ "public.pupils": "column_renamed" })
+    await world.run(world.feed.accept("public.pupils"))
+    await until("the table to go on", async () => (await pausedOf(world))["public.pupils"] === undefined)
+    await same(world, a)
+    expect(await a.rows("SELECT name FROM pupils WHERE id = 1")).toEqual([{ name: "Amina" }])
+    await world.stop()
+  })
+})
+
 describe("a change that waits for a person", () => {
+  test("is joined with a later edit under the names of that one, though another column has taken one of them", async () => {
+    const world = await makeWorld(schema, { tables }, ["a"])
+    const a = await world.school("a")
+    await same(world, a)
+    await world.sql`ALTER TABLE pupils ADD CHECK (extra <> 'refused')`
+    await a.write("UPDATE pupils SET extra = 'refused', code = 'kept' WHERE id = 1")
+    const [verdicts] = await a.push()
+    expect(verdicts?.exceptions.map(({ verdict }) => verdict)).toEqual(["quarantined"])
+    await world.sql`ALTER TABLE pupils DROP COLUMN extra, ADD COLUMN later text`
+    await world.sql`ALTER TABLE pupils RENAME COLUMN later TO extra`
+    await until("the pause", async () => (await pausedOf(world))["public.pupils"] !== undefined)
+    await world.run(world.feed.accept("public.pupils"))
+    await until("the table to go on", async () => (await pausedOf(world))["public.pupils"] === undefined)
+    await world.settle()
+    await a.pull()
+    await a.write("UPDATE pupils SET extra = 'of the new column' WHERE id = 1")
+    await a.push()
+    expect(await world.sql`SELECT extra, code FROM pupils WHERE id = 1`).toEqual([{ extra: "of the new column", code: "kept" }])
+    await same(world, a)
+    await world.stop()
+  })
+
   test("is given up after its column was renamed: the school shows head office's value under the new name", async () => {
     const world = await makeWorld(schema, { tables }, ["a"])
     await world.sql`UPDATE pupils SET extra = 'x' || id`
