@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import { type Audience, type Column, type ColumnRule, isReservedName, isThrough, type Reference, sameName, type Table } from "../model/table.ts"
 import { kindOf, type Wire } from "../model/value.ts"
 import { hasKeyRange } from "./key-types.ts"
+import { readCatalogRows } from "./catalog-rows.ts"
 import type { PostgresError, Session } from "./client.ts"
 import { computedDefault, mustGive } from "./defaults.ts"
 import { spelled, spelledTable } from "./spelling.ts"
@@ -84,125 +85,27 @@ export interface Catalog {
   readonly toastable: ReadonlyMap<string, ReadonlySet<string>>
 }
 
-interface ColumnRow {
-  readonly tbl: string
-  readonly name: string
-  readonly type: string
-  readonly oid: string
-  readonly not_null: boolean
-  readonly generated: boolean
-  readonly toastable: boolean
-  readonly def: string | null
-  readonly identity: boolean
-  readonly number: number
-  readonly missing: string | null
-  readonly expression: string
-}
-
 /** `"public.books"` -> `"books"`, `"library.books"` -> `"library_books"`. */
 export const localName = (table: string): string => (table.startsWith("public.") ? table.slice("public.".length) : table.replace(".", "_"))
 
 const ownAudienceColumns = (audience: Audience): ReadonlyArray<string> =>
   audience === "all" ? [] : isThrough(audience) ? Object.keys(audience.on) : [audience.column]
 
-const LITERAL = /^(?:ARRAY\[\]|'(?:[^']|'')*'|-?\d+(?:\.\d+)?|true|false|\(-\d+(?:\.\d+)?\))(?:::[a-z0-9_ ."()[\],]+)?$/i
-
 export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Effect.Effect<Catalog, PostgresError> =>
   Effect.gen(function* () {
-    // With an empty path, format_type qualifies every type that is not built in, so its text can be used in a cast.
-    yield* session.execute(`SELECT set_config('search_path', '', true)`)
-    const names = wanted.map((table) => table.name)
-    const relations = yield* session.query<{
-      tbl: string
-      kind: string
-      persistence: string
-      identity: string
-      oid: string
-      filenode: string
-      readable: boolean
-      filtered: boolean
-      child: string | null
-      role: string
-      deferrable: string | null
-      written: string
-      facts: string
-      key_index: string
-    }>(
-      `SELECT n.nspname || '.' || c.relname AS tbl, c.relkind::text AS kind, c.relpersistence::text AS persistence,
-              CASE WHEN c.relreplident = 'i' AND EXISTS (SELECT 1 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_index p ON p.indrelid = i.indrelid AND p.indisprimary
-                     WHERE i.indrelid = c.oid AND i.indisreplident AND (i.indkey::int2[])[0:i.indnkeyatts - 1] @> (p.indkey::int2[])[0:p.indnkeyatts - 1])
-                   THEN 'd' ELSE c.relreplident::text END AS identity, c.oid::text AS oid, c.relfilenode::text AS filenode, current_user::text AS role,
-              pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND NOT EXISTS (
-                SELECT 1 FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-                   AND NOT pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT')) AS readable,
-              pg_catalog.row_security_active(c.oid) AS filtered,
-              (SELECT pg_catalog.min(i.inhrelid::pg_catalog.regclass::text) FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid) AS child,
-              (SELECT pg_catalog.format('DROP CONSTRAINT %I, ADD %s', o.conname, pg_catalog.split_part(pg_catalog.pg_get_constraintdef(o.oid), ' DEFERRABLE', 1))
-                 FROM pg_catalog.pg_constraint o WHERE o.conrelid = c.oid AND o.contype = 'p' AND o.condeferrable) AS deferrable,
-              c.xmin::text || '.' || n.xmin::text AS written,
-              pg_catalog.md5((pg_catalog.to_jsonb(c) - '{relpages,reltuples,relallvisible,relallfrozen,relfrozenxid,relminmxid}'::text[])::text || pg_catalog.to_jsonb(n)::text) AS facts,
-              coalesce((SELECT i.indexrelid::text FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary), '') AS key_index
-         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname || '.' || c.relname = ANY ($1)`,
-      [names],
+    const { relations, columns, types, indexes, references, constants } = yield* readCatalogRows(
+      session,
+      wanted.map((table) => table.name),
     )
-    const columns = yield* session.query<ColumnRow>(
-      `SELECT n.nspname || '.' || c.relname AS tbl, a.attname::text AS name, pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
-              a.atttypid::text AS oid, a.attnotnull AS not_null, a.attgenerated <> '' AS generated, a.attstorage <> 'p' AS toastable,
-              CASE WHEN a.attgenerated = '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) END AS def, a.attidentity <> '' AS identity,
-              a.attnum::int AS number,
-              CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing,
-              CASE WHEN a.attgenerated <> '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) ELSE '' END AS expression
-         FROM pg_catalog.pg_attribute a
-         JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-         LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-        WHERE a.attnum > 0 AND NOT a.attisdropped AND n.nspname || '.' || c.relname = ANY ($1)
-        ORDER BY tbl, a.attnum`,
-      [names],
-    )
-    const domains = yield* session.query<{ oid: string; name: string; base: string; elem: string; spelling: string | null }>(
-      `SELECT t.oid::text AS oid, t.typname::text AS name, t.typbasetype::text AS base, CASE WHEN t.typcategory = 'A' THEN t.typelem::text ELSE '0' END AS elem,
-              CASE WHEN t.typtype = 'e' THEN (SELECT pg_catalog.json_object_agg(e.oid, e.enumlabel ORDER BY e.oid)::text FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid)
-                   WHEN t.typtype = 'c' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
-                   THEN (SELECT pg_catalog.json_build_object('parts', pg_catalog.string_agg(a.attnum || ' ' || pg_catalog.format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum))::text
-                           FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped)
-              END AS spelling
-         FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace`,
-    )
-    const indexes = yield* session.query<{ tbl: string; is_primary: boolean; cols: string }>(
-      `SELECT n.nspname || '.' || c.relname AS tbl, i.indisprimary AS is_primary,
-              (SELECT pg_catalog.json_agg(a.attname ORDER BY k.ord)::text FROM pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY AS k (att, ord)
-                 JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.att WHERE k.ord <= i.indnkeyatts) AS cols
-         FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        WHERE i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
-          AND n.nspname || '.' || c.relname = ANY ($1)
-        ORDER BY i.indexrelid`,
-      [names],
-    )
-    const references = yield* session.query<{ tbl: string; target: string; cols: string; target_cols: string }>(
-      `SELECT n.nspname || '.' || c.relname AS tbl, tn.nspname || '.' || t.relname AS target,
-              (SELECT pg_catalog.json_agg(a.attname ORDER BY k.ord)::text FROM pg_catalog.unnest(o.conkey) WITH ORDINALITY AS k (att, ord)
-                 JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.att) AS cols,
-              (SELECT pg_catalog.json_agg(a.attname ORDER BY k.ord)::text FROM pg_catalog.unnest(o.confkey) WITH ORDINALITY AS k (att, ord)
-                 JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = k.att) AS target_cols
-         FROM pg_catalog.pg_constraint o
-         JOIN pg_catalog.pg_class c ON c.oid = o.conrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-         JOIN pg_catalog.pg_class t ON t.oid = o.confrelid JOIN pg_catalog.pg_namespace tn ON tn.oid = t.relnamespace
-        WHERE o.contype = 'f' AND o.conparentid = 0 AND n.nspname || '.' || c.relname = ANY ($1)
-        ORDER BY o.oid`,
-      [names],
-    )
-    const constants = yield* readConstants(session, columns)
-
-    const domainByOid = new Map(domains.map((row) => [row.oid, row]))
+    const typeByOid = new Map(types.map((row) => [row.oid, row]))
     const baseName = (oid: string): string => {
-      let type = domainByOid.get(oid)
-      while (type !== undefined && type.base !== "0") type = domainByOid.get(type.base)
+      let type = typeByOid.get(oid)
+      while (type !== undefined && type.base !== "0") type = typeByOid.get(type.base)
       return type?.name ?? ""
     }
     const spellingOf = (oid: string): Readonly<Record<string, string>> => {
-      let type = domainByOid.get(oid)
-      while (type !== undefined && (type.base !== "0" || type.elem !== "0")) type = domainByOid.get(type.base !== "0" ? type.base : type.elem)
+      let type = typeByOid.get(oid)
+      while (type !== undefined && (type.base !== "0" || type.elem !== "0")) type = typeByOid.get(type.base !== "0" ? type.base : type.elem)
       return type?.spelling == null ? {} : (JSON.parse(type.spelling) as Record<string, string>)
     }
     const relationByName = new Map(relations.map((row) => [row.tbl, row]))
@@ -397,28 +300,8 @@ const constantToWire = (kind: ReturnType<typeof kindOf>, text: string): Wire =>
         ? text.replace(/^\\x/, "")
         : text
 
-/** Defaults that are constants, evaluated by Postgres itself, by `table NUL column`. */
-const readConstants = (session: Session, columns: ReadonlyArray<ColumnRow>): Effect.Effect<ReadonlyMap<string, string>, PostgresError> =>
-  Effect.gen(function* () {
-    const literal = columns.filter((column) => column.def !== null && LITERAL.test(column.def))
-    if (literal.length === 0) return new Map()
-    const [row] = yield* session.values(`SELECT ${literal.map((column) => `(${column.def})::text`).join(", ")}`)
-    return new Map(literal.flatMap((column, i) => (row?.[i] == null ? [] : [[`${column.tbl}\0${column.name}`, row[i]] as const])))
-  })
-
 /** All that cannot be synced, of single tables and of them together. */
 export const problemsOf = (catalog: Catalog): ReadonlyArray<string> => [
   ...catalog.found.flatMap(({ problems }) => problems.map(({ text }) => text)),
   ...catalog.problems,
 ]
-
-/** Where these relations stand now; those that are gone are left out. */
-export const readNames = (session: Session, oids: ReadonlyArray<string>): Effect.Effect<ReadonlyMap<string, string>, PostgresError> =>
-  Effect.map(
-    session.query<{ oid: string; tbl: string }>(
-      `SELECT c.oid::text AS oid, n.nspname || '.' || c.relname AS tbl
-         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid::text = ANY ($1::text[])`,
-      [oids],
-    ),
-    (rows) => new Map(rows.map(({ oid, tbl }) => [oid, tbl])),
-  )
