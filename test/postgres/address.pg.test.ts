@@ -69,7 +69,7 @@ it("a server that is reached through its socket", () => streams(socket("sock")),
 it("a server that wants encryption, with a certificate of its own", async () => {
   const plain = `postgres://postgres@localhost:${cluster.port}/ssl`
   const refused = await hubAt(plain)
-  expect([await refused.ended(), refused.log()]).toEqual([69, expect.stringContaining("add ?sslmode=require to --database-url")])
+  expect([await refused.ended(), refused.log()]).toEqual([77, expect.stringContaining("add ?sslmode=require to --database-url")])
   await streams(`${plain}?sslmode=require`)
   await streams(`${plain}?sslmode=verify-full&sslrootcert=${authority}`)
   const doubted = await hubAt(`${plain}?sslmode=verify-full`)
