@@ -21,9 +21,10 @@ CREATE TABLE schoolbus.schema_changes (
 CREATE TABLE schoolbus.unheard (
   table_name text NOT NULL,              -- public.students
   row_key    text NOT NULL,              -- ["5"]
+  generation integer NOT NULL,           -- of the table: under another one its rows are named otherwise, and all of them go down
   school     text NOT NULL,
   at         timestamptz NOT NULL DEFAULT now(),
-  PRIMARY KEY (table_name, row_key, school)
+  PRIMARY KEY (table_name, row_key, generation, school)
 );
 
 -- Never the reason why a DDL fails: whatever goes wrong here is a warning, and the hub finds the change in the catalog.

@@ -191,15 +191,15 @@ export const makeReads = (options: {
    * as head office does. Noted until then; once more does no harm.
    */
   const sendUnheard = Effect.gen(function* () {
-    const noted = yield* pg.query<{ tbl: string; key: string; school: string; at: string }>(
-      "SELECT table_name AS tbl, row_key AS key, school, at::text AS at FROM schoolbus.unheard WHERE table_name = ANY ($1) ORDER BY at LIMIT $2",
+    const noted = yield* pg.query<{ tbl: string; key: string; generation: number; school: string; at: string }>(
+      "SELECT table_name AS tbl, row_key AS key, generation, school, at::text AS at FROM schoolbus.unheard WHERE table_name = ANY ($1) ORDER BY at LIMIT $2",
       [tables.map(({ name }) => name), UNHEARD_AT_ONCE],
     )
     if (noted.length === 0) return 0
     for (const [school, rows] of Map.groupBy(noted, (row) => row.school)) {
-      const keys = rows.flatMap(({ tbl, key }) => {
+      const keys = rows.flatMap(({ tbl, key, generation }) => {
         const table = tables.find(({ name }) => name === tbl)
-        return table === undefined ? [] : [[table, key] as const]
+        return table === undefined || (table.table.generation ?? 1) !== generation ? [] : [[table, key] as const]
       })
       yield* feed.append((appender) => appender.again(school, keys, Number.MAX_SAFE_INTEGER))
     }

@@ -30,12 +30,13 @@ export const noteUnheard = (
   const noted = written.filter(({ work }) => isUnheard(work.table, work.shape))
   if (noted.length === 0) return Effect.void
   const keys = noted.flatMap(({ work: { table, key }, keyAfter }) => [
-    [table.name, feedKey(table, key)],
-    [table.name, feedKey(table, textsOf(table, keyAfter))],
+    [table.name, feedKey(table, key), String(table.generation ?? 1)],
+    [table.name, feedKey(table, textsOf(table, keyAfter)), String(table.generation ?? 1)],
   ])
-  const { from, params } = unnest(keys, 2)
+  const { from, params } = unnest(keys, 3)
   return session.execute(
-    `INSERT INTO schoolbus.unheard (table_name, row_key, school) SELECT DISTINCT u0, u1, $3 FROM ${from} ON CONFLICT (table_name, row_key, school) DO UPDATE SET at = now()`,
+    `INSERT INTO schoolbus.unheard (table_name, row_key, generation, school) SELECT DISTINCT u0, u1, u2::integer, $4 FROM ${from}
+     ON CONFLICT (table_name, row_key, generation, school) DO UPDATE SET at = now()`,
     [...params, school],
   )
 }

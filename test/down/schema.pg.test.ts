@@ -462,6 +462,27 @@ describe("what a school writes to a table that is paused", () => {
 })
 
 describe("what a school wrote just before its table is paused", () => {
+  test("goes by its former key when the table has another: it is sent whole, and nothing is told of rows that are named so no more", async () => {
+    const world = await makeWorld(schema, { tables }, ["a"])
+    const takeKey = async (key: string) => {
+      await world.sql.unsafe(`ALTER TABLE pupils DROP CONSTRAINT pupils_pkey, ADD PRIMARY KEY (${key})`)
+      await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "key_changed")
+      await world.run(world.feed.accept("public.pupils"))
+      await until("the table to be read", async () => (await world.run(world.feed.tables)).every((table) => !table.loading && table.paused === null))
+      await world.settle()
+    }
+    await takeKey("school_id, id")
+    const a = await world.school("a")
+    await same(world, a)
+    const [told] = (await world.run(world.feed.tables)).filter(({ name }) => name === "public.pupils")
+    await takeKey("id, school_id")
+    await world.sql`INSERT INTO schoolbus.unheard VALUES ('public.pupils', '["a",1]', ${told?.table.generation ?? 0}, 'a')`
+    await world.restart()
+    await until("the note to go", async () => (await world.sql`SELECT FROM schoolbus.unheard`).length === 0)
+    await same(world, a)
+    await world.stop()
+  })
+
   test("stands there as head office has it in the end, though the stream has not come to it by then", async () => {
     const world = await makeWorld(schema, { tables }, ["a", "b"])
     const a = await world.school("a")
