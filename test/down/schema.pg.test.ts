@@ -425,6 +425,15 @@ describe("a table with another key", () => {
   })
 })
 
+/** Pupils get another key, as meant, and are read under it. */
+const takeKey = async (world: World, key: string) => {
+  await world.sql.unsafe(`ALTER TABLE pupils DROP CONSTRAINT pupils_pkey, ADD PRIMARY KEY (${key})`)
+  await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "key_changed")
+  await world.run(world.feed.accept("public.pupils"))
+  await until("the table to be read", async () => (await world.run(world.feed.tables)).every((table) => !table.loading && table.paused === null))
+  await world.settle()
+}
+
 describe("what a school writes to a table that is paused", () => {
   test.each(["wal2json", "pgoutput"] as const)(
     "stands there as head office has it in the end, also where that wrote it back (%s)",
@@ -464,18 +473,11 @@ describe("what a school writes to a table that is paused", () => {
 describe("what a school wrote just before its table is paused", () => {
   test("goes by its former key when the table has another: it is sent whole, and nothing is told of rows that are named so no more", async () => {
     const world = await makeWorld(schema, { tables }, ["a"])
-    const takeKey = async (key: string) => {
-      await world.sql.unsafe(`ALTER TABLE pupils DROP CONSTRAINT pupils_pkey, ADD PRIMARY KEY (${key})`)
-      await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "key_changed")
-      await world.run(world.feed.accept("public.pupils"))
-      await until("the table to be read", async () => (await world.run(world.feed.tables)).every((table) => !table.loading && table.paused === null))
-      await world.settle()
-    }
-    await takeKey("school_id, id")
+    await takeKey(world, "school_id, id")
     const a = await world.school("a")
     await same(world, a)
     const [told] = (await world.run(world.feed.tables)).filter(({ name }) => name === "public.pupils")
-    await takeKey("id, school_id")
+    await takeKey(world, "id, school_id")
     await world.sql`INSERT INTO schoolbus.unheard VALUES ('public.pupils', '["a",1]', ${told?.table.generation ?? 0}, 'a')`
     await world.restart()
     await until("the note to go", async () => (await world.sql`SELECT FROM schoolbus.unheard`).length === 0)
@@ -553,19 +555,12 @@ describe("a change that waits for a person", () => {
 
   test("is given up after its table has another key: nothing of it is left, and the school goes on", async () => {
     const world = await makeWorld(schema, { tables }, ["a"])
-    const takeKey = async (key: string) => {
-      await world.sql.unsafe(`ALTER TABLE pupils DROP CONSTRAINT pupils_pkey, ADD PRIMARY KEY (${key})`)
-      await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "key_changed")
-      await world.run(world.feed.accept("public.pupils"))
-      await until("the table to be read", async () => (await world.run(world.feed.tables)).every((table) => !table.loading && table.paused === null))
-      await world.settle()
-    }
-    await takeKey("school_id, id")
+    await takeKey(world, "school_id, id")
     const a = await world.school("a")
     await same(world, a)
     await a.write("UPDATE pupils SET name = 'By the old key' WHERE id = 1")
     await a.freeze()
-    await takeKey("id, school_id")
+    await takeKey(world, "id, school_id")
     const [verdicts] = await a.push()
     expect(verdicts?.exceptions.map(({ verdict, reason }) => [verdict, reason])).toEqual([["quarantined", "rekeyed"]])
     // The school hears of all of it in one cut: of the key, the record and its end.
