@@ -62,6 +62,8 @@ const STANDBY_MS = 2_000
 /** Between two looks at what waits in quarantine. */
 const TEND_MS = 10_000
 /** One request of the link: a part of a batch is the largest. */
+/** While processors are scarce, those who ask the hub something come before the feed. */
+const FEED_NICENESS = 5
 const MAX_BODY_BYTES = 16 * 1024 * 1024
 const IDLE_SECONDS = 250
 
@@ -206,7 +208,7 @@ const layers = (options: HubOptions) => {
       yield* migrateFile(db, "feed")
       return db
     }),
-  ).pipe(Layer.provide(Libsql.layer(join(options.dataDir, "feed.db"))))
+  ).pipe(Layer.provide(Libsql.layer(join(options.dataDir, "feed.db"), { niceness: FEED_NICENESS })))
   const postgres = Postgres.layer(options.databaseUrl, "hub")
   const feed = Feed.layer.pipe(Layer.provideMerge(file))
   const tables = Layer.effect(

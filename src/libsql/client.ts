@@ -140,7 +140,13 @@ interface Port {
   readonly post: (command: Command, onAnswer: (answer: Effect.Effect<unknown, LibsqlError>) => void) => void
 }
 
-const makePort = (path: string, cacheKiB: number, stillMs: number): Effect.Effect<Port, never, Scope.Scope> =>
+/** `niceness`: of the threads that work on the file, above the program's own, where threads have one. `stillMs`: see place.ts. */
+export interface FileOptions {
+  readonly stillMs?: number
+  readonly niceness?: number
+}
+
+const makePort = (path: string, cacheKiB: number, { stillMs = STILL_MS, niceness = 0 }: FileOptions): Effect.Effect<Port, never, Scope.Scope> =>
   Effect.gen(function* () {
     const waiting = new Map<number, { readonly sql: string; readonly resume: (effect: Effect.Effect<unknown, LibsqlError>) => void }>()
     let last = 0
@@ -284,7 +290,7 @@ const makePort = (path: string, cacheKiB: number, stillMs: number): Effect.Effec
       prints: (scan) => send({ op: "prints", ...scan }) as Effect.Effect<PrintsFound, LibsqlError>,
     }
     const open = Effect.gen(function* () {
-      yield* send({ op: "open", path, pragmas: [...PRAGMAS, `cache_size=-${cacheKiB}`], timeoutMs: BUSY_TIMEOUT_MS, stillMs })
+      yield* send({ op: "open", path, pragmas: [...PRAGMAS, `cache_size=-${cacheKiB}`], timeoutMs: BUSY_TIMEOUT_MS, stillMs, niceness })
       // The worker leaves its connection by itself: ending it first would leave the WAL behind.
       yield* Effect.addFinalizer(() => Effect.ignoreCause(send({ op: "close" })))
     })
@@ -349,11 +355,11 @@ const makeWrite = (port: Port) => {
   return { write, writeAhead, alone, newPlace, load, showAlone, unload, moved: one.withPermit(movedOf(port)) }
 }
 
-/** Opens the file, creating it when it does not exist; closed with the scope. `stillMs`: see place.ts. */
-export const openFile = (path: string, stillMs = STILL_MS): Effect.Effect<LibsqlFile, LibsqlError, Scope.Scope> =>
+/** Opens the file, creating it when it does not exist; closed with the scope. */
+export const openFile = (path: string, options: FileOptions = {}): Effect.Effect<LibsqlFile, LibsqlError, Scope.Scope> =>
   Effect.gen(function* () {
-    const writer = yield* makePort(path, WRITER_CACHE_KIB, stillMs)
-    const reader = yield* makePort(path, READER_CACHE_KIB, stillMs)
+    const writer = yield* makePort(path, WRITER_CACHE_KIB, options)
+    const reader = yield* makePort(path, READER_CACHE_KIB, options)
     // The workers start side by side; the writer makes the file.
     yield* writer.open
     yield* reader.open
@@ -373,13 +379,13 @@ export const openFile = (path: string, stillMs = STILL_MS): Effect.Effect<Libsql
         }),
       ),
       readApart: (body) =>
-        Effect.scoped(Effect.flatMap(makePort(path, READER_CACHE_KIB, stillMs), (port) => Effect.andThen(port.open, makeRead(port).read(body)))),
+        Effect.scoped(Effect.flatMap(makePort(path, READER_CACHE_KIB, options), (port) => Effect.andThen(port.open, makeRead(port).read(body)))),
     }
   })
 
 /** The file of this node: `feed.db` at the hub, `school.db` in a school. */
 export class Libsql extends Context.Service<Libsql, LibsqlFile>()("schoolbus/libsql/Libsql") {
-  static readonly layer = (path: string): Layer.Layer<Libsql, LibsqlError> => Layer.effect(Libsql, openFile(path))
+  static readonly layer = (path: string, options?: FileOptions): Layer.Layer<Libsql, LibsqlError> => Layer.effect(Libsql, openFile(path, options))
 }
 
 /** Quotes an identifier. */

@@ -112,6 +112,7 @@ export type Command =
       readonly pragmas: ReadonlyArray<string>
       readonly timeoutMs: number
       readonly stillMs: number
+      readonly niceness: number
     }
   | { readonly op: "begin"; readonly write: boolean }
   | { readonly op: "end"; readonly commit: boolean }

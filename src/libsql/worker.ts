@@ -3,6 +3,8 @@
  * The native driver's synchronous interface is used here: one connection that is really ours, prepared statements that
  * stay prepared, values bound by their exact type.
  */
+import { getPriority, setPriority } from "node:os"
+import process from "node:process"
 import Database from "libsql"
 import { Hasher, keyName, Prints } from "../model/digest.ts"
 import { EarlySync } from "./early-sync.ts"
@@ -19,6 +21,7 @@ const STATEMENT_CACHE = 256
 const LOOK_MS = 1
 /** How long the last act on a file, to move its -wal into it, waits for programs. */
 const LAST_WAIT_MS = 200
+const MOST_NICENESS = 19
 
 let path = ""
 let earlySync = new EarlySync("")
@@ -32,6 +35,16 @@ let statements = new Map<string, Database.Statement>()
 let given: Array<ArrayBuffer> = []
 /** Why the transaction cannot go on: what nobody waited for has failed, its beginning or a statement, so others may have been sent after it. */
 let spoiled: unknown = null
+
+/** On Linux the priority is this thread's own; elsewhere it would be the whole program's. */
+const giveWay = (niceness: number): void => {
+  if (niceness === 0 || process.platform !== "linux") return
+  try {
+    setPriority(0, Math.min(MOST_NICENESS, getPriority(0) + niceness))
+  } catch {
+    // Not allowed here: it is as urgent as everything else.
+  }
+}
 
 const open = (): Database.Database => {
   if (db !== undefined) return db
@@ -264,6 +277,7 @@ const answer = (request: Request): unknown => {
       pragmas = request.pragmas
       timeoutMs = request.timeoutMs
       watch = new Watch(path, request.stillMs)
+      giveWay(request.niceness)
       open()
       return null
     case "begin":

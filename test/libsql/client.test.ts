@@ -1,8 +1,9 @@
 import { spawn } from "node:child_process"
 import { once } from "node:events"
-import { mkdtempSync, rmSync } from "node:fs"
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import process from "node:process"
 import Database from "libsql"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -203,3 +204,16 @@ test("a write gets its turn beside a program that leaves the lock free for momen
   }
   expect(await Effect.runPromise(file.read((tx) => tx.all("SELECT count(*) AS n FROM t WHERE b = 'node'")))).toEqual([{ n: 10 }])
 }, 60_000)
+
+test.runIf(process.platform === "linux")("the threads of a file that gives way are less urgent, and nothing else in the process is", async () => {
+  /** From proc(5): the 19th field of stat, the first two of which are an id and a name in parentheses. */
+  const niceness = () =>
+    readdirSync("/proc/self/task").map((id) => {
+      const stat = readFileSync(`/proc/self/task/${id}/stat`, "utf8")
+      return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[16])
+    })
+  const own = niceness()
+  const usual = Math.min(...own)
+  await Effect.runPromise(Scope.provide(openFile(join(folder, "polite.db"), { niceness: 3 }), scope))
+  expect(niceness().filter((one) => one === usual + 3)).toHaveLength(own.filter((one) => one === usual + 3).length + 2)
+})

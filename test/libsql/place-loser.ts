@@ -7,7 +7,7 @@ const path = process.argv[2] ?? ""
 await Effect.runPromise(
   Effect.scoped(
     Effect.gen(function* () {
-      const file = yield* openFile(path, 0)
+      const file = yield* openFile(path, { stillMs: 0 })
       yield* file.write((tx) => tx.exec("CREATE TABLE schoolbus_state (id INTEGER)"))
       rmSync(path)
       while ((yield* file.moved) === null) yield* Effect.sleep(1)

@@ -18,7 +18,7 @@ let scope: Scope.Closeable
 let file: LibsqlFile
 const open = async (stillMs = STILL_MS) => {
   scope = Scope.makeUnsafe()
-  file = await Effect.runPromise(Scope.provide(openFile(path, stillMs), scope))
+  file = await Effect.runPromise(Scope.provide(openFile(path, { stillMs }), scope))
 }
 const close = () => Effect.runPromise(Scope.close(scope, Exit.void))
 const reopen = async () => {
