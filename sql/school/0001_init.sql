@@ -14,7 +14,6 @@ CREATE TABLE schoolbus_state (
   frozen_to   INTEGER NOT NULL DEFAULT 0,-- every open change has an id beyond this one
   applying    TEXT,                      -- JSON of the cut that is being applied in chunks, while rows of it may show; null = none
   schema_version INTEGER NOT NULL DEFAULT -1,-- SQLite's, when our triggers were last found sound
-  clock_offset INTEGER NOT NULL DEFAULT 0,-- server time minus own time, ms, at the last contact
   contact_at  INTEGER NOT NULL DEFAULT 0,-- own time of the last contact, ms since 1970
   terminals   INTEGER NOT NULL DEFAULT 0,-- 1: this file knows the terminals and pins that head office has of the school; 2: so, in a new life
   stop        TEXT                       -- named reason why this node does not sync: cloned, restored, wrong_cluster, schema_ahead

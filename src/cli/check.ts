@@ -5,7 +5,7 @@ import { apiOf } from "./api.ts"
 import type { Io } from "./io.ts"
 import { CommandFailed, type Input } from "./options.ts"
 
-const CHECKS: ReadonlyArray<CheckId> = ["postgres", "stream", "tables", "slots", "nodes", "link", "lag", "conflicts", "devices", "verify"]
+const CHECKS: ReadonlyArray<CheckId> = ["postgres", "stream", "tables", "slots", "nodes", "link", "clock", "lag", "conflicts", "devices", "verify"]
 
 /** What the command itself prints when it cannot even ask. */
 export const unknownLine = (json: boolean, message: string): string =>

@@ -25,6 +25,10 @@ export const noteContact = (tx: Tx, own: number, server: number): Effect.Effect<
     )
   })
 
+/** How far this computer's clock was ahead of head office's at the last contact, ms; null = none yet. */
+export const clockAhead = (tx: Tx): Effect.Effect<number | null, LibsqlError> =>
+  Effect.map(tx.all<{ ms: number }>("SELECT own - server AS ms FROM schoolbus_contact ORDER BY change DESC LIMIT 1"), ([last]) => last?.ms ?? null)
+
 /** The last contact before the writes `first` … `last`, and those between them, in order. */
 export const contactsOf = (tx: Tx, first: number, last: number): Effect.Effect<ReadonlyArray<Contact>, LibsqlError> =>
   Effect.map(

@@ -58,10 +58,12 @@ export const hello = (link: Link) =>
     // The token is durable before it is used for the first time.
     yield* db.write((tx) =>
       Effect.andThen(
-        tx.run(
-          "UPDATE schoolbus_state SET token = ?, school = ?, cluster = coalesce(nullif(?, ''), cluster), clock_offset = ?, contact_at = ?, stop = NULL",
-          [welcome.token, welcome.school.id, welcome.cluster, Math.round(welcome.clock - (clock + now) / 2), now],
-        ),
+        tx.run("UPDATE schoolbus_state SET token = ?, school = ?, cluster = coalesce(nullif(?, ''), cluster), contact_at = ?, stop = NULL", [
+          welcome.token,
+          welcome.school.id,
+          welcome.cluster,
+          now,
+        ]),
         noteContact(tx, (clock + now) / 2, welcome.clock),
       ),
     )

@@ -2,6 +2,7 @@
  * Is this node healthy (pure)? The Nagios answer, and `GET /api/sync/health`. Healthy means progress from end to end, not a
  * living process: no data, nobody connected, or nobody enrolled is never OK.
  */
+import { clockText } from "./judge.ts"
 import type { HubSnapshot, SchoolSnapshot, Snapshot } from "./snapshot.ts"
 
 /** Exit codes of a Nagios plugin: 0 to 3. */
@@ -13,8 +14,8 @@ export interface CheckItem {
   readonly level: Level
   readonly message: string
 }
-/** `slots` and `nodes` exist at the hub, `link` and `verify` in a school. */
-export type CheckId = "postgres" | "stream" | "tables" | "slots" | "nodes" | "link" | "lag" | "conflicts" | "devices" | "verify"
+/** `slots` and `nodes` exist at the hub, `link`, `clock` and `verify` in a school. */
+export type CheckId = "postgres" | "stream" | "tables" | "slots" | "nodes" | "link" | "clock" | "lag" | "conflicts" | "devices" | "verify"
 
 /** One value for graphs: `label=value[unit];warning;critical;min`. */
 interface Perf {
@@ -175,6 +176,9 @@ const checkSchool = (school: SchoolSnapshot, boundsOf: BoundsOf, { items, perf }
     push("link", silent >= bounds.critical ? "CRITICAL" : "WARNING", `offline, last contact ${ago(silent)} ago`)
   else if (school.state === "new") push("link", "WARNING", "first copy not complete")
   else push("link", graded(silent, bounds), `in contact, ${ago(silent)} ago`)
+  const clock = clockText(school.clockAheadMs ?? 0)
+  push("clock", clock === "" ? "OK" : "WARNING", clock === "" ? "as head office's" : clock)
+  if (school.clockAheadMs != null) perf.push({ label: "clock_ahead", value: Math.round(school.clockAheadMs / 1000), unit: "s" })
   if (silent !== null) perf.push({ label: "last_contact", value: Math.round(silent), unit: "s", ...bounds })
 
   const faulty = school.tables.filter(({ fault }) => fault !== undefined)
@@ -249,6 +253,7 @@ const PERF_OF: Readonly<Record<CheckId, ReadonlyArray<string>>> = {
   slots: ["retained"],
   nodes: ["nodes_offline"],
   link: ["last_contact"],
+  clock: ["clock_ahead"],
   lag: ["pending", "oldest_pending"],
   conflicts: ["open_conflicts", "failed"],
   devices: [],

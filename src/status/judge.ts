@@ -7,6 +7,8 @@ import type { State } from "./snapshot.ts"
 
 /** A school that was not heard for this long is offline: a long poll ends every 25 s, and a half-open one is found in 45 s. */
 export const OFFLINE_AFTER_MS = 90_000
+/** Clocks that are further apart are worth a word. An answer over a bad line takes seconds. */
+const CLOCK_OFF_MS = 120_000
 /** With the link up, nothing may wait this long without moving. */
 export const STUCK_AFTER_MS = 15 * 60_000
 /** More rows than this to come are a catch-up; fewer are just traffic. */
@@ -37,11 +39,33 @@ export interface SchoolOwnFacts {
   readonly sending: number
   /** A metered link that is not used now, and why; absent = it is. */
   readonly waits?: "budget" | "hours" | null
+  /** This computer's clock minus head office's, ms; null or absent = not known. */
+  readonly clockAheadMs?: number | null
   /** How long nothing has moved: since the oldest pending change, the last answer and the link's coming up, whichever was last. */
   readonly standingMs: number
 }
 
 export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
+  const { state, reason } = judgeFlows(facts)
+  return { state, reason: [reason, clockText(facts.clockAheadMs ?? 0)].filter((text) => text !== "").join("; ") }
+}
+
+const UNITS = [
+  ["day", 86_400_000],
+  ["hour", 3_600_000],
+  ["minute", 60_000],
+] as const
+
+/** Nothing that the sync decides depends on it; dates that programs write do, and terminals take their time from here. */
+export const clockText = (aheadMs: number): string => {
+  const off = Math.abs(aheadMs)
+  if (off <= CLOCK_OFF_MS) return ""
+  const [unit, ms] = UNITS.find(([, length]) => off >= 2 * length) ?? UNITS[2]
+  const side = aheadMs > 0 ? "ahead of" : "behind"
+  return `the clock of this computer is ${grouped(Math.round(off / ms))} ${unit}s ${side} head office's; set it, and let it be set: timedatectl set-ntp true`
+}
+
+const judgeFlows = (facts: SchoolOwnFacts): Judged => {
   if (facts.stop !== null) return { state: "stuck", reason: (facts.link === "stopped" && facts.linkDetail) || stopReason(facts.stop) }
   if (facts.link === "stopped") return { state: "stuck", reason: facts.linkDetail || "the hub refuses this node; see its log" }
   // The link's words when the school's own file is what fails.

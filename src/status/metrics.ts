@@ -95,6 +95,11 @@ const schoolFamilies = (school: SchoolSnapshot): ReadonlyArray<string> => {
     family("node_state", "State of this school.", oneOf<State>(node, "state", STATES, school.state)),
     family("link_up", "Whether the hub is in contact.", [[node, school.link.state === "online" ? 1 : 0]]),
     family("node_last_seen_timestamp_seconds", "Last contact with the hub.", some(node, seconds(school.link.lastContactAt))),
+    family(
+      "clock_ahead_seconds",
+      "This computer's clock minus head office's, at the last contact.",
+      some(node, school.clockAheadMs == null ? null : school.clockAheadMs / 1000),
+    ),
     family("sync_last_success_timestamp_seconds", "Last complete sync.", some(node, seconds(school.link.lastSyncAt))),
     family("sync_pending_changes", "Changes that wait, by direction.", [[{ ...node, direction: "up" }, school.totals.pending]]),
     family(

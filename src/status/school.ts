@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { readAlerts } from "../iclock/alerts.ts"
 import { Devices } from "../iclock/devices.ts"
+import { clockAhead } from "../libsql/contact.ts"
 import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { dayOf, trafficOf } from "../libsql/traffic.ts"
 import { printHours } from "../link/metered.ts"
@@ -93,9 +94,11 @@ const readFacts = (tx: Tx) =>
     for (const { name, reason } of gaps) faults.set(name, `${reason}; being compared with head office`)
     const unfit = yield* readUnfit(tx)
     for (const { name, reason, remedy } of unfit) faults.set(name, `${reason}; paused until it fits. ${remedy}`)
+    const clockAheadMs = yield* clockAhead(tx)
     const [sequence] = yield* tx.all<{ seq: number }>("SELECT seq FROM sqlite_sequence WHERE name = 'changes'")
     return {
       newest: sequence?.seq ?? 0,
+      clockAheadMs,
       faults,
       gaps,
       unfit,
@@ -219,6 +222,7 @@ const make = Effect.gen(function* () {
       pending: totals.pending,
       sending: read.work?.sending ?? 0,
       waits: metered === null ? null : (own.metered?.waits ?? null),
+      clockAheadMs: read.clockAheadMs,
       standingMs: now - Math.max(oldestPendingAt ?? now, read.work?.answered ?? 0, onlineSince),
     })
     const result: SchoolSnapshot = {
@@ -240,6 +244,7 @@ const make = Effect.gen(function* () {
       name: manifest?.school.name ?? null,
       incarnation: read.state?.incarnation ?? "",
       link: { state: own.link, detail: own.linkDetail, lastContactAt: timeOf(lastContactAt), lastSyncAt: timeOf(own.lastSyncAt) },
+      clockAheadMs: read.clockAheadMs,
       sending: {
         pending: totals.pending,
         oldestPendingAt: timeOf(oldestPendingAt),

@@ -93,6 +93,8 @@ export interface SchoolSnapshot extends Base {
     readonly lastContactAt: string | null
     readonly lastSyncAt: string | null
   }
+  /** This computer's clock minus head office's at the last contact; null = none yet. */
+  readonly clockAheadMs?: number | null
   readonly sending: { readonly pending: number; readonly oldestPendingAt: string | null; readonly batches: number; readonly lastBatch: number }
   readonly receiving: { readonly epoch: string; readonly seq: string; readonly behind: number; readonly applying: boolean }
   /** Bytes over the link this day, by this machine's clock. */

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, expect, test } from "vitest"
-import { CONTACTS_OF_BATCH, noteContact } from "../../src/libsql/contact.ts"
+import { CONTACTS_OF_BATCH, clockAhead, noteContact } from "../../src/libsql/contact.ts"
 import { column, openSchoolFile, type SchoolFile, table } from "../support/school-file.ts"
 
 let school: SchoolFile
@@ -25,6 +25,13 @@ test("a batch carries the last contact before its writes and those between them,
     [0, 1_100, 2_100],
     [1, 6, 3_001],
   ])
+})
+
+test("the last contact says how far the clock is ahead, also after it was put back", async () => {
+  const ahead = () => school.write(clockAhead)
+  expect(await ahead()).toBe(9e12 - 4_000)
+  await heard(500, 4_500)
+  expect(await ahead()).toBe(-4_000)
 })
 
 test("contacts before the oldest open write go, except the last", async () => {

@@ -57,6 +57,8 @@ describe("check", () => {
       },
       "CRITICAL",
     ],
+    ["a clock that is a year behind", { clockAheadMs: -31_536_000_000 }, "WARNING"],
+    ["a clock that is seconds ahead", { clockAheadMs: 20_000 }, "OK"],
     ["a terminal waits for a person", { devices: { total: 2, approved: 1, waiting: 1, alerts: [] } }, "WARNING"],
     [
       "a terminal is silent",

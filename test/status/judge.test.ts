@@ -49,6 +49,20 @@ describe("a school judges itself", () => {
     expect(judgeSchool({ ...calm, ...part }).state).toBe(state)
   })
 
+  it.each<[string, number, string]>([
+    ["is right", 119_000, ""],
+    ["stands a year ahead", 365.25 * 86_400_000, "the clock of this computer is 365 days ahead of head office's"],
+    ["stands an hour behind, as after a wrong time zone", -3_600_000, "the clock of this computer is 60 minutes behind head office's"],
+  ])("whose clock %s", (_, clockAheadMs, words) => {
+    const { state, reason } = judgeSchool({ ...calm, clockAheadMs })
+    expect(state).toBe("up_to_date")
+    expect(reason.slice(0, words.length)).toBe(words)
+    expect(reason === "").toBe(words === "")
+    expect(judgeSchool({ ...calm, clockAheadMs, link: "offline", linkDetail: "no route" }).reason).toMatch(
+      words === "" ? /^no route$/ : /^no route; the clock/,
+    )
+  })
+
   it("says why it is stuck, in the link's words when it has some", () => {
     expect(judgeSchool({ ...calm, stop: "cloned" }).reason).toContain("two copies")
     expect(judgeSchool({ ...calm, stop: "cloned", link: "stopped", linkDetail: "run: x" }).reason).toBe("run: x")
