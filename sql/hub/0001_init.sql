@@ -74,7 +74,8 @@ CREATE TABLE schoolbus.conflicts (
   undo        text,
   unique_columns text,
   suggestion  text,
-  quarantine  uuid
+  quarantine  uuid,
+  manifest    bigint NOT NULL DEFAULT 0  -- from which on its columns and its key are named so
 );
 CREATE INDEX conflicts_quarantine ON schoolbus.conflicts (quarantine) WHERE quarantine IS NOT NULL;
 CREATE INDEX conflicts_open ON schoolbus.conflicts (school, status, at);

@@ -215,8 +215,15 @@ const renameBehind = (tx: Tx, before: Table, after: Table, tbl: number): Effect.
         return [JSON.stringify(Object.fromEntries(renamed)), BigInt(tbl), key]
       }),
     )
-    for (const [was, now] of nameNow)
-      if (was !== now) yield* tx.run("UPDATE OR IGNORE schoolbus_hold SET col = ? WHERE tbl = ? AND col = ?", [now, tbl, was])
+    // All at once, for two columns may have taken each other's names.
+    const holds = yield* tx.all<{ key: string; col: string; record: string; at: number }>(
+      "DELETE FROM schoolbus_hold WHERE tbl = ? AND col IN (SELECT value FROM json_each(?)) RETURNING key, col, record, at",
+      [tbl, JSON.stringify([...nameNow.keys()])],
+    )
+    yield* tx.many(
+      "INSERT OR IGNORE INTO schoolbus_hold (tbl, key, col, record, at) VALUES (?, ?, ?, ?, ?)",
+      holds.map(({ key, col, record, at }) => [BigInt(tbl), key, nameNow.get(col) ?? col, record, BigInt(at)]),
+    )
   })
 
 /** Old values of captured writes stand in the order of the columns. */

@@ -222,6 +222,10 @@ export const isReservedName = ({ name, local }: Pick<Table, "name" | "local">): 
 const formerNumbers = (table: Table, manifest: number | undefined) =>
   manifest === undefined ? undefined : table.former?.find(({ before }) => manifest < before)?.numbers
 
+/** The manifest from which on columns and keys are named as they are now: what is written down today holds for changes from it on. */
+export const namedSince = ({ former = [], keyedSince = 0 }: Pick<Table, "former" | "keyedSince">): number =>
+  Math.max(0, ...[keyedSince, former.at(-1)?.before ?? 0].filter((version) => version < Number.MAX_SAFE_INTEGER))
+
 /**
  * By a column's name under one manifest its name under a later one, absent = the present; null: that column is gone. Others are called
  * as they were.

@@ -161,6 +161,7 @@ const carryOutWhole = (
   Effect.gen(function* () {
     const open = yield* readOpen(
       session,
+      base.tables,
       input,
       changes.filter((change) => base.tables.has(change.table)),
     )
@@ -174,7 +175,7 @@ const carryOutWhole = (
     const rows = yield* followDecided(session, ground.tables, input.school, coalesce(changes, waiting))
     const outcomes = yield* carryOut(session, ground, rows)
     const origin = { ...input, ...(base.manifest === undefined ? {} : { manifest: base.manifest }) }
-    const recorded = yield* record(session, origin, outcomes, open)
+    const recorded = yield* record(session, ground.tables, origin, outcomes, open)
     const exceptions = [...(yield* keepUnreadable(session, input, unreadable)), ...recorded.exceptions]
     yield* recordClashes(session, ground, input, recorded.quarantined)
     yield* repointMerged(session, ground, input.school, [...recorded.quarantined.keys()])

@@ -1,7 +1,7 @@
 /** Records of quarantined rows that want a unique value which another row has, and what the table's rule says about them. */
 import * as Effect from "effect/Effect"
 import { wireKey } from "../model/key.ts"
-import type { Table, UniqueRule } from "../model/table.ts"
+import { namedSince, type Table, type UniqueRule } from "../model/table.ts"
 import { isTransient, type PostgresError, type Session } from "../postgres/client.ts"
 import type { Outcome } from "./work.ts"
 import { CLASH_COLUMNS, decideClash, type Ground0, type UniqueConflict } from "./clash.ts"
@@ -95,11 +95,12 @@ const putClash = (
   return session.execute(
     `INSERT INTO schoolbus.conflicts
        (id, school, incarnation, batch, change_id, table_name, row_key, column_name, base, mine, theirs, kept, winner, strategy, reason, status, kind, hold, mine_at,
-        unique_columns, suggestion, quarantine)
+        unique_columns, suggestion, quarantine, manifest)
      VALUES ($1::text::uuid, $2, $3::text::uuid, $4::text::bigint, $5::text::bigint, $6, $7, $8, NULL, $9, $10, NULL, 'open', $11, $12, 'open', 'unique', true,
-             to_timestamp($13::text::float8 / 1000), $14, $15, $16::text::uuid)
+             to_timestamp($13::text::float8 / 1000), $14, $15, $16::text::uuid, $17::text::bigint)
      ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, change_id = excluded.change_id, row_key = excluded.row_key, mine = excluded.mine, theirs = excluded.theirs,
-       reason = excluded.reason, mine_at = excluded.mine_at, suggestion = excluded.suggestion`,
+       reason = excluded.reason, mine_at = excluded.mine_at, suggestion = excluded.suggestion,
+       manifest = excluded.manifest`,
     [
       id,
       origin.school,
@@ -117,6 +118,7 @@ const putClash = (
       JSON.stringify(columns),
       suggestion === null ? null : JSON.stringify(suggestion),
       quarantine,
+      String(namedSince(table)),
     ],
   )
 }

@@ -16,6 +16,7 @@ import { followKept, renameRow } from "./by-value.ts"
 import { carryOut } from "./carry-out.ts"
 import { currentKey, type RowChange } from "./coalesce.ts"
 import { DecideRefused } from "./refused.ts"
+import { asPresent } from "./lost.ts"
 import { alone, type Kept, lockKept, settle } from "./quarantine.ts"
 import { changeOfRecord, closeQuarantined, keptChange } from "./records.ts"
 import type { Row } from "./resolve.ts"
@@ -43,6 +44,7 @@ export interface UniqueConflict {
   readonly quarantine: string | null
   readonly status: string
   readonly undo: string | null
+  readonly manifest: string
 }
 
 export const refuse = (code: DecideRefused["code"], message: string): DecideRefused => new DecideRefused({ code, message })
@@ -52,7 +54,7 @@ export const keyOf = (table: Table, row: Row): ReadonlyArray<Wire> => table.key.
 export type Ground0 = Pick<Ground, "tables" | "had" | "times">
 
 export const CLASH_COLUMNS =
-  "id::text AS id, school, table_name, column_name, unique_columns, mine, theirs, suggestion, quarantine::text AS quarantine, status, undo"
+  "id::text AS id, school, table_name, column_name, unique_columns, mine, theirs, suggestion, quarantine::text AS quarantine, status, undo, manifest::text AS manifest"
 
 /** What a decision keeps for its undoing. */
 export interface Undo {
@@ -85,11 +87,14 @@ export const decideClash = (
     const kept = yield* lockKept(session, conflict.quarantine ?? "").pipe(
       Effect.catchTag("QuarantineRefused", ({ code, message }) => Effect.fail(refuse(code, message))),
     )
-    const row = changeOfRecord(kept.id, kept.change)
+    const change = changeOfRecord(kept.id, kept.change)
     const table = ground.tables.get(conflict.table_name)
     const shape = (yield* readShapes(session, [conflict.table_name])).get(conflict.table_name)
-    if (row === null || table === undefined || shape === undefined)
+    if (change === null || table === undefined || shape === undefined)
       return yield* refuse("not_possible", `table ${conflict.table_name} is no longer synced`)
+    const row = asPresent(change, table)
+    if (row === null && choice.keep !== "discard")
+      return yield* refuse("not_possible", `rows of ${table.name} have another key at head office since then: discard the change, and write it again`)
     const wanted = JSON.parse(conflict.mine ?? "{}") as Row
     const columns = JSON.parse(conflict.unique_columns ?? "[]") as ReadonlyArray<string>
     // The other row of this moment: it may have been renamed, or be another one.
@@ -100,18 +105,18 @@ export const decideClash = (
       if (choice.keep === "merge" || authority === "school")
         return yield* refuse("not_possible", "the value is taken by a row that this school does not see: rename, or discard the change")
     }
-    const work: Deciding = { session, ground, conflict, kept, row, table, shape, wanted, by }
+    const work: Deciding = { session, ground, conflict, kept, row: row ?? change, table, shape, wanted, by }
     switch (choice.keep) {
       case "discard":
         return yield* giveUp(work, choice.keep)
       case "merge":
-        return other === undefined ? yield* carry(work, row, choice.keep, null) : yield* mergeInto(work, other)
+        return other === undefined ? yield* carry(work, work.row, choice.keep, null) : yield* mergeInto(work, other)
       case "rename_local":
-        return other === undefined && choice.unlessFree === true ? yield* carry(work, row, choice.keep, null) : yield* rename(work, choice.value)
+        return other === undefined && choice.unlessFree === true ? yield* carry(work, work.row, choice.keep, null) : yield* rename(work, choice.value)
       case "keep_local":
-        return other === undefined ? yield* carry(work, row, choice.keep, null) : yield* renameOther(work, other)
+        return other === undefined ? yield* carry(work, work.row, choice.keep, null) : yield* renameOther(work, other)
       case "keep_remote":
-        return other === undefined ? yield* carry(work, row, choice.keep, null) : yield* giveWay(work, columns)
+        return other === undefined ? yield* carry(work, work.row, choice.keep, null) : yield* giveWay(work, columns)
     }
   })
 
@@ -248,6 +253,11 @@ const noteFollowers = (session: Session, id: string, undo: Undo, followers: Read
         ]),
       )
 
+const presentOf = (tables: ReadonlyMap<string, Table>, kept: RowChange | null): RowChange | null => {
+  const table = tables.get(kept?.table ?? "")
+  return kept === null || table === undefined ? kept : asPresent(kept, table)
+}
+
 /** Waiting changes of the school that refer to the merged row refer to the row that it went into; answers those that were carried out. */
 const repoint = (
   session: Session,
@@ -269,7 +279,7 @@ const repoint = (
       [school, [...new Set(children.map(({ child }) => child.name))]],
     )
     for (const kept of waiting) {
-      const row = changeOfRecord(kept.id, kept.change)
+      const row = presentOf(ground.tables, changeOfRecord(kept.id, kept.change))
       const own = row === null ? [] : children.filter(({ child }) => child.name === row.table)
       const set: Record<string, Wire> = {}
       for (const { reference } of own) {

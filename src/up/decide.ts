@@ -15,6 +15,7 @@ import { undoClash } from "./clash-undo.ts"
 import { isMergeRule, type MergeRule, mergeValues } from "./merge.ts"
 import { DecideRefused } from "./refused.ts"
 import { type Proposal, resolve, type Row } from "./resolve.ts"
+import { bringUp, staleOf } from "./renamed.ts"
 import { columnOf, isAsLeft, type Place, readRow, spellRow, writeRow } from "./rows.ts"
 import { readShapes } from "./shape.ts"
 import type { Ground } from "./work.ts"
@@ -31,6 +32,8 @@ interface Conflict extends UniqueConflict {
   readonly kind: string
   readonly hold: boolean
   readonly decided_by: string | null
+  /** Why nothing of it can be written any more. */
+  readonly stale: string | null
 }
 
 const parse = (json: string | null): unknown => JSON.parse(json ?? "null")
@@ -47,20 +50,29 @@ const isWire = (value: unknown): value is Wire => value === null || ["string", "
 const sided = (choice: Choice): Choice =>
   choice.keep === "keep_local" ? { keep: "school" } : choice.keep === "keep_remote" || choice.keep === "discard" ? { keep: "vps" } : choice
 
-const lockConflict = (session: Session, id: string): Effect.Effect<Conflict, DecideRefused | PostgresError> =>
+/** The record, locked, under the names that its table has now. */
+const lockConflict = (session: Session, { tables }: Pick<Decider, "tables">, id: string): Effect.Effect<Conflict, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
-    const [conflict] = yield* session.query<Conflict>(
+    const [conflict] = yield* session.query<Omit<Conflict, "stale">>(
       `SELECT ${CLASH_COLUMNS}, row_key, base, kept, winner, kind, hold, decided_by FROM schoolbus.conflicts WHERE id::text = $1 FOR UPDATE`,
       [id.toLowerCase()],
     )
-    return conflict ?? (yield* refuse("not_found", `no conflict ${id}; see: schoolbus conflicts list`))
+    if (conflict === undefined) return yield* refuse("not_found", `no conflict ${id}; see: schoolbus conflicts list`)
+    const table = tables.get(conflict.table_name)
+    const stale = table === undefined ? null : staleOf(table, conflict)
+    return { ...(table === undefined || stale !== null ? conflict : yield* bringUp(session, table, conflict)), stale }
   })
 
 /** The record, locked, with what Postgres checks checked at once. `school`: the one that asks; another school's record is none. */
-const openRecord = (session: Session, id: string, school: string | null): Effect.Effect<Conflict, DecideRefused | PostgresError> =>
+const openRecord = (
+  session: Session,
+  decider: Pick<Decider, "tables">,
+  id: string,
+  school: string | null,
+): Effect.Effect<Conflict, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
     yield* session.execute("SET CONSTRAINTS ALL IMMEDIATE")
-    const conflict = yield* lockConflict(session, id)
+    const conflict = yield* lockConflict(session, decider, id)
     return school === null || conflict.school === school ? conflict : yield* refuse("not_found", `no conflict ${id}; see: schoolbus conflicts list`)
   })
 
@@ -74,7 +86,7 @@ export const decideIn = (
   school: string | null = null,
 ): Effect.Effect<void, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
-    const conflict = yield* openRecord(session, id, school)
+    const conflict = yield* openRecord(session, decider, id, school)
     const authority: Authority = school === null ? "office" : "school"
     if (conflict.kind === "unique") return yield* decideClash(session, decider, conflict, yield* uniqueChoice(conflict, choice), by, authority)
     if (choice.keep === "rename_local")
@@ -115,6 +127,13 @@ const decideValue = (
     const winner = choice.keep === "vps" ? "vps" : choice.keep === "merge" ? "merged" : "school"
     if (!isOpen && choice.keep === conflict.winner)
       return yield* refuse("decided", `the value of ${choice.keep === "vps" ? "head office" : "the school"} stands already`)
+    if (conflict.stale !== null) {
+      if (!isOpen || choice.keep !== "vps")
+        return yield* refuse("not_possible", `${conflict.stale}; ${isOpen ? "keep head office's value, and" : ""} write the other by hand`)
+      const theirs = parse(conflict.theirs)
+      const left = column === null ? (theirs as Row | null) : { [column]: theirs as Wire }
+      return yield* close(session, conflict, "vps", left, left, by)
+    }
     const current = yield* readRow(session, place)
     const present = column === null || current === null ? current : { [column]: current[column] ?? null }
 
@@ -247,9 +266,10 @@ export const undoIn = (
   school: string | null = null,
 ): Effect.Effect<void, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
-    const conflict = yield* openRecord(session, id, school)
+    const conflict = yield* openRecord(session, decider, id, school)
     const authority: Authority = school === null ? "office" : "school"
     if (conflict.status === "open") return yield* refuse("decided", "nothing is decided here yet")
+    if (conflict.stale !== null) return yield* refuse("not_possible", `${conflict.stale}; write the value by hand`)
     if (conflict.kind === "unique") return yield* undoClash(session, decider, conflict, by)
     if (conflict.undo === null)
       return yield* decideValue(session, decider, conflict, { keep: conflict.winner === "vps" ? "school" : "vps" }, by, authority)
@@ -300,7 +320,7 @@ export const renameOrKeep = (pg: PostgresPool, decider: Decider, id: string, by:
       setTimeouts(session),
       asAnswer(
         session,
-        Effect.flatMap(lockConflict(session, id), (conflict) =>
+        Effect.flatMap(lockConflict(session, decider, id), (conflict) =>
           decideClash(session, decider, conflict, { keep: "rename_local", unlessFree: true }, by, "office"),
         ),
       ),

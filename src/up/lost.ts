@@ -3,7 +3,7 @@
  * manifest, or the column has just gone. A renamed one is written under its present name, never another that has taken its
  * own. The rest of the change is carried out; what cannot be is kept in a record.
  */
-import { namesSince, type Table } from "../model/table.ts"
+import { namedSince, namesSince, type Table } from "../model/table.ts"
 import type { RowChange, Values } from "./coalesce.ts"
 import type { Refusal } from "./authorise.ts"
 import type { Shape } from "./shape.ts"
@@ -57,6 +57,12 @@ export const asUnder = (manifest: number | undefined, waiting: RowChange, table:
   if (rekeyed(table, frozen) !== null) return null
   const names = namesSince(table, frozen, manifest)
   return { ...change, base: renamed(change.base, names), mine: renamed(change.mine, names), columnAt: renamed(change.columnAt, names) }
+}
+
+/** A kept change under the names of now, as a person speaks of them. null: its rows are named in another way. */
+export const asPresent = (kept: RowChange, table: Table): RowChange | null => {
+  const now = asUnder(undefined, kept, table)
+  return now === null || kept.manifest === undefined ? now : { ...now, manifest: namedSince(table) }
 }
 
 /** An update of which nothing is left to carry out. */

@@ -9,6 +9,7 @@ import type { PostgresError, PostgresPool, Session } from "../postgres/client.ts
 import { carryOut, setTimeouts } from "./carry-out.ts"
 import type { Refusal } from "./authorise.ts"
 import type { RowChange } from "./coalesce.ts"
+import { asPresent } from "./lost.ts"
 import { changeOfRecord, closeQuarantined, type Open, record } from "./records.ts"
 import type { Row } from "./resolve.ts"
 import type { Ground, Outcome } from "./work.ts"
@@ -142,13 +143,15 @@ export const editIn = (
       return yield* new QuarantineRefused({ code: "not_possible", message: 'give values by column, for example {"username": "amina2"}' })
     if (row === null) return yield* stays(unreadable)
     if (row.op === "delete") return yield* new QuarantineRefused({ code: "not_possible", message: "the change is a delete: retry or discard it" })
-    const key = ground.tables.get(row.table)?.key ?? []
+    const table = ground.tables.get(row.table)
+    const key = table?.key ?? []
     if (Object.keys(values).some((name) => key.includes(name)))
       return yield* new QuarantineRefused({
         code: "not_possible",
         message: `the key (${key.join(", ")}) of a change cannot be edited: discard it and write a new row`,
       })
-    const refusal = yield* attempt(session, ground, kept, { ...row, mine: { ...row.mine, ...values } }, by)
+    const now = (table === undefined ? null : asPresent(row, table)) ?? row
+    const refusal = yield* attempt(session, ground, kept, { ...now, mine: { ...now.mine, ...values } }, by)
     if (refusal !== null) return yield* stays(refusal)
   })
 
@@ -172,18 +175,25 @@ export const settle = (
   by: string,
 ): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
-    yield* closeWith(session, kept, outcomes, by)
+    yield* closeWith(session, ground, kept, outcomes, by)
     yield* retryDependants(session, { ...ground, ...alone, school: kept.school }, arrivedIn(outcomes))
   })
 
 const arrivedIn = (outcomes: ReadonlyArray<Outcome>): ReadonlySet<string> =>
   new Set(outcomes.flatMap(({ row, decision }) => (decision?.write === "insert" ? [row.table] : [])))
 
-const closeWith = (session: Session, kept: Kept, outcomes: ReadonlyArray<Outcome>, by: string): Effect.Effect<void, PostgresError> =>
+const closeWith = (
+  session: Session,
+  { tables }: Pick<Ground, "tables">,
+  kept: Kept,
+  outcomes: ReadonlyArray<Outcome>,
+  by: string,
+): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
     const origin = { school: kept.school, incarnation: kept.incarnation, number: Number(kept.batch) }
     yield* record(
       session,
+      tables,
       origin,
       outcomes.map((outcome) => ({ ...outcome, row: { ...outcome.row, joined: [], changes: [JSON.parse(kept.change)] } })),
       nothingOpen,
@@ -249,7 +259,7 @@ export const retryKept = (
       if (outcome.refusal !== null) left.set(outcome, kept.id)
       else {
         written.push(outcome)
-        yield* closeWith(session, kept, [outcome], "the row that it refers to has arrived")
+        yield* closeWith(session, ground, kept, [outcome], "the row that it refers to has arrived")
       }
     }
     const arrived = arrivedIn(written)

@@ -6,10 +6,12 @@ import { randomUUID } from "node:crypto"
 import * as Effect from "effect/Effect"
 import type { Change, Exception } from "../model/change.ts"
 import { wireKey } from "../model/key.ts"
+import { namedSince, type Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
 import type { PostgresError, Session } from "../postgres/client.ts"
 import { currentKey, rowId, type RowChange, startRow } from "./coalesce.ts"
 import { tupleText, unnest } from "./lists.ts"
+import { bringUp, type Named, staleOf } from "./renamed.ts"
 import type { Ground, Outcome } from "./work.ts"
 
 /** Batches for which a value that a trigger changed is remembered: by then the ledger row has long come down. */
@@ -71,7 +73,12 @@ const rowOfConflict = (table: string, key: ReadonlyArray<Wire>, base: RowChange[
   changes: [],
 })
 
-export const readOpen = (session: Session, origin: Origin, changes: ReadonlyArray<Change>): Effect.Effect<Open, PostgresError> =>
+export const readOpen = (
+  session: Session,
+  tables: ReadonlyMap<string, Table>,
+  origin: Origin,
+  changes: ReadonlyArray<Change>,
+): Effect.Effect<Open, PostgresError> =>
   Effect.gen(function* () {
     const keys = [...new Map(changes.map((change) => [rowId(change.table, change.key), [change.table, wireKey(change.key)] as const])).values()]
     const { from, params } = unnest(keys, 2)
@@ -82,19 +89,29 @@ export const readOpen = (session: Session, origin: Origin, changes: ReadonlyArra
     const stored = new Map<string, Map<string, Array<{ sent: Wire; stored: Wire }>>>()
     const idOf = (table: string, key: string) => `${table}\0${key}`
 
-    type OpenRow = { id: string; tbl: string; key: string; col: string | null; base: string | null; mine: string | null; hold: boolean }
+    type OpenRow = Named & { id: string; tbl: string; key: string; kind: string; hold: boolean; manifest: string }
     const open = yield* session.query<OpenRow>(
-      `SELECT c.id::text AS id, c.table_name AS tbl, c.row_key AS key, c.column_name AS col, c.base, c.mine, c.hold
+      `SELECT c.id::text AS id, c.table_name AS tbl, c.row_key AS key, c.column_name, c.unique_columns, c.base, c.mine, c.theirs, c.kept, c.undo, c.kind, c.hold,
+              c.manifest::text AS manifest
          FROM ${from} JOIN schoolbus.conflicts c ON c.table_name = u.u0 AND c.row_key = u.u1
         WHERE c.status = 'open' AND c.kind <> 'unique' AND c.incarnation = $3::text::uuid FOR UPDATE OF c`,
       incarnation,
     )
-    for (const { id, tbl, key, col, base, mine, hold } of open) {
+    for (const found of open) {
+      const { id, tbl, key, hold } = found
+      const table = tables.get(tbl)
+      // Another row may have that key now.
+      if (table !== undefined && staleOf(table, found) !== null) continue
+      const { column_name: col, base, mine, manifest } = table === undefined ? found : yield* bringUp(session, table, found)
       const row = idOf(tbl, key)
       conflicts.set(row, [...(conflicts.get(row) ?? []), { id, column: col }])
       // Where the decision was undone the school shows head office's value, and its next edit starts from that.
       if (!hold) continue
-      if (col === null) waiting.set(row, rowOfConflict(tbl, JSON.parse(key), JSON.parse(base ?? "null"), JSON.parse(mine ?? "null")))
+      if (col === null)
+        waiting.set(row, {
+          ...rowOfConflict(tbl, JSON.parse(key), JSON.parse(base ?? "null"), JSON.parse(mine ?? "null")),
+          manifest: Number(manifest),
+        })
       else bases.set(row, (bases.get(row) ?? new Map<string, Wire>()).set(col, JSON.parse(base ?? "null")))
     }
     const quarantined = yield* session.query<{ id: string; tbl: string; key: string; change: string }>(
@@ -126,8 +143,18 @@ export interface Recorded {
 }
 
 /** Writes the records of outcomes. */
-export const record = (session: Session, origin: Origin, outcomes: ReadonlyArray<Outcome>, open: Open): Effect.Effect<Recorded, PostgresError> =>
+export const record = (
+  session: Session,
+  tables: ReadonlyMap<string, Table>,
+  origin: Origin,
+  outcomes: ReadonlyArray<Outcome>,
+  open: Open,
+): Effect.Effect<Recorded, PostgresError> =>
   Effect.gen(function* () {
+    const namedSinceOf = (name: string): string => {
+      const table = tables.get(name)
+      return table === undefined ? "0" : String(namedSince(table))
+    }
     const idByOutcome = new Map<Outcome, string>()
     const exceptions: Array<Exception> = []
     const conflicts: Array<ReadonlyArray<string | null>> = []
@@ -199,6 +226,7 @@ export const record = (session: Session, origin: Origin, outcomes: ReadonlyArray
           column === null ? "row" : "column",
           timeText(mineAt),
           timeText(theirsAt),
+          namedSinceOf(row.table),
         ])
         const hold = winner === "open" ? { hold: true, ...(column === null ? {} : { columns: [column] }) } : {}
         records.push({ id: last, verdict: "conflict", reason, record: id, ...hold })
@@ -236,15 +264,15 @@ const originOf = (origin: Origin, change: number): ReadonlyArray<string> => [ori
 
 export const putConflicts = (session: Session, rows: ReadonlyArray<ReadonlyArray<string | null>>): Effect.Effect<unknown, PostgresError> => {
   if (rows.length === 0) return Effect.void
-  const { from, params } = unnest(rows, 19)
+  const { from, params } = unnest(rows, 20)
   return session.execute(
     `INSERT INTO schoolbus.conflicts AS c
-       (id, school, incarnation, batch, change_id, table_name, row_key, column_name, base, mine, theirs, kept, winner, strategy, reason, status, kind, hold, mine_at, theirs_at)
-     SELECT u0::uuid, u1, u2::uuid, u3::bigint, u4::bigint, u5, u6, u7, u8, u9, u10, u11, u12, u13, u14, u15, u16, u12 = 'open', to_timestamp(u17::float8 / 1000), to_timestamp(u18::float8 / 1000)
+       (id, school, incarnation, batch, change_id, table_name, row_key, column_name, base, mine, theirs, kept, winner, strategy, reason, status, kind, hold, mine_at, theirs_at, manifest)
+     SELECT u0::uuid, u1, u2::uuid, u3::bigint, u4::bigint, u5, u6, u7, u8, u9, u10, u11, u12, u13, u14, u15, u16, u12 = 'open', to_timestamp(u17::float8 / 1000), to_timestamp(u18::float8 / 1000), u19::bigint
        FROM ${from}
      ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, change_id = excluded.change_id, row_key = excluded.row_key, base = excluded.base, mine = excluded.mine,
        theirs = excluded.theirs, kept = excluded.kept, strategy = excluded.strategy, reason = excluded.reason,
-       hold = excluded.hold, mine_at = excluded.mine_at, theirs_at = excluded.theirs_at`,
+       hold = excluded.hold, mine_at = excluded.mine_at, theirs_at = excluded.theirs_at, column_name = excluded.column_name, manifest = excluded.manifest`,
     params,
   )
 }

@@ -4,12 +4,13 @@
  */
 import * as Effect from "effect/Effect"
 import type { PostgresError, PostgresPool, Session } from "../postgres/client.ts"
-import type { Table } from "../model/table.ts"
+import { namesSince, type Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
 import { taken } from "./authorise.ts"
 import { setTimeouts } from "./carry-out.ts"
 import { recordClashes } from "./clash-records.ts"
 import { alone, type Kept, retryKept } from "./quarantine.ts"
+import { bringUp, type Named, staleOf } from "./renamed.ts"
 import { readRow, writtenAt } from "./rows.ts"
 import { readShapes } from "./shape.ts"
 import { visible } from "./unique.ts"
@@ -75,15 +76,17 @@ const tendSchool = (
     }
   })
 
-interface OpenConflict {
+interface OpenConflict extends Named {
   readonly id: string
   readonly school: string
   readonly tbl: string
   readonly key: string
-  readonly col: string | null
-  readonly mine: string
-  readonly theirs: string
+  readonly kind: string
+  readonly manifest: string
 }
+
+const OPEN = `SELECT id::text AS id, school, table_name AS tbl, row_key AS key, column_name, unique_columns, base, mine, theirs, kept, undo, kind,
+    manifest::text AS manifest FROM schoolbus.conflicts WHERE status = 'open' AND kind <> 'unique' AND mine <> 'null' AND theirs <> 'null'`
 
 /**
  * An open record takes head office's later edits: what it shows is what a decision would meet. Where both sides have come to
@@ -92,11 +95,7 @@ interface OpenConflict {
 export const tendConflicts = (pg: PostgresPool, tables: ReadonlyMap<string, Table>, after: string): Effect.Effect<string, PostgresError> =>
   Effect.gen(function* () {
     if (tables.size === 0) return ""
-    const open = yield* pg.query<OpenConflict>(
-      `SELECT id::text AS id, school, table_name AS tbl, row_key AS key, column_name AS col, mine, theirs FROM schoolbus.conflicts
-        WHERE status = 'open' AND kind <> 'unique' AND id::text > $1 AND mine <> 'null' AND theirs <> 'null' ORDER BY id::text LIMIT ${AT_ONCE}`,
-      [after],
-    )
+    const open = yield* pg.query<OpenConflict>(`${OPEN} AND id::text > $1 ORDER BY id::text LIMIT ${AT_ONCE}`, [after])
     for (const [name, own] of Map.groupBy(open, (one) => one.tbl)) {
       const table = tables.get(name)
       if (table !== undefined) yield* pg.tx((session) => refresh(session, tables, table, own))
@@ -115,7 +114,13 @@ const refresh = (
     const shape = (yield* readShapes(session, [table.name])).get(table.name)
     if (shape?.can.select !== true) return
     const reading = { ...shape, can: { ...shape.can, update: false } }
-    for (const { id, school, key, col, mine, theirs } of conflicts) {
+    for (const found of conflicts) {
+      // Another row may have that key now.
+      if (staleOf(table, found) !== null) continue
+      const renamed = namesSince(table, Number(found.manifest)).size > 0
+      const [locked] = renamed ? yield* session.query<OpenConflict>(`${OPEN} AND id = $1::text::uuid FOR UPDATE SKIP LOCKED`, [found.id]) : [found]
+      if (locked === undefined) continue
+      const { id, school, key, column_name: col, mine, theirs } = yield* bringUp(session, table, locked)
       const place = { table, shape: reading, key: JSON.parse(key) as ReadonlyArray<Wire> }
       const row = yield* readRow(session, place)
       if (row === null || (col !== null && !(col in row))) continue
