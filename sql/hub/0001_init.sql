@@ -132,7 +132,8 @@ CREATE INDEX stored_row ON schoolbus.stored (table_name, row_key);
 CREATE INDEX stored_batch ON schoolbus.stored (incarnation, batch);
 
 -- When schools captured what they pushed, for columns that the newer write decides: at, ms since 1970. xid: the push's own,
--- row_xid: what xmin of the row said after it. column_name: * for an inserted row, - for a deleted one.
+-- row_xid: what xmin of the row said after it. column_name: the column's number, as schools are told it; * for an inserted row,
+-- - for a deleted one.
 CREATE TABLE schoolbus.column_times (
   table_name  text NOT NULL,
   row_key     text NOT NULL,

@@ -107,6 +107,24 @@ const rewriteBodies = (tx: Tx, id: number, before: Table, after: Table, from: Re
   )
 }
 
+/** When columns were last written, under their new names; a column that takes the name of another has none of its times. */
+const renameTimes = (tx: Tx, id: number, before: Table, after: Table): Effect.Effect<void, LibsqlError> => {
+  const nameNow = new Map(after.columns.map(({ name, number }) => [number ?? name, name]))
+  const renamed = before.columns.flatMap(({ name, number }) => {
+    const now = nameNow.get(number ?? name) ?? null
+    return now === name ? [] : [[name, now]]
+  })
+  if (renamed.length === 0) return Effect.void
+  return Effect.asVoid(
+    tx.run(
+      `UPDATE column_time SET times = (
+         SELECT json_group_object(coalesce(m.value ->> 1, t.key), json(t.value)) FROM json_each(times) t LEFT JOIN json_each(?1) m ON m.value ->> 0 = t.key
+          WHERE m.value IS NULL OR m.value ->> 1 IS NOT NULL) WHERE tbl = ?2`,
+      [JSON.stringify(renamed), id],
+    ),
+  )
+}
+
 const feedTableOf = (
   id: number,
   shape: Shape,
@@ -213,6 +231,7 @@ export const installShapes = (
       } else {
         const from = next.from ?? table.columns.map(({ name }) => (shape.table.columns.some((old) => old.name === name) ? name : null))
         yield* rewriteBodies(tx, id, shape.table, table, from)
+        yield* renameTimes(tx, id, shape.table, table)
         // In no cut until every row is read: its values are of two shapes until then.
         if (next.send === "all" && isRead) {
           yield* tx.run("UPDATE entry SET class = -abs(class) WHERE tbl = ?", [id])

@@ -16,7 +16,10 @@ import type { FeedCopy, Tables } from "./tables.ts"
 /** Pushed times are kept for so long: by then what was captured at the same time has long been pushed too. */
 export const KEEP_DAYS = 120
 
-/** `column_name` of a whole row: it was inserted, it was deleted. */
+/** By a column's name what names it for as long as it lives, whatever it is called. */
+const columnIds = (table: Table): ReadonlyMap<string, string> => new Map(table.columns.map(({ name, number }) => [name, String(number ?? name)]))
+
+/** In place of a column, of a whole row: it was inserted, it was deleted. */
 const INSERTED = "*"
 const DELETED = "-"
 
@@ -105,10 +108,11 @@ const goneAt = (copy: FeedCopy | undefined, deleted: Pushed | undefined, now: nu
   return { at: isPushed ? deleted.at : at, columnAt: {} }
 }
 
-const columnTimes = (row: Met, theirs: Row, copy: FeedCopy | undefined, pushed: ReadonlyMap<string, Pushed> | undefined): Office["columnAt"] =>
-  Object.fromEntries(
+const columnTimes = (row: Met, theirs: Row, copy: FeedCopy | undefined, pushed: ReadonlyMap<string, Pushed> | undefined): Office["columnAt"] => {
+  const ids = columnIds(row.table)
+  return Object.fromEntries(
     timed(row.table).map((name) => {
-      const [own, inserted] = [pushed?.get(name), pushed?.get(INSERTED)]
+      const [own, inserted] = [pushed?.get(ids.get(name) ?? name), pushed?.get(INSERTED)]
       // The push that wrote the row as it stands: nobody has written since.
       for (const one of [own, inserted]) if (one !== undefined && one.rowXid === row.xmin) return [name, one.at]
       const known = copy?.row != null && copy.row[name] === theirs[name] ? copy.columns[name] : undefined
@@ -116,6 +120,7 @@ const columnTimes = (row: Met, theirs: Row, copy: FeedCopy | undefined, pushed: 
       return [name, own !== undefined && own.xid === known.xid ? own.at : known.at]
     }),
   )
+}
 
 export interface Pushing {
   readonly table: Table
@@ -134,12 +139,13 @@ export const recordTimes = (session: Session, rows: ReadonlyArray<Pushing>): Eff
     for (const [table, own] of Map.groupBy(rows, (row) => row.table)) {
       const names = timed(table)
       if (names.length === 0) continue
+      const ids = columnIds(table)
       const shape = own[0]?.shape
       const isWhole = table.strategy === "newest_wins"
       const written = own.flatMap(({ write, set, keyAfter, keyTexts, at, columnAt }): ReadonlyArray<ReadonlyArray<string | null>> => {
         const row = (name: string, time: number) => [...keyTexts, wireKey(keyAfter), name, String(Math.round(time))]
         if (write === "insert") return [row(INSERTED, at)]
-        if (write === "update") return names.flatMap((name) => (name in set ? [row(name, columnAt[name] ?? at)] : []))
+        if (write === "update") return names.flatMap((name) => (name in set ? [row(ids.get(name) ?? name, columnAt[name] ?? at)] : []))
         return write === "delete" && isWhole ? [row(DELETED, at)] : []
       })
       if (written.length === 0) continue

@@ -13,7 +13,7 @@ const schema = `
   INSERT INTO pupils VALUES (1, 'a', 'a1', 'b1', 2), (2, 'a', 'a2', 'b2', 1);
 `
 
-const start = async (strategy: "manual" | "school_wins", more = ""): Promise<{ readonly world: World; readonly a: School }> => {
+const start = async (strategy: "manual" | "school_wins" | "newest_wins", more = ""): Promise<{ readonly world: World; readonly a: School }> => {
   const world = await makeWorld(schema + more, { tables: { pupils: { audience: { column: "school_id" }, strategy } } }, ["a"])
   const a = await world.school("a")
   await a.pull()
@@ -167,5 +167,41 @@ test("a clash of unique values is decided under the names of now", async () => {
   await goOn(world, a)
   await decide(world, { keep: "keep_remote" })
   expect(await pupil(world)).toMatchObject({ a: "b1", b: "a1", number: 9 })
+  await world.stop()
+})
+
+test("a column's time stays with it: of two writes the later one stands, whatever the column is called by then", async () => {
+  const { world, a } = await start("newest_wins")
+  await a.write("UPDATE pupils SET a = 'earlier' WHERE id = 1")
+  await a.freeze()
+  await world.sql`UPDATE pupils SET a = 'later' WHERE id = 1`
+  await world.sql`UPDATE pupils SET b = 'earlier' WHERE id = 2`
+  await world.settle()
+  await a.write("UPDATE pupils SET b = 'later' WHERE id = 2")
+  await a.freeze()
+  await world.sql`UPDATE pupils SET a = 'last' WHERE id = 2`
+  await world.settle()
+  await swap(world)
+  await goOn(world, a)
+  await a.sync()
+  expect([...(await world.sql`SELECT id, a, b FROM pupils ORDER BY id`)]).toEqual([
+    { id: 1, a: "b1", b: "later" },
+    { id: 2, a: "later", b: "last" },
+  ])
+  await world.stop()
+})
+
+test("a column that is new under the name of one that is gone has none of its times", async () => {
+  const { world, a } = await start("newest_wins")
+  await world.sql`UPDATE pupils SET a = 'late' WHERE id = 1`
+  await world.settle()
+  await world.sql`ALTER TABLE pupils DROP COLUMN a`
+  await world.sql`ALTER TABLE pupils RENAME COLUMN b TO a`
+  await goOn(world, a)
+  const [table] = (await world.run(world.feed.tables)).filter(({ name }) => name === "public.pupils")
+  const [row] = await world.run(
+    world.feedFile.read((tx) => tx.all<{ times: string }>("SELECT times FROM column_time WHERE tbl = ?", [table?.id ?? 0])),
+  )
+  expect(Object.keys(JSON.parse(row?.times ?? "{}"))).toEqual(["*"])
   await world.stop()
 })
