@@ -71,8 +71,6 @@ const withRemedy = (text: string, sqlstate: string): string => [text, remedyOf(s
 
 const sentence = (error: SourceError): string => {
   switch (error._tag) {
-    case "SlotBusy":
-      return `another hub holds slot ${error.slot}: ${error.holder}`
     case "PostgresError":
       return error.sqlstate === "" ? `Postgres does not answer: ${error.message}` : withRemedy(`${error.message} (${error.sqlstate})`, error.sqlstate)
     case "WalStopped":

@@ -115,6 +115,31 @@ it("under another name of the database it names the slot that it leaves behind",
   await own.drop()
 })
 
+it("a slot that another database of the server has under its name is told of, with the way to free it, and the stream begins then", async () => {
+  const own = await createDatabase()
+  const { url } = await testCluster()
+  const slot = `schoolbus_${own.name}`
+  await run(own.url, "CREATE TABLE pupils (id text PRIMARY KEY, school_id text)")
+  const before = startHub(good, own.url)
+  await before.says("streaming from slot")
+  expect(await before.stop()).toBe(0)
+  // As somebody does who puts a backup beside the damaged database.
+  await run(url(), `ALTER DATABASE "${own.name}" RENAME TO "${own.name}_old"`)
+  await run(url(), `CREATE DATABASE "${own.name}" TEMPLATE "${own.name}_old"`)
+  const after = startHub(good, own.url, before.dataDir)
+  const drop = `SELECT pg_drop_replication_slot('${slot}');`
+  const said = `slot ${slot} is of database ${own.name}_old, and nobody reads it; when that database is not synced any more, run in it: ${drop}`
+  await after.says(said)
+  const doctor = begin(["doctor", "--database-url", own.url])
+  expect((await doctor.ended).out).toContain(said)
+  expect((await doctor.ended).code).toBe(1)
+  await run(url(`${own.name}_old`), drop)
+  await after.says("streaming from slot")
+  expect(await after.stop()).toBe(0)
+  await own.drop()
+  await run(url(), `DROP DATABASE "${own.name}_old"`)
+})
+
 it("a second process on the feed ends with 69; a second hub waits, says who holds the slot, and takes over", async () => {
   const first = startHub(good, database.url)
   await first.says("streaming from slot")

@@ -7,6 +7,7 @@ import { slotName } from "../down/source.ts"
 import { problemsOf, readCatalog } from "../postgres/catalog.ts"
 import { readSlots, type SlotHealth } from "../postgres/health.ts"
 import { keyProblems } from "../postgres/key-types.ts"
+import { findSlot, refusalOfOther } from "../postgres/slot.ts"
 import { EVENT_TRIGGER_SQL, hasEventTriggers } from "../postgres/watch.ts"
 import { probeWal2json, type Wal2json } from "../postgres/probe.ts"
 import { migrationFiles } from "../libsql/migrate.ts"
@@ -36,6 +37,8 @@ export interface ServerFacts {
   readonly migrations: ReadonlyArray<number> | null
   readonly newestMigration: number
   readonly slots: ReadonlyArray<SlotHealth>
+  /** Another database of the server has a slot of the hub's name: why that is, and what to do. */
+  readonly slotRefusal: string | null
   readonly wal2json: Wal2json
 }
 
@@ -141,7 +144,9 @@ export const findings = (facts: ServerFacts, slotName: string, plugin?: PluginNa
     encodingFinding(facts, plugin ?? (slot?.plugin === "pgoutput" ? "pgoutput" : "wal2json")),
     decoderFinding(facts, slot, plugin),
     slot === undefined
-      ? warn("slot-exists", `no slot ${slotName} yet`, "start the hub: it makes it")
+      ? facts.slotRefusal === null
+        ? warn("slot-exists", `no slot ${slotName} yet`, "start the hub: it makes it")
+        : { id: "slot-exists", status: "fail", message: facts.slotRefusal, fix: "as said; the hub waits for it" }
       : ok("slot-exists", `${slot.slot}, ${slot.plugin}, holds ${sizeText(slot.retainedBytes)}`),
     ...(slot === undefined
       ? []
@@ -174,7 +179,7 @@ export const findings = (facts: ServerFacts, slotName: string, plugin?: PluginNa
   ]
 }
 
-const readFacts = (pg: PostgresPool) =>
+const readFacts = (pg: PostgresPool, name: string) =>
   Effect.gen(function* () {
     const [server] = yield* pg.query<{
       version: number
@@ -195,6 +200,7 @@ const readFacts = (pg: PostgresPool) =>
     )
     const migrations = server?.present === true ? yield* pg.query<{ number: number }>(`SELECT number FROM schoolbus.migrations`) : null
     const slots = server?.viewed === true ? yield* readSlots(pg) : []
+    const own = yield* findSlot(pg, name)
     const files = yield* migrationFiles("hub")
     const facts: ServerFacts = {
       version: server?.version ?? 0,
@@ -206,6 +212,7 @@ const readFacts = (pg: PostgresPool) =>
       migrations: migrations?.map((row) => row.number) ?? null,
       newestMigration: files.at(-1)?.number ?? 0,
       slots,
+      slotRefusal: own === null ? null : refusalOfOther(own),
       wal2json: yield* probeWal2json(pg),
     }
     return facts
@@ -275,9 +282,10 @@ const reached = async (input: Input): Promise<ReadonlyArray<Finding>> => {
               () => undefined,
             ),
           )
+    const name = input.textOr("slot", slotName(input.text("database-url")))
     return [
       { id: "pg-reachable", status: "ok", message: "Postgres answers" },
-      ...findings(await withPostgres(input, readFacts), input.textOr("slot", slotName(input.text("database-url"))), plugin),
+      ...findings(await withPostgres(input, (pg) => readFacts(pg, name)), name, plugin),
       await withPostgres(input, eventTriggers),
       ...(config === null ? [] : await withPostgres(input, (pg) => tableFindings(pg, config))),
     ]

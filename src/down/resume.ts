@@ -1,7 +1,7 @@
 /**
  * How the stream goes on, from what Postgres and the feed say of each other (pure).
  *
- *     slot gone, lost, of another plugin, or tables were not published   a new slot, every table compared by key, the epoch stays
+ *     slot gone, lost, of another kind, or tables were not published     a new slot, every table compared by key, the epoch stays
  *     slot ahead of the feed                                             the slot as it is, every table compared, the epoch stays
  *     another life, another past, another cluster or timeline            a new epoch, every table compared
  *     nothing of it, or a feed without a row                             from where the feed is
@@ -18,7 +18,7 @@ export interface Standing {
     readonly timeline: number | null
   }
   /** null: Postgres has no such slot. */
-  readonly slot: { readonly walStatus: string | null; readonly confirmed: Lsn; readonly plugin: string } | null
+  readonly slot: { readonly walStatus: string | null; readonly confirmed: Lsn; readonly plugin: string | null; readonly twoPhase: boolean } | null
   readonly plugin: string
   /** Life number that stands in Postgres; null = none. */
   readonly life: string | null
@@ -45,6 +45,7 @@ export const judgeStanding = ({ feed, slot, plugin, life, isLifeOlder, isOtherPa
   const isFresh = feed.lsn === 0n
   const isLost = slot?.walStatus === "lost"
   const isOtherPlugin = slot !== null && slot.plugin !== plugin
+  const isTwoPhase = slot?.twoPhase === true
   // What was committed while a table was not published is not in the stream.
   const isUnpublished = slot !== null && publication !== null && (!publication.exists || publication.gaps.length > 0)
   const isOtherLife = life !== null && feed.life !== null && life !== feed.life && life !== feed.lifeLast
@@ -55,19 +56,21 @@ export const judgeStanding = ({ feed, slot, plugin, life, isLifeOlder, isOtherPa
       : isLost
         ? "the slot is lost: Postgres removed WAL that it needed"
         : isOtherPlugin
-          ? `the slot was made for ${slot.plugin}, the config says ${plugin}: it is replaced`
-          : isUnpublished
-            ? `publication ${publication.name} did not hold ${publication.exists ? publication.gaps.join(", ") : "any table, it did not exist"} all the time: the slot is replaced`
-            : isOtherCluster
-              ? "Postgres is another cluster or timeline than the feed knows"
-              : isOtherLife || isOtherPast
-                ? "Postgres was put back to an older state, or this feed was"
-                : slot.confirmed > feed.lsn
-                  ? "the slot is ahead of the feed"
-                  : null
+          ? `the slot ${slot.plugin === null ? "is a physical one" : `was made for ${slot.plugin}, the config says ${plugin}`}: it is replaced`
+          : isTwoPhase
+            ? "the slot was made with two_phase, for prepared transactions before their commit: it is replaced"
+            : isUnpublished
+              ? `publication ${publication.name} did not hold ${publication.exists ? publication.gaps.join(", ") : "any table, it did not exist"} all the time: the slot is replaced`
+              : isOtherCluster
+                ? "Postgres is another cluster or timeline than the feed knows"
+                : isOtherLife || isOtherPast
+                  ? "Postgres was put back to an older state, or this feed was"
+                  : slot.confirmed > feed.lsn
+                    ? "the slot is ahead of the feed"
+                    : null
   return {
     compare: isFresh ? null : reason,
-    isUseless: isLost || isOtherPlugin || isUnpublished,
+    isUseless: isLost || isOtherPlugin || isTwoPhase || isUnpublished,
     isNewEpoch: !isFresh && (isOtherLife || isOtherPast || isOtherCluster),
     isPutBack: !isFresh && (isOtherPast || isOtherCluster || (isOtherLife && isLifeOlder)),
   }

@@ -21,6 +21,7 @@ import type { DatabaseUnfinished, HubMigrationRefused } from "../postgres/migrat
 import { readGenerated } from "../postgres/generated.ts"
 import { mendPublication, missingFrom, type PublicationRefused, readPublication } from "../postgres/publication.ts"
 import {
+  busyText,
   clusterIdentity,
   createSlot,
   dropSlot,
@@ -29,7 +30,8 @@ import {
   findSlot,
   holdsTxn,
   isDecoding,
-  type SlotRefused,
+  refusalOfOther,
+  SlotRefused,
   type Walsender,
   walsenderOf,
 } from "../postgres/slot.ts"
@@ -61,7 +63,7 @@ const PULSE_MS = 10_000
 const ANSWER_MS = 5_000
 
 /** Another process reads the slot; this hub waits. */
-export class SlotBusy extends Data.TaggedError("SlotBusy")<{ readonly slot: string; readonly holder: string }> {}
+export class SlotBusy extends Data.TaggedError("SlotBusy")<{ readonly slot: string; readonly message: string }> {}
 
 export type SourceError =
   | CatalogRefused
@@ -176,7 +178,9 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       // Its former walsender ends a moment after the connection.
       yield* released(pg, name, isAgain ? RELEASE_MS : RELEASE_MS / 10)
       const slot = yield* findSlot(pg, name)
-      if (slot?.active === true) return yield* new SlotBusy({ slot: name, holder: slot.holder })
+      const refusal = slot === null ? null : refusalOfOther(slot)
+      if (refusal !== null) return yield* new SlotRefused({ slot: name, message: refusal })
+      if (slot?.active === true) return yield* new SlotBusy({ slot: name, message: busyText(slot) })
 
       const wanted = streamedTables(catalog.tables)
       // A table without a replica identity must not be published: its own updates would fail.

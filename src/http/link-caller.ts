@@ -120,7 +120,7 @@ export const loading: Answer = refuse(
 export const knowsTables: Effect.Effect<void, Answer, Feed> = Effect.gen(function* () {
   const feed = yield* Feed
   if ((yield* feed.tables).length === 0)
-    return yield* refuse(503, "loading", "Not ready yet", "the hub has not read its tables from Postgres yet", {}, { "retry-after": "1" })
+    return yield* refuse(503, "loading", "Not ready yet", "the hub does not read from Postgres yet; its status says why", {}, { "retry-after": "1" })
 })
 
 export const paused: Answer = refuse(403, "paused", "Paused", "head office has paused this school; it goes on with: schoolbus schools resume")

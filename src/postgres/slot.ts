@@ -4,15 +4,25 @@ import * as Effect from "effect/Effect"
 import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
 import type { PostgresError, Session } from "./client.ts"
 
+/** What the session that reads a hub's slot calls itself. */
+export const STREAM_NAME = "schoolbus stream"
+
 /** The slot cannot be used as it is; `message` says why and what to do. */
 export class SlotRefused extends Data.TaggedError("SlotRefused")<{ readonly slot: string; readonly message: string }> {}
 
 export interface SlotState {
   readonly name: string
-  readonly plugin: string
+  /** null: a physical slot. */
+  readonly plugin: string | null
+  /** Decodes prepared transactions when they are prepared, before anybody knows whether they will be committed. */
+  readonly twoPhase: boolean
+  /** Whose changes it decodes, when it is not this database; null: it is, or a physical slot. */
+  readonly otherDatabase: string | null
   readonly active: boolean
   /** Backend that holds the slot, and where it comes from; "" when nobody does. */
   readonly holder: string
+  /** That backend serves a hub. */
+  readonly isHubs: boolean
   readonly confirmed: Lsn
   /** `reserved`, `extended`, `unreserved`, `lost`. */
   readonly walStatus: string
@@ -33,9 +43,19 @@ export const clusterIdentity = (session: Session): Effect.Effect<ClusterIdentity
 
 export const findSlot = (session: Session, name: string): Effect.Effect<SlotState | null, PostgresError> =>
   Effect.map(
-    session.query<{ plugin: string; active: boolean; holder: string; confirmed: string | null; wal_status: string | null }>(
-      `SELECT s.plugin::text AS plugin, s.active,
+    session.query<{
+      plugin: string | null
+      two_phase: boolean
+      other_database: string | null
+      active: boolean
+      holder: string
+      is_hubs: boolean
+      confirmed: string | null
+      wal_status: string | null
+    }>(
+      `SELECT s.plugin::text AS plugin, s.two_phase, nullif(s.database, current_database())::text AS other_database, s.active,
               coalesce('process ' || s.active_pid || coalesce(' from ' || host(a.client_addr), '') || coalesce(' (' || nullif(a.application_name, '') || ')', ''), '') AS holder,
+              coalesce(a.application_name = '${STREAM_NAME}', false) AS is_hubs,
               s.confirmed_flush_lsn::text AS confirmed, s.wal_status
          FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
         WHERE s.slot_name = $1`,
@@ -47,12 +67,29 @@ export const findSlot = (session: Session, name: string): Effect.Effect<SlotStat
         : {
             name,
             plugin: row.plugin,
+            twoPhase: row.two_phase,
+            otherDatabase: row.other_database,
             active: row.active,
             holder: row.holder,
+            isHubs: row.is_hubs,
             confirmed: row.confirmed === null ? 0n : parseLsn(row.confirmed),
             walStatus: row.wal_status ?? "reserved",
           },
   )
+
+/** Why this hub waits while the slot is read by somebody else. */
+export const busyText = ({ name, holder, isHubs }: SlotState): string =>
+  isHubs
+    ? `another hub holds slot ${name}: ${holder}`
+    : `slot ${name} is read by ${holder}, which is no hub; this one goes on as soon as that is ended`
+
+/** A slot has one name in the whole server: another database took it. Ends with what to do; null = it is ours. */
+export const refusalOfOther = ({ name, otherDatabase, active, holder }: SlotState): string | null =>
+  otherDatabase === null
+    ? null
+    : active
+      ? `slot ${name} is of database ${otherDatabase} and read by ${holder}: the names of two synced databases of one server must differ in letters or digits, so give one another name`
+      : `slot ${name} is of database ${otherDatabase}, and nobody reads it; when that database is not synced any more, run in it: SELECT pg_drop_replication_slot('${name}');`
 
 /** Why a slot could not be made, in words that end with what to do; null = not a known reason. */
 const refusalOf = (error: PostgresError): string | null => {

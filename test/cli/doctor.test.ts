@@ -33,6 +33,7 @@ const facts = (part: Partial<ServerFacts>): ServerFacts => ({
   migrations: [1],
   newestMigration: 1,
   slots: [],
+  slotRefusal: null,
   wal2json: "old",
   ...part,
 })

@@ -102,6 +102,16 @@ test("another plugin in the config replaces the slot; schools get only what diff
   expect(after.seq - before.seq).toBeLessThan(100)
 })
 
+test("a slot that somebody made with two_phase, which hands out prepared transactions early, is replaced", async () => {
+  await world.halt()
+  await world.sql`SELECT pg_drop_replication_slot(${name})`
+  await world.sql`SELECT pg_create_logical_replication_slot(${name}, 'pgoutput', false, true)`
+  await world.sql`UPDATE goods SET cost = 4 WHERE id = 1`
+  await world.restart()
+  expect(await world.sql`SELECT two_phase FROM pg_replication_slots WHERE slot_name = ${name}`).toEqual([{ two_phase: false }])
+  await arrives("SELECT id, total FROM goods", [{ id: 1, total: "4.00" }])
+})
+
 test("a new table is published and copied", async () => {
   await world.sql`INSERT INTO later VALUES (1, 'before')`
   await world.restart(config("pgoutput", "later"))

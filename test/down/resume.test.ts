@@ -3,7 +3,7 @@ import { judgeStanding, type Standing } from "../../src/down/resume.ts"
 
 const well: Standing = {
   feed: { lsn: 100n, life: "b", lifeLast: "a", systemId: "7", timeline: 1 },
-  slot: { walStatus: "reserved", confirmed: 90n, plugin: "wal2json" },
+  slot: { walStatus: "reserved", confirmed: 90n, plugin: "wal2json", twoPhase: false },
   plugin: "wal2json",
   life: "b",
   isLifeOlder: false,
@@ -11,7 +11,7 @@ const well: Standing = {
   cluster: { systemId: "7", timeline: 1 },
   publication: null,
 }
-const slot = { walStatus: "reserved", confirmed: 90n, plugin: "wal2json" }
+const slot = { walStatus: "reserved", confirmed: 90n, plugin: "wal2json", twoPhase: false }
 const published = (exists: boolean, gaps: ReadonlyArray<string>): Partial<Standing> => ({ publication: { name: "schoolbus_school", exists, gaps } })
 
 test.each<[string, Partial<Standing>, RegExp | null, { readonly isUseless: boolean; readonly isNewEpoch: boolean; readonly isPutBack: boolean }]>([
@@ -31,6 +31,8 @@ test.each<[string, Partial<Standing>, RegExp | null, { readonly isUseless: boole
     /made for wal2json, the config says pgoutput/,
     { isUseless: true, isNewEpoch: false, isPutBack: false },
   ],
+  ["a physical slot", { slot: { ...slot, plugin: null } }, /is a physical one/, { isUseless: true, isNewEpoch: false, isPutBack: false }],
+  ["a slot of two-phase commits", { slot: { ...slot, twoPhase: true } }, /two_phase/, { isUseless: true, isNewEpoch: false, isPutBack: false }],
   ["the slot is ahead", { slot: { ...slot, confirmed: 101n } }, /ahead of the feed/, { isUseless: false, isNewEpoch: false, isPutBack: false }],
   ["the publication is whole", published(true, []), null, { isUseless: false, isNewEpoch: false, isPutBack: false }],
   [
