@@ -326,6 +326,7 @@ export const withFormer = (table: Table, { former = [] }: Pick<Shape, "former">)
 /** The table as a push is to see it. */
 export const pushedTable = ({ table, paused, shape }: { readonly table: Table; readonly paused: Pause | null; readonly shape: Shape }): Table => ({
   ...withFormer(table, shape),
+  stands: { oid: shape.oid, numbers: Object.fromEntries(Object.entries(shape.live).map(([name, { number }]) => [name, number])) },
   ...(paused !== null && { paused: true }),
   ...(paused !== null && UNNAMED.has(paused.code) && { keyedSince: Number.MAX_SAFE_INTEGER }),
 })

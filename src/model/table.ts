@@ -117,6 +117,8 @@ export interface Table {
   readonly keyedSince?: number
   /** Its changes are not taken from the stream; at the hub only. */
   readonly paused?: boolean
+  /** Postgres's own number of it and of its columns, as the hub last took it over; at the hub only. */
+  readonly stands?: { readonly oid: string; readonly numbers: Readonly<Record<string, number>> }
   readonly columns: ReadonlyArray<Column>
   /** What columns were called in changes frozen before a manifest, oldest first. */
   readonly former?: ReadonlyArray<FormerNames>

@@ -6,13 +6,14 @@ import * as Effect from "effect/Effect"
 import type { Table } from "../model/table.ts"
 import type { PostgresError, Session } from "../postgres/client.ts"
 import { checkReach, checkReferences, notYours, placement, type Pointing, type Refusal, textsOf } from "./authorise.ts"
+import { readKnownShapes } from "./known.ts"
 import { readMade } from "./made.ts"
 import { type Places, whichBelong } from "./place.ts"
 import { isPlacedLate, notPlaced, restless } from "./placed.ts"
 import { DecideRefused } from "./refused.ts"
 import type { Row } from "./resolve.ts"
 import type { Place } from "./rows.ts"
-import { readReferencing, readShapes } from "./shape.ts"
+import { readReferencing } from "./shape.ts"
 
 const answer = (refusal: Refusal | null): Effect.Effect<void, DecideRefused> =>
   refusal === null ? Effect.void : Effect.fail(new DecideRefused({ code: "not_possible", message: `${refusal.reason}: ${refusal.detail}` }))
@@ -31,7 +32,7 @@ export const writeAsSchool = <A>(
   write: Effect.Effect<A, PostgresError>,
 ): Effect.Effect<void, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
-    const shapes = yield* readShapes(session, [...tables.keys()])
+    const shapes = yield* readKnownShapes(session, tables, [...tables.keys()])
     const places: Places = { tables, shapes }
     if (current !== null && !(yield* belongs(session, places, table, current, school))) return yield* answer(notYours)
     if (row === null) {

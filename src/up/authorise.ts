@@ -33,6 +33,10 @@ export const notYours: Refusal = { reason: "not_allowed", detail: "the row does 
 export const notVisible: Refusal = { reason: "foreign_key", detail: "the row refers to one that does not exist, or does not belong to this school" }
 export const taken: Refusal = { reason: "unique", detail: "a row with this key exists already and cannot be taken over" }
 export const homeless = (link: string): Refusal => ({ reason: "no_audience", detail: `no row of ${link} places the row in this school` })
+const away = (name: string): Refusal => ({
+  reason: "unknown_table",
+  detail: `${name}, or a table that places its rows, is away or has another shape at head office; the change goes on when that does`,
+})
 const shared: Refusal = { reason: "shared", detail: "rows that do not belong to this school alone would be removed or changed with it" }
 
 export const textOf = (table: Table, column: string, value: Wire): string | null =>
@@ -67,6 +71,7 @@ export const formRefusal = (
   },
   keys: KeyRange | null = null,
 ): Refusal | null => {
+  if (table !== undefined && shape === undefined && !table.system) return away(name)
   if (table === undefined || shape === undefined || table.system)
     return { reason: "unknown_table", detail: `${name || "the table"} is not a table that is synced` }
   if (table.direction === "down") return { reason: "direction", detail: `${name} is written at head office only` }
@@ -332,6 +337,10 @@ const reachOnce = (
           continue
         }
         const child = tables.get(foreign.child)
+        if (child !== undefined && !shapes.has(child.name)) {
+          for (const row of affected) row.origin.refusal = away(child.name)
+          continue
+        }
         const childKey = child?.key ?? []
         const types = table.key.map((name) => shapes.get(table.name)?.columns.get(name)?.base ?? "text")
         const { from, params } = unnest(

@@ -14,11 +14,12 @@ import { checkReach, checkReferences, formRefusal, notYours, type Refusal, texts
 import { findRemoved, mergedOf, readAltered } from "./aftermath.ts"
 import { currentKey, type RowChange, type Values } from "./coalesce.ts"
 import { judge } from "./judge.ts"
+import { readKnownShapes } from "./known.ts"
 import { isEmptied, partLost, rekeyed } from "./lost.ts"
 import { chainOf, type Places } from "./place.ts"
 import { writePlaced } from "./placed.ts"
 import type { Decision } from "./resolve.ts"
-import { readReferencing, readShapes } from "./shape.ts"
+import { readReferencing } from "./shape.ts"
 import { spell } from "./spell.ts"
 import { compare, findInside, lock } from "./theirs.ts"
 import { isTimed, type Pushing, readOfficeTimes, recordTimes } from "./times.ts"
@@ -46,7 +47,7 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
       const known = ground.tables.get(name)
       if (known !== undefined) for (const link of chainOf(ground.tables, known)) names.add(link.name)
     }
-    const shapes = yield* readShapes(session, [...names])
+    const shapes = yield* readKnownShapes(session, ground.tables, [...names])
     const places: Places = { tables: ground.tables, shapes }
     const refusals = new Map<RowChange, Refusal>()
     const works = new Map<RowChange, Work>()
@@ -92,7 +93,7 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
       const isReaching = referencing.some((foreign) => parents.has(foreign.parent))
       if (isReaching || leaving.some((work) => isThrough(work.table.audience))) {
         const missing = isReaching ? [...ground.tables.keys()].filter((name) => !shapes.has(name)) : []
-        const known = new Map([...shapes, ...(yield* readShapes(session, missing))])
+        const known = new Map([...shapes, ...(yield* readKnownShapes(session, ground.tables, missing))])
         yield* checkReach(session, leaving, referencing, { tables: ground.tables, shapes: known }, ground.school)
       }
     }

@@ -4,11 +4,11 @@ import type { PostgresError, Session } from "../postgres/client.ts"
 import { renameRow } from "./by-value.ts"
 import { type Follower, type Ground0, keyOf, refuse, type Undo, type UniqueConflict } from "./clash.ts"
 import { currentKey } from "./coalesce.ts"
+import { readKnownShapes } from "./known.ts"
 import { changeOfRecord, keptChange } from "./records.ts"
 import type { DecideRefused } from "./refused.ts"
 import type { Row } from "./resolve.ts"
 import { columnOf, type Place, readRow, writeRow } from "./rows.ts"
-import { readShapes } from "./shape.ts"
 import { suggest } from "./unique.ts"
 import { known } from "./work.ts"
 
@@ -20,7 +20,7 @@ export const undoClash = (
 ): Effect.Effect<void, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
     const table = ground.tables.get(conflict.table_name)
-    const shape = (yield* readShapes(session, [conflict.table_name])).get(conflict.table_name)
+    const shape = (yield* readKnownShapes(session, ground.tables, [conflict.table_name])).get(conflict.table_name)
     if (table === undefined || shape === undefined) return yield* refuse("not_possible", `table ${conflict.table_name} is no longer synced`)
     if (conflict.undo === null) return yield* refuse("not_possible", "what was decided here cannot be taken back; edit the row")
     const { keep, change, own, other, followers = [] } = JSON.parse(conflict.undo) as Undo
@@ -71,7 +71,7 @@ const waitAgain = (session: Session, ground: Ground0, { quarantine, change }: Fo
   Effect.gen(function* () {
     const kept = changeOfRecord(quarantine, change)
     const table = ground.tables.get(kept?.table ?? "")
-    const shape = table === undefined ? undefined : (yield* readShapes(session, [table.name])).get(table.name)
+    const shape = table === undefined ? undefined : (yield* readKnownShapes(session, ground.tables, [table.name])).get(table.name)
     if (kept === null || table === undefined || shape === undefined) return
     const place: Place = { table, shape, key: currentKey(kept) }
     const row = yield* readRow(session, place)

@@ -16,12 +16,13 @@ import { followKept, renameRow } from "./by-value.ts"
 import { carryOut } from "./carry-out.ts"
 import { currentKey, type RowChange } from "./coalesce.ts"
 import { DecideRefused } from "./refused.ts"
+import { readKnownShapes } from "./known.ts"
 import { asPresent } from "./lost.ts"
 import { alone, type Kept, lockKept, settle } from "./quarantine.ts"
 import { changeOfRecord, closeQuarantined, keptChange } from "./records.ts"
 import type { Row } from "./resolve.ts"
 import { columnOf, type Place, readRow, spellRow } from "./rows.ts"
-import { readShapes, type Shape } from "./shape.ts"
+import type { Shape } from "./shape.ts"
 import { findClashes, suggest, visible } from "./unique.ts"
 import type { Ground, Outcome } from "./work.ts"
 
@@ -89,7 +90,7 @@ export const decideClash = (
     )
     const change = changeOfRecord(kept.id, kept.change)
     const table = ground.tables.get(conflict.table_name)
-    const shape = (yield* readShapes(session, [conflict.table_name])).get(conflict.table_name)
+    const shape = (yield* readKnownShapes(session, ground.tables, [conflict.table_name])).get(conflict.table_name)
     if (change === null || table === undefined || shape === undefined)
       return yield* refuse("not_possible", `table ${conflict.table_name} is no longer synced`)
     const row = asPresent(change, table)

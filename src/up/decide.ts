@@ -12,12 +12,12 @@ import { writeAsSchool } from "./allowed.ts"
 import { setTimeouts } from "./carry-out.ts"
 import { type Authority, CLASH_COLUMNS, decideClash, type UniqueChoice, type UniqueConflict } from "./clash.ts"
 import { undoClash } from "./clash-undo.ts"
+import { readKnownShapes } from "./known.ts"
 import { isMergeRule, type MergeRule, mergeValues } from "./merge.ts"
 import { DecideRefused } from "./refused.ts"
 import { type Proposal, resolve, type Row } from "./resolve.ts"
 import { bringUp, staleOf } from "./renamed.ts"
 import { columnOf, isAsLeft, type Place, readRow, spellRow, writeRow } from "./rows.ts"
-import { readShapes } from "./shape.ts"
 import type { Ground } from "./work.ts"
 
 export type Decider = Pick<Ground, "tables" | "had" | "times">
@@ -155,7 +155,7 @@ const decideValue = (
 const placeOf = (session: Session, { tables }: Decider, conflict: Conflict): Effect.Effect<Place, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
     const table = tables.get(conflict.table_name)
-    const shape = (yield* readShapes(session, [conflict.table_name])).get(conflict.table_name)
+    const shape = (yield* readKnownShapes(session, tables, [conflict.table_name])).get(conflict.table_name)
     if (table === undefined || shape === undefined) return yield* refuse("not_possible", `table ${conflict.table_name} is no longer synced`)
     return { table, shape, key: parse(conflict.row_key) as ReadonlyArray<Wire> }
   })

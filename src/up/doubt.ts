@@ -13,7 +13,7 @@ import { type Origin, putConflicts } from "./records.ts"
 import { DecideRefused } from "./refused.ts"
 import type { Row } from "./resolve.ts"
 import { readRow, spellRow } from "./rows.ts"
-import { readShapes } from "./shape.ts"
+import { readKnownShapes } from "./known.ts"
 import { visible } from "./unique.ts"
 
 /** `target` of the request is the table's name, `choice` this as JSON. `mine` null: the school has no such row. */
@@ -54,7 +54,7 @@ export const recordDoubt = (
 ): Effect.Effect<void, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
     const table = tables.get(target)
-    const shape = (yield* readShapes(session, [target])).get(target)
+    const shape = (yield* readKnownShapes(session, tables, [target])).get(target)
     const doubt = table === undefined ? null : parseDoubt(table, choice)
     if (table === undefined || shape === undefined || doubt === null || table.system || table.direction !== "both")
       return yield* new DecideRefused({ code: "not_possible", message: `no such row of ${target}` })

@@ -11,6 +11,7 @@ import { ident, inOneGo, isTooLong, isTransient, type PostgresError, qualified, 
 import { textsOf, visibleParents } from "./authorise.ts"
 import { canonicalise } from "./canonical.ts"
 import { rowId } from "./coalesce.ts"
+import { knownShapes } from "./known.ts"
 import { type Group, editsJson, madeTuples, NEW, newTexts, parentsFirst, type Plain, type PlainColumn, recognise } from "./plain.ts"
 import type { Places } from "./place.ts"
 import type { Origin } from "./records.ts"
@@ -44,7 +45,7 @@ export const readSurroundings = (
   const isChained = [...concerned].some((name) => isThrough(tables.get(name)?.audience ?? "all"))
   if (isChained) return Effect.succeed(null)
   return Effect.map(inOneGo([readOpenRows(session, origin), readShapes(session, [...concerned])]), ([isOpen, shapes]) =>
-    isOpen === "many" ? null : { isOpen, shapes },
+    isOpen === "many" ? null : { isOpen, shapes: knownShapes(tables, concerned, shapes) },
   )
 }
 

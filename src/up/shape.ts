@@ -8,6 +8,8 @@ import { inOneGo, type PostgresError, type Session } from "../postgres/client.ts
 
 export interface ColumnShape {
   readonly name: string
+  /** `pg_attribute.attnum`: stays through a rename, and is never given again. */
+  readonly number: number
   /** Castable, with its modifier: `"numeric(10,2)"`, `"public.phone"`. */
   readonly type: string
   /** The base type without modifier: `"numeric"`; a cast to it never cuts or rounds. */
@@ -22,6 +24,7 @@ export interface ColumnShape {
 
 export interface Shape {
   readonly name: string
+  readonly oid: string
   readonly columns: ReadonlyMap<string, ColumnShape>
   readonly can: { readonly select: boolean; readonly insert: boolean; readonly update: boolean; readonly delete: boolean }
   /** The role that pushes run under, for the GRANT that a refusal names. */
@@ -49,6 +52,7 @@ const NAMED = `unnest($1::text[], $2::text[]) AS w (schema, name) JOIN pg_catalo
 
 interface TableRow {
   readonly tbl: string
+  readonly oid: string
   readonly role: string
   readonly s: boolean
   readonly i: boolean
@@ -57,7 +61,7 @@ interface TableRow {
   readonly triggers: boolean
   readonly filtered: boolean
 }
-const TABLES = `SELECT n.nspname || '.' || c.relname AS tbl, current_user::text AS role,
+const TABLES = `SELECT n.nspname || '.' || c.relname AS tbl, c.oid::text AS oid, current_user::text AS role,
               has_any_column_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS s, has_any_column_privilege(c.oid, 'INSERT') AS i,
               has_any_column_privilege(c.oid, 'UPDATE') AS u, has_table_privilege(c.oid, 'DELETE') AS d,
               EXISTS (SELECT 1 FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D') AS triggers,
@@ -67,6 +71,7 @@ const TABLES = `SELECT n.nspname || '.' || c.relname AS tbl, current_user::text 
 interface ColumnRow {
   readonly tbl: string
   readonly name: string
+  readonly number: number
   readonly type: string
   readonly base: string
   readonly typname: string
@@ -83,7 +88,7 @@ const COLUMNS = `WITH RECURSIVE col AS (
          SELECT b.rel, b.attnum, t.typbasetype, greatest(t.typtypmod, b.typmod), true
            FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typ AND t.typtype = 'd'
        )
-       SELECT col.tbl, col.attname::text AS name, format_type(col.atttypid, col.atttypmod) AS type, format_type(base.typ, -1) AS base, t.typname::text AS typname,
+       SELECT col.tbl, col.attname::text AS name, attnum::int AS number, format_type(col.atttypid, col.atttypmod) AS type, format_type(base.typ, -1) AS base, t.typname::text AS typname,
               base.typmod >= 0 AS limited, base.domain, col.generated
          FROM col JOIN base USING (rel, attnum) JOIN pg_catalog.pg_type t ON t.oid = base.typ WHERE t.typtype <> 'd' ORDER BY col.tbl, col.attnum`
 
@@ -101,7 +106,15 @@ export const readShapes = (session: Session, names: ReadonlyArray<string>): Effe
     ])
     for (const row of tables) {
       const can = { select: row.s, insert: row.i, update: row.u, delete: row.d }
-      shapes.set(row.tbl, { name: row.tbl, columns: new Map(), can, role: row.role, hasTriggers: row.triggers, isFiltered: row.filtered })
+      shapes.set(row.tbl, {
+        name: row.tbl,
+        oid: row.oid,
+        columns: new Map(),
+        can,
+        role: row.role,
+        hasTriggers: row.triggers,
+        isFiltered: row.filtered,
+      })
     }
     for (const { tbl, limited, domain, ...column } of columns)
       shapes.get(tbl)?.columns.set(column.name, { ...column, isLimited: limited, isDomain: domain })

@@ -9,10 +9,10 @@ import type { Wire } from "../model/value.ts"
 import { taken } from "./authorise.ts"
 import { setTimeouts } from "./carry-out.ts"
 import { recordClashes } from "./clash-records.ts"
+import { readKnownShapes } from "./known.ts"
 import { alone, type Kept, retryKept } from "./quarantine.ts"
 import { bringUp, type Named, staleOf } from "./renamed.ts"
 import { readRow, writtenAt } from "./rows.ts"
-import { readShapes } from "./shape.ts"
 import { visible } from "./unique.ts"
 import type { Ground } from "./work.ts"
 
@@ -111,7 +111,7 @@ const refresh = (
 ): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
     yield* setTimeouts(session)
-    const shape = (yield* readShapes(session, [table.name])).get(table.name)
+    const shape = (yield* readKnownShapes(session, tables, [table.name])).get(table.name)
     if (shape?.can.select !== true) return
     const reading = { ...shape, can: { ...shape.can, update: false } }
     for (const found of conflicts) {

@@ -10,10 +10,11 @@ import { type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
 import { textsOf } from "./authorise.ts"
 import { textToWire } from "./canonical.ts"
+import { readKnownShapes } from "./known.ts"
 import { chainOf, whichBelong } from "./place.ts"
 import type { Row } from "./resolve.ts"
 import { columnOf } from "./rows.ts"
-import { readShapes, type Shape } from "./shape.ts"
+import type { Shape } from "./shape.ts"
 
 /** Free values that are tried for one row. */
 const CANDIDATES = 200
@@ -176,7 +177,7 @@ export const visible = (
 ): Effect.Effect<Row | null, PostgresError> =>
   Effect.gen(function* () {
     if (table.audience === "all") return other
-    const shapes = yield* readShapes(session, [table.name, ...chainOf(tables, table).map((link) => link.name)])
+    const shapes = yield* readKnownShapes(session, tables, [table.name, ...chainOf(tables, table).map((link) => link.name)])
     const inside = yield* whichBelong(session, { tables, shapes }, table, [textsOf(table, table.key, other)], school)
     return inside.has(0) ? other : null
   })

@@ -3,7 +3,7 @@ import { expect, test } from "vitest"
 import { pushedTable } from "../../src/down/shape.ts"
 import { resolveConflict, undoConflict } from "../../src/up/decide.ts"
 import { editQuarantined } from "../../src/up/quarantine.ts"
-import { tendConflicts } from "../../src/up/tend.ts"
+import { tendConflicts, tendQuarantine } from "../../src/up/tend.ts"
 import type { Choice } from "../../src/model/choice.ts"
 import { until } from "../support/until.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
@@ -21,10 +21,10 @@ const start = async (strategy: "manual" | "school_wins" | "newest_wins", more = 
 }
 
 /** The table takes its new shape, as meant, and the school hears of it. */
-const goOn = async (world: World, a: School): Promise<void> => {
+const goOn = async (world: World, a: School, name = "public.pupils"): Promise<void> => {
   const tables = () => world.run(world.feed.tables)
   await until("the pause", async () => (await tables()).some(({ paused }) => paused !== null))
-  await world.run(world.feed.accept("public.pupils"))
+  await world.run(world.feed.accept(name))
   await until("the table to be read", async () => (await tables()).every((table) => !table.loading && table.paused === null && !table.recheck))
   await world.settle()
   await a.pull()
@@ -203,5 +203,122 @@ test("a column that is new under the name of one that is gone has none of its ti
     world.feedFile.read((tx) => tx.all<{ times: string }>("SELECT times FROM column_time WHERE tbl = ?", [table?.id ?? 0])),
   )
   expect(Object.keys(JSON.parse(row?.times ?? "{}"))).toEqual(["*"])
+  await world.stop()
+})
+
+const linked = `
+  CREATE TABLE classes (id int PRIMARY KEY, name text);
+  CREATE TABLE links (id int PRIMARY KEY, school_id text NOT NULL, pupil_id int);
+  CREATE TABLE people (id int PRIMARY KEY, name text, code text);
+  CREATE TABLE marks (id int PRIMARY KEY, school_id text NOT NULL, a text, b text, person_id int REFERENCES people (id) ON DELETE CASCADE);
+  INSERT INTO classes VALUES (1, 'one');
+  INSERT INTO people VALUES (1, 'p1', 'c1'), (2, 'p2', 'c2');
+  INSERT INTO links VALUES (1, 'a', 1), (2, 'b', 2);
+  INSERT INTO marks VALUES (1, 'a', 'a1', 'b1', 1), (2, 'b', 'a2', 'b2', 2);
+`
+const linkedTables = {
+  classes: { audience: "all" },
+  links: { audience: { column: "school_id" } },
+  people: { audience: { through: "links", on: { id: "pupil_id" } } },
+  marks: { audience: { column: "school_id" }, strategy: "school_wins" },
+} as const
+
+const needed: ReadonlyArray<readonly [what: string, ddl: string, back: string | null, writes: ReadonlyArray<string>]> = [
+  [
+    "its key",
+    "ALTER TABLE marks RENAME id TO pid",
+    null,
+    ["UPDATE marks SET a = 'x' WHERE id = 1", "INSERT INTO marks VALUES (10, 'a', 'n', 'm', 1)"],
+  ],
+  [
+    "its key, and rows go that it hangs on",
+    "ALTER TABLE marks RENAME id TO pid",
+    null,
+    ["DELETE FROM marks WHERE id = 1", "DELETE FROM people WHERE id = 1"],
+  ],
+  [
+    "what says its school",
+    "ALTER TABLE marks RENAME school_id TO sid",
+    "ALTER TABLE marks RENAME sid TO school_id",
+    ["UPDATE marks SET a = 'x' WHERE id = 1", "INSERT INTO marks VALUES (10, 'a', 'n', 'm', 1)", "UPDATE people SET name = 'y' WHERE id = 1"],
+  ],
+  [
+    "what places others",
+    "ALTER TABLE links RENAME pupil_id TO pid",
+    "ALTER TABLE links RENAME pid TO pupil_id",
+    [
+      ...["UPDATE people SET name = 'y' WHERE id = 1", "INSERT INTO people VALUES (10, 'n', 'c')"],
+      ...["INSERT INTO links VALUES (10, 'a', 10)", "INSERT INTO marks VALUES (10, 'a', 'n', 'm', 10)"],
+    ],
+  ],
+  [
+    "the key of what others refer to",
+    "ALTER TABLE links RENAME id TO link; ALTER TABLE links RENAME link TO id; ALTER TABLE people RENAME id TO pid",
+    "ALTER TABLE people RENAME pid TO id",
+    ["UPDATE marks SET b = 'x' WHERE id = 1", "INSERT INTO marks VALUES (10, 'a', 'n', 'm', 1)", "UPDATE people SET name = 'y' WHERE id = 1"],
+  ],
+]
+
+test.each(needed)("while a table lacks %s, what schools write to it waits, and all else goes on", async (_, ddl, back, writes) => {
+  const world = await makeWorld(linked, { tables: linkedTables }, ["a", "b"])
+  const a = await world.school("a")
+  await a.pull()
+  for (const one of ddl.split("; ")) await world.sql.unsafe(one)
+  await until("the pause", async () => (await world.run(world.feed.tables)).some(({ paused }) => paused !== null))
+  for (const one of writes) await a.write(one)
+  await a.write("UPDATE classes SET name = 'first' WHERE id = 1")
+  await a.sync()
+  expect([...(await world.sql`SELECT name FROM classes`)]).toEqual([{ name: "first" }])
+  // The school shows what it wrote.
+  const wrote = await Promise.all(["people", "links"].map((name) => a.rows(`SELECT * FROM ${name} ORDER BY id`)))
+  const marks = await a.rows("SELECT a, b, person_id FROM marks ORDER BY id")
+  if (back === null) await goOn(world, a, "public.marks")
+  else {
+    await world.sql.unsafe(back)
+    await until("going on", async () => (await world.run(world.feed.tables)).every(({ paused, recheck }) => paused === null && !recheck))
+  }
+  await until("what waits to be carried out", async () => {
+    const tables = (await deciderOf(world)).tables
+    for (let after: string | null = null; after !== ""; )
+      after = await world.run(tendQuarantine(world.pg, { tables, had: world.feed.had }, after ?? ""))
+    return (await world.sql`SELECT FROM schoolbus.quarantine WHERE status = 'open'`).length === 0
+  })
+  await world.settle()
+  await a.pull()
+  expect(await a.rows("SELECT a, b, person_id FROM marks ORDER BY 1, 2")).toEqual(
+    marks.toSorted((x, y) => (String(x["a"]) < String(y["a"]) ? -1 : 1)),
+  )
+  expect(await Promise.all(["people", "links"].map((name) => a.rows(`SELECT * FROM ${name} ORDER BY id`)))).toEqual(wrote)
+  const office = await world.sql`SELECT a, b, person_id FROM marks WHERE school_id = 'a' ORDER BY 1, 2`
+  expect(await a.rows("SELECT a, b, person_id FROM marks ORDER BY 1, 2")).toEqual([...office])
+  expect(await a.rows("SELECT * FROM schoolbus_hold")).toEqual([])
+  expect(await a.rows("SELECT * FROM schoolbus_behind")).toEqual([])
+  await world.stop()
+})
+
+test("while two columns have traded names, and nobody has said that it is meant, nothing is written into either", async () => {
+  const { world, a } = await start("school_wins")
+  await swap(world)
+  await until("the pause", async () => (await world.run(world.feed.tables)).some(({ paused }) => paused !== null))
+  await a.write("UPDATE pupils SET a = 'mine', number = 9 WHERE id = 1")
+  const [verdicts] = await a.push()
+  expect(verdicts?.exceptions.map(({ verdict, reason }) => [verdict, reason])).toEqual([["merged", "column_gone"]])
+  expect(await pupil(world)).toMatchObject({ a: "b1", b: "a1", number: 9 })
+  await goOn(world, a)
+  expect(await a.rows("SELECT a, b, number FROM pupils WHERE id = 1")).toEqual([{ a: "b1", b: "a1", number: 9 }])
+  await world.stop()
+})
+
+test("a push that comes before the hub has heard of the new names writes nothing under the old ones", async () => {
+  const { world, a } = await start("school_wins")
+  await a.write("UPDATE pupils SET a = 'mine', number = 9 WHERE id = 1")
+  await a.freeze()
+  await world.halt()
+  await swap(world)
+  await a.push()
+  expect(await pupil(world)).toMatchObject({ a: "b1", b: "a1", number: 9 })
+  await world.restart()
+  await goOn(world, a)
+  expect(await a.rows("SELECT a, b, number FROM pupils WHERE id = 1")).toEqual([{ a: "b1", b: "a1", number: 9 }])
   await world.stop()
 })
