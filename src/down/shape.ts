@@ -323,9 +323,16 @@ const UNNAMED = new Set(["key_changed", "table_replaced", "no_key", "column_repl
 /** The table with the names that schools were told before. */
 export const withFormer = (table: Table, { former = [] }: Pick<Shape, "former">): Table => (former.length === 0 ? table : { ...table, former })
 
+/** While a new shape is being read schools are told the old one still: what they write by its names is meant by its columns. */
+const withTold = (table: Table, { told }: Pick<Shape, "told">): Table => {
+  const [was, now] = [numbersOf(told), numbersOf(table)]
+  const isOther = (told.generation ?? 1) === (table.generation ?? 1) && Object.entries(was).some(([name, number]) => now[name] !== number)
+  return isOther ? { ...table, former: [...(table.former ?? []), { before: Number.MAX_SAFE_INTEGER, numbers: was }] } : table
+}
+
 /** The table as a push is to see it. */
 export const pushedTable = ({ table, paused, shape }: { readonly table: Table; readonly paused: Pause | null; readonly shape: Shape }): Table => ({
-  ...withFormer(table, shape),
+  ...withTold(withFormer(table, shape), shape),
   stands: { oid: shape.oid, numbers: Object.fromEntries(Object.entries(shape.live).map(([name, { number }]) => [name, number])) },
   ...(paused !== null && { paused: true }),
   ...(paused !== null && UNNAMED.has(paused.code) && { keyedSince: Number.MAX_SAFE_INTEGER }),

@@ -322,3 +322,42 @@ test("a push that comes before the hub has heard of the new names writes nothing
   expect(await a.rows("SELECT a, b, number FROM pupils WHERE id = 1")).toEqual([{ a: "b1", b: "a1", number: 9 }])
   await world.stop()
 })
+
+test("while a new shape is being read, edits of its columns are written under their names in it", async () => {
+  const { world, a } = await start("school_wins")
+  await a.write("UPDATE pupils SET a = 'mine', b = 'gone' WHERE id = 1")
+  await a.freeze()
+  await world.sql`ALTER TABLE pupils RENAME COLUMN a TO x`
+  await world.sql`ALTER TABLE pupils DROP COLUMN b, ADD COLUMN a text, ALTER COLUMN number TYPE bigint`
+  await until("the pause", async () => (await world.run(world.feed.tables)).some(({ paused }) => paused !== null))
+  // No read of a table ends meanwhile.
+  const reading = Promise.withResolvers<void>()
+  const held = world.sql.begin(async (tx) => {
+    await tx`LOCK TABLE schoolbus.marks IN EXCLUSIVE MODE`
+    await world.run(world.feed.accept("public.pupils"))
+    await until("the new shape", async () => (await world.run(world.feed.tables)).some(({ name, loading }) => name === "public.pupils" && loading))
+    await reading.promise
+  })
+  await until("the new shape", async () => (await world.run(world.feed.tables)).some(({ name, loading }) => name === "public.pupils" && loading))
+  const [first] = await a.push()
+  await a.write("UPDATE pupils SET a = 'mine again' WHERE id = 2")
+  const [second] = await a.push().then((all) => all.slice(-1))
+  reading.resolve()
+  await held
+  expect([first, second].map((verdicts) => verdicts?.exceptions.map(({ verdict, reason }) => [verdict, reason]))).toEqual([
+    [["merged", "column_gone"]],
+    [],
+  ])
+  expect([...(await world.sql`SELECT x, a, number FROM pupils ORDER BY id`)]).toEqual([
+    { x: "mine", a: null, number: "2" },
+    { x: "mine again", a: null, number: "1" },
+  ])
+  await until("the table to be read", async () => (await world.run(world.feed.tables)).every(({ loading }) => !loading))
+  await world.settle()
+  await a.pull()
+  expect(await a.rows("SELECT x, a, number FROM pupils ORDER BY id")).toEqual([
+    { x: "mine", a: null, number: 2 },
+    { x: "mine again", a: null, number: 1 },
+  ])
+  await world.stop()
+})
