@@ -101,6 +101,14 @@ export const isWidening = (from: Pick<Column, "type" | "kind">, to: Pick<Column,
   }
 }
 
+/** True when values of the old type that the new one takes are spelled the same: of a key, rows keep their names. */
+const isSpelledAlike = (from: Pick<Column, "type" | "kind">, to: Pick<Column, "type" | "kind">): boolean => {
+  if (isWidening(from, to)) return true
+  const [old, now] = [parts(from.type), parts(to.type)]
+  if (TEXTS.has(now.base)) return TEXTS.has(old.base) || from.type === "uuid"
+  return old.base === "numeric" && old.limits.length > 0 && isWidening(to, from)
+}
+
 const pause = (code: string, reason: string): { readonly kind: "pause" } & Pause => ({ kind: "pause", code, reason })
 
 const list = (names: ReadonlyArray<string>): string => `(${names.join(", ")})`
@@ -262,7 +270,10 @@ export const accept = (shape: Shape, found: Found, now: Table): Accepted => {
   const oldOf = (name: string): Column | undefined => byNumber.get(found.columns.get(name)?.number ?? -2)
   const sameKey =
     now.key.length === accepted.key.length &&
-    now.key.every((name, i) => oldOf(name)?.name === accepted.key[i] && kindIn(now, name) === kindIn(accepted, accepted.key[i] ?? ""))
+    now.key.every((name, i) => {
+      const [old, column] = [oldOf(name), now.columns.find((one) => one.name === name)]
+      return old !== undefined && column !== undefined && old.name === accepted.key[i] && old.kind === column.kind && isSpelledAlike(old, column)
+    })
   if (found.oid !== shape.oid || !sameKey) {
     const columns = now.columns.map((column, i) => ({ ...column, number: i + 1 }))
     const table: Table = { ...now, generation: (accepted.generation ?? 1) + 1, keyedSince: Number.MAX_SAFE_INTEGER, columns }

@@ -18,6 +18,17 @@ const neededOf = (tables: ReadonlyMap<string, Table>, { name, key, audience }: T
   return new Set([...key, ...links].concat(own))
 }
 
+/** Keys of these are told by their text, and every varying text is spelled alike. */
+const TOLD_BY_TEXT = /^(?:text|numeric)$/
+const isText = (type: string): boolean => /^(?:text|character varying(?:\(\d+\))?)$/.test(type)
+
+/** A key whose values may be spelled otherwise by now: the school's would name no row, or a new one. */
+const isRespelled = (table: Table, shape: Shape): boolean =>
+  table.columns.some(({ name, kind, type }) => {
+    const now = shape.columns.get(name)?.type ?? type
+    return table.key.includes(name) && TOLD_BY_TEXT.test(kind) && now !== type && !(isText(now) && isText(type))
+  })
+
 /** Without columns that are others by now; null: the table is another one, or lacks a column that it needs. */
 const knownShape = (tables: ReadonlyMap<string, Table>, table: Table, shape: Shape): Shape | null => {
   const { stands } = table
@@ -28,7 +39,7 @@ const knownShape = (tables: ReadonlyMap<string, Table>, table: Table, shape: Sha
   }
   const columns = [...shape.columns].filter(([name]) => !isOther(name))
   const known = columns.length === shape.columns.size ? shape : { ...shape, columns: new Map(columns) }
-  return [...neededOf(tables, table)].every((name) => known.columns.has(name)) ? known : null
+  return [...neededOf(tables, table)].every((name) => known.columns.has(name)) && !isRespelled(table, known) ? known : null
 }
 
 /** `asked`: the tables that were looked for; a table whose links are away is away with them. */

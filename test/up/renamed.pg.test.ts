@@ -1,5 +1,5 @@
 /** Records that wait for a person while head office gives their columns other names, or their table another key. */
-import { expect, test } from "vitest"
+import { describe, expect, test } from "vitest"
 import { pushedTable } from "../../src/down/shape.ts"
 import { resolveConflict, undoConflict } from "../../src/up/decide.ts"
 import { editQuarantined } from "../../src/up/quarantine.ts"
@@ -359,5 +359,55 @@ test("while a new shape is being read, edits of its columns are written under th
     { x: "mine", a: null, number: 2 },
     { x: "mine again", a: null, number: 1 },
   ])
+  await world.stop()
+})
+
+describe.each([
+  ["char(5)", "text", "'ab'"],
+  ["date", "timestamp", "'2026-01-01'"],
+  ["numeric(10,2)", "numeric(12,4)", "1.5"],
+])("a key of type %s that becomes %s", (from, to, value) => {
+  test.each(["while it is paused", "when it goes on"])("names no other row by an edit that comes %s", async (when) => {
+    const world = await makeWorld(
+      `CREATE TABLE pupils (k ${from} PRIMARY KEY, school_id text NOT NULL, v text); INSERT INTO pupils VALUES (${value}, 'a', 'one')`,
+      { tables: { pupils: { audience: { column: "school_id" }, strategy: "school_wins" } } },
+      ["a"],
+    )
+    const a = await world.school("a")
+    await a.pull()
+    await a.write("UPDATE pupils SET v = 'mine'")
+    await a.freeze()
+    await world.sql.unsafe(`ALTER TABLE pupils ALTER k TYPE ${to}`)
+    await until("the pause", async () => (await world.run(world.feed.tables)).some(({ paused }) => paused !== null))
+    const reasons = async () => (await a.push()).flatMap(({ exceptions }) => exceptions.map(({ reason }) => reason))
+    if (when === "while it is paused") expect(await reasons()).toEqual(["unknown_table"])
+    await goOn(world, a)
+    if (when === "when it goes on") expect(await reasons()).toEqual(["rekeyed"])
+    await world.run(tendQuarantine(world.pg, await deciderOf(world), ""))
+    expect([...(await world.sql`SELECT reason, status FROM schoolbus.quarantine`)]).toEqual([{ reason: "rekeyed", status: "open" }])
+    await world.sql`UPDATE schoolbus.quarantine SET status = 'discarded'`
+    await world.settle()
+    await a.pull()
+    const office = [...(await world.sql`SELECT k::text AS k, v FROM pupils`)]
+    expect(office).toHaveLength(1)
+    expect(await a.rows("SELECT k, v FROM pupils")).toEqual(office)
+    await world.stop()
+  })
+})
+
+test("a key whose values are spelled alike under its new type goes on naming its rows", async () => {
+  const world = await makeWorld(
+    "CREATE TABLE pupils (k uuid PRIMARY KEY, school_id text NOT NULL, v text); INSERT INTO pupils VALUES ('00000000-0000-0000-0000-000000000001', 'a', 'one')",
+    { tables: { pupils: { audience: { column: "school_id" }, strategy: "school_wins" } } },
+    ["a"],
+  )
+  const a = await world.school("a")
+  await a.pull()
+  await a.write("UPDATE pupils SET v = 'mine'")
+  await a.freeze()
+  await world.sql`ALTER TABLE pupils ALTER k TYPE text`
+  await goOn(world, a)
+  await a.sync()
+  expect([...(await world.sql`SELECT v FROM pupils`)]).toEqual([{ v: "mine" }])
   await world.stop()
 })
