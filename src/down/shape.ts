@@ -151,7 +151,10 @@ export const judge = (
     const column = found.table === null || problem?.code !== "column_missing" ? null : judgeColumns(shape, found, found.table, sameDatabase)
     if (column !== null && column.kind === "pause") return column
     const code = problem?.code ?? "missing"
-    return pause(code === "missing" ? "table_dropped" : code, code === "missing" ? `table ${name} no longer exists` : (problem?.text ?? ""))
+    return pause(
+      code === "missing" ? "table_dropped" : code,
+      code === "missing" ? `table ${name} no longer exists; make it again, or take it out of the config` : (problem?.text ?? ""),
+    )
   }
   if (found.table.key.join("\0") !== accepted.key.join("\0")) {
     const column = judgeColumns(shape, found, found.table, sameDatabase)

@@ -30,7 +30,14 @@ export interface Refusal {
 }
 
 export const notYours: Refusal = { reason: "not_allowed", detail: "the row does not exist, or does not belong to this school" }
-export const notVisible: Refusal = { reason: "foreign_key", detail: "the row refers to one that does not exist, or does not belong to this school" }
+/** The change itself shows the values. Without `parent` its rows never leave head office, so no school can know one. */
+const notVisible = (columns: ReadonlyArray<string>, target: string, parent: Table | undefined): Refusal => {
+  const to =
+    parent === undefined
+      ? `${target}, which is not synced; a school leaves it empty`
+      : `a row of ${target} that does not exist, or does not belong to this school`
+  return { reason: "foreign_key", detail: `${columns.join(", ")} refers to ${to}` }
+}
 export const taken: Refusal = { reason: "unique", detail: "a row with this key exists already and cannot be taken over" }
 export const homeless = (link: string): Refusal => ({ reason: "no_audience", detail: `no row of ${link} places the row in this school` })
 const away = (name: string): Refusal => ({
@@ -179,7 +186,7 @@ export const checkReferences = (
             if (row.at <= (waiting.get(tuple)?.until ?? 0)) row.refusal = waitsForOwn
             continue
           }
-          if (maker === undefined) row.refusal = notVisible
+          if (maker === undefined) row.refusal = notVisible(reference.columns, reference.table, parent)
           else if (maker !== row) row.needs.add(maker)
         }
       }
@@ -221,10 +228,10 @@ const checkNamed = (
       const mustName = linkNamesRow(rule, child, link)
       for (const { row, tuple } of naming) {
         const named = byTuple.get(tuple)
-        if (named?.isEachSeen !== true) row.refusal = notVisible
+        if (named?.isEachSeen !== true) row.refusal = notVisible(columns, child.name, child)
         else if (mustName && named.rows === 0) {
           const maker = made.get(tuple)
-          if (maker === undefined) row.refusal = notVisible
+          if (maker === undefined) row.refusal = notVisible(columns, child.name, child)
           else row.needs.add(maker)
         }
       }

@@ -70,6 +70,9 @@ describe("a later shape", () => {
 
   test("under another name is told from one that was dropped", () => {
     const gone: Found = { ...foundOf(base), oid: null, table: null, problems: [{ code: "missing", text: "" }] }
+    expect(judge(first, gone, null, true)).toMatchObject({
+      reason: "table public.pupils no longer exists; make it again, or take it out of the config",
+    })
     expect(code(gone, "public.children")).toBe("table_renamed")
     expect(code(gone, "attic.pupils")).toBe("table_moved")
     expect(judge(first, gone, "public.Former pupils", true)).toMatchObject({

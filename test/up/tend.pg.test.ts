@@ -66,10 +66,11 @@ describe("a missing row arrives from head office", () => {
     await a.push([insert("pupils", k, { class: k, name: "n" })])
     await o.sql(`INSERT INTO classes VALUES (${k}, 'a', 'ours')`)
     const others = new Map([...o.tables].filter(([name]) => name !== "public.pupils"))
+    const detail = "class refers to a row of public.classes that does not exist, or does not belong to this school"
     for (const tables of [new Map(), others]) {
       await o.withPg((pg) => tendQuarantine(pg, { ...o, tables }, ""))
-      expect(await o.sql(`SELECT reason FROM schoolbus.quarantine WHERE status = 'open' AND incarnation = '${a.incarnation}'`)).toEqual([
-        { reason: "foreign_key" },
+      expect(await o.sql(`SELECT reason, detail FROM schoolbus.quarantine WHERE status = 'open' AND incarnation = '${a.incarnation}'`)).toEqual([
+        { reason: "foreign_key", detail },
       ])
     }
     await tend()
@@ -82,6 +83,9 @@ describe("a missing row arrives from head office", () => {
       insert("asked", k + 1, { v: "new" }),
     ])
     expect([pushed.reason(0), pushed.reason(1)]).toEqual(["unknown_table", "unknown_table"])
+    expect(await o.sql(`SELECT DISTINCT detail FROM schoolbus.quarantine WHERE incarnation = '${a.incarnation}'`)).toEqual([
+      { detail: "public.asked, or a table that places its rows, is away or has another shape at head office; the change goes on when that does" },
+    ])
     await tend()
     expect(await open()).toBe(2)
     await o.sql("ALTER TABLE away RENAME TO asked")
