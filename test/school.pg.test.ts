@@ -181,6 +181,25 @@ it("a row that a program's trigger keeps out is named in the status, and comes a
   await node.stop()
 })
 
+it("a row that a program's unique index keeps out is named in the status, and comes as soon as the index is gone", async () => {
+  const school = await newSchool()
+  const key = await hub.key(school)
+  const dir = newDir()
+  const node = startNode(dir, key.text)
+  await upToDate(node)
+  program(dir, "CREATE UNIQUE INDEX own_names ON pupils (name)")
+  for (const i of [1, 2]) await world.sql`INSERT INTO pupils (id, school_id, name) VALUES (${`${school}-${i}`}, ${school}, 'Amina')`
+  const fault = await until("the fault", async () => {
+    const text = (await node.status()).tables.find(({ table }) => table === "public.pupils")?.fault
+    return text?.includes("UNIQUE") && text
+  })
+  expect(fault).toMatch(/^1 row of head office cannot be shown .*: UNIQUE constraint failed: pupils\.name.*Change the .*constraint/)
+  program(dir, "DROP INDEX own_names")
+  await until("both rows", () => program(dir, "SELECT 1 AS one FROM pupils WHERE name = 'Amina'").length === 2)
+  await until("the fault to go", async () => (await node.status()).tables.every((one) => one.fault === undefined))
+  await node.stop()
+})
+
 it("a file that is deleted while the node runs is back in a moment, and what programs had written goes up", async () => {
   const school = await newSchool()
   const dir = newDir()

@@ -2,7 +2,7 @@
  * Which state a node is in, from the facts (pure). The order of the rules is the order of what a person must know first:
  * a named stop, then a person's own pause, then contact, then work.
  */
-import { cureOf } from "../libsql/cure.ts"
+import { cureOf, isLocked } from "../libsql/cure.ts"
 import type { State } from "./snapshot.ts"
 
 /** A school that was not heard for this long is offline: a long poll ends every 25 s, and a half-open one is found in 45 s. */
@@ -70,25 +70,27 @@ const judgeFlows = (facts: SchoolOwnFacts): Judged => {
   if (facts.link === "stopped") return { state: "stuck", reason: facts.linkDetail || "the hub refuses this node; see its log" }
   // The link's words when the school's own file is what fails.
   const cure = cureOf(facts.linkDetail)
-  if (cure !== null) return { state: "stuck", reason: `the school's file cannot be used (${facts.linkDetail}): ${cure}` }
+  const isWaiting = isLocked(facts.linkDetail)
+  if (cure !== null && !isWaiting) return { state: "stuck", reason: `the school's file cannot be used (${facts.linkDetail}): ${cure}` }
+  const detail = isWaiting ? `${facts.linkDetail}: ${cure}` : facts.linkDetail
   if (facts.paused) return { state: "paused", reason: "paused at head office; resume with: schoolbus schools resume" }
   const wait = facts.waits == null ? "" : waitReason(facts.waits)
-  if (!facts.hasCut) return { state: "new", reason: facts.linkDetail || wait }
+  if (!facts.hasCut) return { state: "new", reason: detail || wait }
   if (facts.link !== "online")
-    return { state: "offline", reason: [facts.linkDetail, facts.unfit, facts.gap].filter((text) => text != null && text !== "").join("; ") }
+    return { state: "offline", reason: [detail, facts.unfit, facts.gap].filter((text) => text != null && text !== "").join("; ") }
   // Whatever the others do, a person must act.
   if (facts.unfit != null) return { state: "stuck", reason: facts.unfit }
   if (facts.gap !== null) return { state: "syncing", reason: facts.gap }
   if (wait !== "")
     return facts.pending > 0 ? { state: "pending", reason: wait } : { state: facts.comingRows > 0 ? "catching_up" : "up_to_date", reason: wait }
   if (facts.pending > 0 && facts.standingMs > STUCK_AFTER_MS && facts.comingRows === 0) {
-    return { state: "stuck", reason: facts.linkDetail || "changes do not leave although the link is up; see: schoolbus conflicts list, and the log" }
+    return { state: "stuck", reason: detail || "changes do not leave although the link is up; see: schoolbus conflicts list, and the log" }
   }
-  if (facts.comingRows > CATCH_UP_ROWS) return { state: "catching_up", reason: facts.linkDetail }
-  if (facts.comingRows > 0 || facts.sending > 0) return { state: "syncing", reason: facts.linkDetail }
-  if (facts.pending > 0) return { state: "pending", reason: facts.linkDetail }
+  if (facts.comingRows > CATCH_UP_ROWS) return { state: "catching_up", reason: detail }
+  if (facts.comingRows > 0 || facts.sending > 0) return { state: "syncing", reason: detail }
+  if (facts.pending > 0) return { state: "pending", reason: detail }
   // What could not be done in the file is not done yet, whatever it was.
-  return { state: /^(SQLITE_|CAPTURE_GAP)/.test(facts.linkDetail) ? "syncing" : "up_to_date", reason: facts.linkDetail }
+  return { state: /^(SQLITE_|CAPTURE_GAP)/.test(facts.linkDetail) ? "syncing" : "up_to_date", reason: detail }
 }
 
 const waitReason = (waits: "budget" | "hours"): string =>

@@ -120,11 +120,13 @@ interface KeptOut extends PerTable {
   readonly error: string
 }
 
-/** Rows of head office that something in this file refuses. Those that want a value of another row are decided as conflicts. */
+/** Rows of head office that something in this file refuses. One that wants a value of another row may wait for what the school's own writes of the table become. */
 const readKeptOut = (tx: Tx) =>
   tx.all<KeptOut>(
     `SELECT t.name, count(*) AS n, min(b.key) AS key, b.error FROM schoolbus_behind b JOIN schoolbus_tables t ON t.id = b.tbl
-      WHERE b.error IS NOT NULL AND b.error NOT LIKE 'UNIQUE constraint%' GROUP BY t.name`,
+      WHERE b.error IS NOT NULL
+        AND (b.error NOT LIKE 'UNIQUE constraint%' OR NOT EXISTS (SELECT 1 FROM changes c WHERE c.tbl = b.tbl UNION ALL SELECT 1 FROM schoolbus_hold h WHERE h.tbl = b.tbl))
+      GROUP BY t.name`,
   )
 
 const keptOutText = ({ n, key, error }: KeptOut): string =>

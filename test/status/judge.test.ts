@@ -63,6 +63,11 @@ describe("a school judges itself", () => {
     )
   })
 
+  it("says what it waits for while a program holds the file's lock", () => {
+    const { reason } = judgeSchool({ ...calm, linkDetail: "SQLITE_BUSY: database is locked" })
+    expect(reason).toMatch(/^SQLITE_BUSY: database is locked: a program has a transaction open .* when it commits/)
+  })
+
   it("says why it is stuck, in the link's words when it has some", () => {
     expect(judgeSchool({ ...calm, stop: "cloned" }).reason).toContain("two copies")
     expect(judgeSchool({ ...calm, stop: "cloned", link: "stopped", linkDetail: "run: x" }).reason).toBe("run: x")
