@@ -4,6 +4,9 @@ import type { Choice } from "../model/choice.ts"
 /** Created so lately that nobody uses the value yet. */
 const FRESH_MS = 3_600_000
 
+/** Where nothing declares it, such a column may refer to another row: another number is another pupil. A free text never is one (`A-7-2`). */
+const IS_NUMBER_OR_UUID = /^-?\d+(\.\d+)?$|^[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}$/
+
 export interface Recommendation extends Choice {
   /** `auto-resolve` does it. */
   readonly safe: boolean
@@ -31,6 +34,8 @@ export const recommend = (conflict: Asked, now: number): Recommendation | null =
         ? { keep: "discard", safe: false, why: "the value is taken and no free one is known: give a value, or discard the change" }
         : { keep: "keep_remote", safe: false, why: "no free value is known: a person decides" }
     const value: unknown = JSON.parse(suggestion)
+    if (IS_NUMBER_OR_UUID.test(String(value)))
+      return { keep: "rename_local", value, safe: false, why: `${suggestion} is free, but a number may name something else: a person decides` }
     const isFresh = now - Date.parse(mineAt ?? at) <= FRESH_MS
     return { keep: "rename_local", value, safe: true, why: isFresh ? "created within the hour: nobody uses the value yet" : `${suggestion} is free` }
   }

@@ -18,7 +18,7 @@ import { currentKey, type RowChange } from "./coalesce.ts"
 import { DecideRefused } from "./refused.ts"
 import { readKnownShapes } from "./known.ts"
 import { asPresent } from "./lost.ts"
-import { alone, type Kept, lockKept, settle } from "./quarantine.ts"
+import { alone, carryOutKept, type Kept, lockKept, settle } from "./quarantine.ts"
 import { changeOfRecord, closeQuarantined, keptChange } from "./records.ts"
 import type { Row } from "./resolve.ts"
 import { columnOf, type Place, readRow, spellRow } from "./rows.ts"
@@ -77,7 +77,7 @@ export interface Follower {
 
 export const decideClash = (
   session: Session,
-  ground: Ground0,
+  { tables, had, times }: Ground0,
   conflict: UniqueConflict,
   choice: UniqueChoice,
   by: string,
@@ -85,6 +85,8 @@ export const decideClash = (
 ): Effect.Effect<void, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
     if (conflict.status !== "open") return yield* refuse("decided", "this clash is decided; undo it first")
+    // Nothing else of a push's ground: the key of the row that another one goes into lies in no range of the school.
+    const ground: Ground0 = { tables, had, times }
     const kept = yield* lockKept(session, conflict.quarantine ?? "").pipe(
       Effect.catchTag("QuarantineRefused", ({ code, message }) => Effect.fail(refuse(code, message))),
     )
@@ -167,9 +169,8 @@ const carry = (
       [kept.id],
     )
     if ((left?.n ?? 0) > 0) return
-    const [outcome] = yield* carryOut(session, { ...ground, ...alone, school: conflict.school }, [row])
-    if (outcome?.refusal != null) return yield* refuse("not_possible", `${outcome.refusal.reason}: ${outcome.refusal.detail}`)
-    yield* settle(session, ground, kept, outcome === undefined ? [] : [outcome], work.by)
+    const refusal = yield* carryOutKept(session, ground, kept, row, work.by)
+    if (refusal !== null) return yield* refuse("not_possible", `${refusal.reason}: ${refusal.detail}`)
   })
 
 const rename = (work: Deciding, given: unknown): Effect.Effect<void, DecideRefused | PostgresError> =>

@@ -10,7 +10,8 @@ import { carryOut, setTimeouts } from "./carry-out.ts"
 import type { Refusal } from "./authorise.ts"
 import type { RowChange } from "./coalesce.ts"
 import { asPresent } from "./lost.ts"
-import { changeOfRecord, closeQuarantined, type Open, record } from "./records.ts"
+import { chainOf } from "./place.ts"
+import { changeOfRecord, closeQuarantined, keptChange, type Open, record } from "./records.ts"
 import type { Row } from "./resolve.ts"
 import type { Ground, Outcome } from "./work.ts"
 
@@ -32,12 +33,11 @@ export interface Kept {
   readonly status: string
 }
 
+const KEPT = "id::text AS id, school, incarnation::text AS incarnation, batch::text AS batch, change, status"
+
 export const lockKept = (session: Session, id: string): Effect.Effect<Kept, QuarantineRefused | PostgresError> =>
   Effect.gen(function* () {
-    const [kept] = yield* session.query<Kept>(
-      "SELECT id::text AS id, school, incarnation::text AS incarnation, batch::text AS batch, change, status FROM schoolbus.quarantine WHERE id::text = $1 FOR UPDATE",
-      [id.toLowerCase()],
-    )
+    const [kept] = yield* session.query<Kept>(`SELECT ${KEPT} FROM schoolbus.quarantine WHERE id::text = $1 FOR UPDATE`, [id.toLowerCase()])
     if (kept === undefined)
       return yield* new QuarantineRefused({ code: "not_found", message: `no quarantined change ${id}; see: schoolbus quarantine list` })
     if (kept.status !== "open") return yield* new QuarantineRefused({ code: "decided", message: `this change was ${kept.status} already` })
@@ -69,14 +69,39 @@ type Decider = Pick<Ground, "tables" | "had" | "times">
 /** Carries the change out now. What stays refused is answered; the record says why now. */
 const attempt = (session: Session, ground: Decider, kept: Kept, row: RowChange, by: string): Effect.Effect<Refusal | null, PostgresError> =>
   Effect.gen(function* () {
+    const refusal = yield* carryOutKept(session, ground, kept, row, by)
+    if (refusal === null) return null
+    const { reason, detail } = refusal
+    yield* session.execute("UPDATE schoolbus.quarantine SET reason = $2, detail = $3 WHERE id = $1::text::uuid", [kept.id, reason, detail])
+    return refusal
+  })
+
+/** Carries a kept change out as `row` has it. A row that no link places is tried with the school's links that wait, which may wait for it. */
+export const carryOutKept = (
+  session: Session,
+  ground: Decider,
+  kept: Kept,
+  row: RowChange,
+  by: string,
+): Effect.Effect<Refusal | null, PostgresError> =>
+  Effect.gen(function* () {
     const [outcome] = yield* carryOut(session, { ...ground, ...alone, school: kept.school }, [row])
     if (outcome === undefined || outcome.refusal === null) {
       yield* settle(session, ground, kept, outcome === undefined ? [] : [outcome], by)
       return null
     }
-    const { reason, detail } = outcome.refusal
-    yield* session.execute("UPDATE schoolbus.quarantine SET reason = $2, detail = $3 WHERE id = $1::text::uuid", [kept.id, reason, detail])
-    return outcome.refusal
+    const table = ground.tables.get(row.table)
+    const links = table === undefined || outcome.refusal.reason !== "no_audience" ? [] : chainOf(ground.tables, table).map(({ name }) => name)
+    if (links.length === 0) return outcome.refusal
+    const waiting = yield* session.query<Kept>(
+      `SELECT ${KEPT} FROM schoolbus.quarantine
+        WHERE school = $1 AND status = 'open' AND reason IN ('dependant', 'foreign_key', 'no_audience') AND table_name = ANY ($2::text[]) AND id <> $3::text::uuid ORDER BY at, id LIMIT ${DEPENDANTS_AT_ONCE} FOR UPDATE`,
+      [kept.school, links, kept.id],
+    )
+    if (waiting.length === 0) return outcome.refusal
+    const whole = { ...kept, change: keptChange({ ...row, changes: [JSON.parse(kept.change)] }) }
+    const left = yield* retryKept(session, { ...ground, ...alone, school: kept.school }, [whole, ...waiting], by)
+    return [...left].find(([, id]) => id === kept.id)?.[0].refusal ?? null
   })
 
 const unreadable: Refusal = { reason: "unreadable", detail: "the record keeps bytes that are no change" }
@@ -210,7 +235,7 @@ export const retryDependants = (session: Session, ground: Ground, arrived: Reado
     const children = [...ground.tables.values()].filter((table) => waitsFor(table, arrived)).map((table) => table.name)
     if (children.length === 0) return
     const waiting = yield* session.query<Kept>(
-      `SELECT id::text AS id, school, incarnation::text AS incarnation, batch::text AS batch, change, status FROM schoolbus.quarantine
+      `SELECT ${KEPT} FROM schoolbus.quarantine
         WHERE school = $1 AND status = 'open' AND reason IN ('dependant', 'foreign_key', 'no_audience') AND table_name = ANY ($2::text[]) ORDER BY at, id LIMIT ${DEPENDANTS_AT_ONCE} FOR UPDATE`,
       [ground.school, children],
     )
@@ -226,7 +251,7 @@ export const retryMoved = (session: Session, ground: Ground, refused: ReadonlyAr
     const moving =
       "EXISTS (SELECT 1 FROM schoolbus.quarantine m WHERE m.school = $1 AND m.status = 'open' AND m.op = 'update' AND m.reason = 'foreign_key' AND m.table_name = ANY ($2::text[]) AND m.change LIKE '%\"newKey\":%')"
     const waiting = yield* session.query<Kept>(
-      `SELECT id::text AS id, school, incarnation::text AS incarnation, batch::text AS batch, change, status FROM schoolbus.quarantine
+      `SELECT ${KEPT} FROM schoolbus.quarantine
         WHERE school = $1 AND status = 'open' AND reason IN ('dependant', 'foreign_key') AND table_name = ANY ($3::text[]) AND ${moving} ORDER BY at, id LIMIT ${DEPENDANTS_AT_ONCE} FOR UPDATE`,
       [ground.school, parents, [...new Set([...wanting, ...parents])]],
     )
@@ -238,6 +263,7 @@ export const retryKept = (
   session: Session,
   ground: Ground,
   waiting: ReadonlyArray<Kept>,
+  by = "the row that it refers to has arrived",
 ): Effect.Effect<ReadonlyMap<Outcome, string>, PostgresError> =>
   Effect.gen(function* () {
     const left = new Map<Outcome, string>()
@@ -259,7 +285,7 @@ export const retryKept = (
       if (outcome.refusal !== null) left.set(outcome, kept.id)
       else {
         written.push(outcome)
-        yield* closeWith(session, ground, kept, [outcome], "the row that it refers to has arrived")
+        yield* closeWith(session, ground, kept, [outcome], by)
       }
     }
     const arrived = arrivedIn(written)

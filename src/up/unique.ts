@@ -81,10 +81,11 @@ const clashIn = (session: Session, table: Table, shape: Shape, index: UniqueInde
   )
 }
 
-/** The column that a person would change: no key, no reference, not the audience; text before numbers, the last before the first. */
+/** The column that a person would change: no key, no reference, nothing that says who sees the row; text before numbers, the last before the first. */
 const renamable = (table: Table, columns: ReadonlyArray<string>): string | null => {
   const bound = new Set([...table.key, ...table.references.flatMap((reference) => reference.columns)])
-  if (typeof table.audience === "object" && "column" in table.audience) bound.add(table.audience.column)
+  if (typeof table.audience === "object")
+    for (const name of "column" in table.audience ? [table.audience.column] : Object.keys(table.audience.on)) bound.add(name)
   const free = columns.flatMap((name) => {
     const column = columnOf(table, name)
     return column === undefined || column.generated || bound.has(name) ? [] : [column]

@@ -2,9 +2,10 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest"
 import type { Choice } from "../../src/model/choice.ts"
 import { resolveConflict, undoConflict } from "../../src/up/decide.ts"
-import { retryQuarantined } from "../../src/up/quarantine.ts"
+import { keyRangeOf } from "../../src/model/key-range.ts"
+import { editQuarantined, retryQuarantined } from "../../src/up/quarantine.ts"
 import { candidatesFor } from "../../src/up/unique.ts"
-import { openOffice } from "./office.ts"
+import { type Draft, openOffice } from "./office.ts"
 
 const USERS = `(id uuid PRIMARY KEY, school_id text NOT NULL, username varchar(12) NOT NULL UNIQUE, email text, roll int, room text, name text, points int DEFAULT 0, active boolean DEFAULT true)`
 const DDL = `
@@ -17,7 +18,11 @@ CREATE TABLE follows (id uuid PRIMARY KEY, school_id text, holder varchar(12) RE
 CREATE TABLE auto_rename ${USERS};
 CREATE TABLE auto_remote ${USERS};
 CREATE TABLE auto_local ${USERS};
-CREATE TABLE auto_merge ${USERS};`
+CREATE TABLE auto_merge ${USERS};
+CREATE TABLE counted (id bigint PRIMARY KEY, school_id text NOT NULL, code text NOT NULL UNIQUE, points int DEFAULT 0);
+CREATE TABLE people (id uuid PRIMARY KEY, login text NOT NULL UNIQUE);
+CREATE TABLE ties (id uuid PRIMARY KEY, school_id text NOT NULL, person uuid NOT NULL);
+CREATE TABLE grades (id uuid PRIMARY KEY, person uuid NOT NULL, item bigint NOT NULL, UNIQUE (person, item));`
 
 let o: Awaited<ReturnType<typeof openOffice>>
 let a: ReturnType<typeof o.school>
@@ -33,6 +38,10 @@ beforeAll(async () => {
     auto_remote: { uniqueRule: "keep_remote" },
     auto_local: { uniqueRule: "keep_local" },
     auto_merge: { uniqueRule: "merge", columns: { points: "sum" } },
+    counted: { uniqueRule: "merge", columns: { points: "sum" } },
+    people: { audience: { through: "public.ties", on: { id: "person" } } },
+    ties: {},
+    grades: { audience: { through: "public.people", on: { person: "id" } } },
   })
 })
 beforeEach(() => {
@@ -367,5 +376,78 @@ describe("a rule decides at once", () => {
     const push = await a.push([{ ...user(key), table: "auto_local" }])
     expect((await conflicts(push.record(0)))[0]).toMatchObject({ status: "open", theirs: null })
     expect(await read(other, "username", "auto_local")).toEqual({ username: name })
+  })
+})
+
+test("a merge goes into head office's row also where its key is none that the school may give out", async () => {
+  await o.sql(`INSERT INTO counted VALUES (7, 'a', '${name}', 5)`)
+  const [school] = await o.sql("SELECT number FROM schoolbus.schools WHERE id = 'a'")
+  const key = keyRangeOf(Number(school?.["number"]))?.from ?? ""
+  const push = await a.push([{ table: "counted", op: "insert", key: [key], mine: { id: key, school_id: "a", code: name, points: 2 } }])
+  expect(await conflicts(push.record(0))).toMatchObject([{ status: "resolved", winner: "merged" }])
+  expect(await o.sql("SELECT id::int AS id, code, points FROM counted")).toEqual([{ id: 7, code: name, points: 7 }])
+})
+
+describe("a row that a link places", () => {
+  const person = (key: string): Draft => ({ table: "people", op: "insert", key: [key], mine: { id: key, login: name } })
+  const tie = (key: string): Draft => ({ table: "ties", op: "insert", key: [key], mine: { id: key, school_id: "a", person: key } })
+  const logins = async (key: string) =>
+    (await o.sql(`SELECT login FROM people JOIN ties ON person = people.id WHERE people.id = '${key}'`))[0]?.["login"]
+  const taken = async (drafts: ReadonlyArray<ReadonlyArray<Draft>>) => {
+    await o.sql(`INSERT INTO people VALUES (gen_random_uuid(), '${name}')`)
+    let quarantine = ""
+    for (const batch of drafts) {
+      const push = await a.push(batch)
+      const at = batch.findIndex(({ table }) => table === "people")
+      if (at >= 0) quarantine = push.record(at)
+    }
+    const [record] = await conflicts(quarantine)
+    return { quarantine, record }
+  }
+  const open = async () =>
+    (await o.sql(`SELECT table_name FROM schoolbus.quarantine WHERE status = 'open' AND incarnation = '${a.incarnation}'`)).map(
+      (row) => row["table_name"],
+    )
+
+  test.each([
+    ["in one batch", (key: string) => [[person(key), tie(key)]]],
+    ["in two batches", (key: string) => [[person(key)], [tie(key)]]],
+  ])("takes another value together with its link, %s", async (_, drafts) => {
+    const key = id()
+    const { record } = await taken(drafts(key))
+    await decide(record?.["id"], { keep: "rename_local" })
+    expect(await logins(key)).toBe(`${name}2`)
+    expect(await open()).toEqual([])
+  })
+
+  test("is edited in quarantine together with its link", async () => {
+    const key = id()
+    const { quarantine } = await taken([[person(key), tie(key)]])
+    await o.withPg((pg) => editQuarantined(pg, o, quarantine, JSON.stringify({ login: `${name}9` }), "amina"))
+    expect(await logins(key)).toBe(`${name}9`)
+    expect(await open()).toEqual([])
+  })
+
+  test("is edited by the school itself, and its link follows", async () => {
+    const key = id()
+    await taken([[person(key), tie(key)]])
+    await a.push([{ table: "people", op: "update", key: [key], base: { id: key, login: name }, mine: { login: `${name}8` } }])
+    expect(await logins(key)).toBe(`${name}8`)
+    expect(await open()).toEqual([])
+  })
+
+  test("without any link stays, with the reason", async () => {
+    const { record } = await taken([[person(id())]])
+    await expect(decide(record?.["id"], { keep: "rename_local" })).rejects.toMatchObject({ message: /no row of public.ties/ })
+  })
+
+  test("places others, and none of those is offered another owner", async () => {
+    const key = id()
+    await a.push([person(key), tie(key)])
+    await o.sql(`INSERT INTO grades VALUES (gen_random_uuid(), '${key}', 5)`)
+    const grade = id()
+    const push = await a.push([{ table: "grades", op: "insert", key: [grade], mine: { id: grade, person: key, item: "5" } }])
+    const [record] = await conflicts(push.record(0))
+    expect(record).toMatchObject({ column: "item", suggestion: '"6"' })
   })
 })
