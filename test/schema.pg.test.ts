@@ -118,6 +118,18 @@ it("a table that cannot go on as it is says why; a lost right pauses its table a
   await sql`UPDATE books SET title = 'Uno!' WHERE title = 'Uno'`
   await sql`COMMENT ON TABLE books IS NULL`
   await until("the table to go on", () => books().some((book) => book["title"] === "Uno!"))
+  await sql.unsafe("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+  await until("the pause", async () => (await state("public.books"))?.state === "paused")
+  const closed = await command("tables", "resume", "books", "--url", hub.url)
+  expect([closed.code, closed.err]).toEqual([
+    1,
+    expect.stringContaining(`may not read all columns of table public.books; a DBA can allow it: GRANT USAGE ON SCHEMA public TO ${role}\n`),
+  ])
+  await sql.unsafe(`GRANT USAGE ON SCHEMA public TO ${role}`)
+  await until(
+    "both tables to go on",
+    async () => (await state("public.books"))?.state !== "paused" && (await state("public.notices"))?.state !== "paused",
+  )
 })
 
 it("a unique constraint that rows of the school do not keep is told with its rows, and holds there as soon as they differ", async () => {

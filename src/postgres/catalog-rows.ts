@@ -10,6 +10,8 @@ interface RelationRow {
   readonly identity: string
   readonly oid: string
   readonly filenode: string
+  /** The role may use its schema, and read every column. */
+  readonly reachable: boolean
   readonly readable: boolean
   readonly filtered: boolean
   readonly child: string | null
@@ -79,7 +81,7 @@ export const readCatalogRows = (session: Session, names: ReadonlyArray<string>):
               CASE WHEN c.relreplident = 'i' AND EXISTS (SELECT 1 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_index p ON p.indrelid = i.indrelid AND p.indisprimary
                      WHERE i.indrelid = c.oid AND i.indisreplident AND (i.indkey::int2[])[0:i.indnkeyatts - 1] @> (p.indkey::int2[])[0:p.indnkeyatts - 1])
                    THEN 'd' ELSE c.relreplident::text END AS identity, c.oid::text AS oid, c.relfilenode::text AS filenode, current_user::text AS role,
-              pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND NOT EXISTS (
+              pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS reachable, NOT EXISTS (
                 SELECT 1 FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
                    AND NOT pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT')) AS readable,
               pg_catalog.row_security_active(c.oid) AS filtered,

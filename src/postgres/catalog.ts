@@ -168,8 +168,12 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         const text = `table ${name} has a replica identity that leaves out its key; run ALTER TABLE ${spelledTable(name)} REPLICA IDENTITY DEFAULT`
         problems.push({ code: "replica_identity", text })
       }
-      if (rule.direction !== "up" && !relation.readable) {
-        const text = `the hub's role may not read all columns of table ${name}; a DBA can allow it: GRANT SELECT ON ${spelledTable(name)} TO ${spelled(relation.role)}`
+      if (rule.direction !== "up" && !(relation.reachable && relation.readable)) {
+        const grants = [
+          ...(relation.reachable ? [] : [`USAGE ON SCHEMA ${spelled(name.slice(0, name.indexOf(".")))}`]),
+          ...(relation.readable ? [] : [`SELECT ON ${spelledTable(name)}`]),
+        ].map((right) => `GRANT ${right} TO ${spelled(relation.role)}`)
+        const text = `the hub's role may not read all columns of table ${name}; a DBA can allow it: ${grants.join("; ")}`
         problems.push({ code: "no_right", text })
       }
       if (rule.direction !== "up" && relation.filtered) {

@@ -13,9 +13,17 @@ export interface Publication {
   readonly exists: boolean
   /** Inserts, updates, deletes and truncates. */
   readonly publishesAll: boolean
+  /** Changes of a partition may stand under the name of its parent. */
+  readonly isViaRoot: boolean
+  /** Holds whatever there is; then tables can neither be added nor taken out. */
+  readonly isForAll: boolean
+  /** Schemas of which it holds whatever there is. */
+  readonly schemas: ReadonlyArray<string>
   /** Wanted tables that it does not hold, or only some rows or columns of. */
   readonly absent: ReadonlyArray<string>
   readonly narrowed: ReadonlyArray<string>
+  /** Wanted tables that do not stand there by their own name, whether it holds them or not. */
+  readonly unlisted: ReadonlyArray<string>
   /** Listed tables that nobody reads. */
   readonly extra: ReadonlyArray<string>
   /** Wanted table -> a mark that is another one once the publication was dropped, or the table taken out, and put back. */
@@ -28,11 +36,25 @@ export const missingFrom = (found: Publication, tables: ReadonlyArray<string>): 
 
 export const readPublication = (session: Session, name: string, tables: ReadonlyArray<string>): Effect.Effect<Publication, PostgresError> =>
   Effect.gen(function* () {
-    const [row] = yield* session.query<{ publishes_all: boolean; mark: string }>(
-      `SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AS publishes_all, oid || '.' || xmin AS mark FROM pg_catalog.pg_publication WHERE pubname = $1`,
+    const [row] = yield* session.query<{ publishes_all: boolean; via_root: boolean; for_all: boolean; mark: string; has_schemas: boolean }>(
+      `SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AS publishes_all, pubviaroot AS via_root, puballtables AS for_all,
+              oid || '.' || xmin AS mark, to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL AS has_schemas
+         FROM pg_catalog.pg_publication WHERE pubname = $1`,
       [name],
     )
-    if (row === undefined) return { exists: false, publishesAll: true, absent: tables, narrowed: [], extra: [], marks: {} }
+    if (row === undefined)
+      return {
+        ...{ exists: false, publishesAll: true, isViaRoot: false, isForAll: false },
+        ...{ schemas: [], absent: tables, unlisted: tables, narrowed: [], extra: [], marks: {} },
+      }
+    // Since Postgres 15.
+    const schemas = row.has_schemas
+      ? yield* session.query<{ name: string }>(
+          `SELECT n.nspname AS name FROM pg_catalog.pg_publication_namespace s JOIN pg_catalog.pg_publication p ON p.oid = s.pnpubid
+             JOIN pg_catalog.pg_namespace n ON n.oid = s.pnnspid WHERE p.pubname = $1`,
+          [name],
+        )
+      : []
     // Also those of FOR ALL TABLES and FOR TABLES IN SCHEMA.
     const members = yield* session.query<{ tbl: string }>(
       `SELECT schemaname || '.' || tablename AS tbl FROM pg_catalog.pg_publication_tables WHERE pubname = $1`,
@@ -51,6 +73,10 @@ export const readPublication = (session: Session, name: string, tables: Readonly
     return {
       exists: true,
       publishesAll: row.publishes_all,
+      isViaRoot: row.via_root,
+      isForAll: row.for_all,
+      schemas: schemas.map((schema) => schema.name),
+      unlisted: tables.filter((tbl) => !oids.has(tbl)),
       absent: tables.filter((tbl) => !held.has(tbl)),
       narrowed: listed.filter(({ tbl, narrowed }) => narrowed && tables.includes(tbl)).map(({ tbl }) => tbl),
       marks: Object.fromEntries(tables.filter((tbl) => held.has(tbl)).map((tbl) => [tbl, `${row.mark}.${oids.get(tbl) ?? ""}`])),
@@ -64,13 +90,17 @@ const EVERY_CHANGE = "publish = 'insert, update, delete, truncate'"
 const mending = (name: string, found: Publication): ReadonlyArray<string> => {
   const list = (tables: ReadonlyArray<string>) => tables.map(qualified).join(", ")
   const alter = (what: string) => `ALTER PUBLICATION ${ident(name)} ${what}`
+  if (!found.exists) return [`CREATE PUBLICATION ${ident(name)} FOR TABLE ${list(found.absent)} WITH (${EVERY_CHANGE})`]
   const dropped = [...found.extra, ...found.narrowed]
-  const added = [...found.absent, ...found.narrowed]
-  if (!found.exists) return [`CREATE PUBLICATION ${ident(name)} FOR TABLE ${list(added)} WITH (${EVERY_CHANGE})`]
+  // A partition may stand there and be absent all the same: then its changes go out under its parent's name.
+  const unlisted = found.isForAll ? [] : found.unlisted.filter((tbl) => found.schemas.length > 0 || found.absent.includes(tbl))
+  const added = [...unlisted, ...found.narrowed]
   return [
+    ...(found.schemas.length === 0 ? [] : [alter(`DROP TABLES IN SCHEMA ${found.schemas.map(ident).join(", ")}`)]),
     ...(dropped.length === 0 ? [] : [alter(`DROP TABLE ${list(dropped)}`)]),
     ...(added.length === 0 ? [] : [alter(`ADD TABLE ${list(added)}`)]),
     ...(found.publishesAll ? [] : [alter(`SET (${EVERY_CHANGE})`)]),
+    ...(found.isViaRoot && found.absent.length > 0 ? [alter("SET (publish_via_partition_root = false)")] : []),
   ]
 }
 

@@ -11,7 +11,12 @@ const REMEDIES: ReadonlyArray<readonly [states: RegExp, remedy: string]> = [
 
 /** Which of the many refusals that have one SQLSTATE. */
 const BY_MESSAGE: ReadonlyArray<readonly [states: RegExp, message: RegExp, remedy: string]> = [
-  [/^28/, /no encryption/, "Postgres takes encrypted connections only: add ?sslmode=require to --database-url"],
+  [
+    /^28/,
+    /pg_hba/,
+    "let this host, user and database in by a line of pg_hba.conf, or, where it takes encrypted connections only, add ?sslmode=require to --database-url",
+  ],
+  [/^53300/, /for (role|database)/, "end what else is connected, or raise that limit: ALTER ROLE (or DATABASE) … CONNECTION LIMIT -1"],
 ]
 
 /** null: it passes, or nothing general can be said. */

@@ -15,7 +15,10 @@ const schema = `
   INSERT INTO goods VALUES (1, 'chalk', 1.50, 3, null), (2, 'Kreide – 粉笔', 'NaN', 1, 'x');
   CREATE TABLE "odd, na.me" (id int PRIMARY KEY, v double precision);
   INSERT INTO "odd, na.me" VALUES (1, 'Infinity');
-  CREATE TABLE later (id int PRIMARY KEY, v text);`
+  CREATE TABLE later (id int PRIMARY KEY, v text);
+  CREATE SCHEMA fees;
+  CREATE TABLE fees.all (id int, year int, v text, PRIMARY KEY (id, year)) PARTITION BY LIST (year);
+  CREATE TABLE fees.y26 PARTITION OF fees.all FOR VALUES IN (26);`
 
 const config = (plugin: "wal2json" | "pgoutput", ...more: ReadonlyArray<string>): ConfigInput => ({
   plugin,
@@ -104,7 +107,12 @@ test("another plugin in the config replaces the slot; schools get only what diff
 
 test("a slot that somebody made with two_phase, which hands out prepared transactions early, is replaced", async () => {
   await world.halt()
-  await world.sql`SELECT pg_drop_replication_slot(${name})`
+  // Its walsender ends a moment after the connection.
+  for (let dropped = false; !dropped; )
+    dropped = await world.sql`SELECT pg_drop_replication_slot(${name})`.then(
+      () => true,
+      () => false,
+    )
   await world.sql`SELECT pg_create_logical_replication_slot(${name}, 'pgoutput', false, true)`
   await world.sql`UPDATE goods SET cost = 4 WHERE id = 1`
   await world.restart()
@@ -136,6 +144,31 @@ test("a table that was taken out of the publication and put back is compared, th
   await world.restart()
   await arrives("SELECT id FROM later ORDER BY id", [{ id: 2 }, { id: 3 }, { id: 9 }])
   await world.sql`DELETE FROM later WHERE id = 9`
+})
+
+test("a publication that gives a partition's rows under its parent's name, however that came, is mended", async () => {
+  await world.restart(config("pgoutput", "later", "fees.y26"))
+  await world.sql`INSERT INTO fees.all VALUES (1, 26, 'listed')`
+  const rows = [{ id: 1, v: "listed" }]
+  await arrives("SELECT id, v FROM fees_y26 ORDER BY id", rows)
+  const alter = `ALTER PUBLICATION "${name}"`
+  for (const [i, sql] of [
+    `${alter} ADD TABLE fees.all; ${alter} SET (publish_via_partition_root = true)`,
+    `${alter} ADD TABLES IN SCHEMA fees; ${alter} SET (publish_via_partition_root = true)`,
+    `DROP PUBLICATION "${name}"; CREATE PUBLICATION "${name}" FOR ALL TABLES WITH (publish_via_partition_root = true)`,
+  ].entries()) {
+    await world.sql.unsafe(sql)
+    await world.sql`INSERT INTO fees.all VALUES (${i + 2}, 26, ${sql})`
+    rows.push({ id: i + 2, v: sql })
+    for (let restarted = false; !restarted; )
+      restarted = await world.restart().then(
+        () => true,
+        () => false,
+      )
+    await arrives("SELECT id, v FROM fees_y26 ORDER BY id", rows)
+  }
+  await world.sql.unsafe(`DROP PUBLICATION "${name}"`)
+  await world.restart(config("pgoutput", "later")).catch(() => world.restart())
 })
 
 test("a publication with a row filter is mended and its table compared", async () => {

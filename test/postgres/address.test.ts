@@ -43,7 +43,13 @@ it.each([
   expect(() => addressOf(text)).toThrow(reason)
 })
 
-it("a server that wants encryption is told from one that refuses the password", () => {
+it("an address that pg_hba.conf does not let in, perhaps for want of encryption, is told from a refused password", () => {
+  expect(remedyOf("28000", 'no pg_hba.conf entry for host "::1", user "u", database "d", SSL encryption')).toContain("a line of pg_hba.conf")
   expect(remedyOf("28000", 'no pg_hba.conf entry for host "::1", user "u", database "d", no encryption')).toContain("?sslmode=require")
   expect(remedyOf("28P01", 'password authentication failed for user "u"')).toContain("password")
+})
+
+it("a limit of the role is told from that of the server", () => {
+  expect(remedyOf("53300", 'too many connections for role "u"')).toContain("CONNECTION LIMIT")
+  expect(remedyOf("53300", "sorry, too many clients already")).toContain("max_connections")
 })
