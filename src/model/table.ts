@@ -35,9 +35,16 @@ export const isThrough = (audience: Audience): audience is Through => audience !
 
 /**
  * Whether a link names the row that it places, as an enrolment names a pupil. Not so when the placed row names its link, as a
- * mark names its pupil: then links may come before the rows that they will place.
+ * mark names its pupil, or by a foreign key the one profile of a person that person: then links may come before the rows that they will place.
  */
-export const linkNamesRow = (rule: Through, row: Pick<Table, "key" | "unique">, link: Pick<Table, "key" | "unique">): boolean => {
+export const linkNamesRow = (
+  rule: Through,
+  row: Pick<Table, "key" | "unique" | "references">,
+  link: Pick<Table, "name" | "key" | "unique">,
+): boolean => {
+  const pairs = Object.entries(rule.on)
+  const refers = ({ table, columns, to }: Reference) => table === link.name && pairs.every(([own, other]) => to[columns.indexOf(own)] === other)
+  if (row.references.some(refers)) return false
   const isKey = (table: Pick<Table, "key" | "unique">, names: ReadonlyArray<string>) =>
     [table.key, ...table.unique].some((columns) => columns.every((name) => names.includes(name)))
   return isKey(row, Object.keys(rule.on)) || !isKey(link, Object.values(rule.on))

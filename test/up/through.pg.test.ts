@@ -12,6 +12,7 @@ const DDL = `
   CREATE TABLE enrolments (id int PRIMARY KEY, school_id text NOT NULL, pupil int NOT NULL REFERENCES pupils ON DELETE CASCADE, note text CHECK (note <> 'bad'));
   CREATE TABLE marks (id int PRIMARY KEY, pupil bigint NOT NULL, mark text);
   CREATE TABLE letters (id int PRIMARY KEY, pupil int REFERENCES pupils ON DELETE SET NULL ON UPDATE CASCADE, school_id text);
+  CREATE TABLE profiles (id int PRIMARY KEY, pupil int NOT NULL UNIQUE REFERENCES pupils, note text);
   CREATE TABLE clubs (id int PRIMARY KEY, code text NOT NULL, year int NOT NULL, name text);
   CREATE TABLE members (id int PRIMARY KEY, school_id text NOT NULL, club text NOT NULL, year text NOT NULL);`
 
@@ -27,6 +28,7 @@ beforeAll(async () => {
       enrolments: {},
       marks: { audience: { through: "public.pupils", on: { pupil: "id" } } },
       letters: {},
+      profiles: { audience: { through: "public.pupils", on: { pupil: "id" } } },
       clubs: { audience: { through: "public.members", on: { code: "club", year: "year" } } },
       members: {},
     },
@@ -38,7 +40,7 @@ afterAll(() => o?.close())
 
 // 1 is a's, 2 is b's, 3 is both's, 4 is nobody's; 9 does not exist.
 beforeEach(async () => {
-  await o.sql(`TRUNCATE pupils, enrolments, marks, letters, clubs, members, schoolbus.quarantine;
+  await o.sql(`TRUNCATE pupils, enrolments, marks, letters, profiles, clubs, members, schoolbus.quarantine;
     INSERT INTO pupils VALUES (1, 'one'), (2, 'two'), (3, 'three'), (4, 'four');
     INSERT INTO enrolments VALUES (1, 'a', 1), (2, 'b', 2), (3, 'a', 3), (4, 'b', 3);
     INSERT INTO marks SELECT id, id, 'mark' FROM pupils;
@@ -85,6 +87,14 @@ describe("a row and the link that places it", () => {
     expect(await ids("pupils")).toContain(10)
     expect(await ids("enrolments")).toContain(10)
     expect(await ids("marks")).toContain(10)
+  })
+
+  test("come before the one row that refers to the row, and may be without it", async () => {
+    const profile = (id: number, pupilId: number): Draft => ({ table: "profiles", op: "insert", key: [id], mine: { id, pupil: pupilId, note: null } })
+    expect((await a.push([pupil(10), enrol(10, 10), pupil(11), enrol(11, 11), profile(11, 11)])).exceptions).toEqual([])
+    const push = await a.push([profile(10, 10), profile(12, 2), profile(13, 9)])
+    expect([0, 1, 2].map(push.reason)).toEqual([undefined, "foreign_key", "foreign_key"])
+    expect(await ids("profiles")).toEqual([10, 11])
   })
 
   test("a row that no link places is quarantined; the rest goes on", async () => {
