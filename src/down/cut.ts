@@ -76,9 +76,10 @@ const shieldOf = (tx: Tx, items: ReadonlyMap<string, Item>): Effect.Effect<Shiel
 /** Of a table of which more rows wait, they are looked up one by one. */
 const WAITING_KEYS = 1_000
 
-/** Of these tables, the rows that must go the long way: with pending changes, held values, or kept behind. */
-export const waitingKeys = (tx: Tx, targets: ReadonlyArray<Target>): Effect.Effect<WaitingKeys, LibsqlError> =>
+/** Of these tables, the rows that must go the long way: with pending changes, held values, or kept behind; and those that are touched. */
+export const waitingKeys = (tx: Tx, targets: ReadonlyArray<Target>, touched: Touched): Effect.Effect<WaitingKeys, LibsqlError> =>
   Effect.gen(function* () {
+    const touchedByTbl = Map.groupBy(touched.values(), ({ tbl }) => tbl)
     const found = yield* Effect.all(
       targets.map(({ tbl }) =>
         tx.all<{ key: string }>(
@@ -92,7 +93,11 @@ export const waitingKeys = (tx: Tx, targets: ReadonlyArray<Target>): Effect.Effe
     return new Map(
       found.map((rows, i) => {
         const { table, tbl } = targets[i] as Target
-        return [table.name, rows.length > WAITING_KEYS ? { tbl, among: WAITING_AMONG } : new Set(rows.map(({ key }) => key))] as const
+        const also = new Set(touchedByTbl.get(tbl)?.map(({ key }) => key))
+        return [
+          table.name,
+          rows.length > WAITING_KEYS ? { tbl, also, among: WAITING_AMONG } : new Set([...also, ...rows.map(({ key }) => key)]),
+        ] as const
       }),
     )
   })

@@ -14,6 +14,7 @@ import { type Header, PAGE_BYTES, type RowsLine } from "../link/protocol.ts"
 import { CAPTURE_OFF, CAPTURE_ON, waitingKeys } from "./cut.ts"
 import type { Delivery, Item, Target, Targets } from "./delivery.ts"
 import { cursorSql, type Opened, type Opener, SCHOOL_ROW, type SchoolRow } from "./school-row.ts"
+import type { Touched } from "./settle.ts"
 import { LINE_TEXT, rowsOf, type StagedLine } from "./stage.ts"
 
 /** Fewer rows are written sooner one by one. */
@@ -62,8 +63,15 @@ export interface Loads {
   readonly staged: (targets: Targets, lines: ReadonlyArray<StagedLine>) => Effect.Effect<Ready | null, LibsqlError>
   /** Writes a whole page that lies ready and puts the cursor to its end, if the school is still as it was found; null: nothing at all. */
   readonly showPage: (ready: Ready, lines: ReadonlyArray<RowsLine>, header: Header, state: SchoolRow) => Effect.Effect<Held | null, LibsqlError>
-  /** Writes lines that lie ready; null: none, as more than `most` rows would be left. */
-  readonly show: (delivery: Delivery, ready: Ready, from: number, to: number, most: number) => Effect.Effect<Rest | null, LibsqlError>
+  /** Writes lines that lie ready, but for rows that are touched or wait; null: none, as more than `most` rows would be left. */
+  readonly show: (
+    delivery: Delivery,
+    ready: Ready,
+    from: number,
+    to: number,
+    most: number,
+    touched?: Touched,
+  ) => Effect.Effect<Rest | null, LibsqlError>
 }
 
 /** So many rows are worth it. */
@@ -182,9 +190,9 @@ export const makeLoads = (db: LibsqlFile, { open, last }: Opener): Loads => {
         ...{ before: [{ sql: CAPTURE_OFF, args: [] }], after: [...cursorSql(header), { sql: CAPTURE_ON, args: [] }] },
       })
     },
-    show: Effect.fnUntraced(function* (delivery, { place, plans }, from, to, most) {
+    show: Effect.fnUntraced(function* (delivery, { place, plans }, from, to, most, touched = new Map()) {
       if (delivery.manifest !== plans.targets.manifest) return null
-      const waiting: WaitingKeys = delivery.isQuiet ? new Map() : yield* waitingKeys(delivery.tx, plans.tables)
+      const waiting: WaitingKeys = delivery.isQuiet ? new Map() : yield* waitingKeys(delivery.tx, plans.tables, touched)
       const shown = yield* delivery.tx.show(place, from, to, waiting, most)
       if (shown === null) return null
       const isIn = ({ target, key }: Item): boolean => shown.waiting.get(target.table.name)?.has(key) !== false

@@ -44,7 +44,7 @@ export const makeStraight =
         yield* delivery.tx.ahead("SAVEPOINT straight")
         const touched: Touched = new Map()
         const clean = yield* settleClean(delivery, ledger, touched)
-        const rest = ready === null ? null : yield* loads.show(delivery, ready, 0, lines.length, Math.max(0, pace.straightRows(rows)))
+        const rest = ready === null ? null : yield* loads.show(delivery, ready, 0, lines.length, Math.max(0, pace.straightRows(rows)), touched)
         // The long way might hold the lock for too long.
         const isTooLong = rest === null && rows > pace.straightRows(0)
         if (isTooLong) yield* delivery.tx.run("ROLLBACK TO straight")

@@ -29,6 +29,8 @@ export interface LoadPlan {
 /** Of each table the local keys of rows that something waits for or on; too many to be told: a query for those among a list of keys. */
 export type WaitingKeys = ReadonlyMap<string, ReadonlySet<string> | WaitingAmong>
 export interface WaitingAmong {
+  /** Some of them that the query does not find. */
+  readonly also: ReadonlySet<string>
   readonly tbl: number
   /** ?1: `tbl`, ?2: a JSON list of local keys. */
   readonly among: string
@@ -322,7 +324,7 @@ export class Loads {
   #waitingOf(lines: ReadonlyArray<LoadedLine>, waiting: ReadonlySet<string> | WaitingAmong): ReadonlySet<string> {
     if (!("among" in waiting)) return waiting
     const keys = lines.flatMap(({ plan, keys: put, gone }) => (plan === null ? [] : [...put, ...gone].map((key) => localKeyOf(cellsOf(plan, key)))))
-    return new Set(this.#connection.texts(waiting.among, [BigInt(waiting.tbl), JSON.stringify(keys)]))
+    return new Set([...waiting.also, ...this.#connection.texts(waiting.among, [BigInt(waiting.tbl), JSON.stringify(keys)])])
   }
 
   #without(line: LoadedLine, waiting: ReadonlySet<string>): LoadedLine {
