@@ -110,6 +110,9 @@ export const sessions = (options: SessionOptions) =>
       isFirst: true,
       cycle: 0,
       nextCycleAt: 0,
+      isCycleOpen: false,
+      isPushOpen: false,
+      attempts: 0,
       isFarAhead: false,
     }
     const refused = (error: LinkRefused) =>

@@ -6,7 +6,7 @@ import * as Semaphore from "effect/Semaphore"
 import type { Pulled, Way } from "../down/pull.ts"
 import { isUnknownCut, takeUp } from "../down/verify.ts"
 import { hasUnanswered, pendingByTable } from "../libsql/changes.ts"
-import { Libsql } from "../libsql/client.ts"
+import { Libsql, type LibsqlError } from "../libsql/client.ts"
 import { noteContact } from "../libsql/contact.ts"
 import { refuseGap } from "../libsql/gap.ts"
 import { addTraffic, dayOf } from "../libsql/traffic.ts"
@@ -36,6 +36,11 @@ export interface Memory {
   /** Cycles of a metered link so far, and when the next one is due, ms since 1970. */
   cycle: number
   nextCycleAt: number
+  /** The cycle under way was not finished: the line broke, or its push failed (`isPushOpen`). */
+  isCycleOpen: boolean
+  isPushOpen: boolean
+  /** How often it was gone on with since something moved. */
+  attempts: number
   /** A table has a gap, and head office is too far ahead to compare with: pulling comes first. */
   isFarAhead: boolean
 }
@@ -55,6 +60,10 @@ export const makeSteps = (memory: Memory, identity: Identity) =>
     const free = yield* Latch.make(true)
     const turn = Effect.race(free.await, Effect.sleep(UP_FIRST_MS))
     let pushFault = ""
+    const moved = (): void => {
+      memory.hasMoved = true
+      memory.attempts = 0
+    }
     const touch = Effect.flatMap(Clock.currentTimeMillis, (now) =>
       facts.set({ link: "online", linkDetail: pushFault, lastContactAt: now, paused: false }),
     )
@@ -80,7 +89,7 @@ export const makeSteps = (memory: Memory, identity: Identity) =>
           down: rows,
           tables: Object.fromEntries(Object.entries(pulled.tables).map(([table, n]) => [table, { up: 0, down: n }])),
         })
-        memory.hasMoved ||= rows > 0 || isApplied
+        if (rows > 0 || isApplied) moved()
         if (isApplied) {
           memory.isFirst = false
           yield* facts.set({ progress: null, lastSyncAt: yield* Clock.currentTimeMillis })
@@ -95,24 +104,32 @@ export const makeSteps = (memory: Memory, identity: Identity) =>
         if (pulled.kind === "part") return yield* new LinkDown({ message: "the line broke inside a page; going on after what arrived" })
       })
 
-    const push = one.withPermit(
-      Effect.gen(function* () {
-        if (!memory.isFarAhead) yield* refuseGap(db)
-        if (!(yield* db.read(hasUnanswered))) return
-        const { changes, conflicts, tables } = yield* pushAll(db, link, identity, (yield* settings.get).batch, free.close).pipe(
-          Effect.ensuring(free.open),
-        )
-        pushFault = ""
-        note(why("change"), {
-          up: changes,
-          conflicts,
-          tables: Object.fromEntries(Object.entries(tables).map(([table, n]) => [table, { up: n, down: 0 }])),
-        })
-        memory.hasMoved ||= changes > 0
-        yield* facts.set({ lastSyncAt: yield* Clock.currentTimeMillis })
-        yield* touch
-      }),
-    )
+    /** `mayGoOn` is asked between batches: when one has its answer. */
+    const pushWhile = (mayGoOn: Effect.Effect<boolean, LibsqlError>) =>
+      one.withPermit(
+        Effect.gen(function* () {
+          if (!memory.isFarAhead) yield* refuseGap(db)
+          if (!(yield* db.read(hasUnanswered))) return
+          const { changes, conflicts, tables } = yield* pushAll(
+            db,
+            link,
+            identity,
+            (yield* settings.get).batch,
+            free.close,
+            Effect.tap(mayGoOn, () => Effect.sync(moved)),
+          ).pipe(Effect.ensuring(free.open))
+          pushFault = ""
+          note(why("change"), {
+            up: changes,
+            conflicts,
+            tables: Object.fromEntries(Object.entries(tables).map(([table, n]) => [table, { up: n, down: 0 }])),
+          })
+          if (changes > 0) moved()
+          yield* facts.set({ lastSyncAt: yield* Clock.currentTimeMillis })
+          yield* touch
+        }),
+      )
+    const push = pushWhile(Effect.succeed(true))
 
     /** `quietMs`: how long the hub will not hear from us afterwards. */
     const beat = (quietMs: number) =>
@@ -169,7 +186,7 @@ export const makeSteps = (memory: Memory, identity: Identity) =>
         (error): error is E & LinkRefused => error instanceof LinkRefused && isUnknownCut(error),
         () => Effect.asVoid(goOn),
       )
-    return { touch, took, push, comparing, beat, noteFault, countTraffic, applied, turn }
+    return { touch, took, push, pushWhile, comparing, beat, noteFault, countTraffic, applied, turn }
   })
 
 export type Steps = Effect.Success<ReturnType<typeof makeSteps>>

@@ -27,6 +27,8 @@ const HEARTBEAT_MS = 20_000
 const HELD_BEAT_MS = 3_000
 /** The hub hears of an applied cut this long after it, once for all that are applied meanwhile. */
 const APPLIED_MS = 500
+/** A cycle that broke off is gone on with this often without anything having moved; then the next one is waited for. */
+const CYCLE_ATTEMPTS = 5
 /** Outside of hours and budget the clock is looked at this often. */
 const CLOSED_LOOK_MS = 30_000
 
@@ -105,6 +107,7 @@ export const byCycles = (metered: Metered, memory: Memory, identity: Identity, i
     const db = yield* Libsql
     const facts = yield* SchoolFactStore
     const { wake, asked, closeRun } = yield* Session
+    const settings = yield* Settings
     const cycleMs = metered.cycleMinutes * 60_000
     const now = Effect.gen(function* () {
       const at = yield* Clock.currentTimeMillis
@@ -120,31 +123,49 @@ export const byCycles = (metered: Metered, memory: Memory, identity: Identity, i
     const critical = Effect.gen(function* () {
       if ((yield* waitingPriorities).includes("critical")) yield* steps.push
     })
-    /** Pages until nothing is left; the budget is looked at between them. */
+    /** Hours and budget are looked at between batches and between pages. */
+    const mayGoOn = (isAsked: boolean) => Effect.map(now, (moment) => waitsFor(metered, { ...moment, isAsked }) === null)
+    /** Pages until nothing is left. */
     const pullAll = (isAsked: boolean) =>
       Effect.gen(function* () {
-        for (;;) {
+        while (yield* mayGoOn(isAsked)) {
           const pulled = yield* steps.comparing(pullOnce(memory.link, identity, install, 0))
           if (pulled === undefined) continue
           yield* steps.took(pulled)
-          if (pulled.kind === "nothing" || waitsFor(metered, { ...(yield* now), isAsked }) === "budget") return
+          if (pulled.kind === "nothing") return
         }
       })
+    /** False: the line, or the hub, did not take it all. */
+    const pushDue = (isAsked: boolean) =>
+      steps.pushWhile(mayGoOn(isAsked)).pipe(
+        Effect.as(true),
+        Effect.catchTag("LinkDown", (error) => Effect.as(steps.noteFault(error), false)),
+      )
     const cycles = Effect.gen(function* () {
       for (let isAsked = false; ; ) {
         const moment = yield* now
-        // A line that breaks makes no more cycles.
-        const left: number = isAsked ? 0 : memory.nextCycleAt - moment.at
+        // A line that breaks makes no more cycles: what is left of one is done as soon as the line is there again.
+        const isRest = memory.isCycleOpen && memory.attempts < CYCLE_ATTEMPTS
+        const left: number = isAsked || isRest ? 0 : memory.nextCycleAt - moment.at
         // Further away than a cycle: somebody has put the clock back.
         const early: number = left > cycleMs ? 0 : left
         const waits = early > 0 ? null : waitsFor(metered, { ...moment, isAsked })
+        let pause: number = early > 0 ? early : waits === null ? cycleMs : CLOSED_LOOK_MS
         if (early > 0) yield* facts.set({ metered: { waits: null, nextAt: memory.nextCycleAt } })
         else if (waits === null) {
-          memory.cycle++
-          memory.nextCycleAt = moment.at + cycleMs
-          const due = (yield* waitingPriorities).some((priority) => isAsked || isDue(priority, memory.cycle))
-          if (due) yield* steps.push.pipe(Effect.catchTag("LinkDown", steps.noteFault))
+          if (isRest) memory.attempts++
+          else {
+            memory.cycle++
+            memory.nextCycleAt = moment.at + cycleMs
+            memory.attempts = 0
+          }
+          memory.isCycleOpen = true
+          memory.isPushOpen ||= (yield* waitingPriorities).some((priority) => isAsked || isDue(priority, memory.cycle))
+          if (memory.isPushOpen) memory.isPushOpen = !(yield* pushDue(isAsked))
           yield* pullAll(isAsked)
+          memory.isCycleOpen = memory.isPushOpen
+          if (memory.isCycleOpen && memory.attempts < CYCLE_ATTEMPTS)
+            pause = Math.min(cycleMs, backoffMs(memory.attempts, 0, yield* Random.next, (yield* settings.get).retryMaxSeconds * 1000))
           yield* facts.set({ metered: { waits: null, nextAt: memory.nextCycleAt } })
           if ((yield* asked) !== null) yield* closeRun
           yield* steps.beat(cycleMs)
@@ -152,7 +173,6 @@ export const byCycles = (metered: Metered, memory: Memory, identity: Identity, i
           const minutes = waits === "hours" ? minutesUntilWithin(metered.hours, moment.minute) : 24 * 60 - moment.minute
           yield* facts.set({ metered: { waits, nextAt: moment.at + minutes * 60_000 } })
         }
-        const pause: number = early > 0 ? early : waits === null ? cycleMs : CLOSED_LOOK_MS
         isAsked = yield* Effect.race(Effect.as(Effect.sleep(pause), false), Effect.as(wake.await, true))
       }
     })

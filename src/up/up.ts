@@ -54,7 +54,7 @@ const countTables = (bytes: Uint8Array): Record<string, number> => {
 
 /**
  * Sends every batch that has no answer yet, while further ones are frozen; the number of changes sent and of conflicts decided.
- * `onMore` runs when there turns out to be more than one.
+ * `onMore` runs when there turns out to be more than one; `mayGoOn` is asked before each but the first, and what is not sent waits in the file.
  */
 export const pushAll = (
   file: LibsqlFile,
@@ -62,11 +62,12 @@ export const pushAll = (
   identity: Identity,
   maxChanges = BATCH_CHANGES,
   onMore: Effect.Effect<unknown> = Effect.void,
+  mayGoOn: Effect.Effect<boolean, LibsqlError> = Effect.succeed(true),
 ): Effect.Effect<Pushed, LibsqlError | LinkError> =>
   Effect.gen(function* () {
     const freezing = makeFreezing(file, maxChanges)
     const answers = yield* makeAnswers(file)
-    const sending = Effect.ensuring(sendAll(file, link, identity, freezing, answers, onMore), Effect.sync(freezing.end))
+    const sending = Effect.ensuring(sendAll(file, link, identity, freezing, answers, onMore, mayGoOn), Effect.sync(freezing.end))
     // Also when the line breaks everything is frozen: what is captured later never joins it.
     const [sent] = yield* Effect.all([Effect.exit(sending), freezing.run], { concurrency: 2 })
     yield* answers.write
@@ -148,6 +149,7 @@ const sendAll = (
   freezing: Freezing,
   answers: Effect.Success<ReturnType<typeof makeAnswers>>,
   onMore: Effect.Effect<unknown>,
+  mayGoOn: Effect.Effect<boolean, LibsqlError>,
 ): Effect.Effect<Pushed, LibsqlError | LinkError> =>
   Effect.gen(function* () {
     let changes = 0
@@ -187,8 +189,11 @@ const sendAll = (
       ready ??= yield* packNext
       const isRoom = flying.length === 0 || (isQuick && flying.length < IN_FLIGHT && (ready?.parts ?? 1) === 1)
       if (ready !== undefined && isRoom) {
-        yield* send(ready)
-        continue
+        if (isFirst || (yield* mayGoOn)) {
+          yield* send(ready)
+          continue
+        }
+        if (flying.length === 0) return { changes, conflicts, tables }
       }
       const [oldest] = flying
       if (oldest === undefined) {

@@ -18,7 +18,7 @@ import type { Manifest } from "../../src/model/table.ts"
 import { sessions } from "../../src/session/session.ts"
 import { SchoolFactStore } from "../../src/status/facts.ts"
 import { Session } from "../../src/status/run.ts"
-import { Settings } from "../../src/status/settings.ts"
+import { Settings, type SyncSettings } from "../../src/status/settings.ts"
 import { Devices } from "../../src/iclock/devices.ts"
 import { schoolStatus } from "../../src/status/school.ts"
 import { type SchoolSnapshot, Status } from "../../src/status/snapshot.ts"
@@ -40,7 +40,7 @@ beforeAll(async () => {
         photos: { audience: { column: "school_id" }, priority: "background", strategy: "school_wins" },
       },
     },
-    ["a", "b", "c", "d", "e", "f"],
+    ["a", "b", "c", "d", "e", "f", "g", "h"],
   )
   hub = await openHubLink(world)
 })
@@ -63,6 +63,7 @@ interface Node {
   readonly status: () => Promise<SchoolSnapshot>
   /** What a person does who asks for a sync. */
   readonly ask: () => Promise<void>
+  readonly set: (settings: Partial<SyncSettings>) => Promise<void>
   /** Ends the contact; the next one begins at once. */
   readonly contactAnew: () => Promise<void>
 }
@@ -101,6 +102,7 @@ const startNode = async (school: string, metered: Metered | null, url = hub.url)
       ),
     status: () => Effect.runPromise(Context.get(context, Status).snapshot()) as Promise<SchoolSnapshot>,
     ask: () => Effect.runPromise(Context.get(context, Session).wake.open) as Promise<never>,
+    set: async (settings) => void (await Effect.runPromise(Context.get(context, Settings).set(settings))),
     contactAnew: async () => void (await Effect.runPromise(Context.get(context, Settings).set({ retryMaxSeconds: 1 }))),
   }
 }
@@ -229,4 +231,33 @@ it("outside its hours a metered node waits, and says when it goes on", async () 
   const nextIn = (Date.parse(metered?.nextAt ?? "") - Date.now()) / 60_000
   expect(nextIn).toBeGreaterThan(175)
   expect(nextIn).toBeLessThan(185)
+})
+
+it("a cycle that a metered node's line breaks off is gone on with, row by row, until it is done", async () => {
+  await world.sql`INSERT INTO marks SELECT 'g' || i, 'g', (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 60) WHERE i > 0) FROM generate_series(1, 60) i`
+  const line = await openBadLine(hub.url)
+  ended.push(async () => line.close())
+  line.cutAfter = 40_000
+  const node = await startNode("g", { cycleMinutes: 60, budgetBytes: null, hours: [] }, line.url)
+  await hasFirstCut(node)
+  expect(line.connections()).toBeGreaterThan(2)
+  expect((await node.ids("marks")).length).toBe(60)
+  await until("the end of the cycle", async () => (await node.status()).state === "up_to_date")
+})
+
+it("a push ends with the day's bytes, and the rest of it goes when somebody asks", async () => {
+  const node = await startNode("h", { cycleMinutes: 0.01, budgetBytes: 400_000, hours: [] })
+  await hasFirstCut(node)
+  await node.set({ batch: 1 })
+  await node.write(
+    "WITH RECURSIVE c (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 40) INSERT INTO marks SELECT 'h' || i, 'h', hex(randomblob(25000)) FROM c",
+  )
+  await until("the end of the day's bytes", async () => (await node.status()).metered?.waits === "budget")
+  const sent = async () => Number((await world.sql`SELECT count(*) AS n FROM marks WHERE school_id = 'h'`)[0]?.["n"])
+  const before = await sent()
+  expect(before).toBeGreaterThan(0)
+  expect(before).toBeLessThan(25)
+  expect((await node.status()).metered?.usedBytes).toBeLessThan(800_000)
+  await node.ask()
+  await until("all of them", async () => (await sent()) === 40)
 })
