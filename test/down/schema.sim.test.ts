@@ -89,12 +89,26 @@ const play = async (seed: number, plugin: "wal2json" | "pgoutput", steps: number
     ])
     let made = 1
     let id = 1000
+    /** Rows that the school makes: head office deletes some of them again. */
+    let own = 5000
     const ddl = (): ReadonlyArray<string> => {
       const names = [...columns.keys()]
       const name = names.length === 0 ? null : pick(names)
       const kind = pick(TYPES)
       const value = `(${(VALUES[kind] ?? "NULL").replaceAll("g", "7")})`
-      switch (Math.floor(next() * 9)) {
+      switch (Math.floor(next() * 10)) {
+        case 9: {
+          const other = pick(names.filter((one) => one !== name))
+          if (name === null || other === undefined) return []
+          const [kindOfName, kindOfOther] = [columns.get(name), columns.get(other)]
+          columns.set(name, kindOfOther ?? "text")
+          columns.set(other, kindOfName ?? "text")
+          return [
+            `ALTER TABLE things RENAME COLUMN ${name} TO swapped`,
+            `ALTER TABLE things RENAME COLUMN ${other} TO ${name}`,
+            `ALTER TABLE things RENAME COLUMN swapped TO ${other}`,
+          ]
+        }
         case 0:
         case 1: {
           const added = `c${++made}`
@@ -175,6 +189,12 @@ const play = async (seed: number, plugin: "wal2json" | "pgoutput", steps: number
           "SELECT name FROM pragma_table_info('things') WHERE name LIKE 'c%' AND type = 'TEXT' ORDER BY name LIMIT 1",
         )
         if (row !== undefined) await online.write(`UPDATE things SET "${row.name}" = NULL WHERE id % 7 = ${Math.floor(next() * 7)}`)
+      }
+      if (next() < 0.3) {
+        const write =
+          next() < 0.5 ? `INSERT INTO things (id, school_id) VALUES (${++own}, 'a')` : `DELETE FROM things WHERE id % 19 = ${Math.floor(next() * 19)}`
+        log.push(`-- school: ${write}`)
+        await online.write(write)
       }
       if (next() < 0.4) {
         await world.settle()
