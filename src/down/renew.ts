@@ -105,12 +105,12 @@ export const makeRenewer = (open: OpenAppend, routing: Routing): Renewer => {
     )
     const isComing = new Set(found.filter((entry) => entry.seq > beyond || entry.isRow === 1).map((entry) => rowKey(entry.tbl, entry.key)))
     const rows = found.filter((entry) => entry.isRow === 1 && entry.seq <= beyond)
-    const gone = keys.filter(([table, key]) => !table.loading && !table.hubOnly && !isComing.has(rowKey(table.id, key)))
+    const gone = keys.filter(([table, key]) => !open.loading.has(table.id) && !table.hubOnly && !isComing.has(rowKey(table.id, key)))
     yield* renew(rows)
     yield* tx.many(
       `INSERT INTO entry (audience, class, seq, tbl, key, body, at, born) VALUES (?, ?, ?, ?, ?, NULL, 0, 0)
          ON CONFLICT (tbl, key, audience) DO UPDATE SET seq = excluded.seq, born = 0`,
-      gone.map(([table, key]) => [BigInt(own), BigInt(table.class), BigInt(open.nextSeq()), BigInt(table.id), key]),
+      gone.map(([table, key]) => [BigInt(own), BigInt(open.classOf(table)), BigInt(open.nextSeq()), BigInt(table.id), key]),
     )
     if (gone.length > 0) open.touch(own)
     return { rows: rows.length, gone: gone.length }

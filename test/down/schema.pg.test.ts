@@ -470,6 +470,22 @@ describe("what a school writes to a table that is paused", () => {
   )
 })
 
+test("a row that a school made in a paused table, and head office deleted, is gone also when all rows are read anew", async () => {
+  const world = await makeWorld(schema, { tables }, ["a", "b"])
+  const a = await world.school("a")
+  await same(world, a)
+  await world.sql`ALTER TABLE pupils ALTER COLUMN points TYPE int USING points::int`
+  await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "type_changed")
+  await a.write("INSERT INTO pupils (id, school_id, name) VALUES (70, 'a', 'Made')")
+  await a.push()
+  await world.sql`DELETE FROM pupils WHERE id = 70`
+  await world.run(world.feed.accept("public.pupils"))
+  await until("the table to be read", async () => (await world.run(world.feed.tables)).every((table) => !table.loading && table.paused === null))
+  await same(world, a)
+  expect(await a.rows("SELECT id FROM pupils ORDER BY id")).toEqual([{ id: 1 }, { id: 2 }])
+  await world.stop()
+})
+
 describe("what a school wrote just before its table is paused", () => {
   test("goes by its former key when the table has another: it is sent whole, and nothing is told of rows that are named so no more", async () => {
     const world = await makeWorld(schema, { tables }, ["a"])
