@@ -144,14 +144,19 @@ export const makeReads = (options: {
     yield* appender.loaded(table)
   })
 
-  /** Reads a whole table, chunk by chunk, each chunk in the feed before the next is read. Of a loaded one, what is not met is gone. */
-  const readWhole = Effect.fnUntraced(function* (table: FeedTable, isLoading: boolean, since: number | null = null) {
+  /**
+   * Reads a whole table, chunk by chunk, each chunk in the feed before the next is read. What a comparison does not meet is gone. A first
+   * copy goes on where it was, unless a part of the stream was missed since: then it is compared too.
+   */
+  const readWhole = Effect.fnUntraced(function* (table: FeedTable, isFirst: boolean, since: number | null = null) {
     const [row] = yield* feed.append((appender) =>
-      appender.tx.all<{ after: string | null; n: number }>(
-        "SELECT after, (SELECT count(*) FROM entry WHERE tbl = tables.id AND body IS NOT NULL) AS n FROM tables WHERE id = ?",
+      appender.tx.all<{ after: string | null; n: number; missed: number }>(
+        `SELECT after, (SELECT count(*) FROM entry WHERE tbl = tables.id AND body IS NOT NULL) AS n,
+                EXISTS (SELECT 1 FROM unmet WHERE tbl = tables.id) AS missed FROM tables WHERE id = ?`,
         [table.id],
       ),
     )
+    const isLoading = isFirst && row?.missed !== 1
     let after = isLoading ? (row?.after ?? null) : null
     if (!isLoading) {
       // What was written before it may have come without what followed, and is not met by having come.

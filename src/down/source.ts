@@ -257,8 +257,8 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       if (compare !== null || from !== state.position.lsn) {
         yield* feed.append((appender) =>
           Effect.gen(function* () {
-            // A comparison that breaks off begins again with the next stream.
-            if (compare !== null) yield* appender.tx.run("INSERT OR IGNORE INTO unmet (tbl, key) SELECT id, '' FROM tables WHERE status = 'ready'")
+            // A comparison that breaks off begins again with the next stream. What a first copy has read is as old as the rest.
+            if (compare !== null) yield* appender.tx.run("INSERT OR IGNORE INTO unmet (tbl, key) SELECT id, '' FROM tables WHERE status <> 'up'")
             if (isPutBack) yield* beginLost(appender.tx, yield* Clock.currentTimeMillis)
             yield* appender.position({ lsn: from, xid: 0, at: "" })
           }),

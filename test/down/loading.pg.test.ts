@@ -110,3 +110,35 @@ test("what schools push into a table that is still read, and head office takes a
   expect(await ids(a, "notes")).toEqual(["n2", "n4", "n6", "stays"])
   expect(await ids(a, "marks")).toEqual(["m2", "m4", "m6", "mine"])
 })
+
+test.each(["wal2json", "pgoutput"] as const)("rows of a first copy that change while its slot is gone are read once more: %s", async (plugin) => {
+  world = await makeWorld(schema, { plugin, tables: pupils }, ["a"])
+  await world.sql`INSERT INTO notes SELECT 'n' || n, 'a', 'note' FROM generate_series(10, 6000) n`
+  // The second piece of the copy is refused.
+  await world.sql.unsafe(`DELETE FROM schoolbus.marks;
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF EXISTS (SELECT 1 FROM schoolbus.marks) THEN RAISE 'not now'; END IF; RETURN NEW; END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON schoolbus.marks FOR EACH ROW EXECUTE FUNCTION refuse()`)
+  const tables = { ...pupils, notes: own }
+  await world.restart({ plugin, tables }).catch(() => undefined)
+  const copied = () =>
+    world.run(world.feedFile.read((tx) => tx.all<{ after: string | null }>("SELECT after FROM tables WHERE name = 'public.notes'")))
+  await until("a piece of the copy", async () => (await copied())[0]?.after != null)
+  expect(await loading()).toContain("public.notes")
+  await world.halt()
+  const [slot] = await world.sql`SELECT slot_name AS name FROM pg_replication_slots WHERE database = current_database()`
+  await until("its end", () =>
+    world.sql`SELECT pg_drop_replication_slot(${slot?.["name"]})`.then(
+      () => true,
+      () => false,
+    ),
+  )
+  await world.sql`DROP TRIGGER refuse ON schoolbus.marks`
+  await world.sql`DELETE FROM notes WHERE id IN ('n1', 'n1000', 'n1001')`
+  await world.sql`UPDATE notes SET note = 'while nobody read' WHERE id IN ('n10', 'n100')`
+  await world.restart({ plugin, tables })
+  await until("the tables to be read", async () => (await loading()).length === 0)
+  const a = await world.school("a")
+  await a.pull()
+  expect(await ids(a, "notes")).toEqual(await office("notes", "school = 'a'"))
+  expect(await a.rows("SELECT id FROM notes WHERE note = 'while nobody read' ORDER BY id")).toEqual([{ id: "n10" }, { id: "n100" }])
+})
