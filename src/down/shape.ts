@@ -331,8 +331,8 @@ export const rememberNames = (before: Shape, after: Shape, version: number): Sha
   return { ...after, former: isOther ? [...former, { before: version, numbers: was }].slice(-FORMER) : former }
 }
 
-/** Pauses under which a school's changes may meet other rows than they mean, or none. */
-const UNNAMED = new Set(["key_changed", "table_replaced", "no_key", "column_replaced"])
+/** Pauses under which a school's changes may meet other rows than they mean, or none. (A column that was made anew is none to them, and without its key's a table is away.) */
+const UNNAMED = new Set(["key_changed", "table_replaced", "no_key"])
 
 /** The table with the names that schools were told before. */
 export const withFormer = (table: Table, { former = [] }: Pick<Shape, "former">): Table => (former.length === 0 ? table : { ...table, former })

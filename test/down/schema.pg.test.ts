@@ -354,6 +354,25 @@ describe("edits that wait in a school while the schema changes", () => {
     expect(await a.rows("SELECT remark FROM pupils WHERE id = 2")).toEqual([{ remark: present?.["extra"] }])
   })
 
+  test("of a table with a column that was made anew are written while it is paused, without that column", async () => {
+    const record = (await records()).length
+    await world.sql`ALTER TABLE pupils DROP COLUMN remark, ADD COLUMN remark text`
+    await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "column_replaced")
+    await a.write("UPDATE pupils SET name = 'While paused' WHERE id = 1")
+    await a.write("UPDATE pupils SET name = 'And this', remark = 'of the former' WHERE id = 2")
+    const [verdicts] = await a.push()
+    expect(verdicts?.exceptions.map(({ verdict, reason }) => [verdict, reason])).toEqual([["merged", "column_gone"]])
+    expect(await world.sql`SELECT name, remark FROM pupils WHERE id IN (1, 2) ORDER BY id`).toEqual([
+      { name: "While paused", remark: null },
+      { name: "And this", remark: null },
+    ])
+    expect((await records()).slice(record).map(({ change }) => JSON.parse(String(change)).mine)).toEqual([{ remark: "of the former" }])
+    await goOn()
+    await same(world, a)
+    await world.sql`UPDATE pupils SET name = 'Bilal' WHERE id = 2`
+    await same(world, a)
+  })
+
   test("are quarantined when their row can no longer be named", async () => {
     await a.write("UPDATE pupils SET name = 'By the old key' WHERE id = 2")
     await a.write("DELETE FROM pupils WHERE id = 50")
@@ -566,6 +585,25 @@ describe("a change that waits for a person", () => {
     await world.sql`UPDATE schoolbus.quarantine SET status = 'discarded'`
     await same(world, a)
     expect(await a.rows("SELECT remark FROM pupils WHERE id = 1")).toEqual([{ remark: "x1" }])
+    await world.stop()
+  })
+
+  test("of a table whose key column is made anew waits, and names no row of the new key", async () => {
+    const world = await makeWorld(schema, { tables }, ["a"])
+    const a = await world.school("a")
+    await same(world, a)
+    const before = await world.sql`SELECT name FROM pupils ORDER BY name`
+    await world.sql`ALTER TABLE pupils DROP COLUMN id CASCADE, ADD COLUMN id int GENERATED ALWAYS AS IDENTITY, ADD PRIMARY KEY (id)`
+    await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "column_replaced")
+    await a.write("UPDATE pupils SET name = 'By the old key' WHERE id = 1")
+    const [verdicts] = await a.push()
+    expect(verdicts?.exceptions.map(({ verdict, reason }) => [verdict, reason])).toEqual([["quarantined", "unknown_table"]])
+    await world.run(world.feed.accept("public.pupils"))
+    await until("the table to go on", async () => (await pausedOf(world))["public.pupils"] === undefined)
+    await until("the table to be read", async () => (await world.run(world.feed.tables)).every((table) => !table.loading))
+    await world.settle()
+    await a.pull()
+    expect(await world.sql`SELECT name FROM pupils ORDER BY name`).toEqual(before)
     await world.stop()
   })
 
