@@ -1,5 +1,5 @@
 /**
- * What waits at the hub and may go on by itself: changes whose missing row or table has come from head office, clashes that a push
+ * What waits at the hub and may go on by itself: changes whose missing row, table or right has come from head office, clashes that a push
  * had no time to record, and open conflicts in whose row head office has written again. Looked at in rounds, some at a time.
  */
 import * as Effect from "effect/Effect"
@@ -34,7 +34,7 @@ export const tendQuarantine = (
     if (decider.tables.size === 0) return ""
     const waiting = yield* pg.query<Waiting>(
       `SELECT id::text AS id, school, incarnation::text AS incarnation, batch::text AS batch, change, status, reason FROM schoolbus.quarantine q
-        WHERE status = 'open' AND id::text > $1 AND (reason IN ('dependant', 'foreign_key', 'no_audience', 'unknown_table')
+        WHERE status = 'open' AND id::text > $1 AND (reason IN ('dependant', 'foreign_key', 'no_audience', 'unknown_table', 'permission', 'row_security')
            OR reason = 'unique' AND detail <> $2 AND NOT EXISTS (SELECT 1 FROM schoolbus.conflicts c WHERE c.quarantine = q.id))
         ORDER BY id::text LIMIT ${AT_ONCE}`,
       [after, taken.detail],

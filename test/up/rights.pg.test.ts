@@ -1,5 +1,6 @@
 import * as Effect from "effect/Effect"
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest"
+import { tendQuarantine } from "../../src/up/tend.ts"
 import { openOffice } from "./office.ts"
 
 /** The role of pushes: rights on some tables, none on others. */
@@ -28,6 +29,12 @@ CREATE POLICY see ON secured FOR SELECT USING (a <> 'hidden');
 CREATE POLICY make ON secured FOR INSERT WITH CHECK (a <> 'closed');
 CREATE POLICY edit ON secured FOR UPDATE USING (true);
 CREATE POLICY remove ON secured FOR DELETE USING (a <> 'closed');
+CREATE TABLE later (id int PRIMARY KEY, school_id text);
+CREATE TABLE after (id int PRIMARY KEY, school_id text, later int REFERENCES later);
+CREATE TABLE later_log (id int);
+CREATE FUNCTION log_later() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO later_log VALUES (NEW.id); RETURN NULL; END $$;
+CREATE TRIGGER l AFTER INSERT ON later FOR EACH ROW EXECUTE FUNCTION log_later();
+GRANT SELECT, INSERT, UPDATE, DELETE ON later, after TO ${ROLE};
 GRANT USAGE ON SCHEMA schoolbus TO ${ROLE};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA schoolbus TO ${ROLE};
 GRANT SELECT, INSERT, DELETE, UPDATE (a) ON open TO ${ROLE};
@@ -50,6 +57,8 @@ beforeAll(async () => {
       secured: { direction: "up" },
       subject: { audience: "all" },
       mark: {},
+      later: {},
+      after: {},
     },
     { role: ROLE, had: hadOf },
   )
@@ -68,6 +77,20 @@ test("a table without rights is quarantined with the GRANT that mends it, the ot
   expect([push.reason(0), push.verdict(1), push.verdict(2)]).toEqual(["permission", "applied", "applied"])
   const [row] = await o.sql(`SELECT detail FROM schoolbus.quarantine WHERE id = '${push.record(0)}'`)
   expect(row?.["detail"]).toContain('GRANT SELECT, INSERT ON "public"."closed one" TO "pusher"')
+})
+
+test("what lacked a right goes on by itself, with what hangs on it, once a DBA has given it", async () => {
+  const push = await a.push([make("later", 1), make("after", 1, { later: 1 })])
+  expect([push.reason(0), push.reason(1)]).toEqual(["permission", "dependant"])
+  const tend = () => o.withPg((pg) => tendQuarantine(pg, o, ""))
+  const open = async () =>
+    (await o.sql(`SELECT reason FROM schoolbus.quarantine WHERE status = 'open' AND table_name IN ('public.later', 'public.after')`)).length
+  await tend()
+  expect(await open()).toBe(2)
+  await o.sql(`GRANT INSERT ON later_log TO ${ROLE}`)
+  await tend()
+  expect(await open()).toBe(0)
+  expect(await o.sql("SELECT id, later FROM after")).toEqual([{ id: 1, later: 1 }])
 })
 
 test("a row may point to one that every school sees, and to none that is not there", async () => {
