@@ -108,7 +108,10 @@ const followedKey = ({ table, key, row, written, needs }: Work): ReadonlyArray<s
   return names.length === 0 ? null : table.key.map((name, i) => (names.includes(name) ? textOf(table, name, row[name] ?? null) : (key[i] ?? null)))
 }
 
-/** The school's single writes, limited to the columns that the decision lets through. */
+/**
+ * The school's single writes, limited to the columns that the decision lets through. Of a column for which it decides another value
+ * than the school's last one (a sum, a list to which both sides added) only the last write stands, with that value.
+ */
 const stepsOf = (work: Work, decision: Decision, set: Readonly<Record<string, string | null>>): ReadonlyArray<Step> => {
   const { change, table, key } = work
   const { changes, joined } = change
@@ -116,16 +119,20 @@ const stepsOf = (work: Work, decision: Decision, set: Readonly<Record<string, st
   const kind = decision.write === "nothing" ? "update" : decision.write
   const isPlain = joined.length === 0 && kind === change.op && kind !== "delete" && changes.every((one, i) => one.op === (i === 0 ? kind : "update"))
   if (!isPlain || changes.length === 1) return [{ id: last, kind, key, set }]
-  return changes.map((one): Step => {
+  const own = changes.map((one) => {
     const keys =
       one.op === "update" && one.newKey !== undefined ? Object.fromEntries(table.key.map((name, i) => [name, one.newKey?.[i] ?? null])) : {}
-    const values = textsOfSet(table, { ...known(one.mine), ...keys })
-    return {
-      id: one.id,
-      kind: one.op,
-      key: table.key.map((name, i) => textOf(table, name, one.key[i] ?? null)),
-      set: Object.fromEntries(Object.entries(values).filter(([name]) => name in set)),
+    return textsOfSet(table, { ...known(one.mine), ...keys })
+  })
+  const lastOf = new Map(own.flatMap((values, i) => Object.keys(values).map((name) => [name, i] as const)))
+  const isOwn = (name: string): boolean => own[lastOf.get(name) ?? -1]?.[name] === set[name]
+  return changes.map((one, i): Step => {
+    const texts: Record<string, string | null> = {}
+    for (const [name, text] of Object.entries(set)) {
+      if (i === (lastOf.get(name) ?? changes.length - 1)) texts[name] = text
+      else if (name in (own[i] ?? {}) && (isOwn(name) || one.op === "insert")) texts[name] = own[i]?.[name] ?? null
     }
+    return { id: one.id, kind: one.op, key: table.key.map((name, n) => textOf(table, name, one.key[n] ?? null)), set: texts }
   })
 }
 

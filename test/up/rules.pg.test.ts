@@ -12,6 +12,7 @@ CREATE TRIGGER judge BEFORE UPDATE ON papers FOR EACH ROW EXECUTE FUNCTION judge
 CREATE TABLE depts (id int PRIMARY KEY, school_id text, boss int);
 CREATE TABLE staff (id int PRIMARY KEY, school_id text, dept int NOT NULL REFERENCES depts);
 ALTER TABLE depts ADD FOREIGN KEY (boss) REFERENCES staff;
+CREATE TABLE seats (id int PRIMARY KEY, school_id text, seat int UNIQUE, points int, tags text);
 CREATE TABLE slow (id int PRIMARY KEY, school_id text);
 CREATE FUNCTION tire() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   IF (SELECT count(*) FROM made) > 10 THEN RAISE query_canceled USING MESSAGE = 'canceling statement due to statement timeout'; END IF;
@@ -21,7 +22,7 @@ CREATE TRIGGER tire AFTER INSERT ON slow REFERENCING NEW TABLE AS made FOR EACH 
 let o: Awaited<ReturnType<typeof openOffice>>
 let a: ReturnType<typeof o.school>
 beforeAll(async () => {
-  o = await openOffice(DDL, { papers: {}, slow: {}, depts: {}, staff: {} })
+  o = await openOffice(DDL, { papers: {}, seats: { columns: { points: "sum", tags: "union" } }, slow: {}, depts: {}, staff: {} })
 })
 beforeEach(() => {
   a = o.school("a")
@@ -47,6 +48,31 @@ test("several edits of a row that only stand step by step are written step by st
     { id: 1, state: "approved", version: 3 },
     { id: 2, state: "draft", version: 1 },
     { id: 3, state: "draft", version: 1 },
+  ])
+})
+
+test("what both sides added to stands in rows that are written step by step, too", async () => {
+  await o.sql("INSERT INTO seats VALUES (1, 'a', 1, 0, 'x'), (2, 'a', 2, 0, 'x')")
+  await o.sql("UPDATE seats SET points = 1, tags = 'x,hq'")
+  type Seat = Readonly<Record<"seat" | "points" | "tags", string | number>>
+  const change = (id: number, seat: Seat, mine: Partial<Seat>) => ({
+    ...{ table: "seats", op: "update" as const, key: [id] },
+    ...{ base: { id, school_id: "a", ...seat }, mine },
+  })
+  const push = await a.push([
+    change(1, { seat: 1, points: 0, tags: "x" }, { seat: 99 }),
+    change(2, { seat: 2, points: 0, tags: "x" }, { seat: 1 }),
+    change(1, { seat: 99, points: 0, tags: "x" }, { seat: 2, points: 1 }),
+    change(1, { seat: 2, points: 1, tags: "x" }, { tags: "x,mine" }),
+    change(2, { seat: 1, points: 0, tags: "x" }, { points: 5 }),
+    change(2, { seat: 1, points: 5, tags: "x" }, { points: 7 }),
+    { table: "seats", op: "insert", key: [3], mine: { id: 3, school_id: "a", seat: 3, points: 1, tags: "y" } },
+  ])
+  expect([push.reason(2), push.reason(5)]).not.toContain("unique")
+  expect(await o.sql("SELECT id, seat, points, tags FROM seats ORDER BY 1")).toEqual([
+    { id: 1, seat: 2, points: 2, tags: "x,hq,mine" },
+    { id: 2, seat: 1, points: 8, tags: "x,hq" },
+    { id: 3, seat: 3, points: 1, tags: "y" },
   ])
 })
 
