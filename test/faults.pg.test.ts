@@ -206,6 +206,22 @@ it("a slot that Postgres gave up because too much WAL waited, after every look a
   await sql`SELECT pg_reload_conf()`
 }, 60_000)
 
+it("WAL that somebody removed by hand while the hub was off: the slot is replaced, and only what differs comes down", async () => {
+  await equal()
+  await hub.stop()
+  await write(5)
+  const [held] = await sql`SELECT pg_walfile_name(restart_lsn) AS file FROM pg_replication_slots WHERE slot_name = ${slot}`
+  for (let i = 0; i < 2; i++) {
+    await write(5)
+    await sql`SELECT pg_switch_wal()`
+  }
+  await sql`CHECKPOINT`
+  rmSync(join(cluster.dir, "data/pg_wal", String(held?.["file"])))
+  hub.start()
+  await equal()
+  expect(hub.log()).toContain("at the position of the slot; the slot is replaced")
+}, 60_000)
+
 it("another consumer holds the slot: the hub waits, says who, and takes over", async () => {
   await hub.stop()
   const other = spawn(

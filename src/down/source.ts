@@ -92,11 +92,19 @@ export interface SourceOptions {
 
 /** What Postgres says when the publication did not exist at the position that it decodes. */
 const UNDEFINED_OBJECT = "42704"
+/** What it says of a WAL segment that is gone, under the segment's name. */
+const UNDEFINED_FILE = "58P01"
+const SEGMENT = /\b[0-9A-F]{24}\b/
 const DROP_RETRY_MS = 200
 
-/** A publication that was dropped and made again is missing at older positions for ever: that slot can only be replaced. */
-const replaceUnpublished = (options: SourceOptions) => (error: SourceError | ShapeChanged) =>
-  options.config.plugin === "pgoutput" && error._tag === "WalStopped" && error.sqlstate === UNDEFINED_OBJECT
+/**
+ * A publication that was dropped and made again is missing at older positions for ever, as is WAL that somebody removed from Postgres'
+ * folder or started anew (pg_resetwal): that slot can only be replaced.
+ */
+const isPastUse = ({ sqlstate, message }: WalStopped, { plugin }: Config): boolean =>
+  (plugin === "pgoutput" && sqlstate === UNDEFINED_OBJECT) || (sqlstate === UNDEFINED_FILE && SEGMENT.test(message))
+const replaceUnusable = (options: SourceOptions) => (error: SourceError | ShapeChanged) =>
+  error._tag === "WalStopped" && isPastUse(error, options.config)
     ? Effect.andThen(
         Effect.logWarning(`${error.message}, at the position of the slot; the slot is replaced`),
         dropSlot(options.pg, error.slot).pipe(
@@ -326,4 +334,4 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
         Effect.forever(Effect.delay(pg.execute("UPDATE schoolbus.hub SET at = now()"), PULSE_MS)),
       ])
     }),
-  ).pipe(Effect.tapError(replaceUnpublished(options)))
+  ).pipe(Effect.tapError(replaceUnusable(options)))
