@@ -108,6 +108,7 @@ const streamLoop = (options: { readonly url: string; readonly pg: PostgresPool; 
           return Effect.logInfo(`streaming from slot ${slotName(options.url)}`)
         }),
       ),
+      onWaiting: (reason) => Effect.andThen(facts.set({ stream: "down", streamDetail: reason, postgres: true }), tell(reason)),
       onLoading,
     })
     // On a line that is dead without an end, everything else would wait for answers that never come.

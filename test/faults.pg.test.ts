@@ -206,6 +206,25 @@ it("a slot that Postgres gave up because too much WAL waited, after every look a
   await sql`SELECT pg_reload_conf()`
 }, 60_000)
 
+it("a transaction that the making of a slot waits for is named, also after a restart, and all goes on when it ends", async () => {
+  await equal()
+  await hub.stop()
+  await dropSlot()
+  const open = await sql.reserve()
+  await open`BEGIN`
+  const [own] = await open`SELECT pg_backend_pid() AS pid, pg_current_xact_id()`
+  const isTold = async () => (await hub.status()).stream.detail.includes(`SELECT pg_terminate_backend(${own?.["pid"]});`)
+  hub.start()
+  await until("the reason", isTold)
+  await hub.kill()
+  hub.start()
+  await until("the reason again", isTold)
+  await open`COMMIT`
+  open.release()
+  await write(5)
+  await equal()
+}, 60_000)
+
 it("WAL that somebody removed by hand while the hub was off: the slot is replaced, and only what differs comes down", async () => {
   await equal()
   await hub.stop()

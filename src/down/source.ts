@@ -33,6 +33,7 @@ import {
   refusalOfOther,
   SlotRefused,
   type Walsender,
+  waitOfMaking,
   walsenderOf,
 } from "../postgres/slot.ts"
 import { openWal, type WalStopped } from "../postgres/wal.ts"
@@ -53,6 +54,8 @@ const LIFE_MS = 60_000
 /** How often the catalog is looked at: beside the event trigger, and without one. */
 const LOOK_MS = 30_000
 const LOOK_ALONE_MS = 3_000
+/** How often it is looked what the making of a slot waits for. */
+const MAKING_LOOK_MS = 2_000
 /** How long a walsender may take to end after its connection. */
 const RELEASE_MS = 5_000
 /** Streamed, but no tables of the feed. */
@@ -87,6 +90,8 @@ export interface SourceOptions {
   readonly pg: PostgresPool
   readonly config: Config
   readonly onStreaming: Effect.Effect<void>
+  /** Told again and again while the slot cannot be made yet. */
+  readonly onWaiting: (reason: string) => Effect.Effect<void>
   readonly onLoading: (table: string, rows: number, done: boolean) => Effect.Effect<void>
 }
 
@@ -188,7 +193,10 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       const slot = yield* findSlot(pg, name)
       const refusal = slot === null ? null : refusalOfOther(slot)
       if (refusal !== null) return yield* new SlotRefused({ slot: name, message: refusal })
-      if (slot?.active === true) return yield* new SlotBusy({ slot: name, message: busyText(slot) })
+      if (slot?.active === true) {
+        const wait = slot.confirmed === 0n ? yield* waitOfMaking(pg, name) : null
+        return yield* new SlotBusy({ slot: name, message: wait ?? busyText(slot) })
+      }
 
       const wanted = streamedTables(catalog.tables)
       // A table without a replica identity must not be published: its own updates would fail.
@@ -225,7 +233,8 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       if (publication !== null) yield* feed.setPublished(published)
       let from = state.position.lsn
       if (slot === null || isUseless) {
-        from = yield* createSlot(pg, name, config.plugin)
+        const tellWait = Effect.flatMap(waitOfMaking(pg, name), (wait) => (wait === null ? Effect.void : options.onWaiting(wait)))
+        from = yield* Effect.raceFirst(createSlot(pg, name, config.plugin), Effect.forever(Effect.delay(tellWait, MAKING_LOOK_MS)))
         yield* Effect.logInfo(`slot ${name} created for ${config.plugin} at ${printLsn(from)}`)
         for (const left of yield* findLeftSlots(pg, name))
           yield* Effect.logWarning(

@@ -4,9 +4,6 @@ import * as Effect from "effect/Effect"
 import { type Lsn, parseLsn, printLsn } from "../model/lsn.ts"
 import type { PostgresError, Session } from "./client.ts"
 
-/** What the session that reads a hub's slot calls itself. */
-export const STREAM_NAME = "schoolbus stream"
-
 /** The slot cannot be used as it is; `message` says why and what to do. */
 export class SlotRefused extends Data.TaggedError("SlotRefused")<{ readonly slot: string; readonly message: string }> {}
 
@@ -23,6 +20,7 @@ export interface SlotState {
   readonly holder: string
   /** That backend serves a hub. */
   readonly isHubs: boolean
+  /** 0 = it is still being made. */
   readonly confirmed: Lsn
   /** `reserved`, `extended`, `unreserved`, `lost`. */
   readonly walStatus: string
@@ -55,7 +53,7 @@ export const findSlot = (session: Session, name: string): Effect.Effect<SlotStat
     }>(
       `SELECT s.plugin::text AS plugin, s.two_phase, nullif(s.database, current_database())::text AS other_database, s.active,
               coalesce('process ' || s.active_pid || coalesce(' from ' || host(a.client_addr), '') || coalesce(' (' || nullif(a.application_name, '') || ')', ''), '') AS holder,
-              coalesce(a.application_name = '${STREAM_NAME}', false) AS is_hubs,
+              coalesce(a.application_name LIKE 'schoolbus %', false) AS is_hubs,
               s.confirmed_flush_lsn::text AS confirmed, s.wal_status
          FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
         WHERE s.slot_name = $1`,
@@ -172,6 +170,24 @@ export const createSlot = (session: Session, name: string, plugin: string): Effe
       const message = refusalOf(error)
       return message === null ? error : new SlotRefused({ slot: name, message })
     }),
+  )
+
+/** What the making of a slot waits for, in words that end with what to do; null = nothing, or it is made. */
+export const waitOfMaking = (session: Session, name: string): Effect.Effect<string | null, PostgresError> =>
+  Effect.map(
+    session.query<{ wait: string }>(
+      `SELECT CASE WHEN p.gid IS NOT NULL
+                THEN format('prepared transaction %L of database %s, of %s; it is ended in that database: ROLLBACK PREPARED %1$L; (or COMMIT PREPARED)', p.gid, p.database, p.prepared)
+                ELSE format('a transaction of process %s%s%s; to end it at once: SELECT pg_terminate_backend(%1$s);', b.pid,
+                       coalesce(' (' || nullif(concat_ws(', ', a.usename, a.datname, nullif(a.application_name, '')), '') || ')', ''), coalesce(', open since ' || a.xact_start, '')) END AS wait
+         FROM pg_replication_slots s JOIN pg_locks l ON l.pid = s.active_pid AND l.locktype = 'transactionid' AND NOT l.granted
+         LEFT JOIN pg_prepared_xacts p ON p.transaction = l.transactionid
+         LEFT JOIN LATERAL unnest(pg_blocking_pids(l.pid)) AS b (pid) ON b.pid <> 0
+         LEFT JOIN pg_stat_activity a ON a.pid = b.pid
+        WHERE s.slot_name = $1 AND (p.gid IS NOT NULL OR b.pid IS NOT NULL) LIMIT 1`,
+      [name],
+    ),
+    ([row]) => (row === undefined ? null : `the slot ${name} is made once all that was open before has ended; it waits for ${row.wait}`),
   )
 
 /** Slots of the hub's kind in this database that nobody reads: its own under the database's former name, for one. */

@@ -15,7 +15,6 @@ import { streamOptions } from "./address.ts"
 import { SESSION } from "./client.ts"
 import { Frames } from "./frames.ts"
 import { CONTENT_AT, type Message, type MessageForm, Messages, POSITION_AT } from "./messages.ts"
-import { STREAM_NAME } from "./slot.ts"
 
 /** Messages and bytes that may wait for the caller before the socket is paused. */
 export const MAX_BUFFERED = 16_384
@@ -155,7 +154,7 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
           new LogicalReplicationService(
             {
               ...streamOptions(options.url),
-              application_name: STREAM_NAME,
+              application_name: "schoolbus stream",
               keepAlive: true,
               options: Object.entries(SESSION)
                 .map(([name, value]) => `-c ${name}=${value.replaceAll(" ", "\\ ")}`)

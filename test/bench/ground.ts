@@ -69,7 +69,7 @@ export const openFeed = async (url: string, path: string, input: ConfigInput = C
     feed,
     start: async () => {
       stream = Effect.runFork(
-        runSource({ url, pg, config, onStreaming: Effect.void, onLoading: () => Effect.void }).pipe(
+        runSource({ url, pg, config, onStreaming: Effect.void, onWaiting: () => Effect.void, onLoading: () => Effect.void }).pipe(
           Effect.provideService(Feed, feed),
           Effect.provide(FeedChecks.layer),
           Effect.tapCause((cause) =>

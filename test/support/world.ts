@@ -118,7 +118,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
   let failure: unknown
   const startStream = () =>
     Effect.runFork(
-      runSource({ url: database.url, pg, config: parsed, onStreaming: Effect.void, onLoading: () => Effect.void }).pipe(
+      runSource({ url: database.url, pg, config: parsed, onStreaming: Effect.void, onWaiting: () => Effect.void, onLoading: () => Effect.void }).pipe(
         Effect.provideService(Feed, feed),
         Effect.provideService(FeedChecks, checks),
         // The walsender of the stream before ends a moment after its connection.
