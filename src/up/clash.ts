@@ -231,7 +231,7 @@ const mergeInto = (work: Deciding, other: Row): Effect.Effect<void, DecideRefuse
     if (row.op !== "insert") return yield* refuse("not_possible", "both rows stand at head office already: rename one of them")
     const key = keyOf(table, other)
     const mine = { ...row.mine, ...Object.fromEntries(table.key.map((name, i) => [name, key[i] ?? null])) }
-    const change: RowChange = { ...row, key, mine, base: {}, joined: [], changes: [JSON.parse(kept.change)] }
+    const change: RowChange = { ...row, key, mine, base: {}, joined: [], isOfAnother: true, changes: [JSON.parse(kept.change)] }
     const tables = new Map(ground.tables).set(table.name, { ...table, strategy: "merge" as const })
     const [outcome] = yield* carryOut(session, { ...ground, ...alone, tables, school: conflict.school }, [change])
     if (outcome === undefined || outcome.refusal !== null)

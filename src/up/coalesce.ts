@@ -31,6 +31,8 @@ export interface RowChange {
   readonly manifest?: number
   /** Quarantine records whose kept change is part of this one. */
   readonly joined: ReadonlyArray<string>
+  /** An insert whose row goes into another that head office has: equal sums of the two are two. */
+  readonly isOfAnother?: true
 }
 
 export const rowId = (table: string, key: ReadonlyArray<Wire>): string => `${table}\0${wireKey(key)}`

@@ -61,6 +61,7 @@ export const judge = (ground: Ground, works: ReadonlyArray<Work>, times: Readonl
         at: change.at,
         columnAt: change.columnAt,
         respelled: work.respelled,
+        isOfAnother: change.isOfAnother === true,
       }
       // A row that was moved to another school is out of this one's reach, whatever the strategy.
       const rule: Table = isOutside && change.op === "update" ? { ...table, strategy: "vps_wins" } : table

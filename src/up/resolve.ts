@@ -51,6 +51,8 @@ export interface Proposal {
   readonly respelled: ReadonlySet<string>
   /** Columns where head office still holds what it made of this file's former value, which the file has not seen yet. */
   readonly settled: ReadonlySet<string>
+  /** Of an insert: head office's row is another one, into which this goes. */
+  readonly isOfAnother?: boolean
 }
 
 /** Head office's side of the row. Times are ms since 1970; null = unknown, which counts as the oldest. */
@@ -167,8 +169,9 @@ const resolveInsert = (table: Table, strategy: Exclude<Strategy, "merge">, propo
 /** Two rows that both sides made under one key: each column by its rule; what has no common base starts at its default. */
 const mergeInsert = (table: Table, proposal: Proposal, theirs: Row, office: Office): Decision => {
   const disputed = Object.keys(proposal.mine).filter((name) => proposal.mine[name] !== (theirs[name] ?? null) && !isExcluded(table, name))
+  const counted = proposal.isOfAnother === true ? Object.keys(proposal.mine).filter((name) => ruleOf(table, name) === "sum") : []
   const base = Object.fromEntries(
-    disputed.flatMap((name) => (isOwnBaseRule(ruleOf(table, name)) ? [[name, columnOf(table, name).default ?? null] as const] : [])),
+    [...disputed, ...counted].flatMap((name) => (isOwnBaseRule(ruleOf(table, name)) ? [[name, columnOf(table, name).default ?? null] as const] : [])),
   )
   const { set, disagreements, isMerged } = decideColumns(table, { ...proposal, base }, theirs, office)
   if (disputed.length === 0) return writing(set, isMerged ? "merged" : "applied")

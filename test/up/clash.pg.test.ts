@@ -388,6 +388,14 @@ test("a merge goes into head office's row also where its key is none that the sc
   expect(await o.sql("SELECT id::int AS id, code, points FROM counted")).toEqual([{ id: 7, code: name, points: 7 }])
 })
 
+test("a merge counts equal sums of the two rows, too", async () => {
+  const other = await there("auto_merge", "a")
+  await o.sql(`UPDATE auto_merge SET points = 3 WHERE id = '${other}'`)
+  const key = id()
+  await a.push([{ ...user(key, { points: 3 }), table: "auto_merge" }])
+  expect(await read(other, "points", "auto_merge")).toEqual({ points: 6 })
+})
+
 describe("a row that a link places", () => {
   const person = (key: string): Draft => ({ table: "people", op: "insert", key: [key], mine: { id: key, login: name } })
   const tie = (key: string): Draft => ({ table: "ties", op: "insert", key: [key], mine: { id: key, school_id: "a", person: key } })
