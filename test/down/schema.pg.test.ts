@@ -506,6 +506,29 @@ test("a row that a school made in a paused table, and head office deleted, is go
 })
 
 describe("what a school wrote just before its table is paused", () => {
+  test.each(["wal2json", "pgoutput"] as const)("is heard of, though the hub hears of the change at the same time (%s)", async (plugin) => {
+    const world = await makeWorld(schema, { tables, plugin }, ["a", "b"])
+    const a = await world.school("a")
+    await same(world, a)
+    await a.write("INSERT INTO pupils (id, school_id, name) VALUES (70, 'a', 'Made')")
+    const [slot] = await world.sql`SELECT active_pid AS pid FROM pg_replication_slots WHERE database = current_database()`
+    process.kill(Number(slot?.["pid"]), "SIGSTOP")
+    await a.push()
+    await world.sql`ALTER TABLE pupils RENAME COLUMN extra TO remark`
+    await world.sql`DELETE FROM pupils WHERE id = 70`
+    process.kill(Number(slot?.["pid"]), "SIGCONT")
+    // This process reads nothing meanwhile, so that all of it lies in the socket and is taken at once.
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500)
+    await until("the pause", async () => (await pausedOf(world))["public.pupils"] === "column_renamed")
+    await world.settle()
+    await a.pull()
+    await world.run(world.feed.accept("public.pupils"))
+    await until("the table to go on", async () => (await pausedOf(world))["public.pupils"] === undefined)
+    await same(world, a)
+    expect(await a.rows("SELECT id FROM pupils ORDER BY id")).toEqual([{ id: 1 }, { id: 2 }])
+    await world.stop()
+  })
+
   test("goes by its former key when the table has another: it is sent whole, and nothing is told of rows that are named so no more", async () => {
     const world = await makeWorld(schema, { tables }, ["a"])
     await takeKey(world, "school_id, id")
