@@ -4,7 +4,7 @@
  * the school held is recorded, so that a person can take it back.
  */
 import * as Effect from "effect/Effect"
-import { audienceColumn, isExcluded, isThrough, type Table } from "../model/table.ts"
+import { audienceColumn, isExcluded, isThrough, namedSince, type Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
 import type { PostgresError, Session } from "../postgres/client.ts"
 import { placement } from "./authorise.ts"
@@ -95,6 +95,7 @@ export const recordDoubt = (
         "row",
         null,
         null,
+        String(namedSince(table)),
       ],
     ])
   })
