@@ -228,19 +228,22 @@ export interface Sentence {
   readonly progress: { readonly rows: number; readonly total: number } | null
 }
 
-/** `"Waiting to send: 1,204 changes wait; 1 conflict needs a decision"`. */
+const decisions = (n: number): ReadonlyArray<string> =>
+  n === 0 ? [] : [`${count(n, "conflict needs", "conflicts need")} a decision (schoolbus conflicts list)`]
+
+/** `"Waiting to send: 1,204 changes wait; 1 conflict needs a decision (schoolbus conflicts list)"`. */
 export const schoolSentence = (s: Sentence): string => {
   const parts = [
     ...(s.reason === "" ? [] : [s.reason]),
     ...(s.progress === null || s.progress.total === 0 ? [] : [`${grouped(s.progress.rows)} of ${count(s.progress.total, "row", "rows")} received`]),
     ...(s.pending === 0 ? [] : [`${count(s.pending, "change waits", "changes wait")} for head office`]),
-    ...(s.failed === 0 ? [] : [`${count(s.failed, "row", "rows")} could not be synced`]),
-    ...(s.conflicts === 0 ? [] : [`${count(s.conflicts, "conflict needs", "conflicts need")} a decision`]),
+    ...(s.failed === 0 ? [] : [`${count(s.failed, "row", "rows")} could not be synced (why: schoolbus quarantine list, tables list)`]),
+    ...decisions(s.conflicts),
   ]
   return parts.length === 0 ? labelOf(s.state) : `${labelOf(s.state)}: ${parts.join("; ")}`
 }
 
-/** `"Up to date: 12 schools, 2 offline; 1 conflict needs a decision"`. */
+/** `"Up to date: 12 schools, 2 offline; 1 conflict needs a decision (schoolbus conflicts list)"`. */
 export const hubSentence = (s: Omit<Sentence, "progress">, schools: ReadonlyArray<State>): string => {
   const of = (state: State, word: string) => {
     const n = schools.filter((other) => other === state).length
@@ -257,8 +260,8 @@ export const hubSentence = (s: Omit<Sentence, "progress">, schools: ReadonlyArra
     ...(s.reason === "" ? [] : [s.reason]),
     schools.length === 0 ? "no school is enrolled (schoolbus schools add)" : fleet,
     ...(s.pending === 0 ? [] : [`${count(s.pending, "row", "rows")} on the way to schools`]),
-    ...(s.failed === 0 ? [] : [`${count(s.failed, "change is", "changes are")} quarantined`]),
-    ...(s.conflicts === 0 ? [] : [`${count(s.conflicts, "conflict needs", "conflicts need")} a decision`]),
+    ...(s.failed === 0 ? [] : [`${count(s.failed, "change is", "changes are")} quarantined (schoolbus quarantine list)`]),
+    ...decisions(s.conflicts),
   ]
   return `${labelOf(s.state)}: ${parts.join("; ")}`
 }

@@ -134,12 +134,15 @@ describe("one sentence", () => {
   it("says what waits and what needs a person", () => {
     expect(schoolSentence({ ...none, state: "up_to_date", progress: null })).toBe("Up to date")
     expect(schoolSentence({ ...none, state: "pending", pending: 1204, conflicts: 1, progress: null })).toBe(
-      "Waiting to send: 1,204 changes wait for head office; 1 conflict needs a decision",
+      "Waiting to send: 1,204 changes wait for head office; 1 conflict needs a decision (schoolbus conflicts list)",
+    )
+    expect(schoolSentence({ ...none, state: "up_to_date", failed: 5, progress: null })).toBe(
+      "Up to date: 5 rows could not be synced (why: schoolbus quarantine list, tables list)",
     )
     expect(schoolSentence({ ...none, state: "catching_up", progress: { rows: 10, total: 5000 } })).toBe("Catching up: 10 of 5,000 rows received")
     expect(hubSentence({ ...none, state: "up_to_date" }, [])).toContain("no school is enrolled")
     expect(hubSentence({ ...none, state: "up_to_date", failed: 1 }, ["up_to_date", "offline"])).toBe(
-      "Up to date: 2 schools, 1 offline; 1 change is quarantined",
+      "Up to date: 2 schools, 1 offline; 1 change is quarantined (schoolbus quarantine list)",
     )
   })
 })
