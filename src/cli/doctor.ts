@@ -30,6 +30,7 @@ export interface ServerFacts {
   readonly version: number
   readonly settings: Readonly<Record<string, string>>
   readonly slotsUsed: number
+  readonly isStandby: boolean
   readonly mayReplicate: boolean
   readonly isSuperuser: boolean
   readonly maySchema: boolean
@@ -100,6 +101,9 @@ export const findings = (facts: ServerFacts, slotName: string, plugin?: PluginNa
     facts.version >= OLDEST
       ? ok("pg-version", `Postgres ${version}`)
       : fail("pg-version", `Postgres ${version} is too old`, "use Postgres 13 or newer"),
+    ...(facts.isStandby
+      ? [fail("pg-primary", "this server is a standby, which takes no writes", "give --database-url the address of the primary, or promote it")]
+      : []),
     settings["wal_level"] === "logical"
       ? ok("wal-level", "logical")
       : fail("wal-level", `wal_level is ${settings["wal_level"] ?? "unknown"}`, "ALTER SYSTEM SET wal_level = 'logical';  then restart Postgres"),
@@ -184,13 +188,14 @@ const readFacts = (pg: PostgresPool, name: string) =>
     const [server] = yield* pg.query<{
       version: number
       used: number
+      standby: boolean
       replicate: boolean
       super: boolean
       schema: boolean
       present: boolean
       viewed: boolean
     }>(
-      `SELECT current_setting('server_version_num')::int AS version, (SELECT count(*)::int FROM pg_replication_slots) AS used,
+      `SELECT current_setting('server_version_num')::int AS version, (SELECT count(*)::int FROM pg_replication_slots) AS used, pg_is_in_recovery() AS standby,
               r.rolreplication OR r.rolsuper AS replicate, r.rolsuper AS super, has_database_privilege(current_database(), 'CREATE') AS schema,
               to_regclass('schoolbus.migrations') IS NOT NULL AS present, to_regclass('schoolbus.slot_health') IS NOT NULL AS viewed
          FROM pg_roles r WHERE r.rolname = current_user`,
@@ -206,6 +211,7 @@ const readFacts = (pg: PostgresPool, name: string) =>
       version: server?.version ?? 0,
       settings: Object.fromEntries(settings.map((row) => [row.name, row.setting])),
       slotsUsed: server?.used ?? 0,
+      isStandby: server?.standby ?? false,
       mayReplicate: server?.replicate ?? false,
       isSuperuser: server?.super ?? false,
       maySchema: server?.schema ?? false,

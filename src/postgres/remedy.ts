@@ -16,6 +16,7 @@ const BY_MESSAGE: ReadonlyArray<readonly [states: RegExp, message: RegExp, remed
     /pg_hba/,
     "let this host, user and database in by a line of pg_hba.conf, or, where it takes encrypted connections only, add ?sslmode=require to --database-url",
   ],
+  [/^55000/, /recovery/, "this server is a standby: give --database-url the address of the primary, or promote it"],
   [/^53300/, /for (role|database)/, "end what else is connected, or raise that limit: ALTER ROLE (or DATABASE) … CONNECTION LIMIT -1"],
 ]
 

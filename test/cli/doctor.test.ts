@@ -27,6 +27,7 @@ const facts = (part: Partial<ServerFacts>): ServerFacts => ({
   version: 150_018,
   settings: { wal_level: "logical", max_replication_slots: "20" },
   slotsUsed: 1,
+  isStandby: false,
   mayReplicate: true,
   isSuperuser: false,
   maySchema: true,
@@ -74,4 +75,9 @@ test("a slot's WAL budget warns and fails before the slot is lost, with the advi
     fix: "start the hub",
   })
   expect(budget({ budgetUsed: 85, stage: "critical", advice: "start the hub" })).toMatchObject({ status: "fail" })
+})
+
+test("a standby is told of", () => {
+  expect(findings(facts({ isStandby: true }), "schoolbus_db").find(({ id }) => id === "pg-primary")).toMatchObject({ status: "fail" })
+  expect(findings(facts({}), "schoolbus_db").some(({ id }) => id === "pg-primary")).toBe(false)
 })

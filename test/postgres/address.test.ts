@@ -53,3 +53,8 @@ it("a limit of the role is told from that of the server", () => {
   expect(remedyOf("53300", 'too many connections for role "u"')).toContain("CONNECTION LIMIT")
   expect(remedyOf("53300", "sorry, too many clients already")).toContain("max_connections")
 })
+
+it("a standby is told from a server that is not set up", () => {
+  expect(remedyOf("55000", "recovery is in progress")).toContain("the address of the primary")
+  expect(remedyOf("55000", "logical decoding requires wal_level >= logical")).toBeNull()
+})
