@@ -173,7 +173,27 @@ const carry = (
     if (refusal !== null) return yield* refuse("not_possible", `${refusal.reason}: ${refusal.detail}`)
   })
 
+/** Free values that are tried: another school may take the same one in the same moment. */
+const RENAME_TRIES = 3
+
 const rename = (work: Deciding, given: unknown): Effect.Effect<void, DecideRefused | PostgresError> =>
+  given !== undefined
+    ? renameTo(work, given)
+    : Effect.gen(function* () {
+        const { session } = work
+        for (let tries = 1; ; tries++) {
+          yield* session.execute("SAVEPOINT rename")
+          const failed = yield* renameTo(work, undefined).pipe(
+            Effect.as(null),
+            Effect.catchTag("DecideRefused", (refused) => Effect.succeed(refused)),
+          )
+          yield* session.execute(failed === null ? "RELEASE SAVEPOINT rename" : "ROLLBACK TO SAVEPOINT rename; RELEASE SAVEPOINT rename")
+          if (failed === null) return
+          if (tries === RENAME_TRIES || !failed.message.startsWith("unique: ")) return yield* failed
+        }
+      })
+
+const renameTo = (work: Deciding, given: unknown): Effect.Effect<void, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
     const { session, conflict, table, shape, row, wanted } = work
     const column = conflict.column_name

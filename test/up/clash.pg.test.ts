@@ -19,6 +19,11 @@ CREATE TABLE auto_rename ${USERS};
 CREATE TABLE auto_remote ${USERS};
 CREATE TABLE auto_local ${USERS};
 CREATE TABLE auto_merge ${USERS};
+CREATE TABLE raced ${USERS};
+CREATE SEQUENCE races;
+CREATE FUNCTION race() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF NEW.username LIKE '%2' AND nextval('races') <= 2 THEN RAISE unique_violation USING MESSAGE = 'another school was quicker'; END IF; RETURN NEW; END $$;
+CREATE TRIGGER race BEFORE INSERT ON raced FOR EACH ROW EXECUTE FUNCTION race();
 CREATE TABLE counted (id bigint PRIMARY KEY, school_id text NOT NULL, code text NOT NULL UNIQUE, points int DEFAULT 0);
 CREATE TABLE people (id uuid PRIMARY KEY, login text NOT NULL UNIQUE);
 CREATE TABLE ties (id uuid PRIMARY KEY, school_id text NOT NULL, person uuid NOT NULL);
@@ -38,6 +43,7 @@ beforeAll(async () => {
     auto_remote: { uniqueRule: "keep_remote" },
     auto_local: { uniqueRule: "keep_local" },
     auto_merge: { uniqueRule: "merge", columns: { points: "sum" } },
+    raced: { uniqueRule: "rename_local" },
     counted: { uniqueRule: "merge", columns: { points: "sum" } },
     people: { audience: { through: "public.ties", on: { id: "person" } } },
     ties: {},
@@ -369,6 +375,13 @@ describe("a rule decides at once", () => {
     expect(await read(key, "username", table)).toEqual(own === null ? undefined : { username: `${name}${own.username}` })
     expect(await read(other, "username, points", table)).toMatchObject({ ...others, username: `${name}${others.username}` })
     expect((await conflicts(push.record(0)))[0]).toMatchObject({ status: "resolved", decided_by: "rule" })
+  })
+  test("a free value that another school takes in the same moment is followed by the next try", async () => {
+    await there("raced", "a")
+    const key = id()
+    const push = await a.push([{ ...user(key), table: "raced" }])
+    expect((await conflicts(push.record(0)))[0]).toMatchObject({ status: "resolved", decided_by: "rule" })
+    expect(await read(key, "username", "raced")).toEqual({ username: `${name}2` })
   })
   test("what it cannot decide waits for a person", async () => {
     const other = await there("auto_local", "b")
