@@ -35,6 +35,8 @@ const sentenceOf = (cause: unknown): string => {
   const parts = [error.code, error.message ?? String(cause), error.cause?.code, error.cause?.message]
     // Bun speaks to the program's author there, and may begin its message with the code.
     .map((part) => part?.replace(/ ?For more information, pass .*$/, "").replace(`${error.code}: `, ""))
+    // Deno names the whole address, and what is asked there carries the file's token.
+    .map((part) => part?.replace(/(https?:\/\/[^\s?]*)\?[^\s)]*/g, "$1"))
     .filter((part) => part !== undefined && part !== "")
   const text = [...new Set(parts)].join(": ")
   if (!/cert|tls|ssl|self.signed|issuer/i.test(text)) return text

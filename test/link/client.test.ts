@@ -3,6 +3,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from "node:ht
 import type { AddressInfo } from "node:net"
 import * as Effect from "effect/Effect"
 import { afterEach, expect, it } from "vitest"
+import { down } from "../../src/link/answer.ts"
 import { inflate, pressLines, readAll } from "../../src/link/body.ts"
 import { type Identity, type Link, makeLink } from "../../src/link/client.ts"
 import { sealLine } from "../../src/link/frame.ts"
@@ -83,6 +84,12 @@ it("what is no hub is the line being down, never data and never a verdict", asyn
 
 it("a peer that is not there is the line being down", async () => {
   expect(await outcome(pull(makeLink({ hub: "http://127.0.0.1:1", key: "k" })))).toMatch(/^LinkDown: /)
+})
+
+it("a request that fails is told without what it asks, which carries the file's token", () => {
+  const asked = "http://hub.example/api/sync/push?incarnation=b947&token=9.506545a52e86&batch=39"
+  const { message } = down(new TypeError(`error sending request from 10.0.0.2:57984 for ${asked} (10.0.0.1:80): connection closed`))
+  expect(message).toBe("error sending request from 10.0.0.2:57984 for http://hub.example/api/sync/push (10.0.0.1:80): connection closed")
 })
 
 it("tells a refusal of the hub from its being busy", async () => {
