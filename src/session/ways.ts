@@ -28,7 +28,7 @@ const HELD_BEAT_MS = 3_000
 /** The hub hears of an applied cut this long after it, once for all that are applied meanwhile. */
 const APPLIED_MS = 500
 /** A cycle that broke off is gone on with this often without anything having moved; then the next one is waited for. */
-const CYCLE_ATTEMPTS = 5
+const CYCLE_ATTEMPTS = 10
 /** Outside of hours and budget the clock is looked at this often. */
 const CLOSED_LOOK_MS = 30_000
 

@@ -234,14 +234,14 @@ it("outside its hours a metered node waits, and says when it goes on", async () 
 })
 
 it("a cycle that a metered node's line breaks off is gone on with, row by row, until it is done", async () => {
-  await world.sql`INSERT INTO marks SELECT 'g' || i, 'g', (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 60) WHERE i > 0) FROM generate_series(1, 60) i`
+  await world.sql`INSERT INTO marks SELECT 'g' || i, 'g', (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 60) WHERE i > 0) FROM generate_series(1, 400) i`
   const line = await openBadLine(hub.url)
   ended.push(async () => line.close())
-  line.cutAfter = 40_000
+  line.cutAfter = 150_000
   const node = await startNode("g", { cycleMinutes: 60, budgetBytes: null, hours: [] }, line.url)
   await hasFirstCut(node)
   expect(line.connections()).toBeGreaterThan(2)
-  expect((await node.ids("marks")).length).toBe(60)
+  expect((await node.ids("marks")).length).toBe(400)
   await until("the end of the cycle", async () => (await node.status()).state === "up_to_date")
 })
 
