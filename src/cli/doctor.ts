@@ -78,7 +78,7 @@ const encodingFinding = (facts: ServerFacts, plugin: PluginName): Finding => {
   return { id: "encoding", ...(problem === null ? { status: "ok", message: encoding } : { status: "fail", message, fix }) }
 }
 
-const OLDEST = 130_000
+const OLDEST = 140_000
 
 /** How much of the WAL that a slot may hold it holds already. */
 const budgetFinding = (slot: SlotHealth): Finding => {
@@ -100,7 +100,7 @@ export const findings = (facts: ServerFacts, slotName: string, plugin?: PluginNa
   return [
     facts.version >= OLDEST
       ? ok("pg-version", `Postgres ${version}`)
-      : fail("pg-version", `Postgres ${version} is too old`, "use Postgres 13 or newer"),
+      : fail("pg-version", `Postgres ${version} is too old`, "use Postgres 14 or newer"),
     ...(facts.isStandby
       ? [fail("pg-primary", "this server is a standby, which takes no writes", "give --database-url the address of the primary, or promote it")]
       : []),
