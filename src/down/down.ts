@@ -8,7 +8,6 @@
  * What arrived while a transaction was being written is the next batch. A batch ends at a commit; a txn larger than a
  * batch is written chunk by chunk inside one feed transaction, so nothing of it shows before its commit.
  */
-import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
@@ -23,7 +22,7 @@ import { idleStep } from "./ack.ts"
 import type { Appender } from "./append.ts"
 import { planRoutes } from "./audience.ts"
 import { tokenize } from "./body.ts"
-import { type Bracket, Brackets, isVisible, parseSnapshot } from "./bracket.ts"
+import { type Bracket, Brackets } from "./bracket.ts"
 import { FeedChecks } from "./check.ts"
 import { rememberSecond } from "./commit-time.ts"
 import type { Compute } from "./computed.ts"
@@ -31,6 +30,7 @@ import type { DecodeTable, Decoder, Event } from "./decode.ts"
 import { type FeedTable, rowKey } from "./entry.ts"
 import { Feed } from "./feed.ts"
 import { makeFlush } from "./flush.ts"
+import { makeNotices, type ShapeChanged } from "./notices.ts"
 import { type CurrentTxn, Pending, rolesOf } from "./pending.ts"
 import { PlainReader, plainTables } from "./plain.ts"
 import { makeComparing, makeReads } from "./read-whole.ts"
@@ -51,12 +51,6 @@ const REREAD_MS = 500
 
 /** Streamed txns that are remembered until a snapshot shows them; beyond this one is taken for that alone. */
 const REMEMBERED_TXNS = 10_000
-
-/** How often it is looked whether a streamed txn can be seen by others. */
-const VISIBLE_RETRY_MS = 5
-
-/** The flow starts again with a fresh catalog. `recheck`: id of a table that is to be compared as a whole then; null = none. */
-export class ShapeChanged extends Data.TaggedError("ShapeChanged")<{ readonly recheck: number | null; readonly message: string }> {}
 
 export interface DownOptions {
   readonly pg: PostgresPool
@@ -102,33 +96,7 @@ export const runDown = (
     const series = yield* feed.series
     const reads = makeReads({ ...options, feed, brackets, flush, txn, compared, losing })
 
-    /** False: what is taken in comes before a change of the catalog that is known already. */
-    let isLooking = true
-    /** Looks at the catalog as the txn at hand left it: a commit is streamed before others can see it. */
-    const lookNow = Effect.gen(function* () {
-      while (isLooking) {
-        const [row] = yield* pg.query<{ snapshot: string }>("SELECT pg_current_snapshot()::text AS snapshot")
-        if (isVisible(parseSnapshot(row?.snapshot ?? ""), txn.xid)) break
-        yield* Effect.sleep(VISIBLE_RETRY_MS)
-      }
-      if (isLooking) yield* options.look
-    })
-    const noticed = new Set<string>()
-    /** A row that says nothing under the present catalog, and never will: its table is compared as a whole. */
-    const unreadable = Effect.fnUntraced(function* (table: FeedTable, detail: string) {
-      yield* lookNow
-      // As it is by now: the stream may have begun before its copy was complete.
-      if ((yield* feed.tables).some(({ id, recheck }) => id === table.id && recheck)) return
-      return yield* new ShapeChanged({ recheck: table.id, message: `a row of ${table.name} is of another shape (${detail}): comparing the table` })
-    })
-    /** A row with a column too few is older than it, unless the catalog has changed; one too many may hold the value of another. */
-    const notice = Effect.fnUntraced(function* (table: FeedTable, column: string) {
-      const id = `${table.id} ${column}`
-      if (noticed.has(id)) return
-      noticed.add(id)
-      if (table.columns.some(({ name }) => name === column)) yield* lookNow
-      else yield* unreadable(table, `column ${column}`)
-    })
+    const { lookNow, lookNoMore, unreadable, notice } = makeNotices({ ...options, feed, txn })
 
     let touchedTxn = false
     /** Characters of the messages behind what is pending. */
@@ -292,7 +260,7 @@ export const runDown = (
     ) {
       const last = commits.findLast(({ end }) => end <= taking)
       if (last === undefined) return
-      isLooking = false
+      lookNoMore()
       const body = (appender: Appender) =>
         Effect.gen(function* () {
           const pending = new Pending(txn, roles)
