@@ -119,6 +119,7 @@ it("a table that cannot go on as it is says why; a lost right pauses its table a
   await sql`COMMENT ON TABLE books IS NULL`
   await until("the table to go on", () => books().some((book) => book["title"] === "Uno!"))
   await sql.unsafe("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+  await sql`COMMENT ON TABLE books IS 'looked at'`
   await until("the pause", async () => (await state("public.books"))?.state === "paused")
   const closed = await command("tables", "resume", "books", "--url", hub.url)
   expect([closed.code, closed.err]).toEqual([
@@ -126,6 +127,7 @@ it("a table that cannot go on as it is says why; a lost right pauses its table a
     expect.stringContaining(`may not read all columns of table public.books; a DBA can allow it: GRANT USAGE ON SCHEMA public TO ${role}\n`),
   ])
   await sql.unsafe(`GRANT USAGE ON SCHEMA public TO ${role}`)
+  await sql`COMMENT ON TABLE books IS NULL`
   await until(
     "both tables to go on",
     async () => (await state("public.books"))?.state !== "paused" && (await state("public.notices"))?.state !== "paused",
