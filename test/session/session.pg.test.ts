@@ -169,6 +169,18 @@ it("a school that head office gives another name shows it from its next contact 
   })
 })
 
+it("a school whose clock is off says so in its status, up to date as it is", async () => {
+  const node = await startNode("h", null)
+  await hasFirstCut(node)
+  expect(Math.abs((await node.status()).clockAheadMs ?? Number.NaN)).toBeLessThan(60_000)
+  // The next contact measures it anew.
+  await until("the words", async () => {
+    await node.write("UPDATE schoolbus_contact SET own = server + 40 * 86400000")
+    const { state, reason } = await node.status()
+    return state === "up_to_date" && reason.includes("the clock of this computer is 40 days ahead of head office's")
+  })
+})
+
 it("over a metered link a critical change goes at once, others wait for their cycle, and whoever asks is served", async () => {
   const node = await startNode("b", { cycleMinutes: 60, budgetBytes: null, hours: [] })
   await hasFirstCut(node)
