@@ -57,9 +57,11 @@ const net = (base: Values, mine: Values): Values =>
   Object.fromEntries(Object.entries(mine).filter(([name, value]) => base[name] === undefined || base[name] !== value))
 
 const times = (row: RowChange, next: Change): Readonly<Record<string, number>> => {
-  if (row.at === next.at) return row.columnAt
   const at: Record<string, number> = {}
-  for (const name of Object.keys(row.mine)) if (!(name in next.mine)) at[name] = row.columnAt[name] ?? row.at
+  for (const name of Object.keys(row.mine)) {
+    const was = row.columnAt[name] ?? row.at
+    if (!(name in next.mine) && was !== next.at) at[name] = was
+  }
   return at
 }
 

@@ -88,6 +88,14 @@ test("each column keeps the time of its own last write", () => {
   expect(row?.columnAt).toEqual({ a: (row?.at ?? 0) - 1 })
 })
 
+test("a column that is written again in the millisecond of the write before has the time of that", () => {
+  const earlier = { ...update(1, {}, { a: "1", b: "1" }), at: 10 }
+  const between = { ...update(1, {}, { c: "2" }), at: 20 }
+  const last = { ...update(1, {}, { a: "3" }), at: 20 }
+  const [row] = coalesce([earlier, between, last])
+  expect([row?.at, row?.columnAt]).toEqual([20, { b: 10 }])
+})
+
 test("a change that waits for a person is joined with the later edit, and only the edit is counted", () => {
   const kept = { ...startRow(insert(1, { a: "bad", b: "b" })), changes: [], joined: ["record"] }
   const [row] = coalesce([update(1, { id: 1, a: "bad", b: "b" }, { a: "good" })], new Map([[rowId("public.t", [1]), kept]]))
