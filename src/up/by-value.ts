@@ -169,8 +169,7 @@ export const renameRow = (session: Session, place: Place, row: Row, column: stri
   Effect.gen(function* () {
     const { table, shape, key } = place
     const followers = yield* readFollowers(session, table.name, column)
-    if (followers.length === 0 || value === null || (row[column] ?? null) === null)
-      return yield* Effect.asVoid(writeRow(session, place, { [column]: value }, true))
+    if (followers.length === 0 || value === null || (row[column] ?? null) === null) return yield* writeRow(session, place, { [column]: value }, true)
     const params: Array<string | null> = []
     const param = (text: string | null, name: string): string => `$${params.push(text)}::text::${shape.columns.get(name)?.base ?? "text"}`
     const updates = followers.map(({ child, columns, to }, i) => {

@@ -5,15 +5,17 @@
  */
 import * as Effect from "effect/Effect"
 import type { Choice } from "../model/choice.ts"
-import { type ColumnRule, ruleOf, type Table } from "../model/table.ts"
+import { type ColumnRule, ruleOf } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
 import { isTransient, type PostgresError, type PostgresPool, type Session } from "../postgres/client.ts"
 import { writeAsSchool } from "./allowed.ts"
+import { textOf } from "./authorise.ts"
 import { setTimeouts } from "./carry-out.ts"
 import { type Authority, CLASH_COLUMNS, decideClash, type UniqueChoice, type UniqueConflict } from "./clash.ts"
 import { undoClash } from "./clash-undo.ts"
 import { readKnownShapes } from "./known.ts"
-import { isMergeRule, type MergeRule, mergeValues } from "./merge.ts"
+import { isMergeRule, type MergeRule, mergeValues, type Values } from "./merge.ts"
+import { whichGreater } from "./order.ts"
 import { DecideRefused } from "./refused.ts"
 import { type Proposal, resolve, type Row } from "./resolve.ts"
 import { bringUp, staleOf } from "./renamed.ts"
@@ -142,13 +144,14 @@ const decideValue = (
     if (column !== null && current === null) return yield* refuse("not_possible", "the row no longer exists at head office")
     if (column !== null && !place.shape.columns.has(column)) return yield* refuse("not_possible", `column ${column} no longer exists at head office`)
     if (!isOpen) yield* requireAsLeft(place, conflict, present)
-    const wanted = yield* wantedOf(place.table, conflict, choice, current)
+    const wanted = yield* wantedOf(session, place, conflict, choice, current)
     const spelled = wanted.row === null ? null : yield* spellRow(session, place, wanted.row)
     if (spelled !== null && "refused" in spelled) return yield* refuse("not_possible", spelled.refused)
     const row = spelled === null ? null : spelled.ok
     const write = writeRow(session, place, row, current !== null)
     yield* authority === "office" ? write : writeAsSchool(session, decider.tables, conflict.school, place, current, row, write)
-    const after = row === null ? null : column === null ? { ...current, ...row } : row
+    // As it stands now: triggers may have made something else of it.
+    const after = row === null ? null : yield* readRow(session, place)
     yield* close(session, conflict, winner, after, present, by)
   })
 
@@ -175,11 +178,12 @@ const requireAsLeft = (place: Place, conflict: Conflict, present: Row | null): E
 
 /** The columns to be written; null = no row. */
 const wantedOf = (
-  table: Table,
+  session: Session,
+  place: Place,
   conflict: Conflict,
   choice: Choice,
   current: Row | null,
-): Effect.Effect<{ readonly row: Row | null }, DecideRefused> => {
+): Effect.Effect<{ readonly row: Row | null }, DecideRefused | PostgresError> => {
   const { column_name: column } = conflict
   const [base, mine, theirs] = [parse(conflict.base), parse(conflict.mine), parse(conflict.theirs)]
   if (choice.keep === "value") {
@@ -192,7 +196,9 @@ const wantedOf = (
   if (choice.keep === "merge") {
     // What was decided before is taken back first: a merge starts from head office's own value.
     const now = conflict.status === "open" ? current : column === null ? (theirs as Row | null) : { ...current, [column]: theirs as Wire }
-    return column === null ? mergeRow(table, base, mine, now) : mergeColumn(table, column, base as Wire, mine as Wire, now?.[column] ?? null)
+    return column === null
+      ? mergeRow(session, place, base, mine, now)
+      : mergeColumn(session, place, column, { base: base as Wire, mine: mine as Wire, theirs: now?.[column] ?? null })
   }
   if (choice.keep === "vps") return Effect.succeed({ row: column === null ? (theirs as Row | null) : { [column]: theirs as Wire } })
   if (column !== null) return Effect.succeed({ row: { [column]: mine as Wire } })
@@ -200,34 +206,65 @@ const wantedOf = (
   return Effect.succeed({ row: Object.fromEntries(Object.entries(mine).filter(([name, value]) => value !== base[name])) })
 }
 
-const mergeRow = (table: Table, base: unknown, mine: unknown, now: Row | null): Effect.Effect<{ readonly row: Row | null }, DecideRefused> => {
-  const none = { columnAt: {}, respelled: new Set<string>(), settled: new Set<string>(), at: 0 }
-  // An update wins over a delete, whichever side made it.
-  if (!isRow(mine) || now === null) return Effect.succeed({ row: isRow(mine) ? mine : now })
-  const proposal: Proposal = isRow(base) ? { ...none, op: "update", base, mine } : { ...none, op: "insert", base: {}, mine }
-  return Effect.succeed({
-    row: resolve({ ...table, strategy: "merge" }, proposal, { row: now, at: 0, columnAt: {}, isMineGreater: new Set() }).set,
+const mergeRow = (
+  session: Session,
+  place: Place,
+  base: unknown,
+  mine: unknown,
+  now: Row | null,
+): Effect.Effect<{ readonly row: Row | null }, PostgresError> =>
+  Effect.gen(function* () {
+    const none = { columnAt: {}, respelled: new Set<string>(), settled: new Set<string>(), at: 0 }
+    // An update wins over a delete, whichever side made it.
+    if (!isRow(mine) || now === null) return { row: isRow(mine) ? mine : now }
+    const { table } = place
+    const proposal: Proposal = isRow(base) ? { ...none, op: "update", base, mine } : { ...none, op: "insert", base: {}, mine }
+    const ordered = Object.keys(mine).filter((name) => /^(max|min)$/.test(ruleOf(table, name)))
+    const isMineGreater = yield* greaterOf(session, place, ordered, mine, now)
+    return { row: resolve({ ...table, strategy: "merge" }, proposal, { row: now, at: 0, columnAt: {}, isMineGreater }).set }
   })
-}
 
 /** The column's own rule, or the one that its type suggests. */
-const mergeColumn = (table: Table, name: string, base: Wire, mine: Wire, now: Wire): Effect.Effect<{ readonly row: Row | null }, DecideRefused> => {
-  const column = columnOf(table, name)
-  const own: ColumnRule = ruleOf(table, name)
-  const rule: MergeRule = isMergeRule(own)
-    ? own
-    : column !== undefined && column.kind !== "text"
-      ? "sum"
-      : /\[\]$|^jsonb?$/.test(column?.type ?? "")
-        ? "union"
-        : "append"
-  const value =
-    column === undefined || ["bool", "bytea"].includes(column.kind)
-      ? undefined
-      : mergeValues(rule, column, { base, mine, theirs: now, isMineGreater: String(mine) > String(now) })
-  return value === undefined
-    ? Effect.fail(refuse("not_possible", `the two values of ${name} cannot be put together; keep one, or give a value`))
-    : Effect.succeed({ row: { [name]: value } })
+const mergeColumn = (
+  session: Session,
+  place: Place,
+  name: string,
+  values: Pick<Values, "base" | "mine" | "theirs">,
+): Effect.Effect<{ readonly row: Row | null }, DecideRefused | PostgresError> =>
+  Effect.gen(function* () {
+    const column = columnOf(place.table, name)
+    const own: ColumnRule = ruleOf(place.table, name)
+    const rule: MergeRule = isMergeRule(own)
+      ? own
+      : column !== undefined && column.kind !== "text"
+        ? "sum"
+        : /\[\]$|^jsonb?$/.test(column?.type ?? "")
+          ? "union"
+          : "append"
+    const greater = yield* greaterOf(session, place, [name], { [name]: values.mine }, { [name]: values.theirs })
+    const value =
+      column === undefined || ["bool", "bytea"].includes(column.kind)
+        ? undefined
+        : mergeValues(rule, column, { ...values, isMineGreater: greater.has(name) })
+    return value === undefined
+      ? yield* refuse("not_possible", `the two values of ${name} cannot be put together; keep one, or give a value`)
+      : { row: { [name]: value } }
+  })
+
+/** Those of the columns in which the school's value stands after head office's, in Postgres' order of the type. */
+const greaterOf = (
+  session: Session,
+  { table, shape }: Place,
+  names: ReadonlyArray<string>,
+  mine: Row,
+  now: Row,
+): Effect.Effect<ReadonlySet<string>, PostgresError> => {
+  const pairs = names.flatMap((name) => {
+    const column = shape.columns.get(name)
+    const [left, right] = [textOf(table, name, mine[name] ?? null), textOf(table, name, now[name] ?? null)]
+    return column === undefined || left === null || right === null ? [] : [{ name, column, left, right }]
+  })
+  return Effect.map(whichGreater(session, pairs), (greater) => new Set(greater.map(({ name }) => name)))
 }
 
 /** What an undo needs: the record as it was, and what stood in the row. */

@@ -4,6 +4,7 @@ import type { Table } from "../model/table.ts"
 import { type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
 import { canonicalise, textToWire } from "./canonical.ts"
+import { leftOut } from "./left-out.ts"
 import type { Row } from "./resolve.ts"
 import type { Shape } from "./shape.ts"
 
@@ -69,18 +70,23 @@ export const spellRow = (
     return { ok: spelled }
   })
 
-/** `row`: the columns to be written; null: the row is to go. */
-export const writeRow = (session: Session, place: Place, row: Row | null, isPresent: boolean): Effect.Effect<unknown, PostgresError> => {
+/** `row`: the columns to be written; null: the row is to go. Fails where Postgres leaves it out without a word. */
+export const writeRow = (session: Session, place: Place, row: Row | null, isPresent: boolean): Effect.Effect<void, PostgresError> => {
   const { table, shape } = place
   const on = qualified(table.name)
-  if (row === null) return isPresent ? session.execute(`DELETE FROM ${on} WHERE ${keyWhere(place, 1)}`, keyParams(place)) : Effect.void
+  const write = (kind: "insert" | "update" | "delete", sql: string, params: ReadonlyArray<string | null>) =>
+    Effect.flatMap(session.execute(sql, params), (rows) =>
+      rows > 0 ? Effect.void : Effect.flatMap(leftOut(session, { table, shape, kind }), (error) => Effect.fail(error)),
+    )
+  if (row === null) return isPresent ? write("delete", `DELETE FROM ${on} WHERE ${keyWhere(place, 1)}`, keyParams(place)) : Effect.void
   const names = Object.keys(row).filter((name) => shape.columns.get(name)?.generated === false)
   const values = names.map((name) => text(table, name, row[name] ?? null))
   const casts = names.map((name, i) => `$${i + 1}::text::${shape.columns.get(name)?.type ?? "text"}`)
   if (names.length === 0) return Effect.void
   if (!isPresent)
-    return session.execute(`INSERT INTO ${on} (${names.map(ident).join(", ")}) OVERRIDING SYSTEM VALUE VALUES (${casts.join(", ")})`, values)
-  return session.execute(
+    return write("insert", `INSERT INTO ${on} (${names.map(ident).join(", ")}) OVERRIDING SYSTEM VALUE VALUES (${casts.join(", ")})`, values)
+  return write(
+    "update",
     `UPDATE ${on} SET ${names.map((name, i) => `${ident(name)} = ${casts[i]}`).join(", ")} WHERE ${keyWhere(place, names.length + 1)}`,
     [...values, ...keyParams(place)],
   )

@@ -9,13 +9,26 @@ const DDL = `
 CREATE TABLE ask (id int PRIMARY KEY, school_id text, a text, n numeric(6,2) CHECK (n < 1000));
 CREATE TABLE rule (id int PRIMARY KEY, school_id text, a text, n numeric(6,2));
 CREATE TABLE classes (id int PRIMARY KEY, school_id text, name text CHECK (name <> ''));
-CREATE TABLE pupils (id int PRIMARY KEY, school_id text, class int REFERENCES classes (id), name text);`
+CREATE TABLE pupils (id int PRIMARY KEY, school_id text, class int REFERENCES classes (id), name text);
+CREATE TABLE marks (id int PRIMARY KEY, school_id text, best int, first date, total numeric);
+CREATE TABLE tidy (id int PRIMARY KEY, school_id text, a text, n numeric(6,2));
+CREATE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF NEW.a = 'never' THEN RETURN NULL; END IF;
+  NEW.a := upper(trim(NEW.a)); RETURN NEW; END $$;
+CREATE TRIGGER tidy BEFORE INSERT OR UPDATE ON tidy FOR EACH ROW EXECUTE FUNCTION tidy();`
 
 let o: Awaited<ReturnType<typeof openOffice>>
 let a: ReturnType<typeof o.school>
 let k = 0
 beforeAll(async () => {
-  o = await openOffice(DDL, { ask: { strategy: "manual" }, rule: { strategy: "school_wins" }, classes: {}, pupils: {} })
+  o = await openOffice(DDL, {
+    ask: { strategy: "manual" },
+    rule: { strategy: "school_wins" },
+    classes: {},
+    pupils: {},
+    tidy: { strategy: "manual" },
+    marks: { strategy: "manual", columns: { best: "max", first: "min", total: "sum" } },
+  })
 })
 beforeEach(() => {
   a = o.school("a")
@@ -102,6 +115,31 @@ describe("a conflict of a column", () => {
     await undo(id)
     expect(await row("ask")).toMatchObject({ n: "20.00" })
   })
+  test("merge: the greater and the smaller value in Postgres' order of the type", async () => {
+    await o.sql(`INSERT INTO marks VALUES (${k}, 'a', 10, '10000-01-01')`)
+    const mark = { id: k, school_id: "a", best: 5, first: "2027-01-01" }
+    const push = await a.push([{ table: "marks", op: "update", key: [k], base: mark, mine: { best: 9, first: "2026-01-01" } }])
+    for (const { record: id } of push.exceptions) {
+      await decide(id ?? "", { keep: "vps" })
+      await decide(id ?? "", { keep: "merge" })
+    }
+    expect(await o.sql(`SELECT best, first::text AS first FROM marks WHERE id = ${k}`)).toEqual([{ best: 10, first: "2026-01-01" }])
+  })
+  test("what a trigger makes of a decision is what the record says, and is undone", async () => {
+    const id = await disagree("tidy")
+    await decide(id, { keep: "value", value: " third " })
+    expect([await row("tidy"), (await record(id))?.["kept"]]).toEqual([{ a: "THIRD", n: "1.00" }, '"THIRD"'])
+    await undo(id)
+    expect([await row("tidy"), (await record(id))?.["status"]]).toEqual([{ a: "OFFICE", n: "1.00" }, "open"])
+  })
+  test("a decision that a trigger leaves out is refused, and the record stays as it is", async () => {
+    const id = await disagree("tidy")
+    await expect(decide(id, { keep: "value", value: "never" })).rejects.toMatchObject({
+      code: "not_possible",
+      message: expect.stringContaining("trigger"),
+    })
+    expect([await row("tidy"), (await record(id))?.["status"]]).toEqual([{ a: "OFFICE", n: "1.00" }, "open"])
+  })
   test("unknown ids are told", async () => {
     await expect(decide("nonsense", { keep: "vps" })).rejects.toMatchObject({ _tag: "DecideRefused", code: "not_found" })
   })
@@ -145,6 +183,15 @@ describe("a conflict of a whole row", () => {
     expect(await record(id)).toMatchObject({ status: "resolved", winner: "merged" })
     await undo(id)
     expect(await row("ask")).toEqual({ a: "office", n: "1.00" })
+  })
+  test("merge: a new row's greater and smaller values, in Postgres' order of the type", async () => {
+    await o.sql(`INSERT INTO marks VALUES (${k}, 'a', 9, '10000-01-01', 1)`)
+    const mine = { id: k, school_id: "a", best: 10, first: "2026-01-01", total: "2" }
+    const id = (await a.push([{ table: "marks", op: "insert", key: [k], mine }])).record(0)
+    await decide(id, { keep: "merge" })
+    expect(await o.sql(`SELECT best, first::text AS first, total::text AS total FROM marks WHERE id = ${k}`)).toEqual([
+      { best: 10, first: "2026-01-01", total: "3" },
+    ])
   })
   test("a later edit of the row belongs to the same record", async () => {
     const id = (await a.push([{ table: "ask", op: "update", key: [k], base: base(), mine: { a: "school" } }])).record(0)
