@@ -68,7 +68,11 @@ const undo = (delivery: Delivery, tbl: number | undefined, text: string, restore
   if (change === null || target === undefined || target.tbl !== tbl) return
   const at = (key: ReadonlyArray<Wire>) => idOf(target.tbl, localKey(target.table, key))
   const names = namesSince(target.table, change.manifest)
-  const isChanged = change.op === "update" && change.newKey === undefined ? (name: string) => name in change.mine : () => true
+  const isChanged = (name: string) =>
+    change.op !== "update" ||
+    change.newKey !== undefined ||
+    name in change.mine ||
+    target.table.columns.some((column) => column.name === name && column.generated)
   const base = Object.entries(change.base).flatMap(([was, value]) => {
     const name = names.has(was) ? names.get(was) : was
     return name != null && isChanged(was) && isValue(value) && isFitting(target, name, value) ? [[name, value] as const] : []
@@ -76,9 +80,14 @@ const undo = (delivery: Delivery, tbl: number | undefined, text: string, restore
   if (change.op === "insert") restore.set(at(change.key), null)
   else if (change.newKey !== undefined) {
     restore.set(at(change.newKey), null)
-    restore.set(at(change.key), Object.fromEntries(base))
-  } else restore.set(at(change.key), { ...restore.get(at(change.key)), ...Object.fromEntries(base) })
+    restore.set(at(change.key), { ...fillsOf(target), ...Object.fromEntries(base) })
+  } else if (change.op === "delete") restore.set(at(change.key), { ...fillsOf(target), ...restore.get(at(change.key)), ...Object.fromEntries(base) })
+  else restore.set(at(change.key), { ...restore.get(at(change.key)), ...Object.fromEntries(base) })
 }
+
+/** What a row has of columns that came after it was last written at head office: were it otherwise, its new state would wait. */
+const fillsOf = ({ table }: Target): RowState =>
+  Object.fromEntries(table.columns.flatMap(({ name, fill }) => (fill === undefined ? [] : [[name, fill] as const])))
 
 /** The table still has the column, and it takes the value: the record may be older than the table's shape. */
 const isFitting = (target: Target, name: string, value: Wire): boolean => {

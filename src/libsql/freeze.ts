@@ -11,7 +11,7 @@ import { Buffer } from "node:buffer"
 import * as Effect from "effect/Effect"
 import { encodeChange, MAX_CHANGE_BYTES } from "../model/batch.ts"
 import type { Change } from "../model/change.ts"
-import { isThrough, type Manifest, type Table } from "../model/table.ts"
+import { type Column, isThrough, type Manifest, type Table } from "../model/table.ts"
 import { type Cell, isRefused, type Refused, type Wire } from "../model/value.ts"
 import { bondedCuts, bondsOf } from "./bond.ts"
 import { readWire, sameRaw } from "./cells.ts"
@@ -59,13 +59,16 @@ export interface Frozen {
 const utf8 = new TextEncoder()
 
 /** The values that travel: not what Postgres computes, nor columns that a program took out of the file. */
-const record = (source: Source, values: Values, isWanted: (i: number) => boolean): Record<string, Wire | Refused> => {
+const record = (source: Source, values: Values, isWanted: (column: Column, i: number) => boolean): Record<string, Wire | Refused> => {
   const wires: Record<string, Wire | Refused> = {}
   source.table?.columns.forEach((column, i) => {
-    if (!column.generated && source.present.has(i) && isWanted(i)) wires[column.name] = readWire(column.kind, values[i] ?? null)
+    if (source.present.has(i) && isWanted(column, i)) wires[column.name] = readWire(column.kind, values[i] ?? null)
   })
   return wires
 }
+const isSent = ({ generated }: Column): boolean => !generated
+/** Of a row that stands no longer under its key: whoever gives up the change that took it away brings it back whole. */
+const isAny = (): boolean => true
 
 /** A key value that cannot travel stands as its local form, while base or mine say what is wrong with it. */
 const wireKeyOf = (table: Table, values: Values): ReadonlyArray<Wire> =>
@@ -86,15 +89,15 @@ const toChange = (row: Captured, outcome: Outcome, source: Source | undefined): 
     case "drop":
       return null
     case "insert":
-      return { ...common, op: "insert", base: {}, mine: record(source, outcome.mine, () => true) }
+      return { ...common, op: "insert", base: {}, mine: record(source, outcome.mine, isSent) }
     case "delete":
-      return { ...common, op: "delete", base: record(source, outcome.base, () => true), mine: {} }
+      return { ...common, op: "delete", base: record(source, outcome.base, isAny), mine: {} }
     case "update": {
       const { base, mine } = outcome
-      const mineChanged = record(source, mine, (i) => !sameRaw(base[i] ?? null, mine[i] ?? null))
+      const mineChanged = record(source, mine, (column, i) => isSent(column) && !sameRaw(base[i] ?? null, mine[i] ?? null))
       if (row.newKey === null && Object.keys(mineChanged).length === 0) return null
       const newKey = row.newKey === null ? {} : { newKey: wireKeyOf(table, mine) }
-      return { ...common, op: "update", ...newKey, base: record(source, base, () => true), mine: mineChanged }
+      return { ...common, op: "update", ...newKey, base: record(source, base, row.newKey === null ? isSent : isAny), mine: mineChanged }
     }
   }
 }

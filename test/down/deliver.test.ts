@@ -32,6 +32,8 @@ const marks = table("marks", [column("pupil"), column("subject", "int"), column(
   references: [{ columns: ["pupil"], table: "public.pupils", to: ["id"] }],
 })
 
+const halls = table("halls", [column("id"), column("school_id"), column("seats", "int"), column("doubled", "int", { generated: true })])
+
 const pupil = (id: string, more: Readonly<Record<string, Wire>> = {}) => ({
   id,
   school_id: SCHOOL,
@@ -47,7 +49,7 @@ const pupil = (id: string, more: Readonly<Record<string, Wire>> = {}) => ({
 
 let s: PulledSchool
 beforeEach(async () => {
-  s = await openPulledSchool([marks, pupils, terms])
+  s = await openPulledSchool([marks, pupils, terms, halls])
 })
 afterEach(() => s.close())
 
@@ -499,6 +501,40 @@ test("a discarded change with nothing behind it is taken back: update, insert, d
   ])
   expect(s.one("SELECT count(*) FROM schoolbus_hold")).toBe(0n)
   expect(changes()).toBe(0)
+})
+
+test("a discarded delete or key change brings back what Postgres had computed", async () => {
+  const hall = (id: string) => ({ id, school_id: SCHOOL, seats: 4, doubled: 8 })
+  for (const id of ["1", "2", "3"]) s.hub.put("halls", hall(id))
+  await s.pull()
+  s.program("DELETE FROM halls WHERE id = '1'")
+  s.program("UPDATE halls SET id = '4' WHERE id = '2'")
+  s.program("UPDATE halls SET seats = 5 WHERE id = '3'")
+  await s.freezeAll()
+  s.program("DELETE FROM halls WHERE id = '3'")
+  await quarantineAll()
+  await s.pull()
+  decideAll("discarded")
+  expect((await s.pull()).behind).toBe(0)
+  expect(s.read("SELECT id, seats, doubled FROM halls ORDER BY id")).toEqual(["1", "2", "3"].map((id) => [id, 4n, 8n]))
+})
+
+test("a row that a discarded delete brings back has of a column that came meanwhile what older rows have", async () => {
+  s.hub.put("terms", { id: 1, name: "autumn" })
+  s.hub.put("terms", { id: 2, name: "spring" })
+  await s.pull()
+  s.program("DELETE FROM terms WHERE id = 1")
+  await quarantineAll()
+  await s.pull()
+  const state = column("state", "text", { default: "new", fill: "old" })
+  const tables = s.manifest.tables.map((one) => (one.name === terms.name ? { ...one, columns: [...one.columns, state] } : one))
+  await s.install({ ...s.manifest, version: 2, tables })
+  decideAll("discarded")
+  await s.pull({ manifest: 2 })
+  expect(s.read("SELECT id, name, state FROM terms ORDER BY id")).toEqual([
+    [1n, "autumn", "old"],
+    [2n, "spring", "old"],
+  ])
 })
 
 test("a discarded update takes back only its own columns, and none with a newer pending edit", async () => {
