@@ -10,7 +10,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type postgres from "postgres"
-import { ask, type Lane, loseLane, openLane, watchLanes } from "./lane.ts"
+import { ask, endStatement, type Lane, loseLane, openLane, watchLanes } from "./lane.ts"
 
 /** Connections of one pool: pushes, brackets and status queries share them. */
 const POOL_SIZE = 8
@@ -197,13 +197,31 @@ export const openPool = (url: string, options: PoolOptions): Effect.Effect<Postg
     })
     const give = (lane: Lane) =>
       Effect.sync(() => {
+        if (lane.isLost) return drop(lane)
         // A statement that nobody waits for any more would keep the next one waiting.
-        if (lane.isLost || lane.waiting.size > 0) return drop(lane)
+        if (lane.waiting.size > 0) {
+          drop(lane)
+          void endStatement(url, lane)
+          return
+        }
         lane.idle = setTimeout(() => drop(lane), IDLE_MS)
         idle.push(lane)
       })
-    const onLane = <A, E, R>(use: (session: Session, keeping: Session) => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-      gate.withPermit(Effect.acquireUseRelease(take, (lane) => use(...sessionsOf(lane)), give))
+    const onLane = <A, E, R>(
+      use: (session: Session, keeping: Session, rollback: Effect.Effect<void>) => Effect.Effect<A, E, R>,
+    ): Effect.Effect<A, E, R> =>
+      gate.withPermit(
+        Effect.acquireUseRelease(
+          take,
+          (lane) => {
+            const [session, keeping] = sessionsOf(lane)
+            // It would wait behind a statement that nobody waits for any more, which may wait for a lock itself; the lane is given up with its transaction.
+            const rollback = Effect.suspend(() => (lane.waiting.size > 0 ? Effect.void : Effect.ignoreCause(session.execute("ROLLBACK"))))
+            return use(session, keeping, rollback)
+          },
+          give,
+        ),
+      )
     const endWatch = watchLanes(url, lanes, drop, options.lookMs)
     yield* Effect.addFinalizer(() =>
       Effect.promise(async () => {
@@ -213,11 +231,11 @@ export const openPool = (url: string, options: PoolOptions): Effect.Effect<Postg
       }),
     )
     const once: PostgresPool["tx"] = (body, isolation = "read committed") =>
-      onLane((session, keeping) =>
+      onLane((session, keeping, rollback) =>
         Effect.acquireUseRelease(
           session.execute(begin(isolation)),
           () => Effect.flatMap(body(session, keeping), (value) => Effect.as(session.execute("COMMIT"), value)),
-          (_, exit) => (Exit.isSuccess(exit) ? Effect.void : Effect.ignoreCause(session.execute("ROLLBACK"))),
+          (_, exit) => (Exit.isSuccess(exit) ? Effect.void : rollback),
         ),
       )
     // Connections that nobody uses may keep such plans too.
@@ -230,14 +248,14 @@ export const openPool = (url: string, options: PoolOptions): Effect.Effect<Postg
         { times: 1, while: isStalePlan },
       )
     const txInRounds: PostgresPool["txInRounds"] = (first, body) => {
-      const rounds = (session: Session, keeping: Session) =>
+      const rounds = (session: Session, keeping: Session, rollback: Effect.Effect<void>) =>
         Effect.gen(function* () {
           const [, ...answers] = yield* inOneGo([session.execute(begin("read committed")), ...first(keeping)])
           const { value, last } = yield* body(keeping, answers as never)
           // One message, of which nothing is done after what fails. A statement of its own might be sent again by the driver, behind the commit.
           yield* session.execute(`${last}COMMIT`)
           return value
-        }).pipe(Effect.onError(() => Effect.ignoreCause(session.execute("ROLLBACK"))))
+        }).pipe(Effect.onError(() => rollback))
       return onceMore(onLane(rounds))
     }
     return {

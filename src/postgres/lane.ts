@@ -128,6 +128,16 @@ const endBackends = (sql: postgres.Sql, backends: ReadonlyArray<Backend>) =>
 const backendsOf = (lanes: ReadonlyArray<Lane>): ReadonlyArray<Backend> => lanes.flatMap(({ backend }) => (backend === undefined ? [] : [backend]))
 
 /**
+ * For a lane that was given up with a statement under way: Postgres finds out that nobody waits for it only once it is done, and what
+ * waits for a lock is not done for as long as that is held. Best effort.
+ */
+export const endStatement = (url: string, lane: Lane): Promise<void> =>
+  askAside(url, LOOK_MS, (sql) => endBackends(sql, backendsOf([lane]))).then(
+    () => undefined,
+    () => undefined,
+  )
+
+/**
  * Looks up the lanes that have waited for longer than `ms`, and calls `lose` for those whose line is dead. A Postgres that does not
  * answer the question tells nothing about them.
  */

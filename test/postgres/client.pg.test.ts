@@ -1,10 +1,13 @@
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
+import postgres from "postgres"
 import { expect, test } from "vitest"
 import { inOneGo, isTransient, literal, openPool } from "../../src/postgres/client.ts"
 import { createDatabase, run as query } from "../support/postgres.ts"
 import { startRelay } from "../support/relay.ts"
+import { until } from "../support/until.ts"
 
 test("a transaction that meets a plan from before a DDL is done once more", async () => {
   const db = await createDatabase()
@@ -246,6 +249,31 @@ test("a statement that Postgres is long at work on, or waits for a lock with, ke
   ])
   expect([slept, counted]).toEqual([[{ one: 1 }], [{ n: 0 }]])
   await held
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  await db.drop()
+})
+
+test("a statement that waits for a lock ends at Postgres too when nobody waits for it any more, alone or in a transaction", async () => {
+  const db = await createDatabase()
+  await query(db.url, "CREATE TABLE t (a int)")
+  const held = postgres(db.url, { max: 1, onnotice: () => undefined })
+  await held.unsafe("BEGIN; LOCK TABLE t")
+  const scope = Scope.makeUnsafe()
+  const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "given up", max: 4 }), scope))
+  const waiting = () => query(db.url, "SELECT 1 FROM pg_stat_activity WHERE application_name = 'schoolbus given up' AND wait_event_type = 'Lock'")
+  const read = pg.query("SELECT * FROM t")
+  const write = pg.tx((session) => session.execute("INSERT INTO t VALUES (1)"))
+  const inRounds = pg.txInRounds(
+    () => [],
+    (session) => Effect.map(session.execute("INSERT INTO t VALUES (1)"), () => ({ value: null, last: "" })),
+  )
+  const asked = Effect.runFork(Effect.all([read, write, inRounds], { concurrency: 3 }))
+  await until("all to wait for the lock", async () => (await waiting()).length === 3)
+  await Effect.runPromise(Fiber.interrupt(asked))
+  await until("none to wait for it", async () => (await waiting()).length === 0)
+  await held.unsafe("COMMIT")
+  expect(await Effect.runPromise(pg.query("SELECT count(*)::int AS n FROM t"))).toEqual([{ n: 0 }])
+  await held.end()
   await Effect.runPromise(Scope.close(scope, Exit.void))
   await db.drop()
 })
