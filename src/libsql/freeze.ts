@@ -16,6 +16,7 @@ import { type Cell, isRefused, type Refused, type Wire } from "../model/value.ts
 import { bondedCuts, bondsOf } from "./bond.ts"
 import { readWire, sameRaw } from "./cells.ts"
 import type { LibsqlError, Tx } from "./client.ts"
+import { computedAt, emptiedBy, type Removed, restoreComputed } from "./computed.ts"
 import { isCleanText, type Lines } from "./gather.ts"
 import { type Captured, type Outcome, resolve, safeCuts, type Values } from "./history.ts"
 import { linesSql, MAX_PLAIN_COLUMNS } from "./lines.ts"
@@ -206,7 +207,7 @@ export const takePlain = (
     if (!table.key.every((name) => present.has(table.columns.findIndex((column) => column.name === name)))) return null
     const columns = table.columns.flatMap((column, i) => (!column.generated && present.has(i) ? [i] : []))
     if (columns.length > MAX_PLAIN_COLUMNS) return null
-    const query = linesSql(table, next.tbl, columns)
+    const query = linesSql(table, next.tbl, columns, computedAt({ table, present }))
     const found = yield* tx.lines({ ...query, after, writes: room.writes, maxBytes: room.bytes, isFirst: room.isEmpty })
     return found.count > 0 && isCleanText(found.bytes) ? { ...found, table: table.name } : null
   })
@@ -245,6 +246,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
     const { bonds, bonded } = yield* readBonds(tx, manifest, tables)
     const lines: Array<Uint8Array> = []
     const byTable: Record<string, number> = {}
+    const removed: Removed = new Map()
     const count = (table: string, n: number): void => {
       byTable[table] = (byTable[table] ?? 0) + n
     }
@@ -293,6 +295,7 @@ export const freeze = (tx: Tx, manifest: Manifest, now: number, options: FreezeO
         limit *= PAGE_GROWTH
         continue
       }
+      yield* restoreComputed(tx, emptiedBy(page.rows.slice(0, taken.count), outcomes, sources, removed))
       yield* settleOps(tx, width, taken)
       lines.push(utf8.encode(taken.lines.join("")))
       for (const table of taken.tables) count(table, 1)

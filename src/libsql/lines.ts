@@ -111,12 +111,13 @@ export interface LinesQuery {
   readonly whole: string | null
 }
 
-/** `columns`: positions of those that travel. */
-export const linesSql = (table: Table, tbl: number, columns: ReadonlyArray<number>): LinesQuery => {
+/** `columns`: positions of those that travel; `computed`: of those that Postgres computes, which a plain write leaves alone. */
+export const linesSql = (table: Table, tbl: number, columns: ReadonlyArray<number>, computed: ReadonlyArray<number> = []): LinesQuery => {
   const all = columns.map((i) => ({ i, column: table.columns[i] as Column }))
   const keys = table.key.map((name) => table.columns.findIndex((column) => column.name === name))
   const key = keys.map((i) => jsonSql((table.columns[i]?.kind ?? "text") as Exclude<Kind, "float">, `c.v${i}`)).join(` || ',' || `)
   const now = (column: Column) => `t.${ident(column.name)}`
+  const isSame = (i: number, column: Column) => `typeof(c.v${i}) = typeof(${now(column)}) AND c.v${i} IS (+${now(column)}) COLLATE BINARY`
   const head = pieces()
   head.text(`'{"id":' || c.id || ${literal(`,"table":${JSON.stringify(table.name)},"key":[`)} || ${key} || '],"at":' || c.at`)
   head.text(`CASE c.op WHEN 'I' THEN ',"op":"insert","base":{' ELSE ',"op":"update","base":{' END`)
@@ -125,14 +126,17 @@ export const linesSql = (table: Table, tbl: number, columns: ReadonlyArray<numbe
   head.text(`'},"mine":{'`)
   const mine = pieces()
   for (const { i, column } of all) {
-    const isSame = `typeof(c.v${i}) = typeof(${now(column)}) AND c.v${i} IS (+${now(column)}) COLLATE BINARY`
-    mine.value(column.kind, `,${JSON.stringify(column.name)}:`, now(column), `c.op = 'I' OR NOT (${isSame})`)
+    mine.value(column.kind, `,${JSON.stringify(column.name)}:`, now(column), `c.op = 'I' OR NOT (${isSame(i, column)})`)
   }
   const heads = head.take()
   const found = table.key.map((name, n) => `t.${ident(name)} = c.v${keys[n]}`).join(" AND ")
   // A collation may find the row under another spelling of its key.
+  // A row that was there before its insert had them, too.
+  const isLeftAlone = `CASE c.op WHEN 'U' THEN ${computed.map((i) => isSame(i, table.columns[i] as Column)).join(" AND ")}
+     ELSE NOT EXISTS (SELECT 1 FROM changes d WHERE d.tbl = c.tbl AND d.key = c.key AND d.batch IS NULL AND d.op <> 'I') END`
   const isLast = `c.key = ${localKeySql(table, "t.")}
-     AND NOT EXISTS (SELECT 1 FROM changes n WHERE n.tbl = c.tbl AND n.key = c.key AND n.id > c.id AND n.batch IS NULL AND n.op <> 'I')`
+     AND NOT EXISTS (SELECT 1 FROM changes n WHERE n.tbl = c.tbl AND n.key = c.key AND n.id > c.id AND n.batch IS NULL AND n.op <> 'I')
+     ${computed.length === 0 ? "" : `AND ${isLeftAlone}`}`
   const isPlain = `c.tbl = ${tbl} AND (c.op = 'I' OR (c.op = 'U' AND c.new_key IS NULL)) AND ${isLast}`
   const open = `FROM changes c LEFT JOIN ${ident(table.local)} t ON c.tbl = ${tbl} AND ${found} WHERE c.batch IS NULL AND c.id > ?1 ORDER BY c.id LIMIT ?2`
   const line = newLineSql(

@@ -50,3 +50,20 @@ test("a delete that is refused and given up", async () => {
   await world.sql`UPDATE schoolbus.quarantine SET status = 'discarded'`
   await same()
 })
+
+test("a row that a program puts in place of itself, with other values and with the same", async () => {
+  await a.write("INSERT OR REPLACE INTO halls (id, school_id, seats) VALUES ('h1', 'a', 8)")
+  await same()
+  await a.write("INSERT OR REPLACE INTO halls (id, school_id, seats) VALUES ('h2', 'a', 2)")
+  await same()
+  await a.write("DELETE FROM halls WHERE id = 'h3'")
+  await a.write("INSERT INTO halls (id, school_id, seats) VALUES ('h3', 'a', 3)")
+  await same()
+})
+
+test("what a program writes into them itself", async () => {
+  await a.write("UPDATE halls SET doubled = 99 WHERE id = 'h1'")
+  await a.write("UPDATE halls SET doubled = 98, seats = 6 WHERE id = 'h2'")
+  await a.write("INSERT INTO halls (id, school_id, seats, doubled) VALUES ('h4', 'a', 9, 1)")
+  await same()
+})
