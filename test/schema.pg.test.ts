@@ -86,13 +86,16 @@ it("the SQL for a superuser makes the event triggers; from then on a change paus
   expect(listed.out).toMatch(/public\.books\s+paused\s+3\s+column isbn of table public\.books was dropped/)
 })
 
-it("a restart keeps the pause and starts the rest; resume takes the new shape to the school", async () => {
+it("a restart keeps the pause and starts the rest; resume takes the new shape to the school, and away what head office deleted meanwhile", async () => {
   await hub.stop()
   hub.start()
   await until("the hub to stream", async () => (await hub.status()).stream.state === "streaming")
   expect((await state("public.books"))?.state).toBe("paused")
   expect((await command("tables", "resume", "nothing", "--url", hub.url)).err).toContain("public.nothing is not synced")
   expect((await command("tables", "resume", "notices", "--url", hub.url)).err).toContain("is not paused")
+  program(school.dir, "INSERT INTO books (id, school, title) VALUES ('00000000-0000-0000-0000-000000000004', 'a', 'Four')")
+  await until("the row to go up", async () => (await sql`SELECT FROM books WHERE title = 'Four'`).length === 1)
+  await sql`DELETE FROM books WHERE title = 'Four'`
   program(school.dir, "UPDATE books SET title = 'Zwei' WHERE title = 'Two'")
   await sql`UPDATE books SET title = 'Uno' WHERE title = 'One'`
   const resumed = await command("tables", "resume", "books", "--url", hub.url)

@@ -12,6 +12,7 @@ CREATE TABLE hub (
   system_id  TEXT,                       -- of the Postgres cluster
   cluster    TEXT,                       -- name of head office, as in schoolbus.hub
   timeline   INTEGER,
+  looked     INTEGER NOT NULL DEFAULT 0, -- seq at which the catalog and the publication were last as the stream was opened with
   publication TEXT,                      -- JSON, table -> mark of its place in the publication that pgoutput read
   tables_hash TEXT,                      -- the manifest's content; a change raises manifest
   manifest   INTEGER NOT NULL DEFAULT 0
@@ -28,7 +29,7 @@ CREATE TABLE tables (
   shape    TEXT NOT NULL,                -- JSON of the shape that was accepted last, and of what the schools are told
   recheck  INTEGER NOT NULL DEFAULT 0,   -- its rows are to be compared with Postgres by key
   paused   TEXT,                         -- JSON of why its changes are not taken; null = they are
-  since    INTEGER,                      -- paused, or to be compared: rows that txns from this xid on wrote go down once more, also as they were
+  since    INTEGER,                      -- paused, or to be compared: what txns wrote after this seq may not have been taken from the stream
   accept   INTEGER NOT NULL DEFAULT 0,   -- a person accepts the shape that is found next
   after    TEXT                          -- loading: wire key of the last row whose bracket has closed
 );

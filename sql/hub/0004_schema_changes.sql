@@ -16,17 +16,6 @@ CREATE TABLE schoolbus.schema_changes (
   at      timestamptz NOT NULL DEFAULT now()
 );
 
--- Rows that a school wrote while their table was not in the stream, or not as the stream knew it: what it did to them nobody
--- heard. When the table is in the stream again they go down to that school once more.
-CREATE TABLE schoolbus.unheard (
-  table_name text NOT NULL,              -- public.students
-  row_key    text NOT NULL,              -- ["5"]
-  generation integer NOT NULL,           -- of the table: under another one its rows are named otherwise, and all of them go down
-  school     text NOT NULL,
-  at         timestamptz NOT NULL DEFAULT now(),
-  PRIMARY KEY (table_name, row_key, generation, school)
-);
-
 -- Never the reason why a DDL fails: whatever goes wrong here is a warning, and the hub finds the change in the catalog.
 -- Runs as its owner, so whoever issues the DDL needs no right in this schema.
 CREATE FUNCTION schoolbus.note_schema_change() RETURNS event_trigger

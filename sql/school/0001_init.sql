@@ -119,6 +119,7 @@ CREATE TABLE schoolbus_batch (
   frozen_at  INTEGER NOT NULL,
   answered_at INTEGER,                   -- the hub's answer arrived (for the status; ends no shield)
   settled_at INTEGER,                    -- its ledger row came down
+  settled_after INTEGER,                 -- seq of the cut before the one that it came with
   exceptions TEXT                        -- JSON, as in the ledger
 );
 

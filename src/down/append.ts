@@ -11,7 +11,7 @@ import { makeRenewer, type Renewer } from "./renew.ts"
 import { makeRouting } from "./route.ts"
 import { makeWriter, type Writer } from "./write.ts"
 
-export interface Appender extends Writer, Pick<Renewer, "anew" | "loaded" | "again"> {
+export interface Appender extends Writer, Pick<Renewer, "loaded" | "again"> {
   /**
    * Everything so far is of txns that have ended: who got a row by them hears of it when the row goes. Whoever gets and loses
    * a row after the last such point never does.

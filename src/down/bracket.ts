@@ -57,12 +57,10 @@ export const isVisible = (snapshot: Snapshot, xid: number): boolean => {
 export interface ReadRow {
   readonly key: string
   readonly tokens: ReadonlyArray<string>
-  /** Written by a txn from the wanted xid on. */
-  readonly isLate: boolean
 }
 
 export type Want =
-  | { readonly kind: "chunk"; readonly after: string | null; readonly since: number | null }
+  | { readonly kind: "chunk"; readonly after: string | null }
   | { readonly kind: "keys"; readonly keys: ReadonlyArray<string>; readonly onlyNan: boolean }
 
 export interface Read {
@@ -161,17 +159,13 @@ const readRows = (session: Session, table: FeedTable, want: Want): Effect.Effect
   const names = columns.map((column) => column.name).join(", ")
   const toRow = (texts: ReadonlyArray<string | null>): ReadRow => {
     const tokens = table.columns.map((column, i) => textToToken(column.kind, texts[i] ?? null))
-    return { tokens, key: `[${table.key.map((position) => tokens[position]).join(",")}]`, isLate: texts[table.columns.length] === "t" }
+    return { tokens, key: `[${table.key.map((position) => tokens[position]).join(",")}]` }
   }
   if (want.kind === "chunk") {
     const params = want.after === null ? [] : keyParams(table, want.after)
-    const late = want.since === null ? "" : `, pg_catalog.age(xmin) <= pg_catalog.age($${params.length + 1}::text::xid)`
     const where = want.after === null ? "" : `WHERE (${names}) > (${columns.map((column, i) => `$${i + 1}::text::${column.type}`).join(", ")})`
     return Effect.map(
-      session.texts(
-        `SELECT ${selectList(table)}${late} FROM ${qualified(table.name)} ${where} ORDER BY ${names} LIMIT ${CHUNK_ROWS}`,
-        want.since === null ? params : [...params, String(want.since)],
-      ),
+      session.texts(`SELECT ${selectList(table)} FROM ${qualified(table.name)} ${where} ORDER BY ${names} LIMIT ${CHUNK_ROWS}`, params),
       (rows) => ({ rows: rows.map(toRow), last: rows.length < CHUNK_ROWS }),
     )
   }

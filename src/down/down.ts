@@ -96,7 +96,7 @@ export const runDown = (
     const series = yield* feed.series
     const reads = makeReads({ ...options, feed, brackets, flush, txn, compared, losing })
 
-    const { lookNow, lookNoMore, unreadable, notice } = makeNotices({ ...options, feed, txn })
+    const { lookNow, unreadable, notice } = makeNotices({ ...options, feed, txn })
 
     let touchedTxn = false
     /** Characters of the messages behind what is pending. */
@@ -108,8 +108,6 @@ export const runDown = (
     }
 
     let special: Event<Decoded> | null = null
-    /** The message at hand, among those that are taken in. */
-    let taking = 0
     /**
      * Takes messages from `from` on that need nothing but to be remembered, up to a chunk; a plain loop, for nearly all are such.
      * Answers where it stopped, with the message that needs more in `special`.
@@ -168,7 +166,6 @@ export const runDown = (
           turn = i
         }
         i = takePlain(pending, messages, i)
-        taking = i - 1
         const event = special as Event<Decoded> | null
         switch (event?.kind) {
           case "put": {
@@ -250,29 +247,6 @@ export const runDown = (
       return end === null ? null : { lsn: end, xid: txn.xid, at: txn.at }
     })
 
-    /**
-     * Writes what came before the txn at hand, which tells of another catalog. A table that pauses for that, or is read anew, has
-     * heard of everything until then.
-     */
-    const writeBefore = Effect.fnUntraced(function* (
-      messages: ReadonlyArray<Message>,
-      commits: ReadonlyArray<{ readonly end: number; readonly lsn: Lsn }>,
-    ) {
-      const last = commits.findLast(({ end }) => end <= taking)
-      if (last === undefined) return
-      lookNoMore()
-      const body = (appender: Appender) =>
-        Effect.gen(function* () {
-          const pending = new Pending(txn, roles)
-          yield* takeIn(appender, pending, [], messages.slice(0, last.end), last.lsn)
-          yield* flush.all(appender, pending)
-          yield* appender.position({ lsn: last.lsn, xid: txn.xid, at: txn.at })
-          return last.lsn
-        })
-      yield* series.append(body, wal.confirm)
-      yield* series.committed
-    })
-
     const consume = Effect.gen(function* () {
       // What has come and is not written yet; it ends before the first commit that is not.
       let carry: Array<Message> = []
@@ -281,7 +255,6 @@ export const runDown = (
         const messages = carry
         let last = taken.commits.at(-1)
         let end = last === undefined ? 0 : messages.length + last.index + 1
-        const before = messages.length
         for (const message of taken.messages) messages.push(message)
         carry = []
         if (messages.length === 0) {
@@ -297,9 +270,6 @@ export const runDown = (
             carry = messages.slice(end)
           } else {
             const closed: Array<Bracket> = []
-            const commits = taken.commits.map(({ index, lsn }) => ({ end: before + index + 1, lsn }))
-            /** The first messages are needed no more. */
-            let isFreed = false
             let size = end
             const body = (appender: Appender) =>
               Effect.gen(function* () {
@@ -312,7 +282,6 @@ export const runDown = (
                 const takeUp = Effect.fnUntraced(function* (all: ReadonlyArray<Message>) {
                   const part = split(all)
                   const reached = yield* takeIn(appender, pending, closed, part, last?.lsn ?? null)
-                  isFreed = true
                   freePieces(part, carry[0])
                   return reached
                 })
@@ -345,9 +314,7 @@ export const runDown = (
                   yield* Deferred.succeed(bracket.closed, undefined)
                 }
               })
-            yield* series
-              .append(body, onCommitted)
-              .pipe(Effect.tapErrorTag("ShapeChanged", () => (isFreed || closed.length > 0 ? Effect.void : writeBefore(messages, commits))))
+            yield* series.append(body, onCommitted)
             savedAt = yield* elapsedMs
             // Without a backlog what comes meanwhile is the next batch; the more of it, the fewer commits.
             if (size < CHUNK) yield* series.committed

@@ -29,7 +29,7 @@ export interface FeedTable extends DecodeTable {
   /** Why its changes are not taken; null = they are. */
   readonly paused: Paused | null
   /**
-   * As installed: an xid. What txns from it on wrote may not have been taken, and a school shows what it wrote itself: where head office
+   * As installed: a seq. What txns wrote after it may not have been taken, and a school shows what it wrote itself: where head office
    * wrote back what stood there, no comparison finds that. null = nothing of the kind.
    */
   readonly since: number | null

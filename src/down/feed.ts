@@ -81,6 +81,8 @@ export class Feed extends Context.Service<
     /** Of each published table its mark, as the stream in this feed was read under; null = never. */
     readonly published: Effect.Effect<Readonly<Record<string, string>> | null, LibsqlError>
     readonly setPublished: (marks: Readonly<Record<string, string>>) => Effect.Effect<void, LibsqlError>
+    /** The catalog was as the stream was opened with, when the feed had reached this seq. */
+    readonly setLooked: (seq: number) => Effect.Effect<void, LibsqlError>
     readonly setLife: (life: string, systemId: string, timeline: number) => Effect.Effect<void, LibsqlError>
     /** Names head office for its schools, also after a dump was put into another server. */
     readonly setCluster: (cluster: string) => Effect.Effect<void, LibsqlError>
@@ -115,6 +117,7 @@ export class Feed extends Context.Service<
 
       const first = yield* db.read(readHub)
       let cluster = first.cluster ?? ""
+      let looked: number | null = null
       let reopen = yield* Deferred.make<void>()
       const known: Known = {
         head: { epoch: first.epoch, seq: first.seq, cut: (yield* db.read((tx) => cutAt(tx, first.seq))) ?? "0" },
@@ -228,6 +231,13 @@ export class Feed extends Context.Service<
           ),
         ),
         setPublished: (marks) => Effect.asVoid(db.write((tx) => tx.run("UPDATE hub SET publication = ?", [JSON.stringify(marks)]))),
+        setLooked: (seq) =>
+          seq === looked
+            ? Effect.void
+            : Effect.gen(function* () {
+                yield* db.write((tx) => tx.run("UPDATE hub SET looked = ?", [seq]))
+                looked = seq
+              }),
         setLife: (life, system, timeline) =>
           Effect.gen(function* () {
             yield* db.write((tx) => tx.run("UPDATE hub SET life_last = life, life = ?, system_id = ?, timeline = ?", [life, system, timeline]))

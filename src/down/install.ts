@@ -15,7 +15,7 @@ export interface Installation {
   readonly catalog: Pick<Catalog, "found" | "toastable">
   /** Where relations stand now, by oid. */
   readonly nameByOid: ReadonlyMap<string, string>
-  /** False: Postgres was put back or replaced; its own numbers say nothing. */
+  /** False: Postgres was put back or replaced, or the slot was; its own numbers say nothing. */
   readonly sameDatabase: boolean
   /** ms since 1970 */
   readonly now: number
@@ -154,12 +154,6 @@ const feedTableOf = (
   }
 }
 
-/** Txns that were under way beside one, and may have committed after it. */
-const XIDS_BESIDE = 10
-const FIRST_XID = 3
-/** From which xid on txns may have committed after the one that has this xid; null: it has none. */
-const xidBefore = (xid: number): number | null => (xid === 0 ? null : Math.max(FIRST_XID, xid - XIDS_BESIDE))
-
 const columnsOf = (table: Table): string => JSON.stringify(table.columns.map((column) => column.name))
 
 /** `renumber`: gives the table's rows new seqs, in their order, under another class. */
@@ -181,7 +175,7 @@ export const installShapes = (
     const { found: all, toastable } = installation.catalog
     const reread = new Set<number>()
     const rerouted = new Set<number>()
-    const [hub] = yield* tx.all<{ manifest: number; commit_xid: number | null }>("SELECT manifest, commit_xid FROM hub")
+    const [hub] = yield* tx.all<{ manifest: number; looked: number }>("SELECT manifest, looked FROM hub")
     const present = yield* tx.all<TableRow>("SELECT id, name, class, audience, status, shape, recheck, paused, since, accept FROM tables")
     const shapeByName = new Map(present.map((row) => [row.name, JSON.parse(row.shape) as Shape]))
     // Rows that only travel up are not read, unless they place rows that come down.
@@ -244,7 +238,8 @@ export const installShapes = (
       if (row.audience !== audience) rerouted.add(id)
       const isPaused = next.paused !== null
       const [left] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM unmet WHERE tbl = ?) AS n", [id])
-      const since = isPaused || recheck || left?.n === 1 ? (row.since ?? xidBefore(hub?.commit_xid ?? 0)) : null
+      const isMissed = isPaused || recheck || left?.n === 1 || !installation.sameDatabase
+      const since = isMissed ? (row.since ?? hub?.looked ?? 0) : null
       yield* tx.run(
         "UPDATE tables SET columns = ?, class = ?, status = ?, shape = ?, recheck = ?, paused = ?, since = ?, accept = 0, after = CASE WHEN ? THEN NULL ELSE after END WHERE id = ?",
         [

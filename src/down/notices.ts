@@ -23,20 +23,15 @@ interface Noticing {
 }
 
 export const makeNotices = ({ pg, feed, txn, look }: Noticing) => {
-  let isLooking = true
   /** Looks at the catalog as the txn at hand left it: a commit is streamed before others can see it. */
   const lookNow = Effect.gen(function* () {
-    while (isLooking) {
+    for (;;) {
       const [row] = yield* pg.query<{ snapshot: string }>("SELECT pg_current_snapshot()::text AS snapshot")
       if (isVisible(parseSnapshot(row?.snapshot ?? ""), txn.xid)) break
       yield* Effect.sleep(VISIBLE_RETRY_MS)
     }
-    if (isLooking) yield* look
+    yield* look
   })
-  /** What is taken in from here on comes before a change of the catalog that is known already. */
-  const lookNoMore = (): void => {
-    isLooking = false
-  }
 
   const noticed = new Set<string>()
   /** A row that says nothing under the present catalog, and never will: its table is compared as a whole. */
@@ -54,5 +49,5 @@ export const makeNotices = ({ pg, feed, txn, look }: Noticing) => {
     if (table.columns.some(({ name }) => name === column)) yield* lookNow
     else yield* unreadable(table, `column ${column}`)
   })
-  return { lookNow, lookNoMore, unreadable, notice }
+  return { lookNow, unreadable, notice }
 }

@@ -12,6 +12,7 @@ import type { Identity, Link } from "../link/client.ts"
 import type { PulledPage } from "../link/pages.ts"
 import type { Header } from "../link/protocol.ts"
 import type { Manifest } from "../model/table.ts"
+import { hearMissed } from "./missed.ts"
 import { Deliver, type Delivered, type DeliverRefused } from "./deliver.ts"
 
 export interface PullOptions extends InstallOptions {
@@ -49,6 +50,7 @@ export const refreshManifest = (
     const deliver = yield* Deliver
     const db = yield* Libsql
     const manifest = yield* link.manifest(identity)
+    yield* hearMissed(db, manifest, (at, keys) => link.compare.again(identity, { at, names: {}, keys }))
     const changed = yield* db.read((tx) => readChanged(tx, manifest))
     if (changed.length > 0) yield* Effect.andThen(freezeAhead(db), prepareRebuilds(db, changed))
     yield* db.write((tx) => Effect.andThen(installTables(tx, manifest, options), options.alsoInstall(tx, manifest)))

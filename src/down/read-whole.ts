@@ -19,8 +19,6 @@ import type { CurrentTxn, Pending } from "./pending.ts"
 const REREAD_KEYS = 1_000
 /** Rows that are gone, handed to the append at once. */
 const GONE_AT_ONCE = 2_000
-/** Rows that go down again at once. */
-const UNHEARD_AT_ONCE = 2_000
 
 /** The comparisons under way. */
 export const makeComparing = () => {
@@ -103,10 +101,6 @@ export const makeReads = (options: {
       return
     }
     yield* flush.all(appender, pending)
-    yield* appender.anew(
-      table,
-      settled.flatMap(({ key, isLate }) => (isLate ? [key] : [])),
-    )
     if (!read.last) {
       yield* appender.tx.run("UPDATE tables SET after = ? WHERE id = ?", [read.rows.at(-1)?.key ?? null, table.id])
       return
@@ -148,7 +142,7 @@ export const makeReads = (options: {
    * Reads a whole table, chunk by chunk, each chunk in the feed before the next is read. What a comparison does not meet is gone. A first
    * copy goes on where it was, unless a part of the stream was missed since: then it is compared too.
    */
-  const readWhole = Effect.fnUntraced(function* (table: FeedTable, isFirst: boolean, since: number | null = null) {
+  const readWhole = Effect.fnUntraced(function* (table: FeedTable, isFirst: boolean) {
     const [row] = yield* feed.append((appender) =>
       appender.tx.all<{ after: string | null; n: number; missed: number }>(
         `SELECT after, (SELECT count(*) FROM entry WHERE tbl = tables.id AND body IS NOT NULL) AS n,
@@ -177,7 +171,7 @@ export const makeReads = (options: {
     }
     let rows = isLoading ? (row?.n ?? 0) : 0
     for (;;) {
-      const read = yield* takeBracket(pg, brackets, table, { kind: "chunk", after, since })
+      const read = yield* takeBracket(pg, brackets, table, { kind: "chunk", after })
       rows += read.rows.length
       yield* onLoading(table.name, rows, read.last)
       if (read.last) break
@@ -187,34 +181,9 @@ export const makeReads = (options: {
 
   const copy = Effect.forEach(
     tables.filter((table) => reread.has(table.id)),
-    (table) => readWhole(table, table.loading && !table.recheck, table.since),
+    (table) => readWhole(table, table.loading && !table.recheck),
     { discard: true },
   )
-
-  /**
-   * Rows that schools wrote while nobody heard of it go down to them again: now that their tables are in the stream, the feed holds them
-   * as head office does. Noted until then; once more does no harm.
-   */
-  const sendUnheard = Effect.gen(function* () {
-    const noted = yield* pg.query<{ tbl: string; key: string; generation: number; school: string; at: string }>(
-      "SELECT table_name AS tbl, row_key AS key, generation, school, at::text AS at FROM schoolbus.unheard WHERE table_name = ANY ($1) ORDER BY at LIMIT $2",
-      [tables.map(({ name }) => name), UNHEARD_AT_ONCE],
-    )
-    if (noted.length === 0) return 0
-    for (const [school, rows] of Map.groupBy(noted, (row) => row.school)) {
-      const keys = rows.flatMap(({ tbl, key, generation }) => {
-        const table = tables.find(({ name }) => name === tbl)
-        return table === undefined || (table.table.generation ?? 1) !== generation ? [] : [[table, key] as const]
-      })
-      yield* feed.append((appender) => appender.again(school, keys, Number.MAX_SAFE_INTEGER))
-    }
-    yield* pg.execute(
-      `DELETE FROM schoolbus.unheard u USING unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS n (tbl, key, school, at)
-        WHERE u.table_name = n.tbl AND u.row_key = n.key AND u.school = n.school AND u.at = n.at::timestamptz`,
-      [noted.map(({ tbl }) => tbl), noted.map(({ key }) => key), noted.map(({ school }) => school), noted.map(({ at }) => at)],
-    )
-    return noted.length
-  }).pipe(Effect.repeat({ until: (sent) => sent < UNHEARD_AT_ONCE }))
 
   /** One table is compared at a time. */
   const comparison = Semaphore.makeUnsafe(1)
@@ -255,5 +224,5 @@ export const makeReads = (options: {
       yield* takeBracket(pg, brackets, table, { kind: "keys", keys, onlyNan: why === "nan" })
     }
   })
-  return { closeBracket, copy: Effect.andThen(copy, sendUnheard), check, rereadKeys }
+  return { closeBracket, copy, check, rereadKeys }
 }

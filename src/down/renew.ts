@@ -1,7 +1,7 @@
 /** Entries that take new seqs although no row of theirs was written: a table that is loaded, another class, a row sent once more. */
 import * as Effect from "effect/Effect"
 import type { LibsqlError } from "../libsql/client.ts"
-import type { Table } from "../model/table.ts"
+import { MISSES, type Table } from "../model/table.ts"
 import { EVERY_SCHOOL } from "./audience.ts"
 import { type FeedTable, isUntold, rowKey, untoldFrom } from "./entry.ts"
 import { keepWas } from "./held.ts"
@@ -14,8 +14,6 @@ export interface Renewer {
   readonly renumber: (tableId: number, cls: number) => Effect.Effect<void, LibsqlError>
   /** Places all rows of the table anew. */
   readonly reroute: (table: FeedTable) => Effect.Effect<void, LibsqlError>
-  /** Rows of which a school may show something else, though nothing of them has changed: whoever has them is told of them once more. */
-  readonly anew: (table: FeedTable, keys: ReadonlyArray<string>) => Effect.Effect<void, LibsqlError>
   /** A table's first copy is complete: its rows take new seqs and enter the cuts. */
   readonly loaded: (table: FeedTable) => Effect.Effect<void, LibsqlError>
   /**
@@ -27,6 +25,13 @@ export interface Renewer {
     keys: ReadonlyArray<readonly [table: FeedTable, key: string]>,
     seq: number,
   ) => Effect.Effect<{ readonly rows: number; readonly gone: number }, LibsqlError>
+}
+
+/** The table as it is told once it is compared: schools ask for the rows that they wrote while it was not heard. */
+const withMissed = ({ table, since }: Pick<FeedTable, "table" | "since">): Table => {
+  if (since === null) return table
+  const { missed = [] } = table
+  return { ...table, missed: [...missed, { no: (missed.at(-1)?.no ?? 0) + 1, from: since }].slice(-MISSES) }
 }
 
 export const makeRenewer = (open: OpenAppend, routing: Routing): Renewer => {
@@ -61,10 +66,11 @@ export const makeRenewer = (open: OpenAppend, routing: Routing): Renewer => {
       // Tombstones too: nobody has been sent its rows, but schools show those that they pushed.
       yield* renumber(table.id, open.classOf(table))
     } else if (isUntold(table)) yield* resend(table)
-    else if (!table.recheck) return
+    else if (!table.recheck && table.since === null) return
     const { generation } = table.shape.told
     const [hub] = yield* tx.all<{ manifest: number }>("SELECT manifest FROM hub")
-    const told: Table = generation === table.table.generation ? table.table : { ...table.table, keyedSince: (hub?.manifest ?? 0) + 1 }
+    // Rows that are named in another way all go down anyway.
+    const told: Table = generation === table.table.generation ? withMissed(table) : { ...table.table, keyedSince: (hub?.manifest ?? 0) + 1 }
     const shape = rememberNames(table.shape, { ...table.shape, table: told, told }, (hub?.manifest ?? 0) + 1)
     yield* tx.run("UPDATE tables SET status = ?, after = NULL, recheck = 0, since = NULL, shape = ? WHERE id = ?", [
       table.table.direction === "up" ? "hidden" : "ready",
@@ -84,15 +90,6 @@ export const makeRenewer = (open: OpenAppend, routing: Routing): Renewer => {
     yield* tx.many(
       `UPDATE entry SET ${keepWas("?5", "?1")}, seq = ?1 WHERE tbl = ?2 AND key = ?3 AND audience = ?4`,
       rows.map(({ tbl, key, audience }) => [BigInt(open.nextSeq()), BigInt(tbl), key, BigInt(audience), BigInt(open.heldBy(audience))]),
-    )
-  })
-  const anew = Effect.fnUntraced(function* (table: FeedTable, keys: ReadonlyArray<string>) {
-    if (keys.length === 0) return
-    yield* renew(
-      yield* tx.all<{ tbl: number; key: string; audience: number }>(
-        "SELECT e.tbl, e.key, e.audience FROM json_each(?) j CROSS JOIN entry e ON e.tbl = ? AND e.key = j.value WHERE e.body IS NOT NULL",
-        [JSON.stringify(keys), table.id],
-      ),
     )
   })
   const again = Effect.fnUntraced(function* (school: string, keys: ReadonlyArray<readonly [table: FeedTable, key: string]>, beyond: number) {
@@ -115,5 +112,5 @@ export const makeRenewer = (open: OpenAppend, routing: Routing): Renewer => {
     if (gone.length > 0) open.touch(own)
     return { rows: rows.length, gone: gone.length }
   })
-  return { renumber, reroute, anew, loaded, again }
+  return { renumber, reroute, loaded, again }
 }

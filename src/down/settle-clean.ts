@@ -51,9 +51,10 @@ export const settleClean = (
       if (!isDone) batches = batches.filter((number) => !still.some(({ batch }) => batch === number))
     }
     yield* tx.ahead("DELETE FROM changes WHERE batch IN (SELECT value FROM json_each(?))", [numbers])
-    yield* tx.ahead("UPDATE schoolbus_batch SET settled_at = ?, exceptions = '[]' WHERE number IN (SELECT value FROM json_each(?))", [
-      delivery.now,
-      numbers,
-    ])
+    yield* tx.ahead(
+      `UPDATE schoolbus_batch SET settled_at = ?, settled_after = (SELECT seq FROM schoolbus_state), exceptions = '[]'
+        WHERE number IN (SELECT value FROM json_each(?))`,
+      [delivery.now, numbers],
+    )
     return batches
   })

@@ -131,7 +131,11 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
         if (new_key !== null) touched.set(idOf(tbl, new_key), { tbl, key: new_key, batch })
       }
       yield* tx.run("DELETE FROM changes WHERE batch = ?", [batch])
-      yield* tx.run("UPDATE schoolbus_batch SET settled_at = ?, exceptions = ? WHERE number = ?", [delivery.now, JSON.stringify(exceptions), batch])
+      yield* tx.run("UPDATE schoolbus_batch SET settled_at = ?, settled_after = (SELECT seq FROM schoolbus_state), exceptions = ? WHERE number = ?", [
+        delivery.now,
+        JSON.stringify(exceptions),
+        batch,
+      ])
       batches.push(batch)
     }
     return { batches, lost }

@@ -191,7 +191,7 @@ const judgeColumns = (shape: Shape, found: Found, now: Table, sameDatabase: bool
   }
   const isRewritten = sameDatabase && found.filenode !== shape.filenode
   const { columns, given, isKnown } = withNew(shape, found, now, isRewritten || !sameDatabase)
-  const table: Table = { ...now, ...generationOf(accepted), columns }
+  const table: Table = { ...now, ...ownOf(accepted), columns }
   const isSpelledAnew = accepted.columns.some(({ name: column }) => {
     const spelling = found.columns.get(column)?.spelling ?? {}
     return sameDatabase && Object.entries(shape.live[column]?.spelling ?? {}).some(([part, was]) => spelling[part] !== was)
@@ -206,7 +206,9 @@ const judgeColumns = (shape: Shape, found: Found, now: Table, sameDatabase: bool
 /** The catalog was written, and what stands there does not say why. */
 const wasOtherwise = (before: Stamp, now: Stamp): boolean => before.key !== now.key || (before.written !== now.written && before.facts === now.facts)
 
-const generationOf = (table: Table): Pick<Table, "generation" | "keyedSince"> => ({
+/** What the hub itself has to say of a table, whatever the catalog says. */
+const ownOf = (table: Table): Pick<Table, "generation" | "keyedSince" | "missed"> => ({
+  ...(table.missed === undefined ? {} : { missed: table.missed }),
   ...(table.generation === undefined ? {} : { generation: table.generation }),
   ...(table.keyedSince === undefined ? {} : { keyedSince: table.keyedSince }),
 })
@@ -310,7 +312,7 @@ export const accept = (shape: Shape, found: Found, now: Table): Accepted => {
       if (!isFilled) sendAll = true
       return { ...column, number: given, ...(fill === null ? {} : { fill }) }
     })
-  const table: Table = { ...now, ...generationOf(accepted), columns }
+  const table: Table = { ...now, ...ownOf(accepted), columns }
   const told: Table = sendAll ? { ...shape.told, ...rulesOf(table) } : table
   return { kind: "accepted", shape: { table, told, ...standing(found), given }, from, send: sendAll ? "all" : "differences" }
 }
@@ -348,6 +350,5 @@ const withTold = (table: Table, { told }: Pick<Shape, "told">): Table => {
 export const pushedTable = ({ table, paused, shape }: { readonly table: Table; readonly paused: Pause | null; readonly shape: Shape }): Table => ({
   ...withTold(withFormer(table, shape), shape),
   stands: { oid: shape.oid, numbers: Object.fromEntries(Object.entries(shape.live).map(([name, { number }]) => [name, number])) },
-  ...(paused !== null && { paused: true }),
   ...(paused !== null && UNNAMED.has(paused.code) && { keyedSince: Number.MAX_SAFE_INTEGER }),
 })

@@ -309,10 +309,13 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
         if (streamed.some((table) => now[table] !== published[table]))
           return yield* new ShapeChanged({ recheck: null, message: `publication ${name} was changed beside the stream` })
       })
-      const watch = Effect.repeat(
-        publication === null ? look : Effect.andThen(look, lookAtPublication),
-        Schedule.spaced(hasTrigger ? LOOK_MS : LOOK_ALONE_MS),
-      )
+      const lookAround = Effect.gen(function* () {
+        const { seq } = yield* feed.head
+        yield* look
+        if (publication !== null) yield* lookAtPublication
+        yield* feed.setLooked(seq)
+      })
+      const watch = Effect.repeat(lookAround, Schedule.spaced(hasTrigger ? LOOK_MS : LOOK_ALONE_MS))
       const asked = Effect.andThen(
         Fiber.join(reopened),
         Effect.fail(new ShapeChanged({ recheck: null, message: "a table is to take its new shape" })),

@@ -106,6 +106,16 @@ export interface FormerNames {
   readonly numbers: Readonly<Record<string, number>>
 }
 
+/** What txns wrote after seq `from` of the feed may not have been taken from the stream; by now the table was compared. */
+export interface Missed {
+  /** 1, 2, … of each table */
+  readonly no: number
+  readonly from: number
+}
+
+/** Of those before it is known that there were some. */
+export const MISSES = 8
+
 /** A foreign key: `columns` of this table point to `to` of `table`. */
 export interface Reference {
   readonly columns: ReadonlyArray<string>
@@ -122,8 +132,8 @@ export interface Table {
   readonly generation?: number
   /** Changes frozen under an older manifest name rows in another way than head office now does. */
   readonly keyedSince?: number
-  /** Its changes are not taken from the stream; at the hub only. */
-  readonly paused?: boolean
+  /** The last times that something of it may not have been heard from the stream, oldest first; at most `MISSES`. */
+  readonly missed?: ReadonlyArray<Missed>
   /** Postgres's own number of it and of its columns, as the hub last took it over; at the hub only. */
   readonly stands?: { readonly oid: string; readonly numbers: Readonly<Record<string, number>> }
   readonly columns: ReadonlyArray<Column>
@@ -252,4 +262,11 @@ export const namesSince = (table: Table, manifest: number | undefined, until?: n
       return later === name ? [] : [[name, later] as const]
     }),
   )
+}
+
+/** The seq after which something of the table may not have been heard that `before` does not tell of; null = there is nothing of the kind. */
+export const missedSince = (before: Pick<Table, "missed">, now: Pick<Table, "missed">): number | null => {
+  const fresh = (now.missed ?? []).filter(({ no, from }) => before.missed?.some((known) => known.no === no && known.from === from) !== true)
+  if (fresh.length === 0) return null
+  return fresh.length === MISSES ? 0 : Math.min(...fresh.map(({ from }) => from))
 }

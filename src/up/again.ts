@@ -67,7 +67,10 @@ export const sendAgainFrom = (file: LibsqlFile, number: number): Effect.Effect<v
           if (state?.manifest != null && row !== undefined) {
             yield* revive(tx, JSON.parse(state.manifest) as Manifest, { number: batch.number, bytes: bytesOf(row.pressed) })
           }
-          yield* tx.run("UPDATE schoolbus_batch SET answered_at = NULL, settled_at = NULL, exceptions = NULL WHERE number = ?", [batch.number])
+          yield* tx.run(
+            "UPDATE schoolbus_batch SET answered_at = NULL, settled_at = NULL, settled_after = NULL, exceptions = NULL WHERE number = ?",
+            [batch.number],
+          )
         }),
       )
     }

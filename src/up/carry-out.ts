@@ -23,7 +23,6 @@ import { readReferencing } from "./shape.ts"
 import { spell } from "./spell.ts"
 import { compare, findInside, lock } from "./theirs.ts"
 import { isTimed, type Pushing, readOfficeTimes, recordTimes } from "./times.ts"
-import { noteUnheard } from "./unheard.ts"
 import { type Ground, type Outcome, startWork, type Work } from "./work.ts"
 
 /** Head office's programs never wait longer for us, nor we for them. */
@@ -109,7 +108,7 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
         .map(pushingOf),
     )
 
-    const outcomes = changes.map((change): Outcome => {
+    return changes.map((change): Outcome => {
       const work = works.get(change)
       if (work === undefined || work.refusal !== null || work.decision === null) {
         const refusal = refusals.get(change) ?? work?.refusal ?? null
@@ -143,15 +142,6 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
         ...(lost.has(change) && { lost: lost.get(change) ?? {} }),
       }
     })
-    yield* noteUnheard(
-      session,
-      ground.school,
-      outcomes.flatMap(({ row, decision, keyAfter }) => {
-        const work = works.get(row)
-        return work === undefined || work.refusal !== null || decision === null || decision.write === "nothing" ? [] : [{ work, keyAfter }]
-      }),
-    )
-    return outcomes
   })
 
 const metOf = (work: Work) => ({

@@ -12,7 +12,6 @@ import { isByValue } from "./by-value.ts"
 import { isSettled, textToWire } from "./canonical.ts"
 import { rekeyed } from "./lost.ts"
 import type { ColumnShape, Shape } from "./shape.ts"
-import { isUnheard } from "./unheard.ts"
 import type { Ground } from "./work.ts"
 
 /** Sets of columns that one batch may write; each is a statement of its own. */
@@ -80,11 +79,15 @@ const columnsOf = (table: Table, shape: Shape, values: Readonly<Record<string, u
   return columns
 }
 
+/** Whether Postgres has the columns that the stream was opened with. */
+const isAsKnown = (table: Table, { columns }: Shape): boolean =>
+  table.columns.length === columns.size && table.columns.every(({ name, type }) => columns.get(name)?.type === type)
+
 /** What a table asks of every batch, whatever it says; null: not plain. */
 const isPlainTable = (ground: Pick<Ground, "tables" | "manifest">, table: Table, shape: Shape): boolean =>
   !isThrough(table.audience) &&
   !shape.hasTriggers &&
-  !isUnheard(table, shape) &&
+  isAsKnown(table, shape) &&
   !table.references.some(({ columns }) => columns.some((name) => shape.columns.get(name)?.generated === true)) &&
   table.name !== "schoolbus.requests" &&
   rekeyed(table, ground.manifest) === null &&

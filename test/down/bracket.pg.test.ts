@@ -189,7 +189,7 @@ test("a bracket whose mark does not come is taken again, and a mark that comes t
     const brackets = new Brackets(0n)
     const [table] = (await world.run(world.feed.tables)).filter(({ name }) => name === "public.things")
     if (table === undefined) throw new Error("no table")
-    const fiber = Effect.runFork(takeBracket(world.pg, brackets, table, { kind: "chunk", after: null, since: null }, 30))
+    const fiber = Effect.runFork(takeBracket(world.pg, brackets, table, { kind: "chunk", after: null }, 30))
     const ids = new Set<string>()
     await until("a third try", async () => {
       for (const id of brackets.open.keys()) ids.add(id)

@@ -6,14 +6,14 @@ import type { FeedTable } from "../../src/down/entry.ts"
 const table = { id: 1, name: "public.things" } as FeedTable
 const read = (snapshot: string, ...keys: ReadonlyArray<string>): Read => ({
   snapshot: parseSnapshot(snapshot),
-  rows: keys.map((key) => ({ key, tokens: [key], isLate: false })),
+  rows: keys.map((key) => ({ key, tokens: [key] })),
   last: true,
 })
 const open = (brackets: Brackets): Bracket => {
   const bracket: Bracket = {
     id: crypto.randomUUID(),
     table,
-    want: { kind: "chunk", after: null, since: null },
+    want: { kind: "chunk", after: null },
     touched: new Map(),
     truncatedBy: [],
     read: null,

@@ -14,8 +14,10 @@ import * as Scope from "effect/Scope"
 import postgres from "postgres"
 import { type Config, type ConfigInput, parseConfig } from "../../src/config.ts"
 import { FeedChecks } from "../../src/down/check.ts"
+import { Compare } from "../../src/down/compare.ts"
 import { Deliver, type RowsLine } from "../../src/down/deliver.ts"
 import { Feed } from "../../src/down/feed.ts"
+import { hearMissed } from "../../src/down/missed.ts"
 import { pushedTable } from "../../src/down/shape.ts"
 import { runSource } from "../../src/down/source.ts"
 import { feedTimes } from "../../src/down/times.ts"
@@ -107,6 +109,10 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
   const feedLayer = Feed.layer.pipe(Layer.provide(Layer.succeed(Libsql, feedFile)))
   const feed = Context.get(await inScope(Layer.build(feedLayer)), Feed)
   const checks = Context.get(await inScope(Layer.build(FeedChecks.layer)), FeedChecks)
+  const compare = Context.get(
+    await inScope(Layer.build(Compare.layer.pipe(Layer.provide(Layer.succeed(Feed, feed)), Layer.provide(Layer.succeed(Libsql, feedFile))))),
+    Compare,
+  )
   const tables = Layer.succeed(Tables, {
     all: Effect.map(feed.tables, (list) => new Map(list.map((t) => [t.name, pushedTable(t)]))),
     version: Effect.map(feed.manifest(""), ({ version }) => version),
@@ -158,6 +164,7 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
     await run(file.write((tx) => tx.run("INSERT INTO schoolbus_state (id, incarnation, school) VALUES (1, ?, ?)", [incarnation, id])))
     const install = async (): Promise<Manifest> => {
       const manifest = await run(feed.manifest(id))
+      await run(hearMissed(file, manifest, (at, keys) => compare.again(id, at, {}, keys)))
       await run(file.write((tx) => installTables(tx, manifest, { streams: [], adopt: false })))
       return manifest
     }
