@@ -186,7 +186,7 @@ export const hubQuarantine: Layer.Layer<Quarantine, never, Postgres | Tables> = 
         Effect.gen(function* () {
           const decider = { ...tables, tables: yield* tables.all }
           if (action.action === "edit") yield* editQuarantined(pg, decider, id, JSON.stringify(action.values), by)
-          else if (action.action === "discard") yield* discardQuarantined(pg, id, by)
+          else if (action.action === "discard") yield* discardQuarantined(pg, decider, id, by)
           else yield* retryQuarantined(pg, decider, id, by)
           return yield* show(id)
         }).pipe(Effect.catchTag("QuarantineRefused", ({ code, message }) => Effect.fail(new ConflictRefused({ code, message })))),

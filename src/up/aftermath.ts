@@ -11,13 +11,14 @@ import type { Row } from "./resolve.ts"
 import type { Outcome, Work } from "./work.ts"
 
 /**
- * Rows that the batch inserted and that are not the school's after all: a cascade of its own deletes took them away again, or
- * a trigger gave them to another school or under another key. No stream will ever tell this school of them, so the verdict does.
+ * Rows that the batch inserted or gave another key, and that are not the school's after all: a cascade of its own deletes took
+ * them away again, or a trigger gave them to another school or under another key. No stream will ever tell this school of them
+ * under that key, so the verdict does.
  */
 export const findRemoved = (session: Session, works: ReadonlyArray<Work>, places: Places, school: string): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
-    const inserted = works.filter((work) => work.refusal === null && work.isInsert)
-    for (const [table, own] of Map.groupBy(inserted, (work) => work.table)) {
+    const newlyKeyed = works.filter((work) => work.refusal === null && isNewlyKeyed(work))
+    for (const [table, own] of Map.groupBy(newlyKeyed, (work) => work.table)) {
       const types = table.key.map((name) => own[0]?.shape.columns.get(name)?.base ?? "text")
       const { from, params, width } = unnest(
         own.map((work, i) => [...textsOf(table, table.key, work.row), String(i)]),
@@ -30,10 +31,15 @@ export const findRemoved = (session: Session, works: ReadonlyArray<Work>, places
       )
       for (const [index] of rows) {
         const work = own[Number(index)]
-        if (work !== undefined) work.decision = { write: "nothing", set: {}, verdict: "superseded", disagreements: [] }
+        if (work === undefined) continue
+        work.decision = { write: "nothing", set: {}, verdict: "superseded", disagreements: [] }
+        work.theirs = null
       }
     }
   })
+
+/** It stands, if at all, under a key under which head office had no row. */
+export const isNewlyKeyed = ({ isInsert, isDelete, change }: Work): boolean => isInsert || (!isDelete && change.newKey !== null)
 
 /** Reads written rows of tables with triggers again: what the school sent may not be what stands there. */
 export const readAltered = (session: Session, works: ReadonlyArray<Work>): Effect.Effect<ReadonlyMap<Work, Outcome["altered"]>, PostgresError> =>

@@ -11,7 +11,7 @@ import * as Effect from "effect/Effect"
 import { isThrough } from "../model/table.ts"
 import type { PostgresError, Session } from "../postgres/client.ts"
 import { checkReach, checkReferences, formRefusal, notYours, type Refusal, textsOf } from "./authorise.ts"
-import { findRemoved, mergedOf, readAltered } from "./aftermath.ts"
+import { findRemoved, isNewlyKeyed, mergedOf, readAltered } from "./aftermath.ts"
 import { currentKey, type RowChange, type Values } from "./coalesce.ts"
 import { judge } from "./judge.ts"
 import { readKnownShapes } from "./known.ts"
@@ -97,7 +97,7 @@ export const carryOut = (session: Session, ground: Ground, changes: ReadonlyArra
       }
     }
     yield* writePlaced(session, writing, places, ground.school)
-    if (leaving.some((work) => work.isDelete) || writing().some((work) => work.isInsert && work.shape.hasTriggers))
+    if (leaving.some((work) => work.isDelete) || writing().some((work) => isNewlyKeyed(work) && work.shape.hasTriggers))
       yield* findRemoved(session, writing(), places, ground.school)
     const altered = yield* readAltered(session, writing())
     const timed = new Set([...new Set(all.map(({ table }) => table))].filter(isTimed))

@@ -11,8 +11,10 @@ import type { Refusal } from "./authorise.ts"
 import type { RowChange } from "./coalesce.ts"
 import { asPresent } from "./lost.ts"
 import { chainOf } from "./place.ts"
-import { changeOfRecord, closeQuarantined, keptChange, type Open, record } from "./records.ts"
+import { changeOfRecord, closedAs, closeQuarantined, keptChange, type Open, record } from "./records.ts"
+import { readKnownShapes } from "./known.ts"
 import type { Row } from "./resolve.ts"
+import { readRow } from "./rows.ts"
 import type { Ground, Outcome } from "./work.ts"
 
 /** Waiting dependants that one push tries again. */
@@ -52,19 +54,47 @@ const lockOwn = (session: Session, id: string, school: string | null): Effect.Ef
       : Effect.fail(new QuarantineRefused({ code: "not_found", message: `no quarantined change ${id}; see: schoolbus quarantine list` })),
   )
 
+type Decider = Pick<Ground, "tables" | "had" | "times">
+
 /** Gives the change up: the school shows head office's row again. */
 export const discardIn = (
   session: Session,
+  decider: Pick<Decider, "tables">,
   id: string,
   by: string,
   school: string | null = null,
 ): Effect.Effect<void, QuarantineRefused | PostgresError> =>
-  Effect.flatMap(lockOwn(session, id, school), (kept) => Effect.asVoid(closeQuarantined(session, [[kept.id, "discarded", by]])))
+  Effect.gen(function* () {
+    yield* setTimeouts(session)
+    const kept = yield* lockOwn(session, id, school)
+    yield* addComputed(session, decider, kept)
+    yield* closeQuarantined(session, [[kept.id, "discarded", by]])
+  })
 
-export const discardQuarantined = (pg: PostgresPool, id: string, by: string): Effect.Effect<void, QuarantineRefused | PostgresError> =>
-  pg.tx((session) => discardIn(session, id, by))
+export const discardQuarantined = (
+  pg: PostgresPool,
+  decider: Pick<Decider, "tables">,
+  id: string,
+  by: string,
+): Effect.Effect<void, QuarantineRefused | PostgresError> => pg.tx((session) => discardIn(session, decider, id, by))
 
-type Decider = Pick<Ground, "tables" | "had" | "times">
+/**
+ * The school takes a delete or a change of the key back by the old values that it sent, among which is nothing that Postgres
+ * computes: that is added from head office's row. Where the row is another one by now, all of it comes down.
+ */
+const addComputed = (session: Session, { tables }: Pick<Decider, "tables">, kept: Kept): Effect.Effect<void, PostgresError> =>
+  Effect.gen(function* () {
+    const row = changeOfRecord(kept.id, kept.change)
+    const table = tables.get(row?.table ?? "")
+    const computed = table?.columns.filter((column) => column.generated) ?? []
+    if (row === null || table === undefined || computed.length === 0 || (row.op !== "delete" && row.newKey === null)) return
+    const shape = (yield* readKnownShapes(session, tables, [table.name])).get(table.name)
+    const current = shape === undefined ? null : yield* readRow(session, { table, shape, key: row.key })
+    if (current === null || !table.columns.every(({ name, generated }) => generated || row.base[name] === current[name])) return
+    const base = { ...row.base, ...Object.fromEntries(computed.map(({ name }) => [name, current[name] ?? null])) }
+    const change = keptChange({ ...row, base, changes: [JSON.parse(kept.change)] })
+    yield* session.execute("UPDATE schoolbus.quarantine SET change = $2 WHERE id = $1::text::uuid", [kept.id, change])
+  })
 
 /** Carries the change out now. What stays refused is answered; the record says why now. */
 const attempt = (session: Session, ground: Decider, kept: Kept, row: RowChange, by: string): Effect.Effect<Refusal | null, PostgresError> =>
@@ -223,7 +253,7 @@ const closeWith = (
       outcomes.map((outcome) => ({ ...outcome, row: { ...outcome.row, joined: [], changes: [JSON.parse(kept.change)] } })),
       nothingOpen,
     )
-    yield* closeQuarantined(session, [[kept.id, "retried", by]])
+    yield* closeQuarantined(session, [[kept.id, outcomes.map(closedAs).find((status) => status === "discarded") ?? "retried", by]])
   })
 
 /** Changes that waited for a row which has just arrived are tried again in the same transaction. */

@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import type { Change, Exception } from "../model/change.ts"
 import { wireKey } from "../model/key.ts"
 import { namedSince, type Table } from "../model/table.ts"
-import type { Wire } from "../model/value.ts"
+import { isRefused, type Wire } from "../model/value.ts"
 import type { PostgresError, Session } from "../postgres/client.ts"
 import { currentKey, rowId, type RowChange, startRow } from "./coalesce.ts"
 import { tupleText, unnest } from "./lists.ts"
@@ -68,10 +68,20 @@ export const changeOfRecord = (id: string, json: string): RowChange | null => {
   return manifest === undefined ? row : { ...row, manifest }
 }
 
-const rowOfConflict = (table: string, key: ReadonlyArray<Wire>, base: RowChange["base"] | null, mine: RowChange["mine"] | null): RowChange => ({
-  ...startRow({ id: 0, table, op: mine === null ? "delete" : base === null ? "insert" : "update", key, at: 0, base: base ?? {}, mine: mine ?? {} }),
-  changes: [],
-})
+/** `key`: of the row at the school, which may have given it that one. */
+const rowOfConflict = (
+  table: string,
+  keyColumns: ReadonlyArray<string>,
+  key: ReadonlyArray<Wire>,
+  base: RowChange["base"] | null,
+  mine: RowChange["mine"] | null,
+): RowChange => {
+  const op = mine === null ? "delete" : base === null ? "insert" : "update"
+  const row: RowChange = { ...startRow({ id: 0, table, op, key, at: 0, base: base ?? {}, mine: mine ?? {} }), changes: [] }
+  const former = keyColumns.flatMap((name) => (isKnown(base?.[name]) ? [base[name]] : []))
+  return op === "update" && former.length === key.length && wireKey(former) !== wireKey(key) ? { ...row, key: former, newKey: key } : row
+}
+const isKnown = (value: RowChange["base"][string] | undefined): value is Wire => value !== undefined && !isRefused(value)
 
 export const readOpen = (
   session: Session,
@@ -109,7 +119,7 @@ export const readOpen = (
       if (!hold) continue
       if (col === null)
         waiting.set(row, {
-          ...rowOfConflict(tbl, JSON.parse(key), JSON.parse(base ?? "null"), JSON.parse(mine ?? "null")),
+          ...rowOfConflict(tbl, table?.key ?? [], JSON.parse(key), JSON.parse(base ?? "null"), JSON.parse(mine ?? "null")),
           manifest: Number(manifest),
         })
       else bases.set(row, (bases.get(row) ?? new Map<string, Wire>()).set(col, JSON.parse(base ?? "null")))
@@ -141,6 +151,10 @@ export interface Recorded {
   /** Records of the outcomes that were quarantined. */
   readonly quarantined: ReadonlyMap<Outcome, string>
 }
+
+/** How a kept change that has been carried out is closed: what made a row that is not there in the end was given up. */
+export const closedAs = ({ row, after }: Pick<Outcome, "row" | "after">): "retried" | "discarded" =>
+  row.op === "none" || (after === null && (row.op === "insert" || row.newKey !== null)) ? "discarded" : "retried"
 
 /** Writes the records of outcomes. */
 export const record = (
@@ -201,8 +215,8 @@ export const record = (
           ...(isTakenBack ? { hold: true, columns: Object.keys(outcome.lost) } : {}),
         })
       }
-      for (const id of row.joined) closedChanges.push([id, row.op === "none" ? "discarded" : "retried", LATER_EDIT])
-      const known = open.conflicts.get(rowId(row.table, row.key)) ?? []
+      for (const id of row.joined) closedChanges.push([id, closedAs(outcome), LATER_EDIT])
+      const known = open.conflicts.get(rowId(row.table, row.changes[0]?.key ?? row.key)) ?? []
       const reused = new Set<string>()
       const records: Array<Exception> = []
       for (const { column, base, mine, theirs, kept, winner, strategy, reason, mineAt, theirsAt } of decision.disagreements) {

@@ -72,7 +72,7 @@ const carryOutOne = (
     case "retry":
       return retryIn(session, decider, target, by, school)
     case "discard":
-      return discardIn(session, target, by, school)
+      return discardIn(session, decider, target, by, school)
     case "edit":
       return editIn(session, decider, target, text, by, school)
     default:

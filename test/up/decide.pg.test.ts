@@ -220,7 +220,7 @@ describe("quarantine", () => {
   })
   test("a discarded change is closed and no longer joined", async () => {
     const id = (await a.push([pupil({ class: 9500 + k })])).record(0)
-    await o.withPg((pg) => discardQuarantined(pg, id, "amina"))
+    await o.withPg((pg) => discardQuarantined(pg, o, id, "amina"))
     expect(await kept(id)).toMatchObject({ status: "discarded" })
     const push = await a.push([{ table: "pupils", op: "delete", key: [k], base: { id: k, school_id: "a", name: "n", class: 9500 + k } }])
     expect(push.exceptions).toEqual([])
