@@ -33,7 +33,7 @@ import { Postgres, type PostgresPool } from "./postgres/client.ts"
 import { keyProblems } from "./postgres/key-types.ts"
 import { hubScript } from "./postgres/migrate.ts"
 import { addressOf } from "./postgres/address.ts"
-import { remedyOf } from "./postgres/remedy.ts"
+import { withRemedy } from "./postgres/remedy.ts"
 import { stopSignal } from "./runtime.ts"
 import { HubFactStore } from "./status/facts.ts"
 import { hubVerify } from "./status/hub-verify.ts"
@@ -66,8 +66,6 @@ const TEND_MS = 10_000
 const FEED_NICENESS = 5
 const MAX_BODY_BYTES = 16 * 1024 * 1024
 const IDLE_SECONDS = 250
-
-const withRemedy = (text: string, sqlstate: string): string => [text, remedyOf(sqlstate, text)].filter((part) => part !== null).join("; ")
 
 const sentence = (error: SourceError): string => {
   switch (error._tag) {

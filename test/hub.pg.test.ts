@@ -5,6 +5,7 @@ import { join } from "node:path"
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest"
 import { createDatabase, type Database, run, testCluster } from "./support/postgres.ts"
 import { begin, killAll } from "./support/run.ts"
+import { until } from "./support/until.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "schoolbus-hubs-"))
 const role = `hub_${crypto.randomUUID().slice(0, 8)}`
@@ -112,6 +113,32 @@ it("under another name of the database it names the slot that it leaves behind",
   await after.says("streaming from slot")
   expect(await after.stop()).toBe(0)
   await run(url(), `ALTER DATABASE "${own.name}_new" RENAME TO "${own.name}"`)
+  await own.drop()
+})
+
+it("views and functions of its schema that somebody dropped are made again; a dropped table is named and waited for", async () => {
+  const own = await createDatabase()
+  await run(own.url, "CREATE TABLE pupils (id text PRIMARY KEY, school_id text)")
+  const hub = startHub(good, own.url)
+  await hub.says("streaming from slot")
+  const again = async () => (hub.output().match(/streaming from slot/g) ?? []).length
+  const before = await again()
+  await run(own.url, "DROP VIEW schoolbus.slot_health; DROP FUNCTION schoolbus.note_schema_change CASCADE")
+  await run(own.url, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()")
+  await until("the stream to go on", async () => (await again()) > before)
+  expect(await run(own.url, "SELECT slot_name FROM schoolbus.slot_health")).toHaveLength(1)
+  expect(await run(own.url, "SELECT 1 FROM pg_event_trigger WHERE evtname IN ('schoolbus_ddl', 'schoolbus_drop')")).toHaveLength(2)
+
+  await run(own.url, "ALTER TABLE schoolbus.marks SET SCHEMA public")
+  await run(own.url, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()")
+  await hub.says("lacks marks: dropped, or not yet restored")
+  const doctor = begin(["doctor", "--database-url", own.url])
+  expect((await doctor.ended).code).toBe(1)
+  expect((await doctor.ended).out).toContain("lacks marks")
+  const broken = await again()
+  await run(own.url, "ALTER TABLE public.marks SET SCHEMA schoolbus")
+  await until("the stream to go on", async () => (await again()) > broken)
+  expect(await hub.stop()).toBe(0)
   await own.drop()
 })
 

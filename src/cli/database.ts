@@ -3,7 +3,11 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { openPool, PostgresError, type PostgresPool } from "../postgres/client.ts"
+import { remedyOf } from "../postgres/remedy.ts"
 import { CommandFailed, EXIT, type Input } from "./options.ts"
+
+/** A person waits for the command. */
+const LOCK_TIMEOUT = "5s"
 
 /** `postgres://user:***@host/db`: what may be printed. */
 export const maskedUrl = (url: string): string => {
@@ -25,15 +29,17 @@ const hintOf = (error: PostgresError): string =>
         ? "the role lacks a right; a DBA can run sql/hub/*.sql, or grant it"
         : error.sqlstate === ""
           ? "is Postgres running there? check --database-url"
-          : "see the server's log"
+          : (remedyOf(error.sqlstate, error.message) ?? "see the server's log")
 
 const postgresFailed = (error: PostgresError, url: string): CommandFailed =>
   new CommandFailed(
     error.sqlstate === "" || /^(08|57P|53)/.test(error.sqlstate)
       ? EXIT.unreachable
-      : error.sqlstate.startsWith("28") || error.sqlstate === "42501"
-        ? EXIT.forbidden
-        : EXIT.failed,
+      : error.sqlstate === "55P03"
+        ? EXIT.again
+        : error.sqlstate.startsWith("28") || error.sqlstate === "42501"
+          ? EXIT.forbidden
+          : EXIT.failed,
     "postgres",
     `Postgres at ${maskedUrl(url)}: ${error.message}`,
     hintOf(error),
@@ -42,7 +48,7 @@ const postgresFailed = (error: PostgresError, url: string): CommandFailed =>
 /** Runs the body on a pool of one connection that is closed in any case. */
 export const withPostgres = async <A, E>(input: Input, body: (pg: PostgresPool) => Effect.Effect<A, E>): Promise<A> => {
   const url = input.text("database-url")
-  const exit = await Effect.runPromiseExit(Effect.scoped(Effect.flatMap(openPool(url, { name: "cli", max: 1 }), body)))
+  const exit = await Effect.runPromiseExit(Effect.scoped(Effect.flatMap(openPool(url, { name: "cli", max: 1, lockTimeout: LOCK_TIMEOUT }), body)))
   if (Exit.isSuccess(exit)) return exit.value
   const error = Cause.squash(exit.cause)
   throw error instanceof PostgresError ? postgresFailed(error, url) : error

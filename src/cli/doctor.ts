@@ -6,6 +6,7 @@ import { deviceProblems, encodingProblem, wantedTables } from "../down/prepare.t
 import { slotName } from "../down/source.ts"
 import { problemsOf, readCatalog } from "../postgres/catalog.ts"
 import { readSlots, type SlotHealth } from "../postgres/health.ts"
+import { missingTables } from "../postgres/migrate.ts"
 import { keyProblems } from "../postgres/key-types.ts"
 import { findSlot, refusalOfOther } from "../postgres/slot.ts"
 import { EVENT_TRIGGER_SQL, hasEventTriggers } from "../postgres/watch.ts"
@@ -37,6 +38,8 @@ export interface ServerFacts {
   /** Numbers of applied migrations; null = schema `schoolbus` does not exist. */
   readonly migrations: ReadonlyArray<number> | null
   readonly newestMigration: number
+  /** Tables of schema `schoolbus` that somebody dropped. */
+  readonly missingTables: ReadonlyArray<string>
   readonly slots: ReadonlyArray<SlotHealth>
   /** Another database of the server has a slot of the hub's name: why that is, and what to do. */
   readonly slotRefusal: string | null
@@ -142,9 +145,15 @@ export const findings = (facts: ServerFacts, slotName: string, plugin?: PluginNa
             "schema schoolbus does not exist and this role may not make it",
             "a DBA runs sql/hub/*.sql in order, or: GRANT CREATE ON DATABASE … TO …;",
           )
-      : facts.migrations.length === 0 || Math.max(...facts.migrations) <= facts.newestMigration
-        ? ok("migrations-current", `schema schoolbus, ${facts.migrations.length} migrations`)
-        : fail("migrations-current", "schema schoolbus was made by a newer schoolbus", "update this program"),
+      : facts.missingTables.length > 0
+        ? fail(
+            "migrations-current",
+            `schema schoolbus lacks ${facts.missingTables.join(", ")}`,
+            "restore them from a dump; the hub waits for them, and its status says how",
+          )
+        : facts.migrations.length === 0 || Math.max(...facts.migrations) <= facts.newestMigration
+          ? ok("migrations-current", `schema schoolbus, ${facts.migrations.length} migrations`)
+          : fail("migrations-current", "schema schoolbus was made by a newer schoolbus", "update this program"),
     encodingFinding(facts, plugin ?? (slot?.plugin === "pgoutput" ? "pgoutput" : "wal2json")),
     decoderFinding(facts, slot, plugin),
     slot === undefined
@@ -216,6 +225,7 @@ const readFacts = (pg: PostgresPool, name: string) =>
       isSuperuser: server?.super ?? false,
       maySchema: server?.schema ?? false,
       migrations: migrations?.map((row) => row.number) ?? null,
+      missingTables: yield* missingTables(pg),
       newestMigration: files.at(-1)?.number ?? 0,
       slots,
       slotRefusal: own === null ? null : refusalOfOther(own),

@@ -30,6 +30,7 @@ import {
   findSlot,
   holdsTxn,
   isDecoding,
+  isHeldUp,
   refusalOfOther,
   SlotRefused,
   type Walsender,
@@ -154,8 +155,10 @@ const isMadeAnew = ({ found }: Catalog, shapes: ReadonlyArray<Shape>): boolean =
 /** Asked when no byte has come for long. Of a dead line, what else waits for an answer over it is ended, and the slot is freed. */
 const isLineDead = (pg: PostgresPool, walsender: Walsender | null): Effect.Effect<boolean> =>
   Effect.gen(function* () {
-    const isBusy = walsender !== null && (yield* Effect.orElseSucceed(Effect.timeout(isDecoding(pg, walsender), ANSWER_MS), () => false))
-    if (isBusy) return false
+    const says = (asked: Effect.Effect<boolean, PostgresError>) => Effect.orElseSucceed(Effect.timeout(asked, ANSWER_MS), () => false)
+    if (walsender !== null && (yield* says(isDecoding(pg, walsender)))) return false
+    // The pulse may wait for one who holds our tables.
+    if (yield* says(isHeldUp(pg))) return false
     yield* Effect.logWarning("the line to Postgres is dead, though nobody ended it; connecting again")
     yield* pg.reset
     if (walsender !== null) yield* Effect.ignore(Effect.timeout(endWalsender(pg, walsender), ANSWER_MS))

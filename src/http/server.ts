@@ -13,6 +13,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { type AnyElysia, Elysia } from "elysia"
 import { cureOf } from "../libsql/cure.ts"
+import type { PostgresError } from "../postgres/client.ts"
 import { remedyOf } from "../postgres/remedy.ts"
 
 /** Bodies of operator routes; those of the link have their own limits. */
@@ -195,9 +196,10 @@ const toProblem = (error: unknown): Response | null => {
   if (error instanceof Refusal) return problem(error.status, error.code, error.title, error.detail, error.extra)
   switch ((error as { readonly _tag?: unknown } | null)?._tag) {
     case "PostgresError": {
-      const { sqlstate } = error as unknown as { readonly sqlstate: string }
-      const remedy = remedyOf(sqlstate)
-      if (remedy !== null) return problem(503, "unavailable", "Postgres refuses the hub", remedy, {}, { "retry-after": "5" })
+      const { sqlstate, isFatal, message } = error as PostgresError
+      const remedy = /^55P03/.test(sqlstate) ? null : remedyOf(sqlstate, message)
+      if (remedy !== null || isFatal === true)
+        return problem(503, "unavailable", "Postgres refuses the hub", remedy ?? "see the hub's status", {}, { "retry-after": "5" })
       const busy = BUSY.find(([states]) => states.test(sqlstate))
       return busy === undefined ? null : problem(503, "unavailable", busy[1], busy[2], {}, { "retry-after": "5" })
     }

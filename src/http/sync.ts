@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import { type AnyElysia, Elysia } from "elysia"
 import { z } from "zod"
 import { Postgres } from "../postgres/client.ts"
-import { readSlots } from "../postgres/health.ts"
+import { looking, readSlots } from "../postgres/health.ts"
 import { checkOf } from "../status/check.ts"
 import { refuseOtherSchool, refuseUnknownSchool, Runs } from "../status/records.ts"
 import { type Snapshot, Status } from "../status/snapshot.ts"
@@ -144,7 +144,7 @@ export const slotRoutes: Effect.Effect<AnyElysia, never, Postgres> = Effect.map(
     answer(
       request,
       Effect.gen(function* () {
-        const slots = yield* readSlots(yield* Postgres)
+        const slots = yield* looking(yield* Postgres, readSlots)
         return { schemaVersion: 1, asOf: new Date().toISOString(), items: slots }
       }),
     ),

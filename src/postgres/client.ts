@@ -46,6 +46,8 @@ export const SESSION = {
 /** `sqlstate` is "" when no server answered (down, refused, timed out). */
 export class PostgresError extends Data.TaggedError("PostgresError")<{
   readonly sqlstate: string
+  /** It ended the session, or there was none: nothing can be said of what was asked. */
+  readonly isFatal?: boolean
   readonly message: string
   readonly detail: string
   readonly constraint: string
@@ -107,7 +109,7 @@ export interface PostgresPool extends Session {
  * a serialization failure is what somebody's trigger says of a row, each time.
  */
 export const isTransient = (error: PostgresError): boolean =>
-  error.sqlstate === "" || /^(08|40P01|53|55P03|57P0|57014|25006)/.test(error.sqlstate) || isStalePlan(error)
+  error.sqlstate === "" || error.isFatal === true || /^(08|40P01|53|55P03|57P0|57014|25006)/.test(error.sqlstate) || isStalePlan(error)
 
 /** A statement that took too long, or that somebody cancelled: fewer rows may pass. */
 export const isTooLong = (error: PostgresError): boolean => error.sqlstate === "57014"
@@ -119,10 +121,19 @@ const isStalePlan = (error: unknown): boolean =>
 const toError =
   (sql: string) =>
   (cause: unknown): PostgresError => {
-    const e = cause as { code?: string; message?: string; detail?: string; constraint_name?: string; table_name?: string; column_name?: string }
+    const e = cause as {
+      code?: string
+      severity?: string
+      message?: string
+      detail?: string
+      constraint_name?: string
+      table_name?: string
+      column_name?: string
+    }
     const code = typeof e.code === "string" && /^[0-9A-Z]{5}$/.test(e.code) ? e.code : ""
     return new PostgresError({
       sqlstate: code,
+      isFatal: e.severity === "FATAL" || e.severity === "PANIC",
       message: e.message ?? String(cause),
       detail: e.detail ?? "",
       constraint: e.constraint_name ?? "",
@@ -164,6 +175,8 @@ const sessionsOf = (lane: Lane): readonly [session: Session, keeping: Session] =
 
 export interface PoolOptions {
   readonly name: string
+  /** How long a statement waits for a lock, `"5s"`; else as long as it takes. */
+  readonly lockTimeout?: string
   readonly max?: number
   /** How long a statement may wait before Postgres is asked whether it is at work on it. */
   readonly lookMs?: number
@@ -182,11 +195,15 @@ export const openPool = (url: string, options: PoolOptions): Effect.Effect<Postg
       if (!lane.isLost) loseLane(lane)
     }
     const open = (): Lane => {
-      const lane = openLane(url, { ...SESSION, application_name: `schoolbus ${options.name}` }, (closed) => {
-        // What ended one may have ended the others, without a word to those that only wait.
-        if (!closed.isLost) for (const other of [...idle]) drop(other)
-        drop(closed)
-      })
+      const lane = openLane(
+        url,
+        { ...SESSION, lock_timeout: options.lockTimeout ?? SESSION.lock_timeout, application_name: `schoolbus ${options.name}` },
+        (closed) => {
+          // What ended one may have ended the others, without a word to those that only wait.
+          if (!closed.isLost) for (const other of [...idle]) drop(other)
+          drop(closed)
+        },
+      )
       lanes.add(lane)
       return lane
     }

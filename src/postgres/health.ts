@@ -32,6 +32,10 @@ export interface SlotHealth {
 /** How near a slot is to being lost. */
 export type SlotStage = "ok" | "warning" | "critical" | "lost"
 
+/** For whoever only looks: a lock that somebody holds on our tables is an error (55P03), not a wait. */
+export const looking = <A>(pg: PostgresPool, look: (session: Session) => Effect.Effect<A, PostgresError>): Effect.Effect<A, PostgresError> =>
+  pg.tx((session) => Effect.andThen(session.execute("SET LOCAL lock_timeout = '1s'"), look(session)))
+
 const numberOf = (text: string | null | undefined): number | null => (text == null ? null : Number(text))
 
 /** Slots of this database, by name. Sizes are exact up to 2^53 bytes. */

@@ -5,7 +5,7 @@ import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import type { PostgresError, PostgresPool } from "./client.ts"
+import type { PostgresError, PostgresPool, Session } from "./client.ts"
 
 export class HubMigrationRefused extends Data.TaggedError("HubMigrationRefused")<{ readonly message: string }> {}
 
@@ -57,9 +57,58 @@ export const hubScript = (role: string, isThere: boolean): Effect.Effect<string>
     ].join("\n")
   })
 
+/** What the files make; what holds no rows with its statement, by which it can be made again. */
+const madeBy = (files: ReadonlyArray<{ readonly sql: string }>) => {
+  const text = files.map(({ sql }) => sql).join("\n")
+  return {
+    tables: [...text.matchAll(/^CREATE TABLE schoolbus\.(\w+)/gm)].map(([, name = ""]) => name),
+    code: [...text.matchAll(/^CREATE (?:VIEW schoolbus\.(\w+)[\s\S]*?;|FUNCTION schoolbus\.(\w+)[\s\S]*?\$\$;)$/gm)].map(
+      ([sql, view, name = ""]) => ({
+        name: view ?? name,
+        sql,
+      }),
+    ),
+  }
+}
+
+/** Our own tables that are not there, though the schema is: without the schema, none. */
+export const missingTables = (session: Session): Effect.Effect<ReadonlyArray<string>, PostgresError> =>
+  Effect.gen(function* () {
+    const applied = yield* appliedTo(session)
+    const { tables } = madeBy((yield* hubFiles).filter(({ number }) => applied?.some((row) => row.number === number)))
+    const rows = yield* session.query<{ name: string }>(
+      `SELECT name FROM unnest($1::text[]) AS t (name) WHERE to_regclass('schoolbus.' || name) IS NULL`,
+      [tables],
+    )
+    return rows.map(({ name }) => name)
+  })
+
+/** null: the schema was never made, or is gone. */
+const appliedTo = (session: Session) =>
+  Effect.gen(function* () {
+    const [known] = yield* session.query<{ present: boolean }>(`SELECT to_regclass('schoolbus.migrations') IS NOT NULL AS present`)
+    if (known?.present !== true) return null
+    return yield* session.query<{ number: number; sha256: string }>(`SELECT number, sha256 FROM schoolbus.migrations ORDER BY number`)
+  })
+
+/** Views and functions that somebody dropped are made again. */
+const mendCode = (session: Session, files: ReadonlyArray<{ readonly sql: string }>) =>
+  Effect.gen(function* () {
+    const { code } = madeBy(files)
+    const gone = yield* session.query<{ name: string }>(
+      `SELECT name FROM unnest($1::text[]) AS t (name) WHERE to_regclass('schoolbus.' || name) IS NULL AND to_regproc('schoolbus.' || name) IS NULL`,
+      [code.map(({ name }) => name)],
+    )
+    for (const { name, sql } of code) {
+      if (!gone.some((one) => one.name === name)) continue
+      yield* session.execute(sql)
+      yield* Effect.logWarning(`schoolbus.${name} was gone from Postgres and is made again; rights that others had on it are to be given again`)
+    }
+  })
+
 /**
  * Fails while a dump is being restored: what the hub made beside it would stand in its way. `wasThere`: the hub knows the schema
- * of before. Foreign keys are what a restore makes last.
+ * of before. Foreign keys are what a restore makes last. Fails too when somebody dropped tables of the schema, until they are back.
  */
 export const refuseUnfinished = (pg: PostgresPool, wasThere: boolean): Effect.Effect<void, PostgresError | DatabaseUnfinished> =>
   Effect.gen(function* () {
@@ -67,10 +116,17 @@ export const refuseUnfinished = (pg: PostgresPool, wasThere: boolean): Effect.Ef
       `SELECT pg_catalog.current_database()::text AS name, to_regclass('schoolbus.migrations') IS NOT NULL AS present,
               EXISTS (SELECT 1 FROM pg_catalog.pg_constraint WHERE conrelid = to_regclass('schoolbus.school_status') AND contype = 'f') AS whole`,
     )
-    if (found === undefined || found.whole || (!found.present && !wasThere)) return
-    const message = found.present
-      ? `a dump is being restored into database ${found.name}, or its restore broke off: schema "schoolbus" lacks its foreign keys, which come last. The hub waits for them`
-      : `database ${found.name} has no schema "schoolbus" any more: it was made anew, or is about to be restored from a dump. The hub waits for the dump; to begin with the database as it is, move feed.db in the hub's data directory away and start the hub again`
+    if (found === undefined || (!found.present && !wasThere)) return
+    const missing = yield* missingTables(pg)
+    if (found.whole && missing.length === 0) return
+    const anew =
+      "move feed.db in the hub's data directory away, start the hub, and enrol the schools again (schoolbus schools add; each node starts once with --new-life)"
+    const message =
+      missing.length > 0
+        ? `schema "schoolbus" of database ${found.name} lacks ${missing.join(", ")}: dropped, or not yet restored from a dump. The hub waits until they are back: pg_restore --dbname=${found.name} --schema=schoolbus ${missing.map((name) => `--table=${name}`).join(" ")} DUMP; to begin with the database as it is: DROP SCHEMA schoolbus CASCADE, ${anew}`
+        : found.present
+          ? `a dump is being restored into database ${found.name}, or its restore broke off: schema "schoolbus" lacks its foreign keys, which come last. The hub waits for them`
+          : `database ${found.name} has no schema "schoolbus" any more: it was made anew, or is about to be restored from a dump. The hub waits for the dump (pg_restore --schema=schoolbus, if only that schema was dropped); to begin with the database as it is, ${anew}`
     return yield* new DatabaseUnfinished({ message })
   })
 
@@ -80,12 +136,12 @@ export const migrateHub = (pg: PostgresPool): Effect.Effect<void, PostgresError 
     yield* pg.tx((session) =>
       Effect.gen(function* () {
         yield* session.execute(`SELECT pg_advisory_xact_lock(${LOCK})`)
-        const [known] = yield* session.query<{ present: boolean }>(`SELECT to_regclass('schoolbus.migrations') IS NOT NULL AS present`)
-        if (known?.present !== true) {
+        const known = yield* appliedTo(session)
+        if (known === null) {
           yield* session.execute(`CREATE SCHEMA IF NOT EXISTS schoolbus`)
           yield* session.execute(MIGRATIONS)
         }
-        const applied = yield* session.query<{ number: number; sha256: string }>(`SELECT number, sha256 FROM schoolbus.migrations ORDER BY number`)
+        const applied = known ?? []
         const newest = files.at(-1)?.number ?? 0
         const ahead = applied.find((row) => row.number > newest)
         if (ahead !== undefined) {
@@ -108,6 +164,7 @@ export const migrateHub = (pg: PostgresPool): Effect.Effect<void, PostgresError 
             })
           }
         }
+        yield* mendCode(session, files)
       }),
     )
   })

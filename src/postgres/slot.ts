@@ -153,6 +153,16 @@ export const isDecoding = (session: Session, walsender: Walsender): Effect.Effec
     ([row]) => row !== undefined && !(row.event ?? "").startsWith("WalSender"),
   )
 
+/** Whether a statement of ours waits for a lock that somebody holds: then a stream without a byte says nothing. */
+export const isHeldUp = (session: Session): Effect.Effect<boolean, PostgresError> =>
+  Effect.map(
+    session.query<{ held: boolean }>(
+      `SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND usename = current_user AND application_name = current_setting('application_name')
+                       AND wait_event_type = 'Lock') AS held`,
+    ),
+    ([row]) => row?.held === true,
+  )
+
 /** Frees the slot of a walsender whose line is dead: by itself it would notice after wal_sender_timeout only. */
 export const endWalsender = (session: Session, walsender: Walsender): Effect.Effect<void, PostgresError> =>
   Effect.asVoid(

@@ -91,7 +91,11 @@ const oldest = (asOf: string, times: ReadonlyArray<string | null>): number => Ma
 
 const checkHub = (hub: HubSnapshot, boundsOf: BoundsOf, { items, perf }: Found): void => {
   const push = (id: CheckId, level: Level, message: string) => void items.push({ id, level, message })
-  push("postgres", hub.postgres ? "OK" : "CRITICAL", hub.postgres ? "Postgres answers" : "Postgres does not answer")
+  push(
+    "postgres",
+    hub.postgres && hub.fault === null ? "OK" : "CRITICAL",
+    hub.fault ?? (hub.postgres ? "Postgres answers" : "Postgres does not answer"),
+  )
 
   const { state, detail } = hub.stream
   push("stream", state === "streaming" ? "OK" : state === "down" ? "CRITICAL" : "WARNING", `stream ${state}${detail === "" ? "" : `: ${detail}`}`)
@@ -111,7 +115,11 @@ const checkHub = (hub: HubSnapshot, boundsOf: BoundsOf, { items, perf }: Found):
 
   const slot = hub.slot
   if (slot === null)
-    push("slots", hub.postgres ? "CRITICAL" : "UNKNOWN", hub.postgres ? "the hub's slot does not exist" : "slot unknown while Postgres is away")
+    push(
+      "slots",
+      hub.postgres && hub.fault === null ? "CRITICAL" : "UNKNOWN",
+      hub.postgres && hub.fault === null ? "the hub's slot does not exist" : "slot unknown: Postgres does not say",
+    )
   else {
     const bounds = boundsOf("slots")
     const held = slot.retainedBytes ?? 0

@@ -14,7 +14,8 @@ import { Libsql } from "../libsql/client.ts"
 import { Heartbeat } from "../link/protocol.ts"
 import { printLsn } from "../model/lsn.ts"
 import { Postgres } from "../postgres/client.ts"
-import { type OpenWork, readEstimates, readOpenWork, readSlots, recordHealth, type SlotHealth } from "../postgres/health.ts"
+import { looking, type OpenWork, readEstimates, readOpenWork, readSlots, recordHealth, type SlotHealth } from "../postgres/health.ts"
+import { withRemedy } from "../postgres/remedy.ts"
 import { runtimeName } from "../runtime.ts"
 import { VERSION } from "../version.ts"
 import { HubFactStore } from "./facts.ts"
@@ -107,6 +108,8 @@ const NOBODY_SQL = `
 interface FromPostgres {
   readonly at: number
   readonly ok: boolean
+  /** Why it did not say what it was asked, with the remedy; null = it did, or gave no answer at all. */
+  readonly fault: string | null
   readonly slots: ReadonlyArray<SlotHealth>
   readonly open: ReadonlyArray<OpenWork>
   /** Of tables whose first copy is under way. */
@@ -122,21 +125,25 @@ const make = Effect.gen(function* () {
   const facts = yield* HubFactStore
   const ownSlot = slotName(pg.url)
 
-  let known: FromPostgres = { at: 0, ok: false, slots: [], open: [], estimates: new Map() }
+  let known: FromPostgres = { at: 0, ok: false, fault: null, slots: [], open: [], estimates: new Map() }
   const askPostgres = Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
     if (now - known.at < POSTGRES_EVERY_MS) return known
     const { loading } = yield* facts.get
-    const asked = yield* Effect.all([
-      readSlots(pg),
-      readOpenWork(pg),
-      readEstimates(
-        pg,
-        loading.map((one) => one.table),
-      ),
-    ]).pipe(Effect.timeoutOption(POSTGRES_TIMEOUT_MS), Effect.option)
-    const answer = asked._tag === "Some" && asked.value._tag === "Some" ? asked.value.value : null
-    known = answer === null ? { ...known, at: now, ok: false } : { at: now, ok: true, slots: answer[0], open: answer[1], estimates: answer[2] }
+    const names = loading.map((one) => one.table)
+    known = yield* looking(pg, (session) => Effect.all([readSlots(session), readOpenWork(session), readEstimates(session, names)])).pipe(
+      Effect.map(([slots, open, estimates]): FromPostgres => ({ at: now, ok: true, fault: null, slots, open, estimates })),
+      Effect.timeout(POSTGRES_TIMEOUT_MS),
+      Effect.catchTags({
+        PostgresError: (error) =>
+          Effect.succeed({
+            ...known,
+            ...{ at: now, ok: error.sqlstate !== "" && error.isFatal !== true },
+            fault: error.sqlstate === "" ? null : withRemedy(`Postgres says: ${error.message} (${error.sqlstate})`, error.sqlstate),
+          }),
+        TimeoutError: () => Effect.succeed({ ...known, at: now, ok: false, fault: null }),
+      }),
+    )
     return known
   })
 
@@ -259,6 +266,7 @@ const make = Effect.gen(function* () {
       postgres,
       stream: own.stream,
       streamDetail: own.streamDetail,
+      fault: fromPostgres.fault,
       walStatus: slot?.walStatus ?? null,
       loading: own.loading.length,
       paused: tables.flatMap((table) => (table.state === "paused" ? [table.reason ?? table.table] : [])),
@@ -287,6 +295,7 @@ const make = Effect.gen(function* () {
         return { ...one, total, percent: percentOf(one.rows, total) }
       }),
       postgres,
+      fault: fromPostgres.fault,
       stream: { state: own.stream, detail: own.streamDetail },
       feed: {
         epoch: state.epoch,

@@ -167,6 +167,8 @@ export interface HubOwnFacts {
   readonly postgres: boolean
   readonly stream: "starting" | "streaming" | "standby" | "down"
   readonly streamDetail: string
+  /** Why Postgres did not say how its slot is. */
+  readonly fault?: string | null
   readonly walStatus: string | null
   readonly loading: number
   /** Why tables are paused, one sentence each. */
@@ -177,7 +179,10 @@ export interface HubOwnFacts {
 /** The hub's own state: what is wrong here first, then the sum of its schools. A school that is away is not the hub's fault. */
 export const judgeHub = (facts: HubOwnFacts): Judged => {
   if (!facts.postgres)
-    return { state: "offline", reason: facts.streamDetail || "Postgres does not answer; check that it runs and that --database-url is right" }
+    return {
+      state: "offline",
+      reason: facts.streamDetail || facts.fault || "Postgres does not answer; check that it runs and that --database-url is right",
+    }
   if (facts.walStatus === "lost")
     return {
       state: "stuck",
@@ -186,6 +191,7 @@ export const judgeHub = (facts: HubOwnFacts): Judged => {
   if (facts.stream === "down") return { state: "stuck", reason: facts.streamDetail || "the replication stream is down; see the log" }
   if (facts.stream === "standby") return { state: "paused", reason: facts.streamDetail || "standby: another hub holds the slot" }
   if (facts.stream === "starting") return { state: "new", reason: facts.streamDetail || "starting" }
+  if (facts.fault != null) return { state: "stuck", reason: facts.fault }
   const [paused] = facts.paused ?? []
   if (paused !== undefined)
     return { state: "stuck", reason: (facts.paused ?? []).length === 1 ? paused : `${facts.paused?.length} tables are paused: ${paused}` }

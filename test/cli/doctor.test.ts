@@ -33,6 +33,7 @@ const facts = (part: Partial<ServerFacts>): ServerFacts => ({
   maySchema: true,
   migrations: [1],
   newestMigration: 1,
+  missingTables: [],
   slots: [],
   slotRefusal: null,
   wal2json: "old",

@@ -193,8 +193,8 @@ describe("errors become statuses", () => {
       <E>(error: E) =>
       ({ request }: { request: Request }) =>
         answer(request, Effect.fail(error))
-    const refusing = (sqlstate: string) =>
-      failing(new PostgresError({ sqlstate, message: "secret-internal-text", detail: "", constraint: "", table: "", column: "", sql: "" }))
+    const refusing = (sqlstate: string, isFatal = false) =>
+      failing(new PostgresError({ sqlstate, isFatal, message: "secret-internal-text", detail: "", constraint: "", table: "", column: "", sql: "" }))
     return makeApp({
       auth: { mode: "local" },
       plugins: [
@@ -220,6 +220,7 @@ describe("errors become statuses", () => {
           )
           .get("/pg-locked", refusing("55P03"))
           .get("/pg-long", refusing("57014"))
+          .get("/pg-closed", refusing("55000", true))
           .get(
             "/pg-refuses",
             failing(
@@ -257,6 +258,7 @@ describe("errors become statuses", () => {
     ["/refuses", 409, "busy"],
     ["/pg-down", 503, "unavailable"],
     ["/pg-refuses", 503, "unavailable"],
+    ["/pg-closed", 503, "unavailable"],
     ["/pg-locked", 503, "unavailable"],
     ["/damaged", 503, "unavailable"],
     ["/pg-wrong", 500, "internal"],

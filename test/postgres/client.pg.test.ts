@@ -5,6 +5,7 @@ import * as Scope from "effect/Scope"
 import postgres from "postgres"
 import { expect, test } from "vitest"
 import { inOneGo, isTransient, literal, openPool } from "../../src/postgres/client.ts"
+import { isHeldUp } from "../../src/postgres/slot.ts"
 import { createDatabase, run as query } from "../support/postgres.ts"
 import { startRelay } from "../support/relay.ts"
 import { until } from "../support/until.ts"
@@ -269,8 +270,10 @@ test("a statement that waits for a lock ends at Postgres too when nobody waits f
   )
   const asked = Effect.runFork(Effect.all([read, write, inRounds], { concurrency: 3 }))
   await until("all to wait for the lock", async () => (await waiting()).length === 3)
+  expect(await Effect.runPromise(isHeldUp(pg))).toBe(true)
   await Effect.runPromise(Fiber.interrupt(asked))
   await until("none to wait for it", async () => (await waiting()).length === 0)
+  expect(await Effect.runPromise(isHeldUp(pg))).toBe(false)
   await held.unsafe("COMMIT")
   expect(await Effect.runPromise(pg.query("SELECT count(*)::int AS n FROM t"))).toEqual([{ n: 0 }])
   await held.end()

@@ -15,6 +15,7 @@ describe("check", () => {
   it.each<[string, Partial<HubSnapshot>, string]>([
     ["all well", {}, "OK"],
     ["Postgres away", { postgres: false, slot: null }, "CRITICAL"],
+    ["Postgres does not tell of its slot", { fault: "x", slot: null }, "CRITICAL"],
     ["stream down", { stream: { state: "down", detail: "x" } }, "CRITICAL"],
     ["standby", { stream: { state: "standby", detail: "held by process 7" } }, "WARNING"],
     ["slot missing", { slot: null }, "CRITICAL"],

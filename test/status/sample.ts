@@ -55,6 +55,7 @@ export const aHub = (part: Partial<HubSnapshot> = {}): HubSnapshot => ({
   ...base,
   role: "hub",
   postgres: true,
+  fault: null,
   stream: { state: "streaming", detail: "" },
   feed: { epoch: "e", seq: "42", lsn: "0/1949850", committedAt: "2026-11-24 09:59:59.123456+00" },
   slot: aSlot(),

@@ -10,6 +10,7 @@ import { Libsql } from "../../src/libsql/client.ts"
 import { Postgres } from "../../src/postgres/client.ts"
 import { readSlots, recordHealth } from "../../src/postgres/health.ts"
 import { type HubFacts, HubFactStore, type SchoolFacts, SchoolFactStore } from "../../src/status/facts.ts"
+import { checkOf } from "../../src/status/check.ts"
 import { hubStatus } from "../../src/status/hub.ts"
 import { hubConflicts, hubRuns } from "../../src/status/hub-records.ts"
 import { Conflicts, Runs } from "../../src/status/records.ts"
@@ -19,6 +20,7 @@ import { schoolStatus } from "../../src/status/school.ts"
 import { schoolConflicts, schoolRuns } from "../../src/status/school-records.ts"
 import { type HubSnapshot, type SchoolSnapshot, Status } from "../../src/status/snapshot.ts"
 import { Tables } from "../../src/up/tables.ts"
+import { until } from "../support/until.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
 
 const schema = `
@@ -319,6 +321,24 @@ test("the snapshot comes when Postgres does not, and says so", async () => {
   await hubFacts({ postgres: false, streamDetail: "Postgres does not answer" })
   expect(await hubNow()).toMatchObject({ state: "offline", postgres: false, reason: "Postgres does not answer" })
   await hubFacts({ postgres: true, streamDetail: "" })
+})
+
+test("what keeps Postgres from telling of its slot is said with its remedy: a lock that somebody holds, a view that is gone", async () => {
+  const told = (part: string) => until(`"${part}" in the status`, async () => (await hubNow()).reason.includes(part))
+  await hubFacts({ stream: "streaming", postgres: true })
+  const before = await hubNow()
+  expect(before).toMatchObject({ postgres: true, fault: null })
+  await world.sql.begin(async (tx) => {
+    await tx`LOCK TABLE schoolbus.hub IN ACCESS EXCLUSIVE MODE`
+    await told("a program holds the lock")
+    expect(await hubNow()).toMatchObject({ state: "stuck", postgres: true })
+    expect(checkOf(await hubNow()).line).toContain("CRITICAL - Postgres says: canceling statement due to lock timeout")
+  })
+  await world.sql`ALTER VIEW schoolbus.slot_health RENAME TO gone`
+  await told('relation "schoolbus.slot_health" does not exist')
+  await world.sql`ALTER VIEW schoolbus.gone RENAME TO slot_health`
+  await until("all to be well again", async () => (await hubNow()).fault === null)
+  expect((await hubNow()).state).toBe(before.state)
 })
 
 test("runs of a school are listed newest first", async () => {
