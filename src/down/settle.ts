@@ -69,6 +69,35 @@ const exceptionsOf = (text: unknown): ReadonlyArray<Exception> => {
   }
 }
 
+interface SettledChange {
+  readonly id: number
+  readonly tbl: number
+  readonly op: string
+  readonly key: string
+  readonly new_key: string | null
+}
+
+/**
+ * What waits for a person. A quarantined row is held under the key that it had before the batch and under its present one, whichever
+ * of its writes gave it that: they are one record, and the last of them stands for all.
+ */
+const heldBy = (changes: ReadonlyArray<SettledChange>, exceptions: ReadonlyArray<Exception>): ReadonlyArray<Hold> => {
+  const changeById = new Map(changes.map((change) => [change.id, change]))
+  const firstByRecord = new Map<string, SettledChange>()
+  for (const { id, verdict, record } of exceptions.toSorted((a, b) => a.id - b.id)) {
+    const change = changeById.get(id)
+    if (verdict === "quarantined" && record !== undefined && change !== undefined && !firstByRecord.has(record)) firstByRecord.set(record, change)
+  }
+  return exceptions.flatMap(({ id, hold, record, columns }): ReadonlyArray<Hold> => {
+    const change = changeById.get(id)
+    if (hold !== true || record === undefined || change === undefined) return []
+    const first = firstByRecord.get(record) ?? change
+    const before = first.op === "I" ? [] : [first.key]
+    const keys = new Set([...before, change.new_key ?? change.key])
+    return [...keys].flatMap((key) => (columns ?? [""]).map((col) => ({ tbl: change.tbl, key, col, record })))
+  })
+}
+
 export interface Settled {
   readonly batches: ReadonlyArray<number>
   /**
@@ -99,20 +128,9 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
       const batch = Number(row["batch"])
       if (!waiting.has(batch) || waiting.get(batch) !== row["hash"]) continue
       waiting.delete(batch)
-      const changes = yield* tx.all<{ id: number; tbl: number; op: string; key: string; new_key: string | null }>(
-        "SELECT id, tbl, op, key, new_key FROM changes WHERE batch = ? ORDER BY id",
-        [batch],
-      )
+      const changes = yield* tx.all<SettledChange>("SELECT id, tbl, op, key, new_key FROM changes WHERE batch = ? ORDER BY id", [batch])
       const exceptions = exceptionsOf(row["exceptions"])
-      const changeById = new Map(changes.map((change) => [change.id, change]))
-      const holds = exceptions.flatMap((exception): ReadonlyArray<Hold> => {
-        const { hold, record, columns } = exception
-        const change = changeById.get(exception.id)
-        if (hold !== true || record === undefined || change === undefined) return []
-        const keys = change.new_key === null ? [change.key] : [change.key, change.new_key]
-        return keys.flatMap((key) => (columns ?? [""]).map((col) => ({ tbl: change.tbl, key, col, record })))
-      })
-      yield* beginHolds(delivery, holds)
+      yield* beginHolds(delivery, heldBy(changes, exceptions))
       const losing = new Set(
         exceptions.filter(({ verdict, hold }) => hold !== true && (verdict === "conflict" || verdict === "superseded")).map(({ id }) => id),
       )

@@ -6,6 +6,7 @@ import { afterEach, beforeEach, expect, test } from "vitest"
 import { keyedRows, readRows } from "../../src/link/frame.ts"
 import type { RowsLine } from "../../src/link/protocol.ts"
 import { type LibsqlFile, openFile } from "../../src/libsql/client.ts"
+import type { Exception } from "../../src/model/change.ts"
 import type { Wire } from "../../src/model/value.ts"
 import { openPulledSchool, type PulledSchool, SCHOOL } from "../support/pretend-hub.ts"
 import { column, table } from "../support/school-file.ts"
@@ -501,6 +502,48 @@ test("a discarded change with nothing behind it is taken back: update, insert, d
   ])
   expect(s.one("SELECT count(*) FROM schoolbus_hold")).toBe(0n)
   expect(changes()).toBe(0)
+})
+
+test("a key change that waits with later edits of its row holds both keys", async () => {
+  for (const id of ["1", "2"]) s.hub.put("pupils", pupil(id, { phone: "base" }))
+  await s.pull()
+  s.program("UPDATE pupils SET id = '3' WHERE id = '1'")
+  s.program("UPDATE pupils SET phone = 'bad' WHERE id = '3'")
+  s.program("UPDATE pupils SET id = '4' WHERE id = '2'")
+  s.program("UPDATE pupils SET id = '5' WHERE id = '4'")
+  await s.freezeAll()
+  const [batch] = s.unsettled()
+  const [first, edit, second, third] = batch?.changes ?? []
+  const exceptions = [
+    [first, edit],
+    [second, third],
+  ].flatMap(([key, last]): ReadonlyArray<Exception> => {
+    // As the hub joins them: one change, which stands for both.
+    const change = { ...key, ...last, key: key?.key, newKey: last?.newKey ?? key?.newKey, base: key?.base, mine: { ...key?.mine, ...last?.mine } }
+    const record = `q${last?.id}`
+    s.hub.put("schoolbus_quarantine", {
+      ...{ id: record, school: SCHOOL },
+      change_id: String(last?.id),
+      change: JSON.stringify(change),
+      status: "open",
+    })
+    return [
+      { id: key?.id ?? 0, verdict: "quarantined", record },
+      { id: last?.id ?? 0, verdict: "quarantined", record, hold: true },
+    ]
+  })
+  s.hub.ledger(batch?.number ?? 0, batch?.hash ?? "", exceptions)
+  await s.pull()
+  s.hub.put("pupils", pupil("1", { phone: "later" }))
+  expect((await s.pull()).behind).toBe(1)
+  expect(names()).toEqual(["3=pupil 1", "5=pupil 2"])
+  decideAll("discarded")
+  expect((await s.pull()).behind).toBe(0)
+  expect(s.read("SELECT id, name, username, phone FROM pupils ORDER BY id")).toEqual([
+    ["1", "pupil 1", "user-1", "later"],
+    ["2", "pupil 2", "user-2", "base"],
+  ])
+  expect(s.one("SELECT count(*) FROM schoolbus_hold")).toBe(0n)
 })
 
 test("a discarded delete or key change brings back what Postgres had computed", async () => {
