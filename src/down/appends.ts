@@ -92,7 +92,7 @@ export const makeAppends = ({ db, known, numbers, readers, enrol, tell, wake }: 
       const withReady = (ready: ReadonlyMap<number, Shape>) =>
         known.tables.map((table) => {
           const shape = ready.get(table.id)
-          return shape === undefined ? table : { ...table, table: shape.table, shape, loading: false, recheck: false }
+          return shape === undefined ? table : { ...table, table: shape.table, shape, loading: false, recheck: false, since: null }
         })
       const written = db.writeAhead((tx) =>
         Effect.gen(function* () {

@@ -238,7 +238,7 @@ export const installShapes = (
       if (row.audience !== audience) rerouted.add(id)
       const isPaused = next.paused !== null
       const [left] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM unmet WHERE tbl = ?) AS n", [id])
-      const isMissed = isPaused || recheck || left?.n === 1 || !installation.sameDatabase
+      const isMissed = isRead && (isPaused || recheck || left?.n === 1 || !installation.sameDatabase)
       const since = isMissed ? (row.since ?? hub?.looked ?? 0) : null
       yield* tx.run(
         "UPDATE tables SET columns = ?, class = ?, status = ?, shape = ?, recheck = ?, paused = ?, since = ?, accept = 0, after = CASE WHEN ? THEN NULL ELSE after END WHERE id = ?",

@@ -61,7 +61,9 @@ export const makeRenewer = (open: OpenAppend, routing: Routing): Renewer => {
     yield* open.numbers.store(tx)
     yield* tx.run("UPDATE tables SET audience = ? WHERE id = ?", [JSON.stringify(table.table.audience), table.id])
   })
-  const loaded = Effect.fnUntraced(function* (table: FeedTable) {
+  const loaded = Effect.fnUntraced(function* (read: FeedTable) {
+    // As it is by now: it may have been loaded since the stream was opened.
+    const table = open.tables.get(read.id) ?? read
     if (open.loading.delete(table.id)) {
       // Tombstones too: nobody has been sent its rows, but schools show those that they pushed.
       yield* renumber(table.id, open.classOf(table))

@@ -7,6 +7,7 @@ import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import Database from "libsql"
 import { Deliver, type RowsLine } from "../../src/down/deliver.ts"
+import { hearMissed } from "../../src/down/missed.ts"
 import { Libsql, openFile } from "../../src/libsql/client.ts"
 import { freeze } from "../../src/libsql/freeze.ts"
 import { migrateFile } from "../../src/libsql/migrate.ts"
@@ -58,6 +59,7 @@ export const openNode = async (world: World, folder: string, id: string, incarna
   await world.run(file.write((tx) => tx.run("INSERT INTO schoolbus_state (id, incarnation, school) VALUES (1, ?, ?)", [incarnation, id])))
   const install = async (): Promise<void> => {
     const manifest = await world.run(world.feed.manifest(id))
+    await world.run(hearMissed(file, manifest, (at, keys) => world.compare.again(id, at, {}, keys)))
     await world.run(file.write((tx) => installTables(tx, manifest, { streams: [], adopt: false })))
   }
   await install()

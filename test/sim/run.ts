@@ -1,7 +1,7 @@
 /**
  * One seed: head office on real Postgres, four schools on real files. The seed decides the tables, every write on every
  * side, and each step of the flows with its fault: requests that never arrive, answers that are lost, batches that come
- * again or too early, pages that break off, processes that end between two steps. Then quiet: everybody syncs, and what
+ * again or too early, pages that break off, processes that end between two steps, slots that are lost. Then quiet: everybody syncs, and what
  * stands everywhere is held against what the rules say (expect.ts).
  */
 import { mkdtempSync, rmSync } from "node:fs"
@@ -127,7 +127,21 @@ class Simulation {
     this.#faults++
     if (what < 97) return side.node.reopen()
     if (what < 99) return this.#again(side)
-    return this.#world.restart()
+    return this.#away()
+  }
+
+  /** The hub's stream is away while both sides write, and may find its slot gone. */
+  async #away(): Promise<void> {
+    await this.#world.halt()
+    for (let i = this.#random.below(5); i > 0; i--) {
+      if (this.#random.chance(0.5)) await this.#officeWrite()
+      else await this.#send(this.#random.pick(this.#sides))
+    }
+    const isLost = this.#random.chance(0.5)
+    this.#note("the hub was away", isLost)
+    if (isLost) await this.#world.dropSlot()
+    await this.#world.restart()
+    await this.#world.compared()
   }
 
   #model_(table: SimTable): Map<string, Row> {

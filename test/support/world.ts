@@ -47,6 +47,7 @@ export interface World {
   readonly pg: PostgresPool
   readonly checks: Context.Service.Shape<typeof FeedChecks>
   readonly apply: Context.Service.Shape<typeof Apply>
+  readonly compare: Context.Service.Shape<typeof Compare>
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Promise<A>
   /** Waits until everything committed so far stands in the feed. */
   readonly settle: () => Promise<void>
@@ -54,6 +55,10 @@ export interface World {
   readonly stop: () => Promise<void>
   /** Ends the stream, as a hub that is down. */
   readonly halt: () => Promise<void>
+  /** Drops the slot of a stream that has ended. */
+  readonly dropSlot: () => Promise<void>
+  /** Waits until no table is being read or compared. */
+  readonly compared: () => Promise<void>
   /** Ends the stream and starts it again, as a restarted hub would; `config`: the hub reads another one. */
   readonly restart: (config?: ConfigInput) => Promise<void>
 }
@@ -247,9 +252,24 @@ export const makeWorld = async (schema: string, config: ConfigInput, schools: Re
     pg,
     checks,
     apply,
+    compare,
     run,
     settle,
     school: makeSchool,
+    dropSlot: async () => {
+      const [slot] = await sql`SELECT slot_name AS name FROM pg_replication_slots WHERE database = current_database()`
+      // Its walsender ends a moment after the connection.
+      await until("the slot to go", () =>
+        sql`SELECT pg_drop_replication_slot(${String(slot?.["name"])})`.then(
+          () => true,
+          () => false,
+        ),
+      )
+    },
+    compared: () =>
+      streamed("the comparisons", async () =>
+        (await run(feed.tables)).every((table) => !table.loading && (table.since === null || table.paused !== null)),
+      ),
     halt: () => run(Effect.asVoid(Fiber.interrupt(stream))),
     restart: async (next) => {
       await run(Fiber.interrupt(stream))
