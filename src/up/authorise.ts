@@ -65,6 +65,11 @@ export const placement = (table: Table, row: Row, school: string): Refusal | nul
   return value === school ? null : { ...notYours, detail: `${column} names another school` }
 }
 
+export const everybodys = ({ name }: Table): Refusal => ({
+  reason: "shared",
+  detail: `rows of ${name} belong to every school, so one school may not delete them or change their key`,
+})
+
 /** What the form of the change alone forbids. */
 export const formRefusal = (
   table: Table | undefined,
@@ -86,9 +91,7 @@ export const formRefusal = (
     return { reason: "type", detail: `the key of ${name} is (${table.key.join(", ")}), the change has another number of values` }
   }
   if (change.key.includes(null) || change.newKey?.includes(null)) return { reason: "not_null", detail: `a key column of ${name} is empty` }
-  if (table.audience === "all" && (change.op === "delete" || change.newKey !== null)) {
-    return { reason: "shared", detail: `rows of ${name} belong to every school, so one school may not delete them or change their key` }
-  }
+  if (table.audience === "all" && change.newKey !== null) return everybodys(table)
   if (change.op === "insert" && table.insert === "vps") return { reason: "insert", detail: `new rows of ${name} are made at head office only` }
   const made = change.op === "insert" ? change.key[0] : change.newKey?.[0]
   if (keys !== null && made !== undefined && rangedColumn(table) !== null && !isInRange(keys, made)) {

@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import { wireKey } from "../model/key.ts"
 import { audienceColumn, ruleOf, type Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
-import { notYours, placement, taken, textOf } from "./authorise.ts"
+import { everybodys, notYours, placement, taken, textOf } from "./authorise.ts"
 import { isOwnBaseRule } from "./merge.ts"
 import { type Office, type Proposal, resolve, type Row } from "./resolve.ts"
 import type { Ground, Work } from "./work.ts"
@@ -45,6 +45,8 @@ export const judge = (ground: Ground, works: ReadonlyArray<Work>, times: Readonl
           continue
         }
         work.refusal = notYours
+      } else if (theirs !== null && change.op === "delete" && table.audience === "all") {
+        work.refusal = everybodys(table)
       } else if (work.theirs === null && work.shape.isFiltered) {
         // Not deleted for all one knows. Only of a row that the school had: a guessed key gets no other answer than any.
         work.refusal = hidden(work.shape)

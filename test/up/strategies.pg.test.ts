@@ -138,6 +138,13 @@ describe("other rules", () => {
   })
 })
 
+test("a row for everybody that head office deleted too needs no decision; one that stands is not the school's to delete", async () => {
+  await o.sql(`INSERT INTO timed VALUES (${k}, 'stands')`)
+  const gone = { table: "timed", op: "delete" as const, key: [k + 9000], base: { id: k + 9000, best: "x" } }
+  const push = await a.push([gone, { table: "timed", op: "delete", key: [k], base: { id: k, best: "stands" } }])
+  expect([push.of(0), push.reason(1)]).toEqual([[], "shared"])
+})
+
 describe("a school clock in 1970 or 2099", () => {
   const HOUR = 3_600_000
   const newest = (mine: string, at: number) => ({ ...edit({ best: "base" }, { best: mine }), table: "timed", at })
