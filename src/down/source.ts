@@ -19,7 +19,7 @@ import { ensureEventTriggers, watchTables } from "../postgres/watch.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
 import type { DatabaseUnfinished, HubMigrationRefused } from "../postgres/migrate.ts"
 import { readGenerated } from "../postgres/generated.ts"
-import { mendPublication, missingFrom, type PublicationRefused, readPublication } from "../postgres/publication.ts"
+import { barredFrom, mendPublication, missingFrom, type PublicationRefused, readPublication } from "../postgres/publication.ts"
 import {
   busyText,
   clusterIdentity,
@@ -152,6 +152,29 @@ const isMadeAnew = ({ found }: Catalog, shapes: ReadonlyArray<Shape>): boolean =
     return now !== undefined && now.oid !== null && now.oid !== oid
   })
 
+const streamedOf = ({ found, tables }: Catalog): ReadonlyArray<string> => {
+  const wanted = streamedTables(tables)
+  const fit = found.filter(({ rule, problems }) => wanted.has(rule.name) && problems.every(({ code }) => code === "link_column"))
+  return [...fit.map(({ rule }) => rule.name), ...SIGNALS]
+}
+
+/** A table without a replica identity must not be published: its own updates would fail. */
+const publishable = ({ found }: Catalog): ReadonlyArray<string> =>
+  found.filter(({ problems }) => problems.every(({ code }) => code !== "no_key" && code !== "replica_identity")).map(({ rule }) => rule.name)
+
+/** Tables that the publication lacks for want of a right pause alone. Not at their first start, and not our own: then nothing runs. */
+const withBarred = (catalog: Catalog, publication: string, barred: ReadonlyMap<string, string>, shapes: ReadonlyArray<Shape>): Catalog => {
+  const isKnown = (name: string) => !name.startsWith("schoolbus.") && shapes.some(({ table }) => table.name === name)
+  if (barred.size === 0 || ![...barred.keys()].every(isKnown)) return catalog
+  const found = catalog.found.map((one) => {
+    const sql = barred.get(one.rule.name)
+    if (sql === undefined) return one
+    const text = `publication ${publication} does not hand over table ${one.rule.name}, and the hub's role, which owns not both, may not change that; a superuser runs: ${sql}`
+    return { ...one, problems: [...one.problems, { code: "unpublished" as const, text }] }
+  })
+  return { ...catalog, found }
+}
+
 /** Asked when no byte has come for long. Of a dead line, what else waits for an answer over it is ended, and the slot is freed. */
 const isLineDead = (pg: PostgresPool, walsender: Walsender | null): Effect.Effect<boolean> =>
   Effect.gen(function* () {
@@ -183,7 +206,7 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       const feed = yield* Feed
       const reopened = yield* Effect.forkScoped(feed.reopened)
       const shapes = yield* feed.shapes
-      const catalog = yield* prepare(pg, config, shapes)
+      const prepared = yield* prepare(pg, config, shapes)
       const nameByOid = yield* readNames(
         pg,
         shapes.map(({ oid }) => oid),
@@ -202,11 +225,11 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
         return yield* new SlotBusy({ slot: name, message: wait ?? busyText(slot) })
       }
 
-      const wanted = streamedTables(catalog.tables)
-      // A table without a replica identity must not be published: its own updates would fail.
-      const fit = catalog.found.filter(({ rule, problems }) => wanted.has(rule.name) && problems.every(({ code }) => code === "link_column"))
-      const streamed = [...fit.map(({ rule }) => rule.name), ...SIGNALS]
-      const publication = config.plugin === "pgoutput" ? yield* readPublication(pg, name, streamed) : null
+      const atFirst = config.plugin === "pgoutput" ? yield* readPublication(pg, name, streamedOf(prepared)) : null
+      const barred = atFirst === null ? new Map<string, string>() : barredFrom(name, atFirst, streamedOf(prepared))
+      const catalog = withBarred(prepared, name, barred, shapes)
+      const streamed = streamedOf(catalog)
+      const publication = catalog === prepared ? atFirst : yield* readPublication(pg, name, streamed)
       const held = publication === null ? [] : yield* feed.heldTables
       const marks = publication === null ? null : yield* feed.published
       const gaps =
@@ -231,8 +254,9 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       if (compare !== null) yield* Effect.logWarning(`${compare}: comparing every table by key; schools receive only what differs`)
       // First the slot goes, then the publication is mended: a start that breaks off between them finds no slot and compares too.
       if (isUseless) yield* dropSlot(pg, name)
-      const readMarks = Effect.map(readPublication(pg, name, streamed), (found) => found.marks)
-      if (publication !== null) yield* mendPublication(pg, name, streamed, publication)
+      const noticed = [...new Set([...streamed, ...barred.keys()])]
+      const readMarks = Effect.map(readPublication(pg, name, noticed), (found) => found.marks)
+      if (publication !== null) yield* mendPublication(pg, name, streamed, publication, publishable(catalog))
       const published = publication === null ? {} : yield* readMarks
       if (publication !== null) yield* feed.setPublished(published)
       let from = state.position.lsn
@@ -299,17 +323,17 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
       yield* renewLife(life)
       yield* options.onStreaming
       const generated = yield* pg.tx((session) => readGenerated(session, streamed))
-      const opened = signatureOf(catalog)
+      const opened = signatureOf(prepared)
       const notStreamed = config.plugin === "pgoutput" ? generated : generated.filter((column) => column.isVirtual)
       const look = Effect.gen(function* () {
         const now = yield* pg.tx((session) => readCatalog(session, wantedTables(config)))
         if (signatureOf(now) !== opened)
-          return yield* new ShapeChanged({ recheck: null, message: `the catalog has changed (${differing(catalog, now)})` })
+          return yield* new ShapeChanged({ recheck: null, message: `the catalog has changed (${differing(prepared, now)})` })
       })
       // Since Postgres 18 a publication that is gone stops nothing: its rows are left out in silence.
       const lookAtPublication = Effect.gen(function* () {
         const now = yield* readMarks
-        if (streamed.some((table) => now[table] !== published[table]))
+        if (noticed.some((table) => now[table] !== published[table]))
           return yield* new ShapeChanged({ recheck: null, message: `publication ${name} was changed beside the stream` })
       })
       const lookAround = Effect.gen(function* () {

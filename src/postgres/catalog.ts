@@ -29,6 +29,7 @@ export type ProblemCode =
   | "rule"
   | "no_right"
   | "row_security"
+  | "unpublished"
 
 /** The rules of one table, as config and the built-in list give them. */
 export type Wanted = Pick<

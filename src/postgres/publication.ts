@@ -26,6 +26,10 @@ export interface Publication {
   readonly unlisted: ReadonlyArray<string>
   /** Listed tables that nobody reads. */
   readonly extra: ReadonlyArray<string>
+  /** Wanted tables that belong to others: this role may not add them. */
+  readonly foreign: ReadonlyArray<string>
+  /** This role may change it. */
+  readonly isOurs: boolean
   /** Wanted table -> a mark that is another one once the publication was dropped, or the table taken out, and put back. */
   readonly marks: Readonly<Record<string, string>>
 }
@@ -36,8 +40,21 @@ export const missingFrom = (found: Publication, tables: ReadonlyArray<string>): 
 
 export const readPublication = (session: Session, name: string, tables: ReadonlyArray<string>): Effect.Effect<Publication, PostgresError> =>
   Effect.gen(function* () {
-    const [row] = yield* session.query<{ publishes_all: boolean; via_root: boolean; for_all: boolean; mark: string; has_schemas: boolean }>(
-      `SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AS publishes_all, pubviaroot AS via_root, puballtables AS for_all,
+    const others = yield* session.query<{ tbl: string }>(
+      `SELECT t.name AS tbl FROM unnest($1::text[]) AS t (name) JOIN pg_catalog.pg_namespace n ON n.nspname = split_part(t.name, '.', 1)
+         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND n.nspname || '.' || c.relname = t.name WHERE NOT pg_has_role(c.relowner, 'USAGE')`,
+      [tables],
+    )
+    const foreign = others.map(({ tbl }) => tbl)
+    const [row] = yield* session.query<{
+      publishes_all: boolean
+      via_root: boolean
+      for_all: boolean
+      ours: boolean
+      mark: string
+      has_schemas: boolean
+    }>(
+      `SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AS publishes_all, pubviaroot AS via_root, puballtables AS for_all, pg_has_role(pubowner, 'USAGE') AS ours,
               oid || '.' || xmin AS mark, to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL AS has_schemas
          FROM pg_catalog.pg_publication WHERE pubname = $1`,
       [name],
@@ -45,7 +62,7 @@ export const readPublication = (session: Session, name: string, tables: Readonly
     if (row === undefined)
       return {
         ...{ exists: false, publishesAll: true, isViaRoot: false, isForAll: false },
-        ...{ schemas: [], absent: tables, unlisted: tables, narrowed: [], extra: [], marks: {} },
+        ...{ schemas: [], absent: tables, unlisted: tables, narrowed: [], extra: [], foreign, isOurs: true, marks: {} },
       }
     // Since Postgres 15.
     const schemas = row.has_schemas
@@ -72,6 +89,8 @@ export const readPublication = (session: Session, name: string, tables: Readonly
     const held = new Set(members.map(({ tbl }) => tbl))
     return {
       exists: true,
+      foreign,
+      isOurs: row.ours,
       publishesAll: row.publishes_all,
       isViaRoot: row.via_root,
       isForAll: row.for_all,
@@ -86,15 +105,29 @@ export const readPublication = (session: Session, name: string, tables: Readonly
 
 const EVERY_CHANGE = "publish = 'insert, update, delete, truncate'"
 
-/** Changes only what differs: each table that is added or dropped is locked against VACUUM and DDL, and waits for them. */
-const mending = (name: string, found: Publication): ReadonlyArray<string> => {
+/** What is to be put into it. A partition may stand there and be absent all the same: then its changes go out under its parent's name. */
+const toAdd = (found: Publication): ReadonlyArray<string> => {
+  const unlisted = found.isForAll ? [] : found.unlisted.filter((tbl) => found.schemas.length > 0 || found.absent.includes(tbl))
+  return [...unlisted, ...found.narrowed]
+}
+
+/** Tables that it does not hand over whole, and that this role may not put there; each with what somebody who may runs. */
+export const barredFrom = (name: string, found: Publication, tables: ReadonlyArray<string>): ReadonlyMap<string, string> => {
+  const missing = found.isOurs ? toAdd(found).filter((tbl) => found.foreign.includes(tbl)) : missingFrom(found, tables)
+  const alter = (what: string, tbl: string) => `ALTER PUBLICATION ${ident(name)} ${what} TABLE ${qualified(tbl)}`
+  return new Map(missing.map((tbl) => [tbl, [...(found.narrowed.includes(tbl) ? [alter("DROP", tbl)] : []), alter("ADD", tbl)].join("; ")] as const))
+}
+
+/**
+ * Changes only what differs: each table that is added or dropped is locked against VACUUM and DDL, and waits for them. `kept`: tables that
+ * nobody reads now and that may stay, for who puts one back must own it.
+ */
+const mending = (name: string, found: Publication, kept: ReadonlyArray<string>): ReadonlyArray<string> => {
   const list = (tables: ReadonlyArray<string>) => tables.map(qualified).join(", ")
   const alter = (what: string) => `ALTER PUBLICATION ${ident(name)} ${what}`
   if (!found.exists) return [`CREATE PUBLICATION ${ident(name)} FOR TABLE ${list(found.absent)} WITH (${EVERY_CHANGE})`]
-  const dropped = [...found.extra, ...found.narrowed]
-  // A partition may stand there and be absent all the same: then its changes go out under its parent's name.
-  const unlisted = found.isForAll ? [] : found.unlisted.filter((tbl) => found.schemas.length > 0 || found.absent.includes(tbl))
-  const added = [...unlisted, ...found.narrowed]
+  const dropped = [...found.extra.filter((tbl) => !kept.includes(tbl)), ...found.narrowed]
+  const added = toAdd(found)
   return [
     ...(found.schemas.length === 0 ? [] : [alter(`DROP TABLES IN SCHEMA ${found.schemas.map(ident).join(", ")}`)]),
     ...(dropped.length === 0 ? [] : [alter(`DROP TABLE ${list(dropped)}`)]),
@@ -110,8 +143,9 @@ export const mendPublication = (
   name: string,
   tables: ReadonlyArray<string>,
   found: Publication,
+  kept: ReadonlyArray<string> = [],
 ): Effect.Effect<void, PostgresError | PublicationRefused> => {
-  const statements = mending(name, found)
+  const statements = mending(name, found, kept)
   if (statements.length === 0) return Effect.void
   return pg
     .tx((session) => Effect.forEach(statements, (sql) => session.execute(sql), { discard: true }))

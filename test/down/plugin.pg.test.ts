@@ -5,6 +5,8 @@ import type { ConfigInput } from "../../src/config.ts"
 import { slotName } from "../../src/down/source.ts"
 import { openPool } from "../../src/postgres/client.ts"
 import { mendPublication, readPublication } from "../../src/postgres/publication.ts"
+import { createDatabase, run } from "../support/postgres.ts"
+import { until } from "../support/until.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
 
 const schema = `
@@ -191,6 +193,48 @@ test("a publication that was dropped and made again at older WAL positions does 
       () => false,
     )
   await arrives("SELECT id FROM later ORDER BY id", [{ id: 2 }, { id: 3 }, { id: 4 }, { id: 5 }])
+})
+
+test("a table that another role owns pauses alone when the publication lacks it, and stays there while a right is missing", async () => {
+  const role = `owner_${name}`.slice(0, 60)
+  const own = await createDatabase()
+  await run(
+    own.url,
+    `CREATE TABLE goods (id int PRIMARY KEY, v text); CREATE TABLE later (id int PRIMARY KEY, v text);
+     CREATE ROLE "${role}" LOGIN REPLICATION; GRANT CREATE ON DATABASE "${own.name}" TO "${role}";
+     ALTER TABLE goods OWNER TO "${role}"; ALTER TABLE later OWNER TO "${role}"`,
+  )
+  const database = { ...own, url: Object.assign(new URL(own.url), { username: role }).href }
+  const tables = { goods: { audience: "all" }, later: { audience: "all" } } as const
+  const theirs = await makeWorld("", { plugin: "pgoutput", tables }, ["a"], database)
+  const pupil = await theirs.school("a")
+  const paused = async () => (await theirs.run(theirs.feed.tables)).flatMap(({ name, paused: why }) => (why === null ? [] : [`${name} ${why.code}`]))
+  const shows = (rows: ReadonlyArray<string>) =>
+    until(`the school to show ${rows}`, async () => {
+      await theirs.settle()
+      await pupil.pull()
+      const found = await pupil.rows<{ v: string }>("SELECT v FROM goods UNION ALL SELECT v FROM later ORDER BY v")
+      return found.map(({ v }) => v).join() === rows.join()
+    })
+  await run(own.url, "INSERT INTO goods VALUES (1, 'a'); INSERT INTO later VALUES (1, 'l')")
+  await shows(["a", "l"])
+
+  await run(own.url, `ALTER TABLE goods OWNER TO postgres; REVOKE ALL ON goods FROM "${role}"`)
+  await until("the lost right", async () => (await paused()).join() === "public.goods no_right")
+  await run(own.url, `INSERT INTO goods VALUES (2, 'b'); GRANT ALL ON goods TO "${role}"`)
+  await shows(["a", "b", "l"])
+
+  await run(own.url, `ALTER PUBLICATION "schoolbus_${own.name}" DROP TABLE goods; INSERT INTO goods VALUES (3, 'c')`)
+  await until("the gap", async () => (await paused()).join() === "public.goods unpublished")
+  await run(own.url, "INSERT INTO later VALUES (2, 'm')")
+  await shows(["a", "b", "l", "m"])
+  await run(own.url, `ALTER PUBLICATION "schoolbus_${own.name}" ADD TABLE goods`)
+  await shows(["a", "b", "c", "l", "m"])
+  expect(await paused()).toEqual([])
+  await theirs.stop()
+  const other = await createDatabase()
+  await run(other.url, `DROP ROLE "${role}"`)
+  await other.drop()
 })
 
 test("a role that may not make the publication is told the SQL for the DBA; one that exists and holds more is used", async () => {
