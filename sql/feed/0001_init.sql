@@ -2,6 +2,7 @@
 
 CREATE TABLE hub (
   id         INTEGER PRIMARY KEY CHECK (id = 1),
+  file       TEXT NOT NULL DEFAULT (lower(hex(randomblob(8)))), -- names this feed: another one numbers its tables in another way
   epoch      TEXT NOT NULL,              -- names one seq space
   seq        INTEGER NOT NULL DEFAULT 0, -- head: the highest seq given out
   commit_lsn TEXT NOT NULL,              -- end LSN of the last txn in the feed: what the slot may be told

@@ -257,6 +257,7 @@ export class Feed extends Context.Service<
             version: known.manifest,
             school: enrolled.tell(school),
             tables: known.tables.filter((table) => !table.hubOnly).map(({ shape }) => withFormer(shape.told, shape)),
+            feed: first.file,
             lives: Object.fromEntries(known.tables.filter((table) => !table.hubOnly).map((table) => [table.name, table.id])),
             ...(known.devices === undefined ? {} : { devices: known.devices }),
           })),

@@ -3,6 +3,8 @@ import * as Effect from "effect/Effect"
 import type { LibsqlError, Tx } from "../libsql/client.ts"
 
 export interface HubRow {
+  /** Names the feed for as long as its file lives. */
+  readonly file: string
   readonly epoch: string
   /** Head: the highest seq given out. */
   readonly seq: number

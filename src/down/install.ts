@@ -156,6 +156,18 @@ const feedTableOf = (
 
 const columnsOf = (table: Table): string => JSON.stringify(table.columns.map((column) => column.name))
 
+/** Its rows are no longer read, so no tombstones will tell of them: schools that missed that time know it by the table's new number. */
+const forgetRows = (tx: Tx, id: number): Effect.Effect<number, LibsqlError> =>
+  Effect.gen(function* () {
+    for (const name of ["entry", "column_time", "unmet", "reread"]) yield* tx.run(`DELETE FROM ${name} WHERE tbl = ?`, [id])
+    yield* tx.run("DELETE FROM tie WHERE rule = ?", [id])
+    const [next] = yield* tx.all<{ id: number }>("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'tables' RETURNING seq AS id")
+    if (next === undefined) return id
+    yield* tx.run("UPDATE tables SET id = ? WHERE id = ?", [next.id, id])
+    for (const name of ["losing", "lost"]) yield* tx.run(`UPDATE ${name} SET tbl = ? WHERE tbl = ?`, [next.id, id])
+    return next.id
+  })
+
 /** `renumber`: gives the table's rows new seqs, in their order, under another class. */
 export const installShapes = (
   tx: Tx,
@@ -208,13 +220,14 @@ export const installShapes = (
         )
         continue
       }
-      const { id } = row
+      let { id } = row
       const judged = nextOf(row, shape, found, installation)
       const next = { ...judged, shape: rememberNames(shape, judged.shape, (hub?.manifest ?? 0) + 1) }
-      const { table } = next.shape
+      let { shape: own } = next
+      const { table } = own
       let loading = isRead && (row.status === "loading" || row.status === "up")
       let { recheck } = next
-      if (!isRead && row.status !== "up") yield* tx.run("DELETE FROM entry WHERE tbl = ?", [id])
+      if (!isRead && row.status !== "up") id = yield* forgetRows(tx, id)
       if (next.send === "anew") {
         yield* tx.run("DELETE FROM entry WHERE tbl = ?", [id])
         yield* tx.run("DELETE FROM unmet WHERE tbl = ?", [id])
@@ -232,6 +245,8 @@ export const installShapes = (
           loading = true
         }
       }
+      // Schools are told that it comes down when its rows do.
+      if (loading && shape.told.direction === "up") own = { ...own, told: { ...own.told, direction: "up" } }
       if (next.send !== null) yield* tx.run("DELETE FROM reread WHERE tbl = ?", [id])
       const isHidden = rule.direction === "up"
       if (row.class !== cls || (!loading && isRead && isHidden !== (row.status === "hidden"))) yield* renumber(id, loading || isHidden ? -cls : cls)
@@ -246,7 +261,7 @@ export const installShapes = (
           columnsOf(table),
           cls,
           isRead ? (loading ? "loading" : isHidden ? "hidden" : "ready") : "up",
-          JSON.stringify(next.shape),
+          JSON.stringify(own),
           recheck ? 1 : 0,
           isPaused ? JSON.stringify(next.paused) : null,
           since,
@@ -254,7 +269,7 @@ export const installShapes = (
           id,
         ],
       )
-      const entry = feedTableOf(id, next.shape, { loading, recheck, paused: next.paused, since, streamed: isRead }, toastable.get(rule.name))
+      const entry = feedTableOf(id, own, { loading, recheck, paused: next.paused, since, streamed: isRead }, toastable.get(rule.name))
       if (!isPaused && isRead && (loading || recheck || left?.n === 1 || isUntold(entry))) reread.add(id)
       result.push(entry)
     }

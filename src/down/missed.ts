@@ -9,6 +9,9 @@ import { bytesOf } from "../libsql/store-batch.ts"
 import { decodeBatch } from "../link/frame.ts"
 import type { Point } from "../link/protocol.ts"
 import { type Manifest, missedSince, type Table } from "../model/table.ts"
+import { ident } from "../libsql/client.ts"
+import { wireKeyOf } from "../libsql/prints.ts"
+import { localKeySql } from "../model/key.ts"
 import { CONFLICTS, QUARANTINE } from "./delivery.ts"
 
 /** Keys that are asked for at once. */
@@ -31,6 +34,16 @@ const recordKeys = (tx: Tx, tables: ReadonlyArray<Table>, name: string) =>
     (rows) => rows.map(({ tbl, key }) => [tbl, key] as const),
   )
 
+/** Local keys of a table's rows after one of them, in their order; of a table that a program dropped there are none. */
+const rowKeys = (file: LibsqlFile, table: Table, after: string | null): Effect.Effect<ReadonlyArray<string>, LibsqlError> => {
+  const columns = table.key.map(ident).join(", ")
+  const beyond = after === null ? "" : `WHERE (${columns}) > (${after})`
+  const page = `SELECT ${localKeySql(table, "")} AS key FROM ${ident(table.local)} ${beyond} ORDER BY ${columns} LIMIT ${ASKED}`
+  return file
+    .read((tx) => Effect.map(tx.all<{ key: string }>(page), (rows) => rows.map(({ key }) => key)))
+    .pipe(Effect.catch((error) => (error.code === "SQLITE_ERROR" ? Effect.succeed([]) : Effect.fail(error))))
+}
+
 /** Asks for what the manifest makes the school ask for; it is taken over afterwards, so what breaks off is asked again. */
 export const hearMissed = <E>(file: LibsqlFile, now: Manifest, ask: AskAgain<E>): Effect.Effect<void, E | LibsqlError> =>
   Effect.gen(function* () {
@@ -46,8 +59,17 @@ export const hearMissed = <E>(file: LibsqlFile, now: Manifest, ask: AskAgain<E>)
         return from === null ? [] : [[table, from] as const]
       }),
     )
-    if (since.size === 0) return
     const { epoch, seq, cut } = state
+    for (const table of now.tables) {
+      if (table.direction === "up" || before.get(table.name)?.direction !== "up") continue
+      for (let after: string | null | undefined = null; after !== undefined; ) {
+        const locals: ReadonlyArray<string> = yield* rowKeys(file, table, after)
+        const keys = locals.flatMap((local) => wireKeyOf(table, local) ?? [])
+        if (keys.length > 0) yield* ask({ epoch, seq, cut }, { [table.name]: keys })
+        after = locals.length < ASKED ? undefined : locals.at(-1)
+      }
+    }
+    if (since.size === 0) return
     const records = yield* file.read((tx) => Effect.all([CONFLICTS, QUARANTINE].map((name) => recordKeys(tx, [...since.keys()], name))))
     for (const [{ name }, from] of since) {
       const keys = new Set(records.flat().flatMap(([table, key]) => (table === name ? [key] : [])))

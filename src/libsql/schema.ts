@@ -218,7 +218,10 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
     const text = JSON.stringify(manifest)
     const stored = state?.manifest == null ? null : (JSON.parse(state.manifest) as Manifest)
     // Of what happened to a table's rows while it was out, no tombstones tell.
-    const wasOut = ({ name }: Table) => isGone.has(name) || (stored?.lives?.[name] ?? manifest.lives?.[name]) !== manifest.lives?.[name]
+    // Another feed is compared with as a whole.
+    const before = stored?.feed === manifest.feed ? stored?.lives : undefined
+    const wasOut = ({ name, direction }: Table) =>
+      direction !== "up" && (isGone.has(name) || (before?.[name] ?? manifest.lives?.[name]) !== manifest.lives?.[name])
     let isDropped = manifest.tables.some(wasOut)
     const now = yield* Clock.currentTimeMillis
     const { changed, fitting, adopted, missing, unfit } = yield* planOf(tx, manifest, stored, ours, options.adopt)

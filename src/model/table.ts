@@ -215,7 +215,9 @@ export interface Manifest {
   /** `keys`: the bigint keys that this school may give out; absent when it has no number yet. */
   readonly school: { readonly id: string; readonly name: string; readonly keys?: { readonly from: string; readonly to: string } }
   readonly tables: ReadonlyArray<Table>
-  /** A number per table: another one than before means that it was taken out and put back meanwhile. */
+  /** Names the feed that gave the tables their numbers. */
+  readonly feed?: string
+  /** A number per table: in the same feed, another one than before means that it was taken out and put back meanwhile. */
   readonly lives?: Readonly<Record<string, number>>
   readonly devices?: DeviceRules
 }

@@ -157,3 +157,31 @@ test("rows that only go up place rows that come down, and are told to nobody", a
   await both()
   expect(await idsOf(a, "links")).toEqual([6, 20])
 })
+
+test("a table that went only up for a while and goes both ways again: what head office deleted or moved meanwhile is gone in the schools", async () => {
+  const going = (direction: "up" | "both"): ConfigInput => tables(null, { sheets: { audience: { column: "school" }, direction } })
+  const own = await makeWorld("CREATE TABLE sheets (id text PRIMARY KEY, school text, body text)", going("both"), ["a", "b"])
+  const near = await own.school("a")
+  const away = await own.school("a")
+  const sheets = async (school: School) => (await school.rows<{ id: string }>("SELECT id FROM sheets ORDER BY id")).map(({ id }) => id)
+  const settled = async (...schools: ReadonlyArray<School>) => {
+    await until("the copy", async () => (await own.run(own.feed.tables)).every((table) => !table.loading))
+    await own.settle()
+    for (const school of schools) await school.sync()
+  }
+  await own.sql`INSERT INTO sheets SELECT 'office ' || n, 'a', 'x' FROM generate_series(1, 4) n`
+  await settled(near, away)
+  await own.restart(going("up"))
+  await settled(near)
+  await near.write("INSERT INTO sheets (id, school, body) VALUES ('near 1', 'a', 'x'), ('near 2', 'a', 'x'), ('near 3', 'a', 'x')")
+  await near.write("UPDATE sheets SET body = 'mine' WHERE id = 'office 4'")
+  await near.push()
+  await own.sql`DELETE FROM sheets WHERE id IN ('office 1', 'near 1')`
+  await own.sql`UPDATE sheets SET school = 'b' WHERE id IN ('office 2', 'near 2')`
+  await settled(near)
+  await near.write("INSERT INTO sheets (id, school, body) VALUES ('near 4', 'a', 'not sent yet')")
+  await own.restart(going("both"))
+  await settled(near, near, away, away)
+  for (const school of [near, away]) expect(await sheets(school)).toEqual(["near 3", "near 4", "office 3", "office 4"])
+  await own.stop()
+})

@@ -387,3 +387,21 @@ describe("a newer manifest", () => {
     await file.close()
   })
 })
+
+describe("a table that was out while the school was away", () => {
+  const at = (version: number, feed: string, life: number): Manifest => ({ ...manifestOf([pupils], version), feed, lives: { [pupils.name]: life } })
+  const cursorAfter = async (now: Manifest) => {
+    const file = await open([pupils])
+    await file.install(at(2, "one", 1))
+    file.program("UPDATE schoolbus_state SET epoch = 'e', seq = 7, cut = 'c'")
+    await file.install(now)
+    return file.read("SELECT epoch, seq FROM schoolbus_state")
+  }
+  it("is known by its new number: everything comes anew", async () => {
+    expect(await cursorAfter(at(3, "one", 2))).toEqual([["", 0n]])
+  })
+  it("or is not: its number is the same, or of another feed, which is compared with", async () => {
+    expect(await cursorAfter(at(3, "one", 1))).toEqual([["e", 7n]])
+    expect(await cursorAfter(at(3, "two", 2))).toEqual([["e", 7n]])
+  })
+})
