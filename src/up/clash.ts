@@ -90,13 +90,14 @@ export const decideClash = (
     const kept = yield* lockKept(session, conflict.quarantine ?? "").pipe(
       Effect.catchTag("QuarantineRefused", ({ code, message }) => Effect.fail(refuse(code, message))),
     )
+    if (choice.keep === "discard") return yield* giveUp({ session, conflict, kept, by }, choice.keep)
     const change = changeOfRecord(kept.id, kept.change)
     const table = ground.tables.get(conflict.table_name)
     const shape = (yield* readKnownShapes(session, ground.tables, [conflict.table_name])).get(conflict.table_name)
     if (change === null || table === undefined || shape === undefined)
-      return yield* refuse("not_possible", `table ${conflict.table_name} is no longer synced`)
+      return yield* refuse("not_possible", `table ${conflict.table_name} is no longer synced: discard the change, and write it by hand`)
     const row = asPresent(change, table)
-    if (row === null && choice.keep !== "discard")
+    if (row === null)
       return yield* refuse("not_possible", `rows of ${table.name} have another key at head office since then: discard the change, and write it again`)
     const wanted = JSON.parse(conflict.mine ?? "{}") as Row
     const columns = JSON.parse(conflict.unique_columns ?? "[]") as ReadonlyArray<string>
@@ -104,14 +105,12 @@ export const decideClash = (
     const clash = (yield* findClashes(session, table, shape, wanted)).find((one) => JSON.stringify(one.columns) === JSON.stringify(columns))
     const other = clash?.other
     const isTaken = other !== undefined && (yield* visible(session, ground.tables, table, other, conflict.school)) === null
-    if (isTaken && choice.keep !== "rename_local" && choice.keep !== "discard") {
+    if (isTaken && choice.keep !== "rename_local") {
       if (choice.keep === "merge" || authority === "school")
         return yield* refuse("not_possible", "the value is taken by a row that this school does not see: rename, or discard the change")
     }
-    const work: Deciding = { session, ground, conflict, kept, row: row ?? change, table, shape, wanted, by }
+    const work: Deciding = { session, ground, conflict, kept, row, table, shape, wanted, by }
     switch (choice.keep) {
-      case "discard":
-        return yield* giveUp(work, choice.keep)
       case "merge":
         return other === undefined ? yield* carry(work, work.row, choice.keep, null) : yield* mergeInto(work, other)
       case "rename_local":
@@ -136,7 +135,7 @@ interface Deciding {
 }
 
 const close = (
-  { session, conflict, by }: Deciding,
+  { session, conflict, by }: Pick<Deciding, "session" | "conflict" | "by">,
   winner: "school" | "vps" | "merged",
   keptRow: Row | null,
   undo: Undo,
@@ -233,7 +232,7 @@ const giveWay = (work: Deciding, columns: ReadonlyArray<string>): Effect.Effect<
   return carry(work, { ...row, mine: { ...row.mine, [column]: null } }, "keep_remote", null, column)
 }
 
-const giveUp = (work: Deciding, keep: "keep_remote" | "discard"): Effect.Effect<void, PostgresError> =>
+const giveUp = (work: Pick<Deciding, "session" | "conflict" | "kept" | "by">, keep: "keep_remote" | "discard"): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
     const { session, conflict, kept, by } = work
     yield* close(work, "vps", conflict.theirs === null ? null : (JSON.parse(conflict.theirs) as Row), {

@@ -61,7 +61,7 @@ const lockConflict = (session: Session, { tables }: Pick<Decider, "tables">, id:
     )
     if (conflict === undefined) return yield* refuse("not_found", `no conflict ${id}; see: schoolbus conflicts list`)
     const table = tables.get(conflict.table_name)
-    const stale = table === undefined ? null : staleOf(table, conflict)
+    const stale = table === undefined ? `table ${conflict.table_name} is no longer synced` : staleOf(table, conflict)
     return { ...(table === undefined || stale !== null ? conflict : yield* bringUp(session, table, conflict)), stale }
   })
 
@@ -124,7 +124,6 @@ const decideValue = (
 ): Effect.Effect<void, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
     const { column_name: column } = conflict
-    const place = yield* placeOf(session, decider, conflict)
     const isOpen = conflict.status === "open"
     const winner = choice.keep === "vps" ? "vps" : choice.keep === "merge" ? "merged" : "school"
     if (!isOpen && choice.keep === conflict.winner)
@@ -136,6 +135,7 @@ const decideValue = (
       const left = column === null ? (theirs as Row | null) : { [column]: theirs as Wire }
       return yield* close(session, conflict, "vps", left, left, by)
     }
+    const place = yield* placeOf(session, decider, conflict)
     const current = yield* readRow(session, place)
     const present = column === null || current === null ? current : { [column]: current[column] ?? null }
 

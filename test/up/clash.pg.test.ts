@@ -207,6 +207,17 @@ describe("choices", () => {
     expect(await read(other, "name, room, points")).toEqual({ name: "office", room: null, points: 5 })
     expect(await status(push.record(0))).toBe("open")
   })
+  test("of a table that has left the config it can be discarded", async () => {
+    await there("users", "a")
+    const push = await a.push([user(id())])
+    const [record] = await conflicts(push.record(0))
+    const without = { ...o, tables: new Map([...o.tables].filter(([table]) => table !== "public.users")) }
+    const decideNow = (choice: Choice) => o.withPg((pg) => resolveConflict(pg, without, String(record?.["id"]), choice, "amina"))
+    const refusal = await decideNow({ keep: "rename_local" }).catch((cause: unknown) => cause)
+    expect(String(refusal)).toContain("table public.users is no longer synced: discard the change")
+    await decideNow({ keep: "discard" })
+    expect([await status(push.record(0)), (await conflicts(push.record(0)))[0]?.["status"]]).toEqual(["discarded", "resolved"])
+  })
   test("discard, and a later edit of the school, close the record too", async () => {
     const other = await there("users", "a")
     const one = await clash(other)

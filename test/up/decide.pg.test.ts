@@ -140,6 +140,16 @@ describe("a conflict of a column", () => {
     })
     expect([await row("tidy"), (await record(id))?.["status"]]).toEqual([{ a: "OFFICE", n: "1.00" }, "open"])
   })
+  test("of a table that has left the config head office's value is left to be kept, and ends it", async () => {
+    const id = await disagree("ask")
+    const without = { ...o, tables: new Map([...o.tables].filter(([table]) => table !== "public.ask")) }
+    const decideNow = (choice: Choice) => o.withPg((pg) => resolveConflict(pg, without, id, choice, "amina"))
+    const refusal = await decideNow({ keep: "school" }).catch((cause: unknown) => cause)
+    expect(String(refusal)).toContain("table public.ask is no longer synced; keep head office's value")
+    await decideNow({ keep: "vps" })
+    expect(await record(id)).toMatchObject({ status: "resolved", winner: "vps", hold: false })
+    expect(await row("ask")).toEqual({ a: "office", n: "1.00" })
+  })
   test("unknown ids are told", async () => {
     await expect(decide("nonsense", { keep: "vps" })).rejects.toMatchObject({ _tag: "DecideRefused", code: "not_found" })
   })
