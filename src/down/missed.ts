@@ -4,14 +4,13 @@
  * there, or deleted what the school had made, the comparison finds no difference. So the school asks for its own rows once more.
  */
 import * as Effect from "effect/Effect"
-import type { LibsqlError, LibsqlFile, Tx } from "../libsql/client.ts"
+import { ident, type LibsqlError, type LibsqlFile, type Tx } from "../libsql/client.ts"
+import { wireKeyOf } from "../libsql/prints.ts"
 import { bytesOf } from "../libsql/store-batch.ts"
 import { decodeBatch } from "../link/frame.ts"
 import type { Point } from "../link/protocol.ts"
-import { type Manifest, missedSince, type Table } from "../model/table.ts"
-import { ident } from "../libsql/client.ts"
-import { wireKeyOf } from "../libsql/prints.ts"
 import { localKeySql } from "../model/key.ts"
+import { type Manifest, missedSince, type Table } from "../model/table.ts"
 import { CONFLICTS, QUARANTINE } from "./delivery.ts"
 
 /** Keys that are asked for at once. */
@@ -25,14 +24,28 @@ const BATCHES = `SELECT number FROM schoolbus_batch WHERE settled_after IS NULL
     OR settled_after >= coalesce((SELECT max(settled_after) FROM schoolbus_batch WHERE settled_after <= ?1), 0) ORDER BY number`
 
 /** Keys of rows whose values were held until somebody decided. */
-const recordKeys = (tx: Tx, tables: ReadonlyArray<Table>, name: string) =>
-  Effect.map(
-    tx.all<{ tbl: string; key: string }>(
-      `SELECT table_name AS tbl, row_key AS key FROM ${name.replace(".", "_")} WHERE table_name IN (SELECT value FROM json_each(?))`,
-      [JSON.stringify(tables.map((table) => table.name))],
-    ),
-    (rows) => rows.map(({ tbl, key }) => [tbl, key] as const),
+const recordKeys = (tx: Tx, { name }: Table) =>
+  tx.all<{ key: string }>(
+    [CONFLICTS, QUARANTINE].map((records) => `SELECT row_key AS key FROM ${records.replace(".", "_")} WHERE table_name = ?1`).join(" UNION "),
+    [name],
   )
+
+/** Wire keys of rows that the school wrote, and of which the feed may not have heard since a seq. */
+const keysSince = (file: LibsqlFile, table: Table, from: number): Effect.Effect<ReadonlyArray<string>, LibsqlError> =>
+  Effect.gen(function* () {
+    const keys = new Set((yield* file.read((tx) => recordKeys(tx, table))).map(({ key }) => key))
+    for (const { number } of yield* file.read((tx) => tx.all<{ number: number }>(BATCHES, [from]))) {
+      const [batch] = yield* file.read((tx) => tx.all<{ bytes: Uint8Array }>("SELECT bytes FROM schoolbus_batch WHERE number = ?", [number]))
+      const decoded = batch === undefined ? null : decodeBatch(new TextDecoder().decode(bytesOf(batch.bytes)))
+      if (decoded === null || !("ok" in decoded)) continue
+      for (const { table: name, key, newKey } of decoded.ok.batch.changes) {
+        if (name !== table.name) continue
+        keys.add(JSON.stringify(key))
+        if (newKey !== undefined) keys.add(JSON.stringify(newKey))
+      }
+    }
+    return [...keys]
+  })
 
 /** Local keys of a table's rows after one of them, in their order; of a table that a program dropped there are none. */
 const rowKeys = (file: LibsqlFile, table: Table, after: string | null): Effect.Effect<ReadonlyArray<string>, LibsqlError> => {
@@ -51,39 +64,24 @@ export const hearMissed = <E>(file: LibsqlFile, now: Manifest, ask: AskAgain<E>)
       tx.all<{ manifest: string | null; epoch: string; seq: number; cut: string }>("SELECT manifest, epoch, seq, cut FROM schoolbus_state"),
     )
     if (state?.manifest == null) return
-    const before = new Map((JSON.parse(state.manifest) as Manifest).tables.map((table) => [table.name, table]))
-    const since = new Map(
-      now.tables.flatMap((table) => {
-        const known = before.get(table.name)
-        const from = known === undefined || table.direction === "up" ? null : missedSince(known, table)
-        return from === null ? [] : [[table, from] as const]
-      }),
-    )
     const { epoch, seq, cut } = state
+    const askFor = ({ name }: Table, keys: ReadonlyArray<string>) =>
+      keys.length === 0 ? Effect.void : ask({ epoch, seq, cut }, { [name]: [...keys] })
+    const before = new Map((JSON.parse(state.manifest) as Manifest).tables.map((table) => [table.name, table]))
     for (const table of now.tables) {
-      if (table.direction === "up" || before.get(table.name)?.direction !== "up") continue
-      for (let after: string | null | undefined = null; after !== undefined; ) {
+      const known = before.get(table.name)
+      if (known === undefined || table.direction === "up") continue
+      // While its rows only went up nothing was heard of any.
+      for (let after: string | null | undefined = known.direction === "up" ? null : undefined; after !== undefined; ) {
         const locals: ReadonlyArray<string> = yield* rowKeys(file, table, after)
-        const keys = locals.flatMap((local) => wireKeyOf(table, local) ?? [])
-        if (keys.length > 0) yield* ask({ epoch, seq, cut }, { [table.name]: keys })
+        yield* askFor(
+          table,
+          locals.flatMap((local) => wireKeyOf(table, local) ?? []),
+        )
         after = locals.length < ASKED ? undefined : locals.at(-1)
       }
-    }
-    if (since.size === 0) return
-    const records = yield* file.read((tx) => Effect.all([CONFLICTS, QUARANTINE].map((name) => recordKeys(tx, [...since.keys()], name))))
-    for (const [{ name }, from] of since) {
-      const keys = new Set(records.flat().flatMap(([table, key]) => (table === name ? [key] : [])))
-      for (const { number } of yield* file.read((tx) => tx.all<{ number: number }>(BATCHES, [from]))) {
-        const [batch] = yield* file.read((tx) => tx.all<{ bytes: Uint8Array }>("SELECT bytes FROM schoolbus_batch WHERE number = ?", [number]))
-        const decoded = batch === undefined ? null : decodeBatch(new TextDecoder().decode(bytesOf(batch.bytes)))
-        if (decoded === null || !("ok" in decoded)) continue
-        for (const { table, key, newKey } of decoded.ok.batch.changes) {
-          if (table !== name) continue
-          keys.add(JSON.stringify(key))
-          if (newKey !== undefined) keys.add(JSON.stringify(newKey))
-        }
-      }
-      const all = [...keys]
-      for (let i = 0; i < all.length; i += ASKED) yield* ask({ epoch, seq, cut }, { [name]: all.slice(i, i + ASKED) })
+      const from = missedSince(known, table)
+      const keys = from === null ? [] : yield* keysSince(file, table, from)
+      for (let i = 0; i < keys.length; i += ASKED) yield* askFor(table, keys.slice(i, i + ASKED))
     }
   })
