@@ -58,6 +58,18 @@ export const endHolds = (delivery: Delivery): Effect.Effect<EndedHolds, LibsqlEr
     const tblByRecord = new Map(rows.map(({ record, tbl }) => [record, tbl]))
     // Newest first: of several discarded changes of one row the oldest base remains.
     for (const { id, change } of discarded) undo(delivery, tblByRecord.get(id), change, restore)
+    // Head office had no such row when that was decided: of one to which the school gave its key no stream tells.
+    const gone = yield* tx.all<{ id: string; key: string }>(
+      `SELECT "id", "row_key" AS key FROM ${ident(records[0]?.local ?? "")} WHERE "id" IN (SELECT value FROM json_each(?)) AND "column_name" IS NULL AND "status" <> 'open' AND "kept" = 'null'`,
+      [JSON.stringify([...tblByRecord.keys()])],
+    )
+    for (const { id, key } of gone) {
+      const target = delivery.byTbl.get(tblByRecord.get(id) ?? 0)
+      const wires = JSON.parse(key) as ReadonlyArray<Wire>
+      if (target === undefined || wires.length !== target.table.key.length) continue
+      const at = idOf(target.tbl, localKey(target.table, wires))
+      if (!restore.has(at)) restore.set(at, null)
+    }
     return { rows, restore }
   })
 

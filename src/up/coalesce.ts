@@ -89,12 +89,15 @@ const joinRow = (row: RowChange, next: Change): RowChange => {
 export const coalesce = (changes: ReadonlyArray<Change>, waiting: ReadonlyMap<string, RowChange> = new Map()): ReadonlyArray<RowChange> => {
   const rows: Array<RowChange> = []
   const positionById = new Map<string, number>()
+  // What waits belongs to the row that has the key first: it may leave it to another row.
+  const joined = new Set<string>()
   for (const change of changes) {
     const id = rowId(change.table, change.key)
     const known = positionById.get(id)
     let position: number
     if (known === undefined) {
-      const before = waiting.get(id)
+      const before = joined.has(id) ? undefined : waiting.get(id)
+      joined.add(id)
       position = rows.push(before === undefined ? startRow(change) : joinRow(before, change)) - 1
     } else {
       position = known

@@ -38,7 +38,11 @@ export const systemTables: ReadonlyArray<Table> = [
       column("at"),
     ],
   ),
-  told("conflicts", ["id"], [column("id"), column("school"), column("table_name"), column("column_name"), column("status")]),
+  told(
+    "conflicts",
+    ["id"],
+    [column("id"), column("school"), column("table_name"), column("row_key"), column("column_name"), column("kept"), column("status")],
+  ),
   told("quarantine", ["id"], [column("id"), column("school"), column("change_id", "bigint"), column("change"), column("status")]),
 ]
 

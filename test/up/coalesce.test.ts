@@ -102,3 +102,12 @@ test("a change that waits for a person is joined with the later edit, and only t
   expect(row).toMatchObject({ op: "insert", mine: { id: 1, a: "good", b: "b" }, joined: ["record"] })
   expect(row?.changes).toHaveLength(1)
 })
+
+test("what waits goes with its row to another key, and is not joined with a new row under the former one", () => {
+  const kept = { ...startRow(insert(1, { a: "bad" })), changes: [], joined: ["record"] }
+  const rows = coalesce([update(1, { id: 1, a: "bad" }, { id: 2 }, 2), insert(1, { a: "new" })], new Map([[rowId("public.t", [1]), kept]]))
+  expect(rows.map(({ op, key, joined }) => [op, key[0], joined])).toEqual([
+    ["insert", 2, ["record"]],
+    ["insert", 1, []],
+  ])
+})

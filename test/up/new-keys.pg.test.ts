@@ -113,6 +113,17 @@ test("a later edit under the new key goes into the open record of the row that h
   await nothingWaits()
 })
 
+test("a row that head office deleted leaves the school once head office's side is kept, whatever its key is there", async () => {
+  await w.sql`DELETE FROM notes WHERE id = ${`n${k}`}`
+  await a.write(`UPDATE notes SET id = 'new${k}' WHERE id = 'n${k}'`)
+  await a.sync()
+  expect(await a.rows(`SELECT id FROM notes WHERE id = 'new${k}'`)).toEqual([{ id: `new${k}` }])
+  const [open] = await w.sql`SELECT id::text AS id FROM schoolbus.conflicts WHERE status = 'open' AND row_key = ${`["new${k}"]`}`
+  await request("resolve", String(open?.["id"]), { keep: "vps" })
+  expect(await a.rows(`SELECT id FROM notes WHERE id IN ('n${k}', 'new${k}')`)).toEqual([])
+  await nothingWaits()
+})
+
 describe("what Postgres computes stands in the school again once", () => {
   const shown = async () =>
     expect(await a.rows(`SELECT id, name, label FROM pupils WHERE id = 'p${k}'`)).toEqual([{ id: `p${k}`, name: "amina", label: "AMINA" }])
