@@ -70,9 +70,11 @@ const IDLE_SECONDS = 250
 const sentence = (error: SourceError): string => {
   switch (error._tag) {
     case "PostgresError":
-      return error.sqlstate === "" ? `Postgres does not answer: ${error.message}` : withRemedy(`${error.message} (${error.sqlstate})`, error.sqlstate)
+      return error.sqlstate === ""
+        ? `Postgres does not answer: ${error.message}`
+        : withRemedy(`${error.message} (${error.sqlstate})`, error.sqlstate, error.routine)
     case "WalStopped":
-      return withRemedy(error.message, error.sqlstate)
+      return withRemedy(error.message, error.sqlstate, error.routine)
     case "LibsqlError":
       return [error.message, cureOf(error.code)].filter((part) => part !== null).join("; ")
     default:
@@ -267,7 +269,10 @@ export const runHub = async (options: HubOptions): Promise<number> => {
               )
             })
           : Effect.sync(() =>
-              fail(error.sqlstate.startsWith("28") ? 77 : 69, withRemedy(`Postgres refuses the connection: ${error.message}`, error.sqlstate)),
+              fail(
+                error.sqlstate.startsWith("28") ? 77 : 69,
+                withRemedy(`Postgres refuses the connection: ${error.message}`, error.sqlstate, error.routine),
+              ),
             ),
     }),
   )

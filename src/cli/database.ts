@@ -29,7 +29,7 @@ const hintOf = (error: PostgresError): string =>
         ? "the role lacks a right; a DBA can run sql/hub/*.sql, or grant it"
         : error.sqlstate === ""
           ? "is Postgres running there? check --database-url"
-          : (remedyOf(error.sqlstate, error.message) ?? "see the server's log")
+          : (remedyOf(error.sqlstate, error.message, error.routine) ?? "see the server's log")
 
 const postgresFailed = (error: PostgresError, url: string): CommandFailed =>
   new CommandFailed(

@@ -196,8 +196,8 @@ const toProblem = (error: unknown): Response | null => {
   if (error instanceof Refusal) return problem(error.status, error.code, error.title, error.detail, error.extra)
   switch ((error as { readonly _tag?: unknown } | null)?._tag) {
     case "PostgresError": {
-      const { sqlstate, isFatal, message } = error as PostgresError
-      const remedy = /^55P03/.test(sqlstate) ? null : remedyOf(sqlstate, message)
+      const { sqlstate, isFatal, message, routine } = error as PostgresError
+      const remedy = /^55P03/.test(sqlstate) ? null : remedyOf(sqlstate, message, routine)
       if (remedy !== null || isFatal === true)
         return problem(503, "unavailable", "Postgres refuses the hub", remedy ?? "see the hub's status", {}, { "retry-after": "5" })
       const busy = BUSY.find(([states]) => states.test(sqlstate))

@@ -48,6 +48,8 @@ export class PostgresError extends Data.TaggedError("PostgresError")<{
   readonly sqlstate: string
   /** It ended the session, or there was none: nothing can be said of what was asked. */
   readonly isFatal?: boolean
+  /** The server's function that raised it: the same whatever language its messages are in. */
+  readonly routine?: string
   readonly message: string
   readonly detail: string
   readonly constraint: string
@@ -116,7 +118,7 @@ export const isTooLong = (error: PostgresError): boolean => error.sqlstate === "
 
 /** A plan that the server kept, of a prepared statement or in a function, was made before a DDL: the transaction is lost, not its work. */
 const isStalePlan = (error: unknown): boolean =>
-  error instanceof PostgresError && error.sqlstate === "0A000" && error.message.includes("cached plan must not change result type")
+  error instanceof PostgresError && error.sqlstate === "0A000" && error.routine === "RevalidateCachedQuery"
 
 const toError =
   (sql: string) =>
@@ -124,6 +126,7 @@ const toError =
     const e = cause as {
       code?: string
       severity?: string
+      routine?: string
       message?: string
       detail?: string
       constraint_name?: string
@@ -134,6 +137,7 @@ const toError =
     return new PostgresError({
       sqlstate: code,
       isFatal: e.severity === "FATAL" || e.severity === "PANIC",
+      routine: e.routine ?? "",
       message: e.message ?? String(cause),
       detail: e.detail ?? "",
       constraint: e.constraint_name ?? "",

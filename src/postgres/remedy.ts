@@ -14,23 +14,28 @@ const REMEDIES: ReadonlyArray<readonly [states: RegExp, remedy: string]> = [
   [/^25006/, "Postgres takes no writes: it is a standby, or set to read only"],
 ]
 
-/** Which of the many refusals that have one SQLSTATE. */
+/** Which of the many refusals that have one SQLSTATE, by its words or by the server's function, for the words may be in any language. */
 const BY_MESSAGE: ReadonlyArray<readonly [states: RegExp, message: RegExp, remedy: string]> = [
   [
     /^28/,
     /pg_hba/,
     "let this host, user and database in by a line of pg_hba.conf, or, where it takes encrypted connections only, add ?sslmode=require to --database-url",
   ],
-  [/^55000/, /not currently accepting connections/, "let connections in: ALTER DATABASE … ALLOW_CONNECTIONS true"],
-  [/^55000/, /recovery/, "this server is a standby: give --database-url the address of the primary, or promote it"],
-  [/^53300/, /for (role|database)/, "end what else is connected, or raise that limit: ALTER ROLE (or DATABASE) … CONNECTION LIMIT -1"],
+  [/^55000/, /not currently accepting connections|CheckMyDatabase/, "let connections in: ALTER DATABASE … ALLOW_CONNECTIONS true"],
+  [/^55000/, /recovery|pg_current_wal/, "this server is a standby: give --database-url the address of the primary, or promote it"],
+  [
+    /^53300/,
+    /for (role|database)|InitializeSessionUserId|CheckMyDatabase/,
+    "end what else is connected, or raise that limit: ALTER ROLE (or DATABASE) … CONNECTION LIMIT -1",
+  ],
 ]
 
 /** `"disk full (53100); free space on Postgres' disk"` */
-export const withRemedy = (text: string, sqlstate: string): string => [text, remedyOf(sqlstate, text)].filter((part) => part !== null).join("; ")
+export const withRemedy = (text: string, sqlstate: string, routine = ""): string =>
+  [text, remedyOf(sqlstate, text, routine)].filter((part) => part !== null).join("; ")
 
 /** null: it passes, or nothing general can be said. */
-export const remedyOf = (sqlstate: string, message = ""): string | null =>
-  BY_MESSAGE.find(([states, messages]) => states.test(sqlstate) && messages.test(message))?.[2] ??
+export const remedyOf = (sqlstate: string, message = "", routine = ""): string | null =>
+  BY_MESSAGE.find(([states, messages]) => states.test(sqlstate) && messages.test(`${message} ${routine}`))?.[2] ??
   REMEDIES.find(([states]) => states.test(sqlstate))?.[1] ??
   null

@@ -37,6 +37,7 @@ export class WalStopped extends Data.TaggedError("WalStopped")<{
   readonly slot: string
   readonly busy: boolean
   readonly sqlstate: string
+  readonly routine?: string
   readonly message: string
 }> {}
 
@@ -144,8 +145,8 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
       notify()
     }
     const toStopped = (cause: unknown): WalStopped => {
-      const { code, message } = cause as { code?: string; message?: string }
-      return new WalStopped({ slot: options.slot, busy: code === "55006", sqlstate: code ?? "", message: message ?? String(cause) })
+      const { code, routine = "", message } = cause as { code?: string; routine?: string; message?: string }
+      return new WalStopped({ slot: options.slot, busy: code === "55006", sqlstate: code ?? "", routine, message: message ?? String(cause) })
     }
 
     const service = yield* Effect.acquireRelease(

@@ -139,7 +139,7 @@ const make = Effect.gen(function* () {
           Effect.succeed({
             ...known,
             ...{ at: now, ok: error.sqlstate !== "" && error.isFatal !== true },
-            fault: error.sqlstate === "" ? null : withRemedy(`Postgres says: ${error.message} (${error.sqlstate})`, error.sqlstate),
+            fault: error.sqlstate === "" ? null : withRemedy(`Postgres says: ${error.message} (${error.sqlstate})`, error.sqlstate, error.routine),
           }),
         TimeoutError: () => Effect.succeed({ ...known, at: now, ok: false, fault: null }),
       }),

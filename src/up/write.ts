@@ -66,21 +66,28 @@ export const refusalOf = (error: PostgresError, shape: Shape): Refusal => {
   return { reason: reasonOf(error.sqlstate), detail: `${error.message}${rightOf(error, shape)}` }
 }
 
-const rightOf = ({ sqlstate, message }: PostgresError, shape: Shape): string => {
+const rightOf = ({ sqlstate, message, routine }: PostgresError, shape: Shape): string => {
   if (sqlstate !== "42501") return ""
   if (message.includes(localOf(shape)))
     return `; a DBA can allow it: GRANT SELECT, INSERT, UPDATE, DELETE ON ${qualified(shape.name)} TO ${ident(shape.role)}`
-  // What a trigger reads or writes beside it, by the server's own words.
-  if (!message.startsWith("permission denied for ")) return ""
+  // What a trigger reads or writes beside it, in the server's own judgement.
+  if (routine !== MISSING_RIGHT) return ""
   return `; a DBA can let ${ident(shape.role)} use it, or make the trigger's function SECURITY DEFINER`
 }
+
+/** The server's functions that miss a right, and that row security stops in: its messages may be in any language. */
+const MISSING_RIGHT = "aclcheck_error"
+const ROW_SECURITY_STOPS = ["ExecWithCheckOptions", "check_enable_rls"]
 
 const localOf = ({ name }: Shape): string => name.slice(name.indexOf(".") + 1)
 
 /** A right on the table itself is missing, whichever row it is. A program's trigger may use the same code for one row. */
 const isDenied = (error: PostgresError, shape: Shape): boolean =>
-  error.sqlstate === "42501" && error.message === `permission denied for table ${localOf(shape)}`
-const isRowSecurity = (error: PostgresError): boolean => error.sqlstate === "42501" && error.message.includes("row-level security")
+  error.sqlstate === "42501" && error.routine === MISSING_RIGHT && isNamed(error.message, localOf(shape))
+/** `"permission denied for table closed one"`, `"テーブル closed one へのアクセスが拒否されました"` */
+const isNamed = (message: string, name: string): boolean =>
+  new RegExp(`(?<![\\p{L}\\p{N}_$])${RegExp.escape(name)}(?![\\p{L}\\p{N}_$])`, "u").test(message)
+const isRowSecurity = ({ sqlstate, routine = "" }: PostgresError): boolean => sqlstate === "42501" && ROW_SECURITY_STOPS.includes(routine)
 
 /** Refusals that may go away once other rows are written. */
 const MOVABLE = new Set(["unique", "foreign_key", "exclusion", "dependant"])
