@@ -112,14 +112,13 @@ const isPastUse = ({ sqlstate, message }: WalStopped, { plugin }: Config): boole
   (plugin === "pgoutput" && sqlstate === UNDEFINED_OBJECT) || (sqlstate === UNDEFINED_FILE && SEGMENT.test(message))
 const replaceUnusable = (options: SourceOptions) => (error: SourceError | ShapeChanged) =>
   error._tag === "WalStopped" && isPastUse(error, options.config)
-    ? Effect.andThen(
-        Effect.logWarning(`${error.message}, at the position of the slot; the slot is replaced`),
-        dropSlot(options.pg, error.slot).pipe(
-          // Its walsender ends a moment after the connection.
-          Effect.retry({ times: 20, schedule: Schedule.spaced(DROP_RETRY_MS) }),
-          Effect.ignore({ log: "Warn" }),
-        ),
-      )
+    ? Effect.gen(function* () {
+        // The same SQLSTATE says that there is no slot.
+        if ((yield* findSlot(options.pg, error.slot)) === null) return
+        yield* Effect.logWarning(`${error.message}, at the position of the slot; the slot is replaced`)
+        // Its walsender ends a moment after the connection.
+        yield* Effect.retry(dropSlot(options.pg, error.slot), { times: 20, schedule: Schedule.spaced(DROP_RETRY_MS) })
+      }).pipe(Effect.ignore({ log: "Warn" }))
     : Effect.void
 
 /** Everything of the catalog that the sync depends on. */

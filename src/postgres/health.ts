@@ -1,4 +1,5 @@
 /** What Postgres says about the slot and about open work, and the few rows the hub leaves there for the DBA's views. */
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { type PostgresError, type PostgresPool, qualified, type Session } from "./client.ts"
 
@@ -68,6 +69,15 @@ export const readSlots = (session: Session): Effect.Effect<ReadonlyArray<SlotHea
         advice: row["advice"] ?? null,
       })),
   )
+
+/** This computer's clock minus the server's, ms. */
+export const readClockAhead = (session: Session): Effect.Effect<number, PostgresError> =>
+  Effect.gen(function* () {
+    const asked = yield* Clock.currentTimeMillis
+    const [row] = yield* session.query<{ at: number }>("SELECT extract(epoch FROM clock_timestamp())::float8 * 1000 AS at")
+    const answered = yield* Clock.currentTimeMillis
+    return Math.round((asked + answered) / 2 - (row?.at ?? answered))
+  })
 
 /** Open conflicts and quarantined changes of one school and table. */
 export interface OpenWork {

@@ -2,7 +2,7 @@
  * Is this node healthy (pure)? The Nagios answer, and `GET /api/sync/health`. Healthy means progress from end to end, not a
  * living process: no data, nobody connected, or nobody enrolled is never OK.
  */
-import { clockText } from "./judge.ts"
+import { clockText, POSTGRES_CLOCK } from "./judge.ts"
 import type { HubSnapshot, SchoolSnapshot, Snapshot } from "./snapshot.ts"
 
 /** Exit codes of a Nagios plugin: 0 to 3. */
@@ -14,7 +14,7 @@ export interface CheckItem {
   readonly level: Level
   readonly message: string
 }
-/** `slots` and `nodes` exist at the hub, `link`, `clock` and `verify` in a school. */
+/** `slots` and `nodes` exist at the hub, `link` and `verify` in a school. */
 export type CheckId = "postgres" | "stream" | "tables" | "slots" | "nodes" | "link" | "clock" | "lag" | "conflicts" | "devices" | "verify"
 
 /** One value for graphs: `label=value[unit];warning;critical;min`. */
@@ -96,6 +96,10 @@ const checkHub = (hub: HubSnapshot, boundsOf: BoundsOf, { items, perf }: Found):
     hub.postgres && hub.fault === null ? "OK" : "CRITICAL",
     hub.fault ?? (hub.postgres ? "Postgres answers" : "Postgres does not answer"),
   )
+
+  const clock = clockText(hub.clockAheadMs ?? 0, POSTGRES_CLOCK)
+  push("clock", clock === "" ? "OK" : "WARNING", clock === "" ? "as Postgres'" : clock)
+  if (hub.clockAheadMs != null) perf.push({ label: "clock_ahead", value: Math.round(hub.clockAheadMs / 1000), unit: "s" })
 
   const { state, detail } = hub.stream
   push("stream", state === "streaming" ? "OK" : state === "down" ? "CRITICAL" : "WARNING", `stream ${state}${detail === "" ? "" : `: ${detail}`}`)

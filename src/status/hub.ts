@@ -14,7 +14,7 @@ import { Libsql } from "../libsql/client.ts"
 import { Heartbeat } from "../link/protocol.ts"
 import { printLsn } from "../model/lsn.ts"
 import { Postgres } from "../postgres/client.ts"
-import { looking, type OpenWork, readEstimates, readOpenWork, readSlots, recordHealth, type SlotHealth } from "../postgres/health.ts"
+import { looking, type OpenWork, readClockAhead, readEstimates, readOpenWork, readSlots, recordHealth, type SlotHealth } from "../postgres/health.ts"
 import { withRemedy } from "../postgres/remedy.ts"
 import { runtimeName } from "../runtime.ts"
 import { VERSION } from "../version.ts"
@@ -110,6 +110,8 @@ interface FromPostgres {
   readonly ok: boolean
   /** Why it did not say what it was asked, with the remedy; null = it did, or gave no answer at all. */
   readonly fault: string | null
+  /** This computer's clock minus the server's, ms; null = not known. */
+  readonly clockAheadMs: number | null
   readonly slots: ReadonlyArray<SlotHealth>
   readonly open: ReadonlyArray<OpenWork>
   /** Of tables whose first copy is under way. */
@@ -125,14 +127,18 @@ const make = Effect.gen(function* () {
   const facts = yield* HubFactStore
   const ownSlot = slotName(pg.url)
 
-  let known: FromPostgres = { at: 0, ok: false, fault: null, slots: [], open: [], estimates: new Map() }
+  let known: FromPostgres = { at: 0, ok: false, fault: null, clockAheadMs: null, slots: [], open: [], estimates: new Map() }
   const askPostgres = Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
     if (now - known.at < POSTGRES_EVERY_MS) return known
     const { loading } = yield* facts.get
     const names = loading.map((one) => one.table)
-    known = yield* looking(pg, (session) => Effect.all([readSlots(session), readOpenWork(session), readEstimates(session, names)])).pipe(
-      Effect.map(([slots, open, estimates]): FromPostgres => ({ at: now, ok: true, fault: null, slots, open, estimates })),
+    known = yield* looking(pg, (session) =>
+      Effect.all([readClockAhead(session), readSlots(session), readOpenWork(session), readEstimates(session, names)]),
+    ).pipe(
+      Effect.map(
+        ([clockAheadMs, slots, open, estimates]): FromPostgres => ({ at: now, ok: true, fault: null, clockAheadMs, slots, open, estimates }),
+      ),
       Effect.timeout(POSTGRES_TIMEOUT_MS),
       Effect.catchTags({
         PostgresError: (error) =>
@@ -267,6 +273,7 @@ const make = Effect.gen(function* () {
       stream: own.stream,
       streamDetail: own.streamDetail,
       fault: fromPostgres.fault,
+      clockAheadMs: fromPostgres.clockAheadMs,
       walStatus: slot?.walStatus ?? null,
       loading: own.loading.length,
       paused: tables.flatMap((table) => (table.state === "paused" ? [table.reason ?? table.table] : [])),
@@ -296,6 +303,7 @@ const make = Effect.gen(function* () {
       }),
       postgres,
       fault: fromPostgres.fault,
+      clockAheadMs: fromPostgres.clockAheadMs,
       stream: { state: own.stream, detail: own.streamDetail },
       feed: {
         epoch: state.epoch,

@@ -56,13 +56,16 @@ const UNITS = [
   ["minute", 60_000],
 ] as const
 
-/** Nothing that the sync decides depends on it; dates that programs write do, and terminals take their time from here. */
-export const clockText = (aheadMs: number): string => {
+/**
+ * In a school nothing that the sync decides depends on it; dates that programs write do, and terminals take their time from here. By the
+ * hub's, captures of all schools are told beside the commit times of Postgres.
+ */
+export const clockText = (aheadMs: number, whose = "head office's"): string => {
   const off = Math.abs(aheadMs)
   if (off <= CLOCK_OFF_MS) return ""
   const [unit, ms] = UNITS.find(([, length]) => off >= 2 * length) ?? UNITS[2]
   const side = aheadMs > 0 ? "ahead of" : "behind"
-  return `the clock of this computer is ${grouped(Math.round(off / ms))} ${unit}s ${side} head office's; set it, and let it be set: timedatectl set-ntp true`
+  return `the clock of this computer is ${grouped(Math.round(off / ms))} ${unit}s ${side} ${whose}; set it, and let it be set: timedatectl set-ntp true`
 }
 
 const judgeFlows = (facts: SchoolOwnFacts): Judged => {
@@ -169,6 +172,8 @@ export interface HubOwnFacts {
   readonly streamDetail: string
   /** Why Postgres did not say how its slot is. */
   readonly fault?: string | null
+  /** This computer's clock minus Postgres', ms; null or absent = not known. */
+  readonly clockAheadMs?: number | null
   readonly walStatus: string | null
   readonly loading: number
   /** Why tables are paused, one sentence each. */
@@ -178,6 +183,13 @@ export interface HubOwnFacts {
 
 /** The hub's own state: what is wrong here first, then the sum of its schools. A school that is away is not the hub's fault. */
 export const judgeHub = (facts: HubOwnFacts): Judged => {
+  const { state, reason } = judgeStream(facts)
+  return { state, reason: [reason, clockText(facts.clockAheadMs ?? 0, POSTGRES_CLOCK)].filter((text) => text !== "").join("; ") }
+}
+
+export const POSTGRES_CLOCK = "Postgres'"
+
+const judgeStream = (facts: HubOwnFacts): Judged => {
   if (!facts.postgres)
     return {
       state: "offline",

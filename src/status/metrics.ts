@@ -30,6 +30,7 @@ const hubFamilies = (hub: HubSnapshot): ReadonlyArray<string> => {
     hub.schools.flatMap((school) => some({ node: school.school, ...extra }, value(school)))
   return [
     family("postgres_up", "Whether Postgres answered the last question.", [[{}, hub.postgres ? 1 : 0]]),
+    family("clock_ahead_seconds", "This computer's clock minus Postgres'.", some({}, hub.clockAheadMs == null ? null : hub.clockAheadMs / 1000)),
     family("stream_state", "State of the replication stream.", oneOf({}, "state", ["starting", "streaming", "standby", "down"], hub.stream.state)),
     family("slot_active", "Whether a consumer holds the slot.", ofSlot(slot === null ? null : slot.active ? 1 : 0)),
     family("slot_retained_bytes", "WAL that the server keeps because of the slot.", ofSlot(slot?.retainedBytes ?? null)),

@@ -141,6 +141,8 @@ export interface HubSnapshot extends Base {
   readonly postgres: boolean
   /** What Postgres answered when it was asked for its part of this, with the remedy; null = it told, or did not answer. */
   readonly fault: string | null
+  /** This computer's clock minus Postgres', ms; null = not known. */
+  readonly clockAheadMs?: number | null
   readonly stream: { readonly state: "starting" | "streaming" | "standby" | "down"; readonly detail: string }
   readonly feed: { readonly epoch: string; readonly seq: string; readonly lsn: string; readonly committedAt: string | null }
   readonly slot: SlotView | null

@@ -16,6 +16,7 @@ describe("check", () => {
     ["all well", {}, "OK"],
     ["Postgres away", { postgres: false, slot: null }, "CRITICAL"],
     ["Postgres does not tell of its slot", { fault: "x", slot: null }, "CRITICAL"],
+    ["a clock that is two hours ahead of Postgres'", { clockAheadMs: 7_200_000 }, "WARNING"],
     ["stream down", { stream: { state: "down", detail: "x" } }, "CRITICAL"],
     ["standby", { stream: { state: "standby", detail: "held by process 7" } }, "WARNING"],
     ["slot missing", { slot: null }, "CRITICAL"],

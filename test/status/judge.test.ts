@@ -127,6 +127,14 @@ describe("the hub judges itself", () => {
   ])("%s", (_, part, state) => {
     expect(judgeHub({ ...hub, ...part }).state).toBe(state)
   })
+
+  it("says what Postgres answers instead of how the slot is, and that its clock is off", () => {
+    expect(judgeHub({ ...hub, fault: "Postgres says: x" })).toEqual({ state: "stuck", reason: "Postgres says: x" })
+    expect(judgeHub({ ...hub, clockAheadMs: -7_200_000 })).toEqual({
+      state: "up_to_date",
+      reason: "the clock of this computer is 2 hours behind Postgres'; set it, and let it be set: timedatectl set-ntp true",
+    })
+  })
 })
 
 describe("one sentence", () => {

@@ -339,6 +339,7 @@ test("what keeps Postgres from telling of its slot is said with its remedy: a lo
   await world.sql`ALTER VIEW schoolbus.gone RENAME TO slot_health`
   await until("all to be well again", async () => (await hubNow()).fault === null)
   expect((await hubNow()).state).toBe(before.state)
+  expect(Math.abs((await hubNow()).clockAheadMs ?? 3_600_000)).toBeLessThan(60_000)
 })
 
 test("runs of a school are listed newest first", async () => {
