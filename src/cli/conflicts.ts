@@ -18,8 +18,11 @@ export const requestText = (requested: Requested | null): string | null =>
       ? `${requested.action} was refused: ${requested.message ?? ""}`
       : `${requested.action}${requested.choice === null ? "" : ` ${requested.choice}`} by ${requested.by} goes to head office with the next sync`
 
-const showText = (look: Look, c: ConflictRecord): string => {
-  const line = (label: string, value: string | null) => `${bold(look, label.padEnd(12))} ${clean(value ?? "(no row)")}\n`
+/** What a side has, as JSON; null: no row, which is not to be taken for a column's empty value. */
+const sideOf = ({ column }: ConflictRecord, value: string | null): string | null => (column === null && value === "null" ? null : value)
+
+export const showText = (look: Look, c: ConflictRecord): string => {
+  const line = (label: string, value: string | null) => `${bold(look, label.padEnd(12))} ${clean(sideOf(c, value) ?? "(no row)")}\n`
   const optional = (label: string, value: string | null) => (value === null ? "" : line(label, value))
   const isUnique = c.kind === "unique"
   const choices = isUnique ? "rename_local|keep_local|keep_remote|merge|discard" : "school|vps|merge, or --value JSON"
@@ -32,7 +35,10 @@ const showText = (look: Look, c: ConflictRecord): string => {
     line("Office has", isUnique && c.theirs === null ? "(a row that the school does not see)" : c.theirs),
     line("Kept", c.status === "open" ? "(waits for a decision)" : c.kept),
     line("Rule", `${c.strategy}: ${c.reason}`),
-    line("When", `${c.at}${c.decidedAt === null ? "" : `, decided ${c.decidedAt} by ${c.decidedBy ?? "-"}`}`),
+    line(
+      "When",
+      `${c.at}${c.decidedAt === null ? "" : `, ${c.status === "open" ? "taken back" : "decided"} ${c.decidedAt} by ${c.decidedBy ?? "-"}`}`,
+    ),
     optional("Free value", c.suggestion),
     optional("Advice", c.recommendation === null ? null : `${c.recommendation.keep}: ${c.recommendation.why}`),
     optional("Asked for", requestText(c.requested)),
@@ -66,8 +72,8 @@ export const list = async (input: Input, io: Io): Promise<number> => {
           clean(c.school),
           short(`${c.table} ${c.key}`, 50),
           clean(c.column ?? "(row)"),
-          short(c.mine, 24),
-          short(c.theirs, 24),
+          short(sideOf(c, c.mine), 24),
+          short(sideOf(c, c.theirs), 24),
           c.requested?.status === "sent" ? "asked for" : c.status,
           c.recommendation === null ? "-" : `${c.recommendation.keep}${c.suggestion === null ? "" : ` ${clean(c.suggestion)}`}`,
         ]),

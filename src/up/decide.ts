@@ -224,7 +224,16 @@ const mergeRow = (
     return { row: resolve({ ...table, strategy: "merge" }, proposal, { row: now, at: 0, columnAt: {}, isMineGreater }).set }
   })
 
-/** The column's own rule, or the one that its type suggests. */
+/** The column's own rule, or the one that its type suggests; null: of two such values nothing third can be made. */
+const mergeRuleOf = ({ table, shape }: Place, name: string): MergeRule | null => {
+  const own: ColumnRule = ruleOf(table, name)
+  const column = columnOf(table, name)
+  if (isMergeRule(own)) return own
+  if (column !== undefined && column.kind !== "text") return "sum"
+  if (/\[\]$|^jsonb?$/.test(column?.type ?? "")) return "union"
+  return /^(text|varchar|bpchar|citext)$/.test(shape.columns.get(name)?.typname ?? "") ? "append" : null
+}
+
 const mergeColumn = (
   session: Session,
   place: Place,
@@ -233,17 +242,10 @@ const mergeColumn = (
 ): Effect.Effect<{ readonly row: Row | null }, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
     const column = columnOf(place.table, name)
-    const own: ColumnRule = ruleOf(place.table, name)
-    const rule: MergeRule = isMergeRule(own)
-      ? own
-      : column !== undefined && column.kind !== "text"
-        ? "sum"
-        : /\[\]$|^jsonb?$/.test(column?.type ?? "")
-          ? "union"
-          : "append"
+    const rule = mergeRuleOf(place, name)
     const greater = yield* greaterOf(session, place, [name], { [name]: values.mine }, { [name]: values.theirs })
     const value =
-      column === undefined || ["bool", "bytea"].includes(column.kind)
+      column === undefined || rule === null || ["bool", "bytea"].includes(column.kind)
         ? undefined
         : mergeValues(rule, column, { ...values, isMineGreater: greater.has(name) })
     return value === undefined

@@ -10,7 +10,7 @@ CREATE TABLE ask (id int PRIMARY KEY, school_id text, a text, n numeric(6,2) CHE
 CREATE TABLE rule (id int PRIMARY KEY, school_id text, a text, n numeric(6,2));
 CREATE TABLE classes (id int PRIMARY KEY, school_id text, name text CHECK (name <> ''));
 CREATE TABLE pupils (id int PRIMARY KEY, school_id text, class int REFERENCES classes (id), name text);
-CREATE TABLE marks (id int PRIMARY KEY, school_id text, best int, first date, total numeric);
+CREATE TABLE marks (id int PRIMARY KEY, school_id text, best int, first date, total numeric, day date);
 CREATE TABLE tidy (id int PRIMARY KEY, school_id text, a text, n numeric(6,2));
 CREATE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   IF NEW.a = 'never' THEN RETURN NULL; END IF;
@@ -124,6 +124,11 @@ describe("a conflict of a column", () => {
       await decide(id ?? "", { keep: "merge" })
     }
     expect(await o.sql(`SELECT best, first::text AS first FROM marks WHERE id = ${k}`)).toEqual([{ best: 10, first: "2026-01-01" }])
+  })
+  test("merge: of two days nothing third is made", async () => {
+    await o.sql(`INSERT INTO marks VALUES (${k}, 'a', NULL, NULL, NULL, '2026-01-02')`)
+    const push = await a.push([{ table: "marks", op: "update", key: [k], base: { id: k, school_id: "a", day: null }, mine: { day: "2026-01-03" } }])
+    await expect(decide(push.record(0), { keep: "merge" })).rejects.toMatchObject({ message: expect.stringContaining("cannot be put together") })
   })
   test("what a trigger makes of a decision is what the record says, and is undone", async () => {
     const id = await disagree("tidy")
