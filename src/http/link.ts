@@ -11,6 +11,7 @@ import type { LibsqlError } from "../libsql/client.ts"
 import { CompareAsk, MAX_COMPARE_BYTES } from "../link/protocol.ts"
 import type { Postgres, PostgresError } from "../postgres/client.ts"
 import type { Apply } from "../up/apply.ts"
+import type { HubFactStore } from "../status/facts.ts"
 import { Calls } from "./calls.ts"
 import { isHeartbeat, openHeartbeats } from "./heartbeat.ts"
 import { hello } from "./hello.ts"
@@ -22,7 +23,7 @@ import { answering } from "./server.ts"
 import { openStreams, type StreamWatch, stream } from "./stream.ts"
 import { openUploads } from "./uploads.ts"
 
-type Services = Feed | Compare | Apply | Postgres | Calls
+type Services = Feed | Compare | Apply | Postgres | Calls | HubFactStore
 
 const manifest = (request: Request) =>
   Effect.gen(function* () {

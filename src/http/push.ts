@@ -7,6 +7,9 @@ import * as Semaphore from "effect/Semaphore"
 import { Feed } from "../down/feed.ts"
 import { inflate } from "../link/body.ts"
 import { MAX_PART_BYTES, PushQuery, sliceOf } from "../link/protocol.ts"
+import { PostgresError } from "../postgres/client.ts"
+import { remedyOf, withRemedy } from "../postgres/remedy.ts"
+import { HubFactStore } from "../status/facts.ts"
 import { Apply, openBatch } from "../up/apply.ts"
 import { Calls } from "./calls.ts"
 import { answerJson, bodyFault, readBody } from "./link-body.ts"
@@ -104,6 +107,23 @@ const collect = (uploads: Uploads, query: PushQuery, bytes: Uint8Array) =>
     return { slices, missing }
   })
 
+/** What keeps Postgres from taking anything stands in the hub's status, until it takes something again. A row that is locked passes. */
+const telling = <A, E extends { readonly _tag: string }, R>(applying: Effect.Effect<A, E, R>) =>
+  Effect.gen(function* () {
+    const facts = yield* HubFactStore
+    const note = (error: E) =>
+      Effect.gen(function* () {
+        if (!(error instanceof PostgresError) || error.sqlstate === "55P03") return
+        const { message, sqlstate, routine } = error
+        if (remedyOf(sqlstate, message, routine) === null) return
+        const text = withRemedy(`Postgres takes nothing that schools send: ${message} (${sqlstate})`, sqlstate, routine)
+        yield* facts.set({ refused: { text, at: yield* Clock.currentTimeMillis } })
+      })
+    const taken = yield* Effect.tapError(applying, note)
+    if ((yield* facts.get).refused !== null) yield* facts.set({ refused: null })
+    return taken
+  })
+
 export const push = (request: Request, gates: PushGates) =>
   Effect.gen(function* () {
     const key = yield* authenticate(request)
@@ -130,7 +150,7 @@ export const push = (request: Request, gates: PushGates) =>
         const text = new TextDecoder().decode(slices.length === 1 ? slices[0] : Buffer.concat(slices))
         const now = yield* Clock.currentTimeMillis
         const batch = { school: key.school, incarnation: query.incarnation, number: query.batch, hash: query.hash, text, now }
-        const applying = Effect.flatMap(openBatch(batch), (opened) => inTurn(gates.applies.withPermit(apply.opened(opened))))
+        const applying = Effect.flatMap(openBatch(batch), (opened) => inTurn(gates.applies.withPermit(telling(apply.opened(opened)))))
         // Once it is whole it is carried through: a school that hangs up meanwhile finds the answer in the ledger.
         const verdicts = yield* Effect.uninterruptible(gates.ready.withPermit(applying)).pipe(
           Effect.catchTags({

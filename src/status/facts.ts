@@ -14,6 +14,8 @@ export interface HubFacts {
   readonly connected: ReadonlyArray<string>
   /** Postgres answered the last question put to it. */
   readonly postgres: boolean
+  /** Why Postgres took nothing of the last push, with the remedy, and when, ms since 1970; null = it took it, or there was none. */
+  readonly refused: { readonly text: string; readonly at: number } | null
 }
 
 export interface SchoolFacts {
@@ -57,7 +59,7 @@ const makeStore = <F>(first: F): FactStore<F> => {
 
 export class HubFactStore extends Context.Service<HubFactStore, FactStore<HubFacts>>()("schoolbus/status/HubFactStore") {
   static readonly layer = Layer.sync(HubFactStore, () =>
-    makeStore<HubFacts>({ stream: "starting", streamDetail: "", loading: [], connected: [], postgres: true }),
+    makeStore<HubFacts>({ stream: "starting", streamDetail: "", loading: [], connected: [], postgres: true, refused: null }),
   )
 }
 

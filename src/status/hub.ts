@@ -40,6 +40,7 @@ export const LAG_COUNTED = 10_000
 const POSTGRES_EVERY_MS = 2_000
 /** An answer that takes longer counts as none; the status must come when the server hangs, too. */
 const POSTGRES_TIMEOUT_MS = 3_000
+const REFUSED_SHOWN_MS = 5 * 60_000
 const RECORD_EVERY_MS = 60_000
 /** How soon after the stream has begun the first record is made. */
 const RECORD_LOOK_MS = 5_000
@@ -168,6 +169,9 @@ const make = Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
     const own = yield* facts.get
     const fromPostgres = yield* askPostgres
+    // Who was refused comes again; after a while without anybody it says nothing any more.
+    const refused = own.refused !== null && now - own.refused.at < REFUSED_SHOWN_MS ? own.refused.text : null
+    const fault = fromPostgres.fault ?? refused
     const state = yield* feed.state
     const enrolled = (yield* feed.schools).filter((school) => !school.revoked && (only === undefined || school.id === only))
     const readers = livingReaders(yield* feed.reader.all)
@@ -272,7 +276,7 @@ const make = Effect.gen(function* () {
       postgres,
       stream: own.stream,
       streamDetail: own.streamDetail,
-      fault: fromPostgres.fault,
+      fault,
       clockAheadMs: fromPostgres.clockAheadMs,
       walStatus: slot?.walStatus ?? null,
       loading: own.loading.length,
@@ -302,7 +306,7 @@ const make = Effect.gen(function* () {
         return { ...one, total, percent: percentOf(one.rows, total) }
       }),
       postgres,
-      fault: fromPostgres.fault,
+      fault,
       clockAheadMs: fromPostgres.clockAheadMs,
       stream: { state: own.stream, detail: own.streamDetail },
       feed: {

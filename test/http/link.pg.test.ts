@@ -446,6 +446,22 @@ it("a batch is applied once, however often it comes, and only after the one befo
   expect(await world.run(world.feed.reader.get(incarnation))).toMatchObject({ batch: 2 })
 })
 
+it("what keeps Postgres from taking any batch is known at the hub until it takes one again", async () => {
+  const { part, get } = await outbox([pupil(70, "later")])
+  const refused = async () => (await world.run(hub.facts.get)).refused?.text ?? ""
+  // As a full disk answers, which a test cannot make.
+  await world.sql.unsafe(`CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'could not extend file "base/1/2": No space left on device' USING ERRCODE = '53100'; END $$;
+    CREATE TRIGGER full_disk BEFORE INSERT ON pupils FOR EACH ROW EXECUTE FUNCTION full_disk()`)
+  const answer = await part(get(1), 1, 1)
+  expect([answer.status, await refused()]).toEqual([
+    503,
+    `Postgres takes nothing that schools send: could not extend file "base/1/2": No space left on device (53100); free space on Postgres' disk`,
+  ])
+  await world.sql.unsafe("DROP TRIGGER full_disk ON pupils; DROP FUNCTION full_disk")
+  expect([(await part(get(1), 1, 1)).status, await refused(), await known("later")]).toEqual([200, "", 1])
+})
+
 it("a hub that has not read its tables from Postgres yet takes no batch, tells no manifest and serves no page", async () => {
   const { part, get, incarnation, token } = await outbox([pupil(60, "early")])
   const scope = Scope.makeUnsafe()

@@ -338,6 +338,9 @@ test("what keeps Postgres from telling of its slot is said with its remedy: a lo
   await told('relation "schoolbus.slot_health" does not exist')
   await world.sql`ALTER VIEW schoolbus.gone RENAME TO slot_health`
   await until("all to be well again", async () => (await hubNow()).fault === null)
+  await hubFacts({ refused: { text: "Postgres takes nothing", at: Date.now() } })
+  expect(await hubNow()).toMatchObject({ state: "stuck", reason: "Postgres takes nothing" })
+  await hubFacts({ refused: { text: "Postgres takes nothing", at: Date.now() - 3_600_000 } })
   expect((await hubNow()).state).toBe(before.state)
   expect(Math.abs((await hubNow()).clockAheadMs ?? 3_600_000)).toBeLessThan(60_000)
 })
