@@ -54,6 +54,8 @@ export const emptiedBy = (
 export const restoreComputed = (tx: Tx, emptied: ReadonlyArray<Emptied>): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     if (emptied.length === 0) return
+    // A cut may be under way in the same transaction.
+    const [capture] = yield* tx.all<{ active: number }>("SELECT active FROM schoolbus_deliver")
     yield* tx.run("UPDATE schoolbus_deliver SET active = 1")
     for (const { source, row, from } of emptied) {
       const { table } = source
@@ -73,5 +75,5 @@ export const restoreComputed = (tx: Tx, emptied: ReadonlyArray<Emptied>): Effect
         [BigInt(from), BigInt(row.tbl), local, BigInt(row.id)],
       )
     }
-    yield* tx.run("UPDATE schoolbus_deliver SET active = 0")
+    yield* tx.run("UPDATE schoolbus_deliver SET active = ?", [capture?.active ?? 0])
   })
