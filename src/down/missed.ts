@@ -71,7 +71,7 @@ export const hearMissed = <E>(file: LibsqlFile, now: Manifest, ask: AskAgain<E>)
     for (const table of now.tables) {
       const known = before.get(table.name)
       if (known === undefined || table.direction === "up") continue
-      // While its rows only went up nothing was heard of any.
+      // While its rows only went up nothing was heard of any, nor of what the school deleted and may yet show again.
       for (let after: string | null | undefined = known.direction === "up" ? null : undefined; after !== undefined; ) {
         const locals: ReadonlyArray<string> = yield* rowKeys(file, table, after)
         yield* askFor(
@@ -80,7 +80,7 @@ export const hearMissed = <E>(file: LibsqlFile, now: Manifest, ask: AskAgain<E>)
         )
         after = locals.length < ASKED ? undefined : locals.at(-1)
       }
-      const from = missedSince(known, table)
+      const from = known.direction === "up" ? 0 : missedSince(known, table)
       const keys = from === null ? [] : yield* keysSince(file, table, from)
       for (let i = 0; i < keys.length; i += ASKED) yield* askFor(table, keys.slice(i, i + ASKED))
     }

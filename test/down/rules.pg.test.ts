@@ -159,7 +159,7 @@ test("rows that only go up place rows that come down, and are told to nobody", a
 })
 
 test("a table that went only up for a while and goes both ways again: what head office deleted or moved meanwhile is gone in the schools", async () => {
-  const going = (direction: "up" | "both"): ConfigInput => tables(null, { sheets: { audience: { column: "school" }, direction } })
+  const going = (direction: "up" | "both" | "down"): ConfigInput => tables(null, { sheets: { audience: { column: "school" }, direction } })
   const own = await makeWorld("CREATE TABLE sheets (id text PRIMARY KEY, school text, body text)", going("both"), ["a", "b"])
   const near = await own.school("a")
   const away = await own.school("a")
@@ -169,19 +169,27 @@ test("a table that went only up for a while and goes both ways again: what head 
     await own.settle()
     for (const school of schools) await school.sync()
   }
-  await own.sql`INSERT INTO sheets SELECT 'office ' || n, 'a', 'x' FROM generate_series(1, 4) n`
+  await own.sql`INSERT INTO sheets SELECT 'office ' || n, 'a', 'x' FROM generate_series(1, 5) n`
   await settled(near, away)
+  await own.restart(going("down"))
+  await settled(near)
+  await near.write("DELETE FROM sheets WHERE id = 'office 5'")
+  await near.sync()
   await own.restart(going("up"))
   await settled(near)
   await near.write("INSERT INTO sheets (id, school, body) VALUES ('near 1', 'a', 'x'), ('near 2', 'a', 'x'), ('near 3', 'a', 'x')")
   await near.write("UPDATE sheets SET body = 'mine' WHERE id = 'office 4'")
   await near.push()
-  await own.sql`DELETE FROM sheets WHERE id IN ('office 1', 'near 1')`
+  await own.sql`DELETE FROM sheets WHERE id IN ('office 1', 'near 1', 'office 5')`
   await own.sql`UPDATE sheets SET school = 'b' WHERE id IN ('office 2', 'near 2')`
   await settled(near)
   await near.write("INSERT INTO sheets (id, school, body) VALUES ('near 4', 'a', 'not sent yet')")
   await own.restart(going("both"))
   await settled(near, near, away, away)
   for (const school of [near, away]) expect(await sheets(school)).toEqual(["near 3", "near 4", "office 3", "office 4"])
+  // A delete that was refused, of a row that is gone by now.
+  await own.sql`UPDATE schoolbus.quarantine SET status = 'discarded'`
+  await settled(near)
+  expect(await sheets(near)).toEqual(["near 3", "near 4", "office 3", "office 4"])
   await own.stop()
 })
