@@ -173,7 +173,7 @@ const hub = (options: HubOptions, config: Config) =>
       Effect.catchTag("PostgresError", (error) =>
         error.sqlstate === "42501" || error.sqlstate === "3D000" || error.sqlstate.startsWith("28")
           ? Effect.fail(error)
-          : Effect.logWarning(`Postgres does not answer yet: ${error.message}`),
+          : Effect.logWarning(error.sqlstate === "" ? `Postgres does not answer yet: ${error.message}` : sentence(error)),
       ),
       // Told and waited for where the stream is opened.
       Effect.catchTag("DatabaseUnfinished", () => Effect.void),

@@ -2,6 +2,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import postgres from "postgres"
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest"
 import { createDatabase, type Database, run, testCluster } from "./support/postgres.ts"
 import { begin, killAll } from "./support/run.ts"
@@ -141,6 +142,26 @@ it("views and functions of its schema that somebody dropped are made again; a dr
   expect(await hub.stop()).toBe(0)
   await own.drop()
 })
+
+it("started while somebody holds a table, it listens and says so, and streams once that is over", async () => {
+  const own = await createDatabase()
+  await run(own.url, "CREATE TABLE pupils (id text PRIMARY KEY, school_id text, name text DEFAULT 'x')")
+  const before = startHub(good, own.url)
+  await before.says("streaming from slot")
+  expect(await before.stop()).toBe(0)
+  for (const table of ["pupils", "schoolbus.migrations", "schoolbus.hub"]) {
+    const held = postgres(own.url, { max: 1, onnotice: () => undefined })
+    await held.unsafe(`BEGIN; LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`)
+    const hub = startHub(good, own.url, before.dataDir)
+    await hub.says("a program holds the lock")
+    expect(await hub.get("/health")).toMatchObject({ status: expect.anything() })
+    await held.unsafe("COMMIT")
+    await held.end()
+    await hub.says("streaming from slot")
+    expect(await hub.stop()).toBe(0)
+  }
+  await own.drop()
+}, 60_000)
 
 it("a slot that another database of the server has under its name is told of, with the way to free it, and the stream begins then", async () => {
   const own = await createDatabase()

@@ -5,6 +5,7 @@ import type { Config, PluginName } from "../config.ts"
 import { builtinTables } from "../model/builtin.ts"
 import { type Catalog, readCatalog, type Wanted } from "../postgres/catalog.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
+import { looking } from "../postgres/health.ts"
 import { type DatabaseUnfinished, type HubMigrationRefused, migrateHub, refuseUnfinished } from "../postgres/migrate.ts"
 import type { Shape } from "./shape.ts"
 
@@ -92,7 +93,8 @@ export const prepare = (
   Effect.gen(function* () {
     yield* refuseUnfinished(pg, shapes.length > 0)
     yield* migrateHub(pg)
-    const catalog = yield* pg.tx((session) => readCatalog(session, wantedTables(config)))
+    // Defaults are printed under a lock on their table.
+    const catalog = yield* looking(pg, (session) => readCatalog(session, wantedTables(config)))
     const [server] = yield* pg.query<{ encoding: string }>("SELECT current_setting('server_encoding') AS encoding")
     const unreadable = encodingProblem(config.plugin, server?.encoding ?? "")
     const isKnown = new Set(shapes.map(({ table }) => table.name))

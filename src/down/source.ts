@@ -17,6 +17,7 @@ import { type Catalog, readCatalog } from "../postgres/catalog.ts"
 import { readNames } from "../postgres/catalog-rows.ts"
 import { ensureEventTriggers, watchTables } from "../postgres/watch.ts"
 import type { PostgresError, PostgresPool } from "../postgres/client.ts"
+import { looking } from "../postgres/health.ts"
 import type { DatabaseUnfinished, HubMigrationRefused } from "../postgres/migrate.ts"
 import { readGenerated } from "../postgres/generated.ts"
 import { barredFrom, mendPublication, missingFrom, type PublicationRefused, readPublication } from "../postgres/publication.ts"
@@ -236,9 +237,11 @@ const runOnce = (options: SourceOptions, isAgain: boolean): Effect.Effect<never,
           ? []
           : [...missingFrom(publication, streamed), ...streamed.filter((table) => marks?.[table] !== publication.marks[table])]
       const unpublished = held.filter((table) => gaps.includes(table))
-      const [known] = yield* pg.query<{ life: string; older: boolean | null }>(
-        "SELECT life, at < nullif($1, '')::timestamptz AS older FROM schoolbus.hub WHERE id = 1",
-        [state.position.at],
+      const [known] = yield* looking(pg, (session) =>
+        session.query<{ life: string; older: boolean | null }>(
+          "SELECT life, at < nullif($1, '')::timestamptz AS older FROM schoolbus.hub WHERE id = 1",
+          [state.position.at],
+        ),
       )
       const { compare, isUseless, isNewEpoch, isPutBack } = judgeStanding({
         feed: { ...state, lsn: state.position.lsn },

@@ -6,6 +6,7 @@ import { fileURLToPath } from "node:url"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type { PostgresError, PostgresPool, Session } from "./client.ts"
+import { looking } from "./health.ts"
 
 export class HubMigrationRefused extends Data.TaggedError("HubMigrationRefused")<{ readonly message: string }> {}
 
@@ -14,6 +15,9 @@ export class DatabaseUnfinished extends Data.TaggedError("DatabaseUnfinished")<{
 
 /** "schoolbus" in ASCII, cut to fit: the lock that keeps two starters from migrating at once. */
 const LOCK = "8316291890241241459"
+
+/** Who holds one of our tables is told of, not waited for in silence. */
+const LOCK_TIMEOUT = "5s"
 
 const hubFiles = Effect.promise(async () => {
   const root = fileURLToPath(new URL("../../sql/hub/", import.meta.url).href)
@@ -117,7 +121,7 @@ export const refuseUnfinished = (pg: PostgresPool, wasThere: boolean): Effect.Ef
               EXISTS (SELECT 1 FROM pg_catalog.pg_constraint WHERE conrelid = to_regclass('schoolbus.school_status') AND contype = 'f') AS whole`,
     )
     if (found === undefined || (!found.present && !wasThere)) return
-    const missing = yield* missingTables(pg)
+    const missing = yield* looking(pg, missingTables)
     if (found.whole && missing.length === 0) return
     const anew =
       "move feed.db in the hub's data directory away, start the hub, and enrol the schools again (schoolbus schools add; each node starts once with --new-life)"
@@ -135,6 +139,7 @@ export const migrateHub = (pg: PostgresPool): Effect.Effect<void, PostgresError 
     const files = yield* hubFiles
     yield* pg.tx((session) =>
       Effect.gen(function* () {
+        yield* session.execute(`SET LOCAL lock_timeout = '${LOCK_TIMEOUT}'`)
         yield* session.execute(`SELECT pg_advisory_xact_lock(${LOCK})`)
         const known = yield* appliedTo(session)
         if (known === null) {

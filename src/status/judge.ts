@@ -202,7 +202,7 @@ const judgeStream = (facts: HubOwnFacts): Judged => {
     }
   if (facts.stream === "down") return { state: "stuck", reason: facts.streamDetail || "the replication stream is down; see the log" }
   if (facts.stream === "standby") return { state: "paused", reason: facts.streamDetail || "standby: another hub holds the slot" }
-  if (facts.stream === "starting") return { state: "new", reason: facts.streamDetail || "starting" }
+  if (facts.stream === "starting") return { state: "new", reason: facts.streamDetail || facts.fault || "starting" }
   if (facts.fault != null) return { state: "stuck", reason: facts.fault }
   const [paused] = facts.paused ?? []
   if (paused !== undefined)
