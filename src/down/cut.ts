@@ -121,7 +121,7 @@ export const applyPart = (
 ): Effect.Effect<ReadonlyArray<number>, LibsqlError> =>
   Effect.gen(function* () {
     const { tx } = delivery
-    const { batches, lost } = yield* settleBatches(delivery, part.ledger, touched)
+    const { batches, lost, left } = yield* settleBatches(delivery, part.ledger, touched)
     if (met) {
       const keys = [...part.items.values()].filter((item) => item.values !== null).map((item) => [item.target.tbl, item.key])
       yield* tx.run("INSERT OR IGNORE INTO schoolbus_met (tbl, key) SELECT value ->> 0, value ->> 1 FROM json_each(?)", [JSON.stringify(keys)])
@@ -153,6 +153,7 @@ export const applyPart = (
     yield* keepBehind(delivery, kept)
     yield* forgetBehind(delivery, free)
     yield* keepRefused(delivery, yield* showRows(tx, inKeyOrder(free)))
-    yield* releaseRows(delivery, touched, fresh, new Map([...lost.map((id) => [id, null] as const), ...ended.restore]))
+    const restore = new Map([...lost.map((id) => [id, null] as const), ...ended.restore])
+    yield* releaseRows(delivery, touched, fresh, restore, left)
     return batches
   })

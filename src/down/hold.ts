@@ -4,7 +4,7 @@
  */
 import * as Effect from "effect/Effect"
 import { ident, type LibsqlError } from "../libsql/client.ts"
-import type { Change } from "../model/change.ts"
+import type { Change, Exception } from "../model/change.ts"
 import { localKey } from "../model/key.ts"
 import { namesSince } from "../model/table.ts"
 import { isRefused, type Refused, type Wire, wireToCell } from "../model/value.ts"
@@ -26,6 +26,36 @@ export interface EndedHolds {
 }
 
 const none: EndedHolds = { rows: [], restore: new Map() }
+
+/** A captured write of a batch that has its verdicts. */
+export interface SettledChange {
+  readonly id: number
+  readonly tbl: number
+  readonly op: string
+  readonly key: string
+  readonly new_key: string | null
+}
+
+/**
+ * What waits for a person. A quarantined row is held under the key that it had before the batch and under its present one, whichever
+ * of its writes gave it that: they are one record, and the last of them stands for all.
+ */
+export const heldBy = (changes: ReadonlyArray<SettledChange>, exceptions: ReadonlyArray<Exception>): ReadonlyArray<Hold> => {
+  const changeById = new Map(changes.map((change) => [change.id, change]))
+  const firstByRecord = new Map<string, SettledChange>()
+  for (const { id, verdict, record } of exceptions.toSorted((a, b) => a.id - b.id)) {
+    const change = changeById.get(id)
+    if (verdict === "quarantined" && record !== undefined && change !== undefined && !firstByRecord.has(record)) firstByRecord.set(record, change)
+  }
+  return exceptions.flatMap(({ id, hold, record, columns }): ReadonlyArray<Hold> => {
+    const change = changeById.get(id)
+    if (hold !== true || record === undefined || change === undefined) return []
+    const first = firstByRecord.get(record) ?? change
+    const before = first.op === "I" ? [] : [first.key]
+    const keys = new Set([...before, change.new_key ?? change.key])
+    return [...keys].flatMap((key) => (columns ?? [""]).map((col) => ({ tbl: change.tbl, key, col, record })))
+  })
+}
 
 export const beginHolds = (delivery: Delivery, holds: ReadonlyArray<Hold>): Effect.Effect<void, LibsqlError> =>
   Effect.asVoid(

@@ -4,14 +4,14 @@
  * on which nothing else waits. What a local value was before is recorded.
  */
 import * as Effect from "effect/Effect"
-import { safely } from "../libsql/cells.ts"
+import { readWire, safely } from "../libsql/cells.ts"
 import type { LibsqlError, Tx } from "../libsql/client.ts"
 import type { Exception } from "../model/change.ts"
 import { parseLocalKey } from "../model/key.ts"
-import type { Cell } from "../model/value.ts"
+import { type Cell, isRefused } from "../model/value.ts"
 import { type PendingChange, release, type RowState, type Waiting, waitingColumns } from "./behind.ts"
 import { type Delivery, idOf, type Item, type Row, rowOf, type Target } from "./delivery.ts"
-import { beginHolds, type Hold, holdsOf } from "./hold.ts"
+import { beginHolds, heldBy, holdsOf, type SettledChange } from "./hold.ts"
 import { type Current, readRows, type Refused, showRows, updateRows } from "./show.ts"
 
 /** Rows to be released, by `tbl key`; `batch` is the newest that touched the row, for the record. */
@@ -69,35 +69,6 @@ const exceptionsOf = (text: unknown): ReadonlyArray<Exception> => {
   }
 }
 
-interface SettledChange {
-  readonly id: number
-  readonly tbl: number
-  readonly op: string
-  readonly key: string
-  readonly new_key: string | null
-}
-
-/**
- * What waits for a person. A quarantined row is held under the key that it had before the batch and under its present one, whichever
- * of its writes gave it that: they are one record, and the last of them stands for all.
- */
-const heldBy = (changes: ReadonlyArray<SettledChange>, exceptions: ReadonlyArray<Exception>): ReadonlyArray<Hold> => {
-  const changeById = new Map(changes.map((change) => [change.id, change]))
-  const firstByRecord = new Map<string, SettledChange>()
-  for (const { id, verdict, record } of exceptions.toSorted((a, b) => a.id - b.id)) {
-    const change = changeById.get(id)
-    if (verdict === "quarantined" && record !== undefined && change !== undefined && !firstByRecord.has(record)) firstByRecord.set(record, change)
-  }
-  return exceptions.flatMap(({ id, hold, record, columns }): ReadonlyArray<Hold> => {
-    const change = changeById.get(id)
-    if (hold !== true || record === undefined || change === undefined) return []
-    const first = firstByRecord.get(record) ?? change
-    const before = first.op === "I" ? [] : [first.key]
-    const keys = new Set([...before, change.new_key ?? change.key])
-    return [...keys].flatMap((key) => (columns ?? [""]).map((col) => ({ tbl: change.tbl, key, col, record })))
-  })
-}
-
 export interface Settled {
   readonly batches: ReadonlyArray<number>
   /**
@@ -105,7 +76,24 @@ export interface Settled {
    * ledger row or before: if nothing waits for them, they do not exist.
    */
   readonly lost: ReadonlyArray<string>
+  /**
+   * By id, rows that a losing delete or key change took away, as they stood before the batch. Head office's differ, and came or come,
+   * unless all that differed was an edit that was given up: of that the restored columns alone wait.
+   */
+  readonly left: ReadonlyMap<string, RowState>
 }
+
+/** The row under a key as it stood before the first of a batch's writes; null: the batch itself made it. */
+const rowBefore = (delivery: Delivery, changes: ReadonlyArray<SettledChange>, { tbl, key }: SettledChange) =>
+  Effect.gen(function* () {
+    const first = changes.find((change) => change.tbl === tbl && (change.key === key || change.new_key === key))
+    const columns = delivery.byTbl.get(tbl)?.table.columns
+    if (first === undefined || columns === undefined || first.op === "I" || first.key !== key) return null
+    const values = columns.map((_, i) => safely(`v${i}`)).join(", ")
+    const [row] = yield* delivery.tx.values(`SELECT ${values} FROM changes WHERE id = ?`, [first.id])
+    const wires = columns.map(({ name, kind }, i) => [name, readWire(kind, row?.[i] ?? null)] as const)
+    return Object.fromEntries(wires.flatMap(([name, wire]) => (isRefused(wire) ? [] : [[name, wire] as const])))
+  })
 
 /**
  * Settles the batches of this file whose ledger rows came. A ledger row that was seen before, or whose hash is not that of
@@ -115,7 +103,7 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
   Effect.gen(function* () {
     const { tx } = delivery
     const ours = ledger.filter((row) => row["incarnation"] === delivery.incarnation)
-    if (ours.length === 0) return { batches: [], lost: [] }
+    if (ours.length === 0) return { batches: [], lost: [], left: new Map() }
     const waiting = new Map(
       (yield* tx.all<{ number: number; hash: string }>(
         "SELECT number, hash FROM schoolbus_batch WHERE settled_at IS NULL AND number IN (SELECT value FROM json_each(?))",
@@ -124,6 +112,7 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
     )
     const batches: Array<number> = []
     const lost: Array<string> = []
+    const leftRows = new Map<string, RowState>()
     for (const row of ours.toSorted((a, b) => Number(a["batch"]) - Number(b["batch"]))) {
       const batch = Number(row["batch"])
       if (!waiting.has(batch) || waiting.get(batch) !== row["hash"]) continue
@@ -144,6 +133,12 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
         // A row that stood there before this batch may still stand at the hub.
         if ((op === "D" || new_key !== null) && !made.delete(idOf(tbl, key))) left.add(idOf(tbl, key))
       }
+      const conflicting = new Set(exceptions.flatMap(({ id, verdict, hold }) => (verdict === "conflict" && hold !== true ? [id] : [])))
+      for (const change of changes) {
+        if (!conflicting.has(change.id) || (change.op !== "D" && change.new_key === null)) continue
+        const before = yield* rowBefore(delivery, changes, change)
+        if (before !== null) leftRows.set(idOf(change.tbl, change.key), before)
+      }
       for (const { tbl, key, new_key } of changes) {
         touched.set(idOf(tbl, key), { tbl, key, batch })
         if (new_key !== null) touched.set(idOf(tbl, new_key), { tbl, key: new_key, batch })
@@ -156,7 +151,7 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
       ])
       batches.push(batch)
     }
-    return { batches, lost }
+    return { batches, lost, left: leftRows }
   })
 
 /** Pending changes of rows of one table, by local key. */
@@ -209,6 +204,7 @@ const waitingRows = (
   touched: Touched,
   fresh: ReadonlyMap<string, Item>,
   restore: ReadonlyMap<string, RowState>,
+  left: ReadonlyMap<string, RowState>,
 ): Effect.Effect<ReadonlyArray<Behind>, LibsqlError> =>
   Effect.gen(function* () {
     const stored = new Map(
@@ -221,7 +217,8 @@ const waitingRows = (
       const item = fresh.get(id)
       const keyCells = item?.keyCells ?? parseLocalKey(key)
       const isStored = stored.has(id)
-      const state = item !== undefined ? stateOf(item) : isStored ? over(restore.get(id), stored.get(id) ?? null) : restore.get(id)
+      const kept = isStored ? over(restore.get(id), stored.get(id) ?? null) : restore.get(id)
+      const state = item !== undefined ? stateOf(item) : kept === undefined ? undefined : over(left.get(id), kept)
       return state === undefined || keyCells === null ? [] : [{ tbl, key, state, keyCells, isStored }]
     })
   })
@@ -232,11 +229,12 @@ export const releaseRows = (
   touched: Touched,
   fresh: ReadonlyMap<string, Item>,
   restore: ReadonlyMap<string, RowState>,
+  left: ReadonlyMap<string, RowState> = new Map(),
 ): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     if (touched.size === 0) return
     const { tx } = delivery
-    const all = yield* waitingRows(delivery, touched, fresh, restore)
+    const all = yield* waitingRows(delivery, touched, fresh, restore, left)
     const byTbl = Map.groupBy(all, (behind) => behind.tbl)
     const held = yield* holdsOf(
       delivery,

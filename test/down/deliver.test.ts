@@ -558,6 +558,24 @@ test("rows of a cut are not captured while a program's own write, which emptied 
   expect(s.one("SELECT active FROM schoolbus_deliver")).toBe(0n)
 })
 
+test.each(["before", "with"])("a delete that loses, of a row whose edit was given up %s its verdict, brings the whole row back", async (when) => {
+  s.hub.put("pupils", pupil("1", { phone: "base", big: "7" }))
+  await s.pull()
+  s.program("UPDATE pupils SET phone = 'bad' WHERE id = '1'")
+  await quarantineAll()
+  await s.pull()
+  s.program("DELETE FROM pupils WHERE id = '1'")
+  await s.freezeAll()
+  decideAll("discarded")
+  if (when === "before") await s.pull()
+  const [batch] = s.unsettled()
+  // The hub compares it with what the school had, and keeps the row as it is.
+  s.hub.ledger(batch?.number ?? 0, batch?.hash ?? "", [{ id: batch?.changes[0]?.id ?? 0, verdict: "conflict" }])
+  await s.pull()
+  expect(s.read("SELECT id, school_id, name, phone, CAST(big AS TEXT), active FROM pupils")).toEqual([["1", "s1", "pupil 1", "base", "7", 1n]])
+  expect([behind(), changes()]).toEqual([0, 0])
+})
+
 test("a discarded delete or key change brings back what Postgres had computed", async () => {
   const hall = (id: string) => ({ id, school_id: SCHOOL, seats: 4, doubled: 8 })
   for (const id of ["1", "2", "3"]) s.hub.put("halls", hall(id))
