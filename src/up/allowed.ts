@@ -21,6 +21,16 @@ const answer = (refusal: Refusal | null): Effect.Effect<void, DecideRefused> =>
 const belongs = (session: Session, places: Places, table: Table, row: Row, school: string): Effect.Effect<boolean, PostgresError> =>
   Effect.map(whichBelong(session, places, table, [textsOf(table, table.key, row)], school), (inside) => inside.has(0))
 
+/** Whether the row belongs to the school. */
+export const isOfSchool = (
+  session: Session,
+  tables: ReadonlyMap<string, Table>,
+  school: string,
+  table: Table,
+  row: Row,
+): Effect.Effect<boolean, PostgresError> =>
+  Effect.flatMap(readKnownShapes(session, tables, [...tables.keys()]), (shapes) => belongs(session, { tables, shapes }, table, row, school))
+
 /** Writes with `write` what the school wants; `row`: the columns to be written, null = no row. In a savepoint of the caller. */
 export const writeAsSchool = <A>(
   session: Session,

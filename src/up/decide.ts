@@ -8,7 +8,7 @@ import type { Choice } from "../model/choice.ts"
 import { type ColumnRule, ruleOf } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
 import { isTransient, type PostgresError, type PostgresPool, type Session } from "../postgres/client.ts"
-import { writeAsSchool } from "./allowed.ts"
+import { isOfSchool, writeAsSchool } from "./allowed.ts"
 import { textOf } from "./authorise.ts"
 import { setTimeouts } from "./carry-out.ts"
 import { type Authority, CLASH_COLUMNS, decideClash, type UniqueChoice, type UniqueConflict } from "./clash.ts"
@@ -136,7 +136,9 @@ const decideValue = (
       return yield* close(session, conflict, "vps", left, left, by)
     }
     const place = yield* placeOf(session, decider, conflict)
-    const current = yield* readRow(session, place)
+    const found = yield* readOwn(session, decider, place, conflict.school)
+    if (found === "another's" && !(isOpen && choice.keep === "vps")) return yield* refuse("not_possible", NOT_OURS)
+    const current = found === "another's" ? null : found
     const present = column === null || current === null ? current : { [column]: current[column] ?? null }
 
     // What is open stands at head office as it is; everything else is written.
@@ -161,6 +163,16 @@ const placeOf = (session: Session, { tables }: Decider, conflict: Conflict): Eff
     const shape = (yield* readKnownShapes(session, tables, [conflict.table_name])).get(conflict.table_name)
     if (table === undefined || shape === undefined) return yield* refuse("not_possible", `table ${conflict.table_name} is no longer synced`)
     return { table, shape, key: parse(conflict.row_key) as ReadonlyArray<Wire> }
+  })
+
+const NOT_OURS =
+  "head office's row of that key is not this school's (any more): keep head office's side, and write the value by hand where it belongs"
+
+/** Head office's row, as far as the school of the record may know of it: what stands in a record comes down to it. */
+const readOwn = (session: Session, { tables }: Decider, place: Place, school: string): Effect.Effect<Row | null | "another's", PostgresError> =>
+  Effect.gen(function* () {
+    const row = yield* readRow(session, place)
+    return row === null || (yield* isOfSchool(session, tables, school, place.table, row)) ? row : "another's"
   })
 
 const requireAsLeft = (place: Place, conflict: Conflict, present: Row | null): Effect.Effect<void, DecideRefused> => {
@@ -315,7 +327,8 @@ export const undoIn = (
     const undo = parse(conflict.undo) as Undo
     const { column_name: column } = conflict
     const place = yield* placeOf(session, decider, conflict)
-    const current = yield* readRow(session, place)
+    const current = yield* readOwn(session, decider, place, conflict.school)
+    if (current === "another's") return yield* refuse("not_possible", NOT_OURS)
     yield* requireAsLeft(place, conflict, column === null || current === null ? current : { [column]: current[column] ?? null })
     const write = writeRow(session, place, undo.before, current !== null)
     yield* authority === "office" ? write : writeAsSchool(session, decider.tables, conflict.school, place, current, undo.before, write)

@@ -169,6 +169,29 @@ describe("a conflict of a column", () => {
   })
 })
 
+describe("of a row that is another school's by now", () => {
+  const kept = async (id: string) => (await record(id))?.["kept"]
+  test("the record takes nothing, and no decision writes to it", async () => {
+    const id = await disagree("ask")
+    await o.sql(`UPDATE ask SET school_id = 'b', a = 'secret' WHERE id = ${k}`)
+    await expect(decide(id, { keep: "school" })).rejects.toMatchObject({ message: expect.not.stringContaining("secret") })
+    await decide(id, { keep: "vps" })
+    expect([await kept(id), await row("ask")]).toEqual(["null", { a: "secret", n: "1.00" }])
+  })
+  test("nor of a whole row, or when it is undone", async () => {
+    await o.sql(`INSERT INTO rule VALUES (${k}, 'a', 'office', 1)`)
+    const made = await a.push([{ table: "rule", op: "update", key: [k], base: base(), mine: { a: "school" } }])
+    await o.sql(`UPDATE rule SET school_id = 'b', a = 'secret' WHERE id = ${k}`)
+    for (const act of [decide(made.record(0), { keep: "vps" }), undo(made.record(0))])
+      await expect(act).rejects.toMatchObject({ code: "not_possible", message: expect.not.stringContaining("secret") })
+    const gone = (await a.push([{ table: "ask", op: "update", key: [k], base: base(), mine: { a: "school" } }])).record(0)
+    await o.sql(`INSERT INTO ask VALUES (${k}, 'b', 'secret', 9)`)
+    await expect(decide(gone, { keep: "school" })).rejects.toMatchObject({ message: expect.not.stringContaining("secret") })
+    await decide(gone, { keep: "vps" })
+    expect([await kept(gone), await row("ask")]).toEqual(["null", { a: "secret", n: "9.00" }])
+  })
+})
+
 describe("a conflict of a whole row", () => {
   test("deleted at head office: the school's row is made again, and the decision can be turned", async () => {
     const id = (await a.push([{ table: "ask", op: "update", key: [k], base: base(), mine: { a: "school" } }])).record(0)
