@@ -284,12 +284,7 @@ const moveWithChildren = (session: Session, refused: Map<Write, Refusal>): Effec
         for (const [other, refusal] of refused)
           if (other.kind === "update" && MOVABLE.has(refusal.reason) && other.needs.includes(one)) together.add(other)
       if (together.size === 1 || together.size > MOVED_ROWS) continue
-      const body = atOnce(session, [...together]).pipe(
-        Effect.as(null),
-        permanent,
-        Effect.map((error) => (error === null ? null : { error, group: [] })),
-      )
-      if ((yield* within(session, body)) === null) forget(refused, [...together])
+      if ((yield* attemptAtOnce(session, [...together])) === null) forget(refused, [...together])
     }
   })
 
@@ -308,17 +303,22 @@ const writeRings = (session: Session, refused: Map<Write, Refusal>): Effect.Effe
       if (!ring.has(write) || ring.size > MOVED_ROWS) continue
       for (const one of ring) tried.add(one)
       if ([...ring].some((one) => one.kind === "delete" || !isMovable(refused.get(one) ?? null))) continue
-      const body = atOnce(session, [...ring]).pipe(
-        Effect.as(null),
-        permanent,
-        Effect.map((error) => (error === null ? null : { error, group: [] })),
-      )
-      if ((yield* within(session, body)) !== null) continue
+      if ((yield* attemptAtOnce(session, [...ring])) !== null) continue
       forget(refused, [...ring])
       isAny = true
     }
     return isAny
   })
+
+/** As `attempt`, by one statement. */
+const attemptAtOnce = (session: Session, writes: ReadonlyArray<Write>): Effect.Effect<Failure | null, PostgresError> =>
+  within(
+    session,
+    Effect.gen(function* () {
+      const error = yield* atOnce(session, writes).pipe(Effect.as(null), permanent)
+      return error === null ? yield* checkDeferred(session) : { error, group: [] }
+    }),
+  )
 
 /** Single rows, new or edited, as one statement: what refers to what is looked at when all are written. */
 const atOnce = (session: Session, writes: ReadonlyArray<Write>): Effect.Effect<void, PostgresError> =>

@@ -12,12 +12,16 @@ beforeAll(async () => {
      CREATE TABLE classes (id text PRIMARY KEY, school_id text);
      ALTER TABLE pupils ADD FOREIGN KEY (class) REFERENCES classes (id);
      CREATE TABLE marks (pupil text REFERENCES pupils (id) ON DELETE CASCADE, subject text, school_id text, mark int, PRIMARY KEY (pupil, subject));
-     CREATE TABLE notes (id text PRIMARY KEY, school_id text, v text);`,
+     CREATE TABLE notes (id text PRIMARY KEY, school_id text, v text);
+     CREATE TABLE rooms (id text PRIMARY KEY, school_id text);
+     CREATE TABLE desks (id text PRIMARY KEY, school_id text, room text REFERENCES rooms (id) DEFERRABLE INITIALLY DEFERRED);`,
     {
       tables: {
         pupils: { audience: { column: "school_id" }, strategy: "vps_wins" },
         classes: { audience: { column: "school_id" } },
         marks: { audience: { column: "school_id" }, strategy: "school_wins" },
+        rooms: { audience: { column: "school_id" } },
+        desks: { audience: { column: "school_id" } },
         notes: { audience: { column: "school_id" }, strategy: "manual" },
       },
     },
@@ -122,6 +126,25 @@ test("a row that head office deleted leaves the school once head office's side i
   await request("resolve", String(open?.["id"]), { keep: "vps" })
   expect(await a.rows(`SELECT id FROM notes WHERE id IN ('n${k}', 'new${k}')`)).toEqual([])
   await nothingWaits()
+})
+
+test("a key to which head office still refers is refused, also where Postgres looks at that in the end only; the rest of the push is taken", async () => {
+  await w.sql`INSERT INTO rooms VALUES (${`r${k}`}, 'a')`
+  await w.sql`INSERT INTO desks VALUES (${`d${k}`}, 'a', ${`r${k}`}), (${`e${k}`}, 'b', ${`r${k}`})`
+  await w.settle()
+  await a.pull()
+  await a.write(`UPDATE rooms SET id = 'new${k}' WHERE id = 'r${k}'`)
+  await a.write(`UPDATE desks SET room = 'new${k}' WHERE id = 'd${k}'`)
+  await a.write(`UPDATE notes SET v = 'taken' WHERE id = 'n${k}'`)
+  await a.sync()
+  expect([...(await w.sql`SELECT table_name, reason FROM schoolbus.quarantine WHERE status = 'open' ORDER BY 1`)]).toEqual([
+    { table_name: "public.desks", reason: "dependant" },
+    { table_name: "public.rooms", reason: "foreign_key" },
+  ])
+  expect([...(await w.sql`SELECT v FROM notes WHERE id = ${`n${k}`}`)]).toEqual([{ v: "taken" }])
+  await w.sql`UPDATE schoolbus.quarantine SET status = 'discarded'`
+  await w.settle()
+  await a.pull()
 })
 
 describe("what Postgres computes stands in the school again once", () => {
