@@ -8,9 +8,10 @@ import { mkdtempSync, rmSync } from "node:fs"
 import { join } from "node:path"
 import { fastFolder } from "../support/fast-folder.ts"
 import { makeWorld, type World } from "../support/world.ts"
+import { checkAgree, fail, listed, listOf, same, type Side, sorted } from "./agree.ts"
 import { type Edit, type Expected, expected, type Flight, fold } from "./expect.ts"
 import { type Batch, type Node, openNode } from "./node.ts"
-import { insertSql, keyOf, newKey, newRow, newValue, readOffice, type Row, type Rows } from "./office.ts"
+import { insertSql, keyOf, newKey, newRow, newValue, readOffice, type Row } from "./office.ts"
 import { type Random, randomOf } from "./random.ts"
 import { configOf, ddlOf, makeSchema, type SimTable } from "./schema.ts"
 
@@ -29,22 +30,6 @@ export interface Outcome {
 
 /** Every write, batch, verdict and applied cut of a seed, in order, without what is random by its nature: times and names of records. */
 export type Trace = ReadonlyArray<string>
-
-interface Side {
-  readonly node: Node
-  /** Captured writes that no applied batch has carried yet, by id. */
-  readonly edits: Map<number, Edit>
-  /** Applied batches by number: what they were answered, and what was summed, until their ledger row has come down. */
-  readonly applied: Map<number, { readonly batch: Batch; readonly answer: string; readonly summed: ReadonlyArray<string> }>
-  /** Keys that wait for a person. */
-  readonly refused: Set<string>
-}
-
-export const fail = (what: string, ...values: ReadonlyArray<unknown>): never => {
-  throw new Error([what, ...values.map((value) => JSON.stringify(value, (_, v) => (v instanceof Set || v instanceof Map ? [...v] : v)))].join("\n  "))
-}
-const same = (left: unknown, right: unknown): boolean => JSON.stringify(left) === JSON.stringify(right)
-const sorted = (row: Row | undefined | null): unknown => (row == null ? null : Object.entries(row).toSorted(([a], [b]) => (a < b ? -1 : 1)))
 
 export interface Prepared {
   readonly run: () => Promise<{ readonly outcome: Outcome; readonly trace: Trace }>
@@ -103,7 +88,7 @@ class Simulation {
     for (let step = 0; step < STEPS; step++) await this.#step()
     this.#note("quiet")
     await this.#quiet()
-    await this.#check()
+    await checkAgree(this.#world, this.#tables, this.#sides, this.#model)
     const outcome = {
       writes: this.#writes,
       batches: this.#batches,
@@ -454,55 +439,4 @@ class Simulation {
     }
     fail(`after ${QUIET_ROUNDS} rounds without a write there are still batches to send`)
   }
-
-  async #check(): Promise<void> {
-    const office = await readOffice(this.#world, this.#tables)
-    if (!same(listed(this.#model), listed(office))) fail("head office holds other rows than the rules make", listed(this.#model), listed(office))
-    for (const { node, edits, refused } of this.#sides) {
-      // Writes that changed nothing in the end leave no change; every other has had its verdict.
-      if (edits.size > 0) fail(`writes of ${node.id} never went up`, [...edits.values()])
-      if (node.count("SELECT count(*) FROM changes") > 0) fail(`changes are left in ${node.id}`, node.list("SELECT * FROM changes"))
-      const left = node.list<{ key: string; error: string | null }>(
-        "SELECT key, error FROM schoolbus_behind WHERE (tbl, key) NOT IN (SELECT tbl, key FROM schoolbus_hold)",
-      )
-      const taken = left.filter((row) => !/UNIQUE/.test(row.error ?? ""))
-      if (taken.length > 0) fail(`rows are left behind in ${node.id}`, taken)
-      for (const table of this.#tables) {
-        const shown = new Map([...node.rows(table)].filter(([key]) => !refused.has(`${table.name} ${key}`)))
-        const wanted = new Map(
-          [...(office.get(table.name) ?? [])].filter(([key, row]) => row["school_id"] === node.id && !refused.has(`${table.name} ${key}`)),
-        )
-        // A row that a refused one's unique value keeps out waits behind until a person decides.
-        for (const row of left)
-          for (const key of wanted.keys())
-            if (row.key.includes(String((JSON.parse(key) as Array<string>)[0]))) {
-              wanted.delete(key)
-              shown.delete(key)
-            }
-        if (!same(listOf(shown), listOf(wanted))) {
-          const entries = await this.#world.run(
-            this.#world.feedFile.read((tx) =>
-              tx.all(
-                "SELECT a.value, e.class, e.seq, e.key, e.body, e.born, (SELECT seq FROM hub) AS head FROM entry e JOIN audience a ON a.no = e.audience JOIN tables t ON t.id = e.tbl WHERE t.name = ?",
-                [`public.${table.name}`],
-              ),
-            ),
-          )
-          const file = ["schoolbus_hold", "schoolbus_behind", "schoolbus_state"].map((name) => node.list(`SELECT * FROM ${name}`))
-          const records = await this.#world
-            .sql`SELECT batch, change_id, table_name, row_key, op, reason, status FROM schoolbus.quarantine WHERE school = ${node.id}`
-          fail(`${node.id} shows other rows of ${table.name} than head office holds`, listOf(shown), listOf(wanted), entries, file, records)
-        }
-      }
-    }
-    const ledger = await this.#world.sql<Array<{ incarnation: string; batches: number; last: string }>>`
-      SELECT l.incarnation::text, count(*)::int AS batches, max(i.last_batch)::text AS last
-        FROM schoolbus.ledger l JOIN schoolbus.incarnations i ON i.id = l.incarnation GROUP BY 1`
-    for (const { incarnation, batches, last } of ledger)
-      if (String(batches) !== last) fail("a batch has no ledger row, or two", { incarnation, batches, last })
-  }
 }
-
-const listOf = (rows: ReadonlyMap<string, Row>): ReadonlyArray<unknown> =>
-  [...rows].toSorted(([a], [b]) => (a < b ? -1 : 1)).map(([key, row]) => [key, sorted(row)])
-const listed = (rows: Rows): ReadonlyArray<unknown> => [...rows].map(([name, all]) => [name, listOf(all)])

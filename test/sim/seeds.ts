@@ -4,7 +4,8 @@
  */
 import process from "node:process"
 import { keepThreads } from "../support/warm-threads.ts"
-import { fail, type Outcome, type Prepared, prepare, type Trace } from "./run.ts"
+import { fail } from "./agree.ts"
+import { type Outcome, type Prepared, prepare, type Trace } from "./run.ts"
 
 const runSeed = async (prepared: Promise<Prepared>, onReady: () => void): ReturnType<Prepared["run"]> => {
   const { run, close } = await prepared
