@@ -133,7 +133,7 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
         // A row that stood there before this batch may still stand at the hub.
         if ((op === "D" || new_key !== null) && !made.delete(idOf(tbl, key))) left.add(idOf(tbl, key))
       }
-      const conflicting = new Set(exceptions.flatMap(({ id, verdict, hold }) => (verdict === "conflict" && hold !== true ? [id] : [])))
+      const conflicting = new Set(exceptions.flatMap(({ id, verdict }) => (verdict === "conflict" ? [id] : [])))
       for (const change of changes) {
         if (!conflicting.has(change.id) || (change.op !== "D" && change.new_key === null)) continue
         const before = yield* rowBefore(delivery, changes, change)

@@ -576,6 +576,28 @@ test.each(["before", "with"])("a delete that loses, of a row whose edit was give
   expect([behind(), changes()]).toEqual([0, 0])
 })
 
+test("a delete that waits for a person, of a row whose edit was given up, brings the whole row back when head office's is kept", async () => {
+  s.hub.put("pupils", pupil("1", { phone: "base", big: "7" }))
+  await s.pull()
+  s.program("UPDATE pupils SET phone = 'bad' WHERE id = '1'")
+  await quarantineAll()
+  await s.pull()
+  s.program("DELETE FROM pupils WHERE id = '1'")
+  await s.freezeAll()
+  decideAll("discarded")
+  await s.pull()
+  const [batch] = s.unsettled()
+  const record = { id: "r1", school: SCHOOL, table_name: "public.pupils", column_name: null }
+  s.hub.put("schoolbus_conflicts", { ...record, status: "open" })
+  s.hub.ledger(batch?.number ?? 0, batch?.hash ?? "", [{ id: batch?.changes[0]?.id ?? 0, verdict: "conflict", record: "r1", hold: true }])
+  await s.pull()
+  expect(names()).toEqual([])
+  s.hub.put("schoolbus_conflicts", { ...record, status: "resolved" })
+  await s.pull()
+  expect(s.read("SELECT id, school_id, name, phone, CAST(big AS TEXT), active FROM pupils")).toEqual([["1", "s1", "pupil 1", "base", "7", 1n]])
+  expect([behind(), changes()]).toEqual([0, 0])
+})
+
 test("a discarded delete or key change brings back what Postgres had computed", async () => {
   const hall = (id: string) => ({ id, school_id: SCHOOL, seats: 4, doubled: 8 })
   for (const id of ["1", "2", "3"]) s.hub.put("halls", hall(id))
