@@ -17,7 +17,8 @@ CREATE TABLE mark (id int PRIMARY KEY, school_id text, subject int REFERENCES su
 CREATE TABLE swallow (id int PRIMARY KEY, school_id text, a text);
 GRANT SELECT ON subject TO ${ROLE};
 CREATE TABLE journal (id int);
-CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF TG_OP <> 'DELETE' AND NEW.a = 'audited' THEN INSERT INTO journal VALUES (NEW.id); END IF; IF TG_OP <> 'DELETE' AND NEW.a = 'forbidden' THEN RAISE insufficient_privilege USING MESSAGE = 'not today'; END IF; IF (CASE TG_OP WHEN 'DELETE' THEN OLD.a ELSE NEW.a END) = 'no' THEN RETURN NULL; END IF; RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END; END $$;
+CREATE SEQUENCE tries;
+CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nextval('tries'); IF TG_OP <> 'DELETE' AND NEW.a = 'audited' THEN INSERT INTO journal VALUES (NEW.id); END IF; IF TG_OP <> 'DELETE' AND NEW.a = 'forbidden' THEN RAISE insufficient_privilege USING MESSAGE = 'not today'; END IF; IF (CASE TG_OP WHEN 'DELETE' THEN OLD.a ELSE NEW.a END) = 'no' THEN RETURN NULL; END IF; RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END; END $$;
 CREATE TRIGGER s BEFORE INSERT OR UPDATE OR DELETE ON swallow FOR EACH ROW EXECUTE FUNCTION swallow();
 CREATE TABLE ruled (id int PRIMARY KEY, school_id text, a text);
 CREATE RULE no_delete AS ON DELETE TO ruled DO INSTEAD NOTHING;
@@ -35,6 +36,7 @@ CREATE TABLE later_log (id int);
 CREATE FUNCTION log_later() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO later_log VALUES (NEW.id); RETURN NULL; END $$;
 CREATE TRIGGER l AFTER INSERT ON later FOR EACH ROW EXECUTE FUNCTION log_later();
 GRANT SELECT, INSERT, UPDATE, DELETE ON later, after TO ${ROLE};
+GRANT USAGE ON SEQUENCE tries TO ${ROLE};
 GRANT USAGE ON SCHEMA schoolbus TO ${ROLE};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA schoolbus TO ${ROLE};
 GRANT SELECT, INSERT, DELETE, UPDATE (a) ON open TO ${ROLE};
@@ -248,9 +250,11 @@ test("two schools that push at once both get their verdicts", async () => {
   expect([one.exceptions, two.exceptions]).toEqual([[], []])
 })
 
-test("many bad rows among good ones are found in reasonable time", async () => {
-  const started = performance.now()
+test("many bad rows among good ones are found in few tries", async () => {
+  const tries = async () => Number((await o.sql("SELECT nextval('tries') AS n"))[0]?.["n"])
+  const before = await tries()
   const push = await a.push(Array.from({ length: 1_000 }, (_, i) => make("swallow", 50_000 + i, { a: i % 10 === 0 ? "no" : "yes" })))
   expect(push.exceptions).toHaveLength(100)
-  expect(performance.now() - started).toBeLessThan(10_000)
+  // Row by row from the first bad one on it would be 100 times the batch.
+  expect((await tries()) - before).toBeLessThan(15_000)
 })
