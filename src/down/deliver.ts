@@ -162,9 +162,14 @@ export class Deliver extends Context.Service<
           }),
         ),
         page: (header, lines, trailer) =>
-          one.withPermit(loads.during(Effect.tap(page(header, lines, trailer), () => (isAnyGone ? empty : Effect.void)))),
+          one.withPermit(
+            loads.during(
+              header,
+              Effect.tap(page(header, lines, trailer), () => (isAnyGone ? empty : Effect.void)),
+            ),
+          ),
         expect: loads.expect,
-        resume: one.withPermit(loads.during(Effect.andThen(chunks.goOn, empty))),
+        resume: one.withPermit(loads.during(null, Effect.andThen(chunks.goOn, empty))),
         empty: one.withPermit(empty),
         retry: one.withPermit(retries.some),
         retryAll: one.withPermit(retries.all),

@@ -56,8 +56,8 @@ interface Coming {
 export interface Loads {
   /** Loads the lines of a page that will be applied at once, as they come. */
   readonly expect: OnLine
-  /** While pages are delivered nothing else is loaded. */
-  readonly during: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  /** While this page is delivered (null: what is staged) nothing else is loaded, and what lay ready of another one does no longer. */
+  readonly during: <A, E, R>(header: Header | null, effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
   /** All lines of a page, or null: its rows go the long way. */
   readonly page: (header: Header, targets: Targets, lines: ReadonlyArray<RowsLine>) => Effect.Effect<Ready | null, LibsqlError>
   readonly staged: (targets: Targets, lines: ReadonlyArray<StagedLine>) => Effect.Effect<Ready | null, LibsqlError>
@@ -150,9 +150,10 @@ export const makeLoads = (db: LibsqlFile, { open, last }: Opener): Loads => {
 
   return {
     expect,
-    during: (effect) =>
+    during: (header, effect) =>
       Effect.suspend(() => {
         isDelivering = true
+        if (coming !== null && coming.header !== header) coming.isOff = true
         return Effect.ensuring(
           effect,
           Effect.sync(() => {
@@ -161,15 +162,17 @@ export const makeLoads = (db: LibsqlFile, { open, last }: Opener): Loads => {
         )
       }),
     page: Effect.fnUntraced(function* (header, targets, lines) {
-      const page = coming
-      coming = null
+      const page = coming?.header === header ? coming : null
+      // Of the page after it the first lines may have come already.
+      if (page !== null) coming = null
       if (!isWorthLoading(rowsOf(lines))) return null
-      if (page !== null && page.header === header) {
+      if (page !== null) {
         const { planning } = page
         if (planning !== null) yield* Effect.promise(() => planning)
         const { plans, place, isOff, sent } = page
-        if (!isOff && plans !== null && plans.targets === targets) {
-          if (sent < lines.length) yield* send(page, plans, lines.slice(sent))
+        const isWhole = sent + page.lines.length === lines.length
+        if (!isOff && isWhole && plans !== null && plans.targets === targets) {
+          yield* sendWaiting(page)
           return { plans: among(plans, lines), place }
         }
       }

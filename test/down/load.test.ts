@@ -270,6 +270,28 @@ test("a row that comes back in bulk as the school wrote it is no edit for a prog
   }
 })
 
+test.each([0, 1, 3])("a page whose first lines come before the page ahead of it is delivered is written whole (%i of them)", async (early) => {
+  const s = await openPulledSchool(tables)
+  const put = (from: number, to: number): void => {
+    for (let n = from; n <= to; n++) s.hub.put("things", { id: String(n), school_id: SCHOOL, name: `thing ${n}` })
+  }
+  await s.pull()
+  put(1, 400)
+  await s.pull()
+  put(401, 800)
+  const ahead = await s.nextPage({ lineRows: 100 })
+  put(801, 1_400)
+  const { epoch, head: seq, headCut: cut } = ahead.header
+  const next = s.hub.page({ epoch, seq, cut }, null, { lineRows: 100 })
+  for (const line of ahead.lines) s.deliver.expect(ahead.header, line)
+  for (const line of next.lines.slice(0, early)) s.deliver.expect(next.header, line)
+  await s.run(s.deliver.page(ahead.header, ahead.lines, ahead.trailer))
+  for (const line of next.lines.slice(early)) s.deliver.expect(next.header, line)
+  await s.run(s.deliver.page(next.header, next.lines, next.trailer))
+  expect(s.one("SELECT count(*) FROM things")).toBe(1_400n)
+  await s.close()
+})
+
 test("a row that waits is the only one that does not go in bulk", async () => {
   const s = await openPulledSchool(tables)
   try {
