@@ -167,10 +167,11 @@ export const readRows = (
     return found
   })
 
+const isWhole = (item: Item): boolean => item.columns.length >= item.target.table.columns.length
+
 /** Items that name only some columns, completed with what the row holds: what an INSERT leaves out it would empty. */
 const complete = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyArray<Item>, LibsqlError> =>
   Effect.gen(function* () {
-    const isWhole = (item: Item) => item.columns.length >= item.target.table.columns.length
     if (items.every(isWhole)) return items
     const whole = items.filter(isWhole)
     for (const group of grouped(
@@ -242,6 +243,14 @@ const swappable = (items: ReadonlyArray<Item>, holders: ReadonlyMap<Item, Readon
   return rest
 }
 
+/** An item without its row's key would become a row of its own. */
+const isNamed = (item: Item): boolean => isWhole(item) || item.target.table.key.every((name) => item.columns.includes(name))
+const unnamed = (item: Item): Refused => ({
+  item,
+  code: "PARTIAL",
+  error: "only some of its columns are known here; the next write of the row at head office brings all of them",
+})
+
 /** Writes the items with their old versions out of the way, all of them or none; answers what was refused. */
 const swap = (tx: Tx, items: ReadonlyArray<Item>): Effect.Effect<ReadonlyArray<Refused>, LibsqlError> =>
   Effect.gen(function* () {
@@ -262,10 +271,12 @@ export const showRows = (tx: Tx, all: ReadonlyArray<Item>): Effect.Effect<Readon
     const { items, unfit } = apart(all)
     const gone = items.filter((item) => item.values === null)
     const hopeless = [...(yield* removeAll(tx, gone))]
-    const puts = yield* complete(
+    const completed = yield* complete(
       tx,
       items.filter((item) => item.values !== null),
     )
+    const puts = completed.filter(isNamed)
+    if (puts.length < completed.length) hopeless.push(...completed.filter((item) => !isNamed(item)).map(unnamed))
     let colliding: ReadonlyArray<Refused> = yield* upsertAll(tx, puts)
     for (let round = 0; colliding.length > 0; round++) {
       hopeless.push(...colliding.filter((refused) => !isUnique(refused)))

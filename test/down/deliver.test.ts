@@ -598,6 +598,25 @@ test("a delete that waits for a person, of a row whose edit was given up, brings
   expect([behind(), changes()]).toEqual([0, 0])
 })
 
+test("a row of which only some columns are known is not made, and says so", async () => {
+  s.hub.put("pupils", pupil("1"))
+  await s.pull()
+  const insert =
+    "INSERT INTO schoolbus_behind (tbl, key, row, error, at) SELECT id, ?, ?, 'refused', 0 FROM schoolbus_tables WHERE name = 'public.pupils'"
+  s.program(insert, ["'2'", JSON.stringify({ phone: "5" })])
+  s.hub.put("pupils", pupil("1", { phone: "6" }))
+  await s.pull()
+  expect(s.read("SELECT id, phone FROM pupils")).toEqual([["1", "6"]])
+  expect(s.read("SELECT error FROM schoolbus_behind")).toEqual([[expect.stringContaining("the next write of the row at head office")]])
+  s.hub.put("pupils", pupil("2", { phone: "5" }))
+  await s.pull()
+  expect(s.read("SELECT id, phone FROM pupils ORDER BY id")).toEqual([
+    ["1", "6"],
+    ["2", "5"],
+  ])
+  expect(behind()).toBe(0)
+})
+
 test("a discarded delete or key change brings back what Postgres had computed", async () => {
   const hall = (id: string) => ({ id, school_id: SCHOOL, seats: 4, doubled: 8 })
   for (const id of ["1", "2", "3"]) s.hub.put("halls", hall(id))
