@@ -156,11 +156,16 @@ const feedTableOf = (
 
 const columnsOf = (table: Table): string => JSON.stringify(table.columns.map((column) => column.name))
 
-/** Its rows are no longer read, so no tombstones will tell of them: schools that missed that time know it by the table's new number. */
-const forgetRows = (tx: Tx, id: number): Effect.Effect<number, LibsqlError> =>
+const removeRows = (tx: Tx, id: number): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {
     for (const name of ["entry", "column_time", "unmet", "reread"]) yield* tx.run(`DELETE FROM ${name} WHERE tbl = ?`, [id])
     yield* tx.run("DELETE FROM tie WHERE rule = ?", [id])
+  })
+
+/** Its rows are no longer read, so no tombstones will tell of them: schools that missed that time know it by the table's new number. */
+const forgetRows = (tx: Tx, id: number): Effect.Effect<number, LibsqlError> =>
+  Effect.gen(function* () {
+    yield* removeRows(tx, id)
     const [next] = yield* tx.all<{ id: number }>("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'tables' RETURNING seq AS id")
     if (next === undefined) return id
     yield* tx.run("UPDATE tables SET id = ? WHERE id = ?", [next.id, id])
@@ -274,11 +279,7 @@ export const installShapes = (
       result.push(entry)
     }
     for (const { id } of present.filter(({ name }) => !all.some(({ rule }) => rule.name === name))) {
-      yield* tx.run("DELETE FROM entry WHERE tbl = ?", [id])
-      yield* tx.run("DELETE FROM tie WHERE rule = ?", [id])
-      yield* tx.run("DELETE FROM column_time WHERE tbl = ?", [id])
-      yield* tx.run("DELETE FROM unmet WHERE tbl = ?", [id])
-      yield* tx.run("DELETE FROM reread WHERE tbl = ?", [id])
+      yield* removeRows(tx, id)
       yield* tx.run("DELETE FROM tables WHERE id = ?", [id])
     }
     return { tables: result, reread, rerouted }

@@ -558,7 +558,8 @@ test("rows of a cut are not captured while a program's own write, which emptied 
   expect(s.one("SELECT active FROM schoolbus_deliver")).toBe(0n)
 })
 
-test.each(["before", "with"])("a delete that loses, of a row whose edit was given up %s its verdict, brings the whole row back", async (when) => {
+/** A pupil is edited, the edit is refused, the pupil is deleted, and the edit is given up. */
+const deleteGivenUpEdit = async () => {
   s.hub.put("pupils", pupil("1", { phone: "base", big: "7" }))
   await s.pull()
   s.program("UPDATE pupils SET phone = 'bad' WHERE id = '1'")
@@ -567,6 +568,10 @@ test.each(["before", "with"])("a delete that loses, of a row whose edit was give
   s.program("DELETE FROM pupils WHERE id = '1'")
   await s.freezeAll()
   decideAll("discarded")
+}
+
+test.each(["before", "with"])("a delete that loses, of a row whose edit was given up %s its verdict, brings the whole row back", async (when) => {
+  await deleteGivenUpEdit()
   if (when === "before") await s.pull()
   const [batch] = s.unsettled()
   // The hub compares it with what the school had, and keeps the row as it is.
@@ -577,14 +582,7 @@ test.each(["before", "with"])("a delete that loses, of a row whose edit was give
 })
 
 test("a delete that waits for a person, of a row whose edit was given up, brings the whole row back when head office's is kept", async () => {
-  s.hub.put("pupils", pupil("1", { phone: "base", big: "7" }))
-  await s.pull()
-  s.program("UPDATE pupils SET phone = 'bad' WHERE id = '1'")
-  await quarantineAll()
-  await s.pull()
-  s.program("DELETE FROM pupils WHERE id = '1'")
-  await s.freezeAll()
-  decideAll("discarded")
+  await deleteGivenUpEdit()
   await s.pull()
   const [batch] = s.unsettled()
   const record = { id: "r1", school: SCHOOL, table_name: "public.pupils", column_name: null }

@@ -548,6 +548,15 @@ describe("what a school wrote just before its table is paused", () => {
 })
 
 describe("a row that a school made, and head office deleted unheard, is gone", () => {
+  const makeUnheard = async (plugin: "wal2json" | "pgoutput", ...more: ReadonlyArray<string>) => {
+    const world = await makeWorld(schema, { tables, plugin }, ["a", "b"])
+    const a = await world.school("a")
+    await same(world, a)
+    for (const sql of ["INSERT INTO pupils (id, school_id, name) VALUES (70, 'a', 'Made')", ...more]) await a.write(sql)
+    await world.halt()
+    await a.push()
+    return { world, a }
+  }
   /** What the hub does not hear of: the table is otherwise by then. */
   const deleteUnheard = async (world: World, a: School) => {
     await world.sql`ALTER TABLE pupils RENAME COLUMN extra TO remark`
@@ -560,24 +569,14 @@ describe("a row that a school made, and head office deleted unheard, is gone", (
   }
 
   test.each(["wal2json", "pgoutput"] as const)("where the stream comes to it only after the pause (%s)", async (plugin) => {
-    const world = await makeWorld(schema, { tables, plugin }, ["a", "b"])
-    const a = await world.school("a")
-    await same(world, a)
-    await a.write("INSERT INTO pupils (id, school_id, name) VALUES (70, 'a', 'Made')")
-    await world.halt()
-    await a.push()
+    const { world, a } = await makeUnheard(plugin)
     await deleteUnheard(world, a)
     await same(world, a)
     await world.stop()
   })
 
   test("also of a school that hears of several pauses at once", async () => {
-    const world = await makeWorld(schema, { tables }, ["a"])
-    const a = await world.school("a")
-    await same(world, a)
-    await a.write("INSERT INTO pupils (id, school_id, name) VALUES (70, 'a', 'Made')")
-    await world.halt()
-    await a.push()
+    const { world, a } = await makeUnheard("wal2json")
     await deleteUnheard(world, a)
     for (let i = 0; i < 10; i++) {
       await world.sql.unsafe(`ALTER TABLE pupils RENAME COLUMN ${i === 0 ? "remark" : `remark${i}`} TO remark${i + 1}`)
@@ -591,13 +590,7 @@ describe("a row that a school made, and head office deleted unheard, is gone", (
   })
 
   test("when the slot is lost with it", async () => {
-    const world = await makeWorld(schema, { tables }, ["a"])
-    const a = await world.school("a")
-    await same(world, a)
-    await a.write("INSERT INTO pupils (id, school_id, name) VALUES (70, 'a', 'Made')")
-    await a.write("UPDATE pupils SET name = 'Of the school' WHERE id = 1")
-    await world.halt()
-    await a.push()
+    const { world, a } = await makeUnheard("wal2json", "UPDATE pupils SET name = 'Of the school' WHERE id = 1")
     await world.sql`DELETE FROM pupils WHERE id = 70`
     await world.sql`UPDATE pupils SET name = 'Amina' WHERE id = 1`
     await world.dropSlot()
