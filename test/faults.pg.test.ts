@@ -9,6 +9,7 @@ import { join } from "node:path"
 import postgres from "postgres"
 import { afterAll, beforeAll, beforeEach, expect, it } from "vitest"
 import { type Cluster, startCluster } from "../scripts/cluster.ts"
+import { checkOf } from "../src/status/check.ts"
 import type { HubSnapshot, SchoolSnapshot } from "../src/status/snapshot.ts"
 import { command, program, type Service, startHub, startSchool } from "./support/processes.ts"
 import { startRelay } from "./support/relay.ts"
@@ -206,7 +207,7 @@ it("a slot that Postgres gave up because too much WAL waited, after every look a
   await sql`SELECT pg_reload_conf()`
 }, 60_000)
 
-it("a transaction that the making of a slot waits for is named, also after a restart, and all goes on when it ends", async () => {
+it("a transaction that the making of a slot waits for is named by every look at the slot, also after a restart, and all goes on when it ends", async () => {
   await equal()
   await hub.stop()
   await dropSlot()
@@ -216,6 +217,13 @@ it("a transaction that the making of a slot waits for is named, also after a res
   const isTold = async () => (await hub.status()).stream.detail.includes(`SELECT pg_terminate_backend(${own?.["pid"]});`)
   hub.start()
   await until("the reason", isTold)
+  const end = `SELECT pg_terminate_backend(${own?.["pid"]});`
+  const [seen] = await sql`SELECT stage, advice, lag_bytes FROM schoolbus.slot_health WHERE slot_name = ${slot}`
+  expect(seen).toMatchObject({ stage: "making", advice: expect.stringContaining(end), lag_bytes: null })
+  const slots = await command("slots", "--database-url", cluster.url("office"))
+  expect([slots.out, slots.err]).toEqual([expect.stringContaining("being made"), expect.stringContaining(end)])
+  await until("the check", async () => checkOf(await hub.status(), "slots").line.includes(end))
+  expect(checkOf(await hub.status(), "slots").level).toBe("WARNING")
   await hub.kill()
   hub.start()
   await until("the reason again", isTold)

@@ -30,7 +30,8 @@ CREATE INDEX ledger_newest ON schoolbus.ledger (at);
 --   lag_seconds     by the walsender's own measure; of a stopped slot: since the hub last wrote down where it stands
 -- Lag is never below 0: a consumer confirms up to the byte after the last commit. inactive_since exists from Postgres 17 on.
 --   budget_bytes    max_slot_wal_keep_size; without one the disk is the limit, and 4 GiB is what a slot should never hold
---   budget_used     per cent of it | stage: ok, warning (from 50 on), critical (from 80 on, or an hour is left), lost
+--   budget_used     per cent of it | stage: ok, warning (from 50 on), critical (from 80 on, or an hour is left), lost, making (no position yet)
+--   waits_for       of one that is being made: the transaction whose end it waits for, with the statement that ends it; null = nothing
 --   advice          what to do about a stage that is not ok; null = nothing
 CREATE VIEW schoolbus.slot_health AS
 WITH now_at AS (
@@ -42,7 +43,7 @@ WITH now_at AS (
   SELECT CASE WHEN current_setting('max_slot_wal_keep_size') = '-1' THEN 4294967296 ELSE pg_size_bytes(current_setting('max_slot_wal_keep_size')) END AS bytes
 ), held AS (
   SELECT s.*, to_jsonb(s) ->> 'inactive_since' AS since, n.lsn AS now_lsn, k.bytes AS budget,
-         greatest(pg_wal_lsn_diff(n.lsn, s.confirmed_flush_lsn), 0) AS lag,
+         CASE WHEN s.confirmed_flush_lsn IS NOT NULL THEN greatest(pg_wal_lsn_diff(n.lsn, s.confirmed_flush_lsn), 0) END AS lag,
          greatest(pg_wal_lsn_diff(n.lsn, s.restart_lsn), 0) AS retained
     FROM pg_replication_slots s, now_at n, keep k
    WHERE s.slot_type = 'logical' AND s.database = current_database()
@@ -54,6 +55,7 @@ WITH now_at AS (
     FROM held h LEFT JOIN growth g ON true
 ), staged AS (
   SELECT s.*, CASE WHEN s.wal_status = 'lost' THEN 'lost'
+                   WHEN s.lag IS NULL THEN 'making'
                    WHEN s.wal_status = 'unreserved' OR s.used >= 80 OR (NOT s.active AND s.seconds_left < 3600) THEN 'critical'
                    WHEN s.used >= 50 THEN 'warning' ELSE 'ok' END AS stage
     FROM slot s
@@ -66,6 +68,7 @@ SELECT s.slot_name::text AS slot_name,
        s.retained::bigint AS retained_bytes,
        s.lag::bigint AS lag_bytes,
        round(CASE
+         WHEN s.lag IS NULL THEN NULL
          WHEN s.lag = 0 THEN 0
          WHEN s.active THEN coalesce(extract(epoch FROM r.flush_lag), 0)::numeric
          ELSE extract(epoch FROM now() - coalesce(s.since::timestamptz, h.at))::numeric
@@ -80,11 +83,25 @@ SELECT s.slot_name::text AS slot_name,
        s.stage,
        CASE
          WHEN s.stage = 'ok' THEN NULL
+         WHEN s.stage = 'making' THEN 'it is made once all that was open before has ended' || coalesce('; it waits for ' || w.what, '')
          WHEN s.stage = 'lost' THEN 'Postgres removed WAL that it needed: its consumer must begin anew (the hub does so by itself and compares all rows)'
          WHEN s.active THEN 'it is read, but WAL grows faster: see what holds its consumer up, or raise max_slot_wal_keep_size'
          ELSE format('nobody reads it: start its consumer (the hub), raise max_slot_wal_keep_size, or give it up with SELECT pg_drop_replication_slot(%L);', s.slot_name)
-       END AS advice
+       END AS advice,
+       w.what AS waits_for
   FROM staged s
+  LEFT JOIN LATERAL (
+    SELECT CASE WHEN p.gid IS NOT NULL
+             THEN format('prepared transaction %L of database %s, of %s; it is ended in that database: ROLLBACK PREPARED %1$L; (or COMMIT PREPARED)', p.gid, p.database, p.prepared)
+             ELSE format('a transaction of process %s%s%s; to end it at once: SELECT pg_terminate_backend(%1$s);', b.pid,
+                    coalesce(' (' || nullif(concat_ws(', ', a.usename, a.datname, nullif(a.application_name, '')), '') || ')', ''), coalesce(', open since ' || a.xact_start, '')) END AS what
+      FROM pg_locks l
+      LEFT JOIN pg_prepared_xacts p ON p.transaction = l.transactionid
+      LEFT JOIN LATERAL unnest(pg_blocking_pids(l.pid)) AS b (pid) ON b.pid <> 0
+      LEFT JOIN pg_stat_activity a ON a.pid = b.pid
+     WHERE s.stage = 'making' AND l.pid = s.active_pid AND l.locktype = 'transactionid' AND NOT l.granted AND (p.gid IS NOT NULL OR b.pid IS NOT NULL)
+     LIMIT 1
+  ) w ON true
   LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
   LEFT JOIN schoolbus.hub h ON h.id = 1
   LEFT JOIN growth g ON true;

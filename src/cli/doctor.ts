@@ -86,8 +86,8 @@ const OLDEST = 140_000
 /** How much of the WAL that a slot may hold it holds already. */
 const budgetFinding = (slot: SlotHealth): Finding => {
   const message = `${slot.budgetUsed} % of ${sizeText(slot.budgetBytes)} used${slot.timeLeftSeconds === null ? "" : `, ${ago(slot.timeLeftSeconds)} left`}`
-  const status = slot.stage === "ok" ? "ok" : slot.stage === "warning" ? "warn" : "fail"
-  return { id: "slot-wal-budget", status, message, ...(slot.advice === null ? {} : { fix: slot.advice }) }
+  const status = slot.stage === "ok" || slot.stage === "making" ? "ok" : slot.stage === "warning" ? "warn" : "fail"
+  return { id: "slot-wal-budget", status, message, ...(slot.advice === null || slot.stage === "making" ? {} : { fix: slot.advice }) }
 }
 
 /** Pure: facts to findings, in the order in which they are to be mended. `plugin`: as the config says, if there is one. */
@@ -164,13 +164,15 @@ export const findings = (facts: ServerFacts, slotName: string, plugin?: PluginNa
     ...(slot === undefined
       ? []
       : [
-          slot.active
-            ? ok("slot-active", "the hub reads it")
-            : fail(
-                "slot-active",
-                "nobody reads it; WAL piles up",
-                `start the hub, or drop the slot for good: SELECT pg_drop_replication_slot('${slot.slot}');`,
-              ),
+          slot.stage === "making"
+            ? warn("slot-active", "it is being made", slot.advice ?? "")
+            : slot.active
+              ? ok("slot-active", "the hub reads it")
+              : fail(
+                  "slot-active",
+                  "nobody reads it; WAL piles up",
+                  `start the hub, or drop the slot for good: SELECT pg_drop_replication_slot('${slot.slot}');`,
+                ),
           slot.walStatus === "reserved" || slot.walStatus === "extended"
             ? ok("slot-wal-status", slot.walStatus)
             : fail(

@@ -26,7 +26,7 @@ export const run = async (input: Input, io: Io): Promise<number> => {
   const status = (text: string | null) => (text === "reserved" ? text : text === "extended" ? yellow(io.look, text) : red(io.look, text ?? "-"))
   const used = ({ budgetUsed, stage }: SlotHealth) => {
     const text = `${budgetUsed} %`
-    return stage === "ok" ? text : stage === "warning" ? yellow(io.look, text) : red(io.look, text)
+    return stage === "ok" || stage === "making" ? text : stage === "warning" ? yellow(io.look, text) : red(io.look, text)
   }
   io.out(
     table(
@@ -43,7 +43,7 @@ export const run = async (input: Input, io: Io): Promise<number> => {
       ],
       items.map((slot) => [
         clean(slot.slot),
-        slot.active ? green(io.look, "yes") : red(io.look, "no"),
+        slot.stage === "making" ? yellow(io.look, "being made") : slot.active ? green(io.look, "yes") : red(io.look, "no"),
         status(slot.walStatus),
         sizeText(slot.retainedBytes),
         sizeText(slot.lagBytes),
@@ -53,8 +53,10 @@ export const run = async (input: Input, io: Io): Promise<number> => {
       ]),
     ),
   )
-  for (const slot of items.filter(({ stage }) => stage !== "ok"))
-    io.err(`${clean(slot.slot)}: ${slot.stage}, ${slot.budgetUsed} % of ${sizeText(slot.budgetBytes)} used: ${slot.advice}\n`)
+  for (const { slot, stage, advice, ...used } of items.filter(({ stage }) => stage !== "ok")) {
+    const how = stage === "making" ? "being made" : `${stage}, ${used.budgetUsed} % of ${sizeText(used.budgetBytes)} used`
+    io.err(clean(`${slot}: ${how}: ${advice}`) + "\n")
+  }
   if (items.some((slot) => slot.maxSlotWalKeepSize === "-1")) {
     io.err(
       "max_slot_wal_keep_size is -1: a slot that nobody reads can fill the disk. ALTER SYSTEM SET max_slot_wal_keep_size = '4GB'; SELECT pg_reload_conf();\n",

@@ -88,7 +88,7 @@ const hubLines = (look: Look, hub: HubSnapshot): string => {
     nobodyLines(hub.tables),
     slot === null
       ? "\nSlot: not known\n"
-      : `\nSlot ${clean(slot.slot)}: ${slot.active ? "active" : red(look, "nobody reads it")}, WAL ${slot.walStatus ?? "-"}, ${sizeText(slot.retainedBytes)} held back, ${sizeText(slot.lagBytes)} behind${left === null ? "" : `, lost in about ${ago(left)} if nobody reads it`}\n`,
+      : `\nSlot ${clean(slot.slot)}: ${slot.stage === "making" ? yellow(look, "being made") : slot.active ? "active" : red(look, "nobody reads it")}, WAL ${slot.walStatus ?? "-"}, ${sizeText(slot.retainedBytes)} held back, ${sizeText(slot.lagBytes)} behind${left === null ? "" : `, lost in about ${ago(left)} if nobody reads it`}\n`,
   ].join("")
 }
 

@@ -2,7 +2,7 @@
  * Opens the stream: schema, catalog, slot and life are checked against the feed, and resume.ts says how it goes on. Then
  * the stream runs, beside looks at the catalog and a pulse, until one of them fails. Never a silent start at "now".
  */
-import { randomBytes } from "node:crypto"
+import { createHash, randomBytes } from "node:crypto"
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -82,11 +82,20 @@ export type SourceError =
   | PostgresError
   | LibsqlError
 
-/** The slot's name, and that of the publication: lower case letters, digits and underscores, at most 63; one per database of the cluster. */
-export const slotName = (url: string): string =>
-  `schoolbus_${addressOf(url)
-    .database.toLowerCase()
-    .replace(/[^a-z0-9_]/g, "_")}`.slice(0, 63)
+/**
+ * The slot's name, and that of the publication: `"schoolbus_head_office"`. Slots have lower case letters, digits and underscores, at most
+ * 63; a name of a database that has more is told apart by six digits of its hash, `"schoolbus_head_office_5d8f0a"`, because a slot has
+ * one name in the whole server.
+ */
+export const slotName = (url: string): string => {
+  const { database } = addressOf(url)
+  if (/^[a-z0-9_]{1,53}$/.test(database)) return `schoolbus_${database}`
+  const plain = database
+    .toLowerCase()
+    .replace(/[^a-z0-9_]/g, "_")
+    .slice(0, 46)
+  return `schoolbus_${plain}_${createHash("sha256").update(database).digest("hex").slice(0, 6)}`
+}
 
 export interface SourceOptions {
   readonly url: string

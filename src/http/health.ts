@@ -42,31 +42,35 @@ const json = (status: number, body: unknown): Response => Response.json(body, { 
 
 export const healthRoutes: Effect.Effect<AnyElysia, never, Status> = Effect.map(Effect.context<Status>(), (context) => {
   const answer = answering(context)
-  return new Elysia({ name: "health" })
-    .get("/health", () => json(200, { status: "alive", version: VERSION }))
-    .get("/ready", ({ request }) =>
-      answer(
-        request,
-        Status.use((status) => status.snapshot()).pipe(
-          Effect.map((snapshot) => {
-            const checks = readyChecks(snapshot)
-            const ready = checks.every((check) => check.status === "pass")
-            return json(ready ? 200 : 503, { status: ready ? "ready" : "not_ready", checks })
-          }),
-        ),
-      ),
-    )
-    .get("/metrics", ({ request }) =>
-      answer(
-        request,
-        Status.use((status) => status.snapshot()).pipe(
-          Effect.map(
-            (snapshot) =>
-              new Response(metricsOf(snapshot), {
-                headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8", "cache-control": "no-store" },
-              }),
+  return (
+    new Elysia({ name: "health" })
+      // Who opens the address in a browser sees how the node is doing.
+      .get("/", () => new Response(null, { status: 302, headers: { location: "/api/sync/status", "cache-control": "no-store" } }))
+      .get("/health", () => json(200, { status: "alive", version: VERSION }))
+      .get("/ready", ({ request }) =>
+        answer(
+          request,
+          Status.use((status) => status.snapshot()).pipe(
+            Effect.map((snapshot) => {
+              const checks = readyChecks(snapshot)
+              const ready = checks.every((check) => check.status === "pass")
+              return json(ready ? 200 : 503, { status: ready ? "ready" : "not_ready", checks })
+            }),
           ),
         ),
-      ),
-    )
+      )
+      .get("/metrics", ({ request }) =>
+        answer(
+          request,
+          Status.use((status) => status.snapshot()).pipe(
+            Effect.map(
+              (snapshot) =>
+                new Response(metricsOf(snapshot), {
+                  headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8", "cache-control": "no-store" },
+                }),
+            ),
+          ),
+        ),
+      )
+  )
 })

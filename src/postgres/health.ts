@@ -30,8 +30,8 @@ export interface SlotHealth {
   readonly advice: string | null
 }
 
-/** How near a slot is to being lost. */
-export type SlotStage = "ok" | "warning" | "critical" | "lost"
+/** How near a slot is to being lost; `making`: Postgres has not made it yet, and nothing is read. */
+export type SlotStage = "ok" | "warning" | "critical" | "lost" | "making"
 
 /** For whoever only looks: a lock that somebody holds on our tables is an error (55P03), not a wait. */
 export const looking = <A>(pg: PostgresPool, look: (session: Session) => Effect.Effect<A, PostgresError>): Effect.Effect<A, PostgresError> =>

@@ -86,7 +86,7 @@ export const refusalOfOther = ({ name, otherDatabase, active, holder }: SlotStat
   otherDatabase === null
     ? null
     : active
-      ? `slot ${name} is of database ${otherDatabase} and read by ${holder}: the names of two synced databases of one server must differ in letters or digits, so give one another name`
+      ? `slot ${name} is of database ${otherDatabase} and read by ${holder}: drop it there once that is ended, or give this database another name`
       : `slot ${name} is of database ${otherDatabase}, and nobody reads it; when that database is not synced any more, run in it: SELECT pg_drop_replication_slot('${name}');`
 
 /** Why a slot could not be made, in words that end with what to do; null = not a known reason. */
@@ -185,19 +185,8 @@ export const createSlot = (session: Session, name: string, plugin: string): Effe
 /** What the making of a slot waits for, in words that end with what to do; null = nothing, or it is made. */
 export const waitOfMaking = (session: Session, name: string): Effect.Effect<string | null, PostgresError> =>
   Effect.map(
-    session.query<{ wait: string }>(
-      `SELECT CASE WHEN p.gid IS NOT NULL
-                THEN format('prepared transaction %L of database %s, of %s; it is ended in that database: ROLLBACK PREPARED %1$L; (or COMMIT PREPARED)', p.gid, p.database, p.prepared)
-                ELSE format('a transaction of process %s%s%s; to end it at once: SELECT pg_terminate_backend(%1$s);', b.pid,
-                       coalesce(' (' || nullif(concat_ws(', ', a.usename, a.datname, nullif(a.application_name, '')), '') || ')', ''), coalesce(', open since ' || a.xact_start, '')) END AS wait
-         FROM pg_replication_slots s JOIN pg_locks l ON l.pid = s.active_pid AND l.locktype = 'transactionid' AND NOT l.granted
-         LEFT JOIN pg_prepared_xacts p ON p.transaction = l.transactionid
-         LEFT JOIN LATERAL unnest(pg_blocking_pids(l.pid)) AS b (pid) ON b.pid <> 0
-         LEFT JOIN pg_stat_activity a ON a.pid = b.pid
-        WHERE s.slot_name = $1 AND (p.gid IS NOT NULL OR b.pid IS NOT NULL) LIMIT 1`,
-      [name],
-    ),
-    ([row]) => (row === undefined ? null : `the slot ${name} is made once all that was open before has ended; it waits for ${row.wait}`),
+    session.query<{ advice: string }>("SELECT advice FROM schoolbus.slot_health WHERE slot_name = $1 AND waits_for IS NOT NULL", [name]),
+    ([row]) => (row === undefined ? null : `slot ${name} is being made: ${row.advice}`),
   )
 
 /** Slots of the hub's kind in this database that nobody reads: its own under the database's former name, for one. */

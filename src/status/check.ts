@@ -57,6 +57,7 @@ const STAGES: Readonly<Record<NonNullable<HubSnapshot["slot"]>["stage"], Level>>
   warning: "WARNING",
   critical: "CRITICAL",
   lost: "CRITICAL",
+  making: "WARNING",
 }
 
 type Bounded = keyof typeof DEFAULT_BOUNDS
@@ -131,8 +132,9 @@ const checkHub = (hub: HubSnapshot, boundsOf: BoundsOf, { items, perf }: Found):
     const staged = STAGES[slot.stage]
     const byBytes = graded(held, bounds)
     const level = bad ? "CRITICAL" : RANK.indexOf(staged) > RANK.indexOf(byBytes) ? staged : byBytes
-    const used = slot.stage === "ok" ? "" : `, ${slot.budgetUsed} % of ${bytes(slot.budgetBytes)}: ${slot.advice}`
-    push("slots", level, `slot ${slot.slot} ${bad ? `is ${slot.walStatus}` : `holds ${bytes(held)}`}${used}`)
+    const isMaking = slot.stage === "making"
+    const used = slot.stage === "ok" ? "" : isMaking ? `: ${slot.advice}` : `, ${slot.budgetUsed} % of ${bytes(slot.budgetBytes)}: ${slot.advice}`
+    push("slots", level, `slot ${slot.slot} ${isMaking ? "is being made" : bad ? `is ${slot.walStatus}` : `holds ${bytes(held)}`}${used}`)
     perf.push({ label: "retained", value: held, unit: "B", ...bounds })
   }
 

@@ -1,4 +1,5 @@
 /** The snapshot as Prometheus text (pure): gauges computed at the scrape, so they say what CLI and API say. */
+import type { SlotStage } from "../postgres/health.ts"
 import { type HubSnapshot, type SchoolSnapshot, type Snapshot, type State, STATES } from "./snapshot.ts"
 
 type Labels = Readonly<Record<string, string>>
@@ -20,6 +21,7 @@ const seconds = (time: string | null): number | null => (time === null ? null : 
 const oneOf = <A extends string>(labels: Labels, label: string, all: ReadonlyArray<A>, is: A | string | null): ReadonlyArray<Sample> =>
   all.map((value) => [{ ...labels, [label]: value }, value === is ? 1 : 0])
 
+const STAGES: ReadonlyArray<SlotStage> = ["ok", "warning", "critical", "lost", "making"]
 const WAL_STATUSES = ["reserved", "extended", "unreserved", "lost"]
 
 const hubFamilies = (hub: HubSnapshot): ReadonlyArray<string> => {
@@ -42,6 +44,7 @@ const hubFamilies = (hub: HubSnapshot): ReadonlyArray<string> => {
       "Share of max_slot_wal_keep_size (without one: of 4 GiB) that the slot holds.",
       ofSlot(slot === null ? null : slot.budgetUsed / 100),
     ),
+    family("slot_stage", "How near the slot is to being lost.", slot === null ? [] : oneOf(labels, "stage", STAGES, slot.stage)),
     family("slot_inactive_since_timestamp_seconds", "Since when nobody holds the slot.", ofSlot(seconds(slot?.inactiveSince ?? null))),
     family(
       "slot_wal_status",

@@ -273,6 +273,13 @@ describe("errors become statuses", () => {
     expect(body).not.toContain("secret-internal-text")
   })
 
+  it("the address alone leads to the status, for operators", async () => {
+    const answer = await call(await appOf({ mode: "local" }), "GET", "/")
+    expect([answer.status, answer.headers.get("location")]).toEqual([302, "/api/sync/status"])
+    expect((await call(await appOf({ mode: "token", token: TOKEN }), "GET", "/")).status).toBe(401)
+    expect((await call(await appOf({ mode: "closed" }), "GET", "/")).status).toBe(403)
+  })
+
   it("says whether Postgres is away, busy with a lock, or too slow", async () => {
     const told = async (path: string) => (await (await call(broken(), "GET", path)).json()) as { title: string; detail: string }
     expect((await told("/pg-down")).title).toBe("Postgres does not answer")

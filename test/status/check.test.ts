@@ -22,6 +22,7 @@ describe("check", () => {
     ["slot missing", { slot: null }, "CRITICAL"],
     ["slot lost", { slot: aSlot({ walStatus: "lost" }) }, "CRITICAL"],
     ["slot unreserved", { slot: aSlot({ walStatus: "unreserved" }) }, "CRITICAL"],
+    ["slot is being made", { slot: aSlot({ stage: "making", lagBytes: null, advice: "x" }) }, "WARNING"],
     ["slot used half of a small budget", { slot: aSlot({ budgetUsed: 50, stage: "warning", advice: "x" }) }, "WARNING"],
     ["slot used most of a small budget", { slot: aSlot({ budgetUsed: 81, stage: "critical", advice: "x" }) }, "CRITICAL"],
     ["slot holds 1.2 GiB", { slot: aSlot({ retainedBytes: 1_288_490_188 }) }, "WARNING"],
