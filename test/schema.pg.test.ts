@@ -86,6 +86,17 @@ it("the SQL for a superuser makes the event triggers; from then on a change paus
   expect(listed.out).toMatch(/public\.books\s+paused\s+3\s+column isbn of table public\.books was dropped/)
 })
 
+it("the school says what head office has paused, why, and since when", async () => {
+  const told = /head office has paused table public\.books since \d{4}-\d\d-\d\d \d\d:\d\d UTC: column isbn of table public\.books was dropped/
+  await until("the school to hear of it", async () => told.test((await school.status()).reason))
+  expect(await school.status()).toMatchObject({
+    state: "up_to_date",
+    tables: expect.arrayContaining([expect.objectContaining({ state: "paused", reason: expect.stringMatching(told) })]),
+  })
+  const check = await command("check", "tables", "--url", school.url)
+  expect([check.code, check.out]).toEqual([1, expect.stringMatching(told)])
+})
+
 it("a restart keeps the pause and starts the rest; resume takes the new shape to the school, and away what head office deleted meanwhile", async () => {
   await hub.stop()
   hub.start()

@@ -12,6 +12,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
+import type { PausedTable } from "../link/protocol.ts"
 import { parseLsn } from "../model/lsn.ts"
 import type { Cursor } from "../model/cursor.ts"
 import type { DeviceRules, Manifest } from "../model/table.ts"
@@ -93,6 +94,8 @@ export class Feed extends Context.Service<
     /** All keys as they stand: another object when any of them may have changed. */
     readonly keysNow: () => ReadonlyMap<string, SchoolKey>
     readonly schools: Effect.Effect<ReadonlyArray<EnrolledSchool>>
+    /** Those of the schools' tables whose changes are not taken. */
+    readonly pausedNow: () => ReadonlyArray<PausedTable>
     readonly manifest: (school: string) => Effect.Effect<Manifest>
     readonly cluster: Effect.Effect<string>
     readonly page: (request: PageRequest, listener?: PageListener) => Effect.Effect<FeedPage, LibsqlError>
@@ -118,6 +121,7 @@ export class Feed extends Context.Service<
       const first = yield* db.read(readHub)
       let cluster = first.cluster ?? ""
       let looked: number | null = null
+      let paused: ReadonlyArray<PausedTable> = []
       let reopen = yield* Deferred.make<void>()
       const known: Known = {
         head: { epoch: first.epoch, seq: first.seq, cut: (yield* db.read((tx) => cutAt(tx, first.seq))) ?? "0" },
@@ -159,6 +163,9 @@ export class Feed extends Context.Service<
           }),
         )
         known.tables = installed.tables
+        paused = installed.tables.flatMap(({ name, hubOnly, paused }) =>
+          hubOnly || paused === null ? [] : [{ table: name, reason: paused.reason, since: paused.since }],
+        )
         const before = known.manifest
         known.manifest = (yield* db.read(readHub)).manifest
         if (known.manifest !== before) wake(EVERY_SCHOOL)
@@ -252,6 +259,7 @@ export class Feed extends Context.Service<
         keyNow: enrolled.keyOf,
         keysNow: enrolled.keys,
         schools: Effect.sync(enrolled.all),
+        pausedNow: () => paused,
         manifest: (school) =>
           Effect.sync(() => ({
             version: known.manifest,

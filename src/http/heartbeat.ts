@@ -97,7 +97,13 @@ export const openHeartbeats = ({ feed, calls, clock: time }: Listening): ((reque
       if (isNews) feed.reader.note(incarnation, now, { ...cursor, pending, status })
       else feed.reader.tell(incarnation, now, { pending, status })
       calls.touch(key.school)
-      const pulse: Pulse = { clock: now, sync: calls.take(key.school), paused: key.paused }
+      const pausedTables = feed.pausedNow()
+      const pulse: Pulse = {
+        clock: now,
+        sync: calls.take(key.school),
+        paused: key.paused,
+        ...(pausedTables.length === 0 ? {} : { pausedTables: [...pausedTables] }),
+      }
       return answerJson(pulse)
     } catch (cause) {
       if (cause instanceof Answer) return cause.respond()

@@ -111,8 +111,12 @@ export const Heartbeat = z.object({
 })
 export type Heartbeat = z.infer<typeof Heartbeat>
 
-/** `sync` true: the hub asks for a sync now. */
-export const Pulse = z.object({ clock: z.number(), sync: z.boolean(), paused: z.boolean() })
+/** A table whose changes head office does not take now, why, and since when, ms since 1970. */
+export const PausedTable = z.object({ table: z.string(), reason: z.string(), since: z.number() })
+export type PausedTable = z.infer<typeof PausedTable>
+
+/** `sync` true: the hub asks for a sync now. `pausedTables`: absent = none. */
+export const Pulse = z.object({ clock: z.number(), sync: z.boolean(), paused: z.boolean(), pausedTables: z.array(PausedTable).exactOptional() })
 export type Pulse = z.infer<typeof Pulse>
 
 /** Position inside a catch-up: what of each class, up to which seq, is durably here. */

@@ -164,7 +164,7 @@ export const makeSteps = (memory: Memory, identity: Identity) =>
         yield* db.write((tx) => noteContact(tx, (clock + answered) / 2, pulse.clock))
         yield* countTraffic
         yield* touch
-        if (pulse.paused) yield* facts.set({ paused: true })
+        yield* facts.set({ pausedTables: pulse.pausedTables ?? [], ...(pulse.paused ? { paused: true } : {}) })
         if (pulse.sync) yield* ask("hub", "both")
       }).pipe(Effect.catchTag("LinkDown", (error) => Effect.logDebug(`heartbeat: ${error.message}`)))
 

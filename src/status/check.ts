@@ -196,12 +196,11 @@ const checkSchool = (school: SchoolSnapshot, boundsOf: BoundsOf, { items, perf }
   if (silent !== null) perf.push({ label: "last_contact", value: Math.round(silent), unit: "s", ...bounds })
 
   const faulty = school.tables.filter(({ fault }) => fault !== undefined)
-  const paused = school.tables.filter((table) => table.state === "paused").length
-  push(
-    "tables",
-    paused > 0 ? "CRITICAL" : faulty.length > 0 ? "WARNING" : "OK",
-    faulty.length > 0 ? faulty.map(({ table, fault }) => `${table}: ${fault}`).join("; ") : `${school.tables.length} tables flow`,
-  )
+  // One that head office has paused has no fault here, and nobody here can mend it.
+  const held = school.tables.flatMap(({ state, fault, reason }) => (state === "paused" && fault === undefined ? [reason ?? ""] : []))
+  const isUnfit = faulty.some((table) => table.state === "paused")
+  const told = [...faulty.map(({ table, fault }) => `${table}: ${fault}`), ...held]
+  push("tables", isUnfit ? "CRITICAL" : told.length > 0 ? "WARNING" : "OK", told.length > 0 ? told.join("; ") : `${school.tables.length} tables flow`)
   const waiting = secondsSince(school.asOf, school.sending.oldestPendingAt) ?? 0
   push(
     "lag",

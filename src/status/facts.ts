@@ -2,6 +2,7 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import type { PausedTable } from "../link/protocol.ts"
 
 export interface HubFacts {
   /** `standby`: another hub holds the slot. */
@@ -31,6 +32,8 @@ export interface SchoolFacts {
   /** Over a metered link: what keeps it from calling, and when it calls next, ms since 1970; null = not known yet, or not metered. */
   readonly metered: { readonly waits: "budget" | "hours" | null; readonly nextAt: number } | null
   readonly paused: boolean
+  /** Tables that head office has paused, as of the last contact. */
+  readonly pausedTables: ReadonlyArray<PausedTable>
 }
 
 export interface FactStore<F> {
@@ -65,6 +68,15 @@ export class HubFactStore extends Context.Service<HubFactStore, FactStore<HubFac
 
 export class SchoolFactStore extends Context.Service<SchoolFactStore, FactStore<SchoolFacts>>()("schoolbus/status/SchoolFactStore") {
   static readonly layer = Layer.sync(SchoolFactStore, () =>
-    makeStore<SchoolFacts>({ link: "connecting", linkDetail: "", lastContactAt: 0, lastSyncAt: 0, progress: null, metered: null, paused: false }),
+    makeStore<SchoolFacts>({
+      link: "connecting",
+      linkDetail: "",
+      lastContactAt: 0,
+      lastSyncAt: 0,
+      progress: null,
+      metered: null,
+      paused: false,
+      pausedTables: [],
+    }),
   )
 }

@@ -39,6 +39,8 @@ export interface SchoolOwnFacts {
   readonly sending: number
   /** A metered link that is not used now, and why; absent = it is. */
   readonly waits?: "budget" | "hours" | null
+  /** What head office has paused, one sentence a table; absent = nothing. Nobody in the school can mend it, so the state stays as it is. */
+  readonly pausedTables?: ReadonlyArray<string>
   /** This computer's clock minus head office's, ms; null or absent = not known. */
   readonly clockAheadMs?: number | null
   /** How long nothing has moved: since the oldest pending change, the last answer and the link's coming up, whichever was last. */
@@ -47,7 +49,7 @@ export interface SchoolOwnFacts {
 
 export const judgeSchool = (facts: SchoolOwnFacts): Judged => {
   const { state, reason } = judgeFlows(facts)
-  return { state, reason: [reason, clockText(facts.clockAheadMs ?? 0)].filter((text) => text !== "").join("; ") }
+  return { state, reason: [reason, ...(facts.pausedTables ?? []), clockText(facts.clockAheadMs ?? 0)].filter((text) => text !== "").join("; ") }
 }
 
 const UNITS = [

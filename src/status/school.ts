@@ -8,6 +8,7 @@ import { clockAhead } from "../libsql/contact.ts"
 import { ident, Libsql, type LibsqlError, type Tx } from "../libsql/client.ts"
 import { dayOf, trafficOf } from "../libsql/traffic.ts"
 import { printHours } from "../link/metered.ts"
+import type { PausedTable } from "../link/protocol.ts"
 import { readGaps, readTriggerFaults } from "../libsql/gap.ts"
 import { readUnenforced, unenforcedText } from "../libsql/unenforced.ts"
 import { readUnfit } from "../libsql/unfit.ts"
@@ -115,6 +116,9 @@ const readFacts = (tx: Tx) =>
     }
   })
 
+const pausedText = ({ table, reason, since }: PausedTable): string =>
+  `head office has paused table ${table} since ${new Date(since).toISOString().slice(0, 16).replace("T", " ")} UTC: ${reason}`
+
 interface KeptOut extends PerTable {
   readonly key: string
   readonly error: string
@@ -186,10 +190,12 @@ const make = Effect.gen(function* () {
       const waits = pending.get(table.name) ?? 0
       const failed = (quarantine.get(table.name) ?? 0) + (behindByTable.get(table.name)?.failed ?? 0)
       const paused = read.unfit.find((one) => one.name === table.name)
+      const held = own.pausedTables.find((one) => one.table === table.name)
+      const why = paused !== undefined ? `${paused.reason}; it waits until it fits. ${paused.remedy}` : held === undefined ? null : pausedText(held)
       return {
         table: table.name,
-        state: paused !== undefined ? "paused" : hasCut ? "active" : "loading",
-        ...(paused === undefined ? {} : { reason: `${paused.reason}; it waits until it fits. ${paused.remedy}` }),
+        state: why !== null ? "paused" : hasCut ? "active" : "loading",
+        ...(why === null ? {} : { reason: why }),
         ...(read.faults.has(table.name) ? { fault: read.faults.get(table.name) ?? "" } : {}),
         pending: waits,
         failed,
@@ -224,6 +230,7 @@ const make = Effect.gen(function* () {
       pending: totals.pending,
       sending: read.work?.sending ?? 0,
       waits: metered === null ? null : (own.metered?.waits ?? null),
+      pausedTables: own.pausedTables.map(pausedText),
       clockAheadMs: read.clockAheadMs,
       standingMs: now - Math.max(oldestPendingAt ?? now, read.work?.answered ?? 0, onlineSince),
     })

@@ -32,7 +32,7 @@ export interface Counts {
 export interface TableStatus extends Counts {
   /** `"public.students"` */
   readonly table: string
-  /** `loading`: its first copy is under way. `paused`: at the hub its changes are not taken, in a school it does not fit. */
+  /** `loading`: its first copy is under way. `paused`: at the hub its changes are not taken, in a school it does not fit, or head office has paused it. */
   readonly state?: "active" | "loading" | "paused"
   /** Why it is paused, and the remedy; absent when it is not. */
   readonly reason?: string
