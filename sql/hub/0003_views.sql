@@ -106,7 +106,7 @@ SELECT s.slot_name::text AS slot_name,
   LEFT JOIN schoolbus.hub h ON h.id = 1
   LEFT JOIN growth g ON true;
 
--- Every enrolled school. stale: the hub has not written for three minutes, so its part of the row is an old one.
+-- Every enrolled school. A change that waits for another unique value counts among the conflicts, where it is decided. stale: the hub has not written for three minutes, so its part of the row is an old one.
 CREATE VIEW schoolbus.school_health AS
 SELECT c.id AS school,
        c.name,
@@ -118,7 +118,8 @@ SELECT c.id AS school,
        s.seen_at,
        round(extract(epoch FROM now() - s.seen_at)::numeric, 0) AS seen_seconds_ago,
        (SELECT count(*) FROM schoolbus.conflicts f WHERE f.school = c.id AND f.status = 'open') AS open_conflicts,
-       (SELECT count(*) FROM schoolbus.quarantine q WHERE q.school = c.id AND q.status = 'open') AS quarantined,
+       (SELECT count(*) FROM schoolbus.quarantine q WHERE q.school = c.id AND q.status = 'open'
+           AND NOT EXISTS (SELECT 1 FROM schoolbus.conflicts f WHERE f.quarantine = q.id AND f.status = 'open')) AS quarantined,
        s.as_of,
        coalesce(s.as_of < now() - interval '3 minutes', true) AS stale
   FROM schoolbus.schools c LEFT JOIN schoolbus.school_status s ON s.school = c.id;

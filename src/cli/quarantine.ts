@@ -1,11 +1,13 @@
 /** `quarantine list | show | retry | edit | discard`: changes that could not be written. */
-import type { QuarantineRecord } from "../status/quarantine.ts"
-import type { Page } from "../status/records.ts"
+import type { QuarantinePage, QuarantineRecord } from "../status/quarantine.ts"
 import { apiOf } from "./api.ts"
 import { requestText, short } from "./conflicts.ts"
 import type { Io } from "./io.ts"
-import { EXIT, type Input, usage } from "./options.ts"
-import { bold, clean, dim, type Look, table } from "./text.ts"
+import { confirm } from "./confirm.ts"
+import { CommandFailed, EXIT, type Input, usage } from "./options.ts"
+import { bold, clean, dim, countText, type Look, table } from "./text.ts"
+
+const FILTERS = ["table", "reason", "school"]
 
 const changeText = (json: string): string => {
   try {
@@ -27,19 +29,25 @@ const showText = (look: Look, q: QuarantineRecord): string => {
     line("Reason", `${q.reason}: ${q.detail}`),
     line("When", `${q.at}${q.decidedAt === null ? "" : `, ${q.status} ${q.decidedAt} by ${q.decidedBy ?? "-"}`}`),
     asked === null ? "" : line("Asked for", asked),
+    q.conflict === null ? "" : line("Conflict", `${q.conflict}, by which it is decided: schoolbus conflicts show ${q.conflict}`),
     q.status === "open" ? dim(look, `\nschoolbus quarantine retry|discard ${q.id}, or edit ${q.id} --set '{"column": "value"}'\n`) : "",
   ].join("")
 }
 
-export const list = async (input: Input, io: Io): Promise<number> => {
+const queryOf = (input: Input, names: ReadonlyArray<string>): URLSearchParams => {
   const query = new URLSearchParams()
-  for (const name of ["table", "school", "cursor"]) {
+  for (const name of names) {
     const value = input.textOr(name, null)
     if (value !== null) query.set(name, value)
   }
+  return query
+}
+
+export const list = async (input: Input, io: Io): Promise<number> => {
+  const query = queryOf(input, [...FILTERS, "cursor"])
   if (!input.flag("all")) query.set("resolved", "false")
   query.set("limit", String(input.number("limit")))
-  const page = await apiOf(input).get<Page<QuarantineRecord>>(`/api/sync/quarantine?${query}`)
+  const page = await apiOf(input).get<QuarantinePage>(`/api/sync/quarantine?${query}`)
   if (input.flag("json")) {
     io.out(`${JSON.stringify({ schemaVersion: 1, asOf: new Date().toISOString(), ...page })}\n`)
     return EXIT.ok
@@ -56,11 +64,15 @@ export const list = async (input: Input, io: Io): Promise<number> => {
           short(`${q.table} ${q.key}`, 50),
           short(`${q.op} ${changeText(q.change)}`, 40),
           short(`${q.reason}: ${q.detail}`, 60),
-          q.requested?.status === "sent" ? "asked for" : q.status,
+          q.requested?.status === "sent" ? "asked for" : q.conflict !== null ? "conflict" : q.status,
         ]),
       ),
     )
     if (page.nextCursor !== null) io.err(`more: schoolbus quarantine list --cursor ${page.nextCursor}\n`)
+  }
+  if (page.inConflicts > 0) {
+    const [waits, stand] = page.inConflicts === 1 ? ["1 change waits", "stands"] : [`${countText(page.inConflicts)} changes wait`, "stand"]
+    io.err(`${waits} for another unique value and ${stand} among the conflicts: schoolbus conflicts list\n`)
   }
   return EXIT.ok
 }
@@ -73,10 +85,89 @@ const out = (input: Input, io: Io, record: QuarantineRecord): number => {
 
 export const show = async (input: Input, io: Io): Promise<number> => out(input, io, await apiOf(input).get<QuarantineRecord>(pathOf(input)))
 
+/** Most that one page may have. */
+const PAGE = 500
+
+/** Every change that waits and that the filters name, oldest first: what others refer to comes before them. */
+const waiting = async (input: Input): Promise<ReadonlyArray<QuarantineRecord>> => {
+  const api = apiOf(input)
+  const found: Array<QuarantineRecord> = []
+  for (let cursor: string | null = ""; cursor !== null; ) {
+    const query = queryOf(input, FILTERS)
+    query.set("resolved", "false")
+    query.set("limit", String(PAGE))
+    if (cursor !== "") query.set("cursor", cursor)
+    const page: QuarantinePage = await api.get<QuarantinePage>(`/api/sync/quarantine?${query}`)
+    found.push(...page.items)
+    cursor = page.nextCursor
+  }
+  return found.filter(({ requested }) => requested?.status !== "sent").reverse()
+}
+
+interface Left {
+  readonly id: string
+  readonly why: string
+}
+
+const DONE = { retry: "retried", discard: "discarded" }
+
+/** Each by itself, so that one that is refused keeps none of the others; again, as long as one more goes. */
+const decideMany = async (input: Input, io: Io, action: "retry" | "discard"): Promise<number> => {
+  const api = apiOf(input)
+  const by = input.textOr("by", "cli")
+  let todo = await waiting(input)
+  const schools = new Set(todo.map(({ school }) => school)).size
+  const changes = todo.length === 1 ? "1 change" : `${countText(todo.length)} changes`
+  if (action === "discard" && todo.length > 0)
+    await confirm(input, io, `${changes} of ${schools === 1 ? "1 school" : `${schools} schools`} will be given up`, String(todo.length))
+  const done: Array<string> = []
+  let asked = 0
+  let left: Array<Left> = []
+  for (let before = -1; before < done.length; ) {
+    before = done.length
+    left = []
+    for (const { id } of todo) {
+      try {
+        const record = await api.post<QuarantineRecord>(`/api/sync/quarantine/${id}/${action}`, { by })
+        if (record.status === "open") asked++
+        done.push(id)
+      } catch (cause) {
+        if (!(cause instanceof CommandFailed)) throw cause
+        // It went along with another one.
+        if (cause.code === "change_decided") done.push(id)
+        else if (cause.code === "change_not_possible" || cause.code === "change_not_found") left.push({ id, why: cause.message })
+        else
+          throw new CommandFailed(
+            cause.exit,
+            cause.code,
+            `${cause.message}; ${done.length} of ${todo.length} were ${DONE[action]} before`,
+            cause.hint,
+          )
+      }
+    }
+    todo = todo.filter(({ id }) => left.some((one) => one.id === id))
+  }
+  if (input.flag("json")) io.out(`${JSON.stringify({ done, left })}\n`)
+  else {
+    for (const { id, why } of left) io.out(dim(io.look, `${id}  left: ${clean(why)}\n`))
+    const went =
+      asked > 0 ? `${countText(done.length)} asked for; they go to head office with the next sync` : `${countText(done.length)} ${DONE[action]}`
+    io.out(`${went}, ${countText(left.length)} left.\n`)
+  }
+  return left.length === 0 ? EXIT.ok : EXIT.failed
+}
+
 const decide =
   (action: "retry" | "discard") =>
-  async (input: Input, io: Io): Promise<number> =>
-    out(input, io, await apiOf(input).post<QuarantineRecord>(`${pathOf(input)}/${action}`, { by: input.textOr("by", "cli") }))
+  async (input: Input, io: Io): Promise<number> => {
+    const id = input.args["id"]
+    // What stands in the environment narrows many; it does not ask for them.
+    const isMany = [...FILTERS, "all"].some((name) => input.origin(name) === "flag")
+    if (id === undefined ? !isMany : isMany)
+      throw usage(`quarantine ${action} takes the ID of one change, or for many --table, --reason, --school or --all`, "schoolbus quarantine list")
+    if (id === undefined) return decideMany(input, io, action)
+    return out(input, io, await apiOf(input).post<QuarantineRecord>(`${pathOf(input)}/${action}`, { by: input.textOr("by", "cli") }))
+  }
 export const retry = decide("retry")
 export const discard = decide("discard")
 

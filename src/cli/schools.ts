@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import { newKey } from "../link/keys.ts"
 import type { PostgresPool, Session } from "../postgres/client.ts"
 import { migrateHub } from "../postgres/migrate.ts"
+import { confirm } from "./confirm.ts"
 import { withPostgres } from "./database.ts"
 import type { Io } from "./io.ts"
 import { CommandFailed, EXIT, type Input, usage } from "./options.ts"
@@ -180,20 +181,9 @@ export const rotateKey = async (input: Input, io: Io): Promise<number> => {
   return printKey(io, input, id, key)
 }
 
-/** Destructive for the school: it is cut off at once. A person types its id; a script says --yes. */
-const confirmed = async (input: Input, io: Io, id: string): Promise<boolean> => {
-  if (input.flag("yes")) return true
-  if (!io.interactive) throw usage("schools revoke cuts the school off; without a terminal it needs --yes")
-  const { createInterface } = await import("node:readline/promises")
-  const asker = createInterface({ input: process.stdin, output: process.stderr })
-  const answer = await asker.question(`School ${id} will be cut off at once. Type its id to go on: `)
-  asker.close()
-  return answer.trim() === id
-}
-
 export const revoke = async (input: Input, io: Io): Promise<number> => {
   const id = idOf(input)
-  if (!(await confirmed(input, io, id))) throw new CommandFailed(EXIT.failed, "not_confirmed", "nothing was changed")
+  await confirm(input, io, `school ${id} will be cut off at once`, id)
   await withPostgres(input, (pg) =>
     pg.tx((session) =>
       Effect.gen(function* () {

@@ -16,6 +16,7 @@ const Filter = z.object({
   limit: z.coerce.number().int().min(1).max(500).default(50),
   cursor: z.string().max(500).optional(),
 })
+const QuarantineFilter = Filter.extend({ reason: z.string().min(1).max(100).optional() })
 const Id = z.object({ id: z.uuid() })
 const By = z.string().min(1).max(100).default("api")
 
@@ -141,10 +142,10 @@ export const conflictRoutes: Effect.Effect<AnyElysia, never, Conflicts | Quarant
         ({ request, query }) =>
           answer(
             request,
-            Quarantine.use((quarantine) => quarantine.list(queryOf(query))),
+            Quarantine.use((quarantine) => quarantine.list({ ...queryOf(query), ...(query.reason === undefined ? {} : { reason: query.reason }) })),
           ),
         {
-          query: Filter,
+          query: QuarantineFilter,
         },
       )
       .get(

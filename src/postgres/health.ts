@@ -79,7 +79,7 @@ export const readClockAhead = (session: Session): Effect.Effect<number, Postgres
     return Math.round((asked + answered) / 2 - (row?.at ?? answered))
   })
 
-/** Open conflicts and quarantined changes of one school and table. */
+/** Open conflicts and quarantined changes of one school and table. What clashes over a unique value is decided as a conflict, and counts as one. */
 export interface OpenWork {
   readonly school: string
   readonly table: string
@@ -93,7 +93,8 @@ export const readOpenWork = (session: Session): Effect.Effect<ReadonlyArray<Open
     `SELECT school, table_name AS "table", sum(c)::int AS conflicts, sum(q)::int AS failed
        FROM (SELECT school, table_name, 1 AS c, 0 AS q FROM schoolbus.conflicts WHERE status = 'open'
              UNION ALL
-             SELECT school, table_name, 0, 1 FROM schoolbus.quarantine WHERE status = 'open') open
+             SELECT school, table_name, 0, 1 FROM schoolbus.quarantine q WHERE status = 'open'
+                AND NOT EXISTS (SELECT 1 FROM schoolbus.conflicts c WHERE c.quarantine = q.id AND c.status = 'open')) open
       GROUP BY 1, 2`,
   )
 

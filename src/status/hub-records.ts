@@ -146,8 +146,11 @@ export const hubConflicts: Layer.Layer<Conflicts, never, Postgres | Tables> = La
   }),
 )
 
+/** Of a change that waits because another row has a unique value of its own. */
+const CLASH = (quarantine: string): string =>
+  `(SELECT c.id::text FROM schoolbus.conflicts c WHERE c.quarantine = ${quarantine} AND c.status = 'open' ORDER BY c.unique_columns LIMIT 1)`
 const QUARANTINE = `id::text AS id, school, table_name AS "table", row_key AS key, op, change, reason, detail, status, ${iso("at")} AS at,
-  decided_by AS "decidedBy", ${iso("decided_at")} AS "decidedAt", ${REQUESTED("quarantine.id::text")}`
+  decided_by AS "decidedBy", ${iso("decided_at")} AS "decidedAt", ${CLASH("quarantine.id")} AS conflict, ${REQUESTED("quarantine.id::text")}`
 type StoredChange = Omit<QuarantineRecord, "requested"> & { readonly requested: string | null }
 const changeOf = (row: StoredChange): QuarantineRecord => ({
   ...row,
@@ -167,20 +170,36 @@ export const hubQuarantine: Layer.Layer<Quarantine, never, Postgres | Tables> = 
           : changeOf(row)
       })
     return Quarantine.of({
-      list: (query) => {
-        const [at, id] = positionOf(query.cursor)
-        const page = Effect.map(
-          pg.query<StoredChange>(
+      list: (query) =>
+        Effect.gen(function* () {
+          yield* isSchool(pg, query.school)
+          const [at, id] = positionOf(query.cursor)
+          const rows = yield* pg.query<StoredChange>(
             `SELECT ${QUARANTINE} FROM schoolbus.quarantine
               WHERE ($1::text IS NULL OR (status <> 'open') = ($1 = 'true')) AND ($2::text IS NULL OR table_name = $2) AND ($3::text IS NULL OR school = $3)
+                AND ($1 IS DISTINCT FROM 'false' OR ${CLASH("quarantine.id")} IS NULL)
                 AND ($4::text IS NULL OR (at, id::text COLLATE "C") < ($4::timestamptz, $5 COLLATE "C"))
+              AND ($7::text IS NULL OR reason = $7)
               ORDER BY quarantine.at DESC, id::text COLLATE "C" DESC LIMIT $6::int`,
-            [query.resolved === undefined ? null : String(query.resolved), query.table ?? null, query.school ?? null, at, id, query.limit + 1],
-          ),
-          (rows) => pageOf(rows.map(changeOf), query.limit, (row) => [row.at, row.id]),
-        )
-        return Effect.andThen(isSchool(pg, query.school), page)
-      },
+            [
+              query.resolved === undefined ? null : String(query.resolved),
+              query.table ?? null,
+              query.school ?? null,
+              at,
+              id,
+              query.limit + 1,
+              query.reason ?? null,
+            ],
+          )
+          const [clashing] = yield* pg.query<{ n: number }>(
+            `SELECT count(DISTINCT quarantine)::int AS n FROM schoolbus.conflicts
+              WHERE status = 'open' AND quarantine IS NOT NULL AND ($1::text IS NULL OR table_name = $1) AND ($2::text IS NULL OR school = $2)
+                AND ($3::text IS NULL OR $3 = 'unique')`,
+            [query.table ?? null, query.school ?? null, query.reason ?? null],
+          )
+          const page = pageOf(rows.map(changeOf), query.limit, (row) => [row.at, row.id])
+          return { ...page, inConflicts: query.resolved === false ? (clashing?.n ?? 0) : 0 }
+        }),
       show,
       decide: (id, action, by) =>
         Effect.gen(function* () {

@@ -20,13 +20,23 @@ export interface QuarantineRecord {
   readonly at: string
   readonly decidedBy: string | null
   readonly decidedAt: string | null
+  /** Its open conflict about a unique value, by which it is decided; null = none. */
+  readonly conflict: string | null
   /** What people in the school have asked for and head office has not answered, or refused. */
   readonly requested: Requested | null
 }
 
+/** `inConflicts`: of those that wait, how many are decided as conflicts, and therefore not among `items`; 0 when others are asked for. */
+export interface QuarantinePage extends Page<QuarantineRecord> {
+  readonly inConflicts: number
+}
+
 export interface QuarantineQuery {
+  /** false: those that wait and are decided here, which leaves out what stands in the list of conflicts. */
   readonly resolved?: boolean
   readonly table?: string
+  /** As the record has it: `"foreign_key"`. */
+  readonly reason?: string
   readonly school?: string
   readonly limit: number
   readonly cursor?: string
@@ -40,7 +50,7 @@ export type QuarantineAction =
 export class Quarantine extends Context.Service<
   Quarantine,
   {
-    readonly list: (query: QuarantineQuery) => Effect.Effect<Page<QuarantineRecord>, SchoolUnknown | LibsqlError | PostgresError>
+    readonly list: (query: QuarantineQuery) => Effect.Effect<QuarantinePage, SchoolUnknown | LibsqlError | PostgresError>
     readonly show: (id: string) => Effect.Effect<QuarantineRecord, ConflictRefused | LibsqlError | PostgresError>
     readonly decide: (
       id: string,

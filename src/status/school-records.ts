@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { Libsql, type LibsqlError, type LibsqlFile, type Tx } from "../libsql/client.ts"
 import type { Choice } from "../model/choice.ts"
-import { Quarantine, type QuarantineRecord } from "./quarantine.ts"
+import { Quarantine, type QuarantineQuery, type QuarantineRecord } from "./quarantine.ts"
 import { recommend } from "./recommend.ts"
 import {
   type AutoQuery,
@@ -44,7 +44,8 @@ const readRecords = <Row extends { readonly at: string; readonly id: string }>(
   db: LibsqlFile,
   columns: string,
   table: string,
-  query: ConflictQuery,
+  query: ConflictQuery & Pick<QuarantineQuery, "reason">,
+  filter = "true",
 ) =>
   db.read((tx) =>
     Effect.gen(function* () {
@@ -53,9 +54,9 @@ const readRecords = <Row extends { readonly at: string; readonly id: string }>(
       const [at, id] = decodeCursor(query.cursor, 2) ?? [null, null]
       const rows = yield* tx.all<Row>(
         `SELECT ${columns} FROM ${table}
-          WHERE (?1 IS NULL OR (status <> 'open') = ?1) AND (?2 IS NULL OR table_name = ?2) AND (?3 IS NULL OR (at, id) < (?3, ?4))
+          WHERE (?1 IS NULL OR (status <> 'open') = ?1) AND (?2 IS NULL OR table_name = ?2) AND (?3 IS NULL OR (at, id) < (?3, ?4)) AND ${filter} AND (?6 IS NULL OR reason = ?6)
           ORDER BY at DESC, id DESC LIMIT ?5`,
-        [query.resolved ?? null, query.table ?? null, at ?? null, id ?? null, query.limit + 1],
+        [query.resolved ?? null, query.table ?? null, at ?? null, id ?? null, query.limit + 1, query.reason ?? null],
       )
       return pageOf(rows, query.limit, (row) => [row.at, row.id])
     }),
@@ -159,8 +160,10 @@ export const schoolConflicts: Layer.Layer<Conflicts, never, Libsql> = Layer.effe
   }),
 )
 
+/** Of a change that waits because another row has a unique value of its own. */
+const CLASH = `(SELECT c.id FROM schoolbus_conflicts c WHERE c.quarantine = schoolbus_quarantine.id AND c.status = 'open' ORDER BY c.unique_columns LIMIT 1)`
 const QUARANTINE = `id, school, table_name AS "table", row_key AS key, op, change, reason, detail, status, at, decided_by AS decidedBy, decided_at AS decidedAt,
-  ${REQUESTED("schoolbus_quarantine.id")}`
+  ${CLASH} AS conflict, ${REQUESTED("schoolbus_quarantine.id")}`
 type StoredChange = Omit<QuarantineRecord, "requested"> & { readonly requested: string | null }
 const changeOf = (row: StoredChange): QuarantineRecord => ({
   ...row,
@@ -168,6 +171,18 @@ const changeOf = (row: StoredChange): QuarantineRecord => ({
   decidedAt: timeOrNull(row.decidedAt),
   requested: requestedOf(row.requested),
 })
+
+const countClashing = (db: LibsqlFile, table: string | undefined) =>
+  db.read((tx) =>
+    Effect.gen(function* () {
+      if (!(yield* hasTable(tx))) return 0
+      const [row] = yield* tx.all<{ n: number }>(
+        "SELECT count(DISTINCT quarantine) AS n FROM schoolbus_conflicts WHERE status = 'open' AND quarantine IS NOT NULL AND (?1 IS NULL OR table_name = ?1)",
+        [table ?? null],
+      )
+      return row?.n ?? 0
+    }),
+  )
 
 export const schoolQuarantine: Layer.Layer<Quarantine, never, Libsql> = Layer.effect(
   Quarantine,
@@ -188,10 +203,13 @@ export const schoolQuarantine: Layer.Layer<Quarantine, never, Libsql> = Layer.ef
       })
     return Quarantine.of({
       list: (query) =>
-        Effect.map(readRecords<StoredChange>(db, QUARANTINE, "schoolbus_quarantine", query), (page) => ({
-          ...page,
-          items: page.items.map(changeOf),
-        })),
+        Effect.gen(function* () {
+          const here = query.resolved === false ? `${CLASH} IS NULL` : "true"
+          const page = yield* readRecords<StoredChange>(db, QUARANTINE, "schoolbus_quarantine", query, here)
+          const mayClash = query.resolved === false && (query.reason ?? "unique") === "unique"
+          const inConflicts = mayClash ? yield* countClashing(db, query.table) : 0
+          return { ...page, items: page.items.map(changeOf), inConflicts }
+        }),
       show,
       decide: (id, action, by) =>
         Effect.gen(function* () {

@@ -72,7 +72,14 @@ const readFacts = (tx: Tx) =>
     const open = (table: string) =>
       when(table, tx.all<PerTable>(`SELECT table_name AS name, count(*) AS n FROM ${table} WHERE status = 'open' GROUP BY table_name`))
     const conflicts = yield* open("schoolbus_conflicts")
-    const quarantine = yield* open("schoolbus_quarantine")
+    // What clashes over a unique value is decided as a conflict, and counts as one.
+    const quarantine = yield* when(
+      "schoolbus_quarantine",
+      tx.all<PerTable>(
+        `SELECT table_name AS name, count(*) AS n FROM schoolbus_quarantine WHERE status = 'open'
+            AND id NOT IN (SELECT quarantine FROM schoolbus_conflicts WHERE status = 'open' AND quarantine IS NOT NULL) GROUP BY table_name`,
+      ),
+    )
     const [staged] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_stage) AS n")
     const devicesTable = manifestOf(state?.manifest ?? null)?.tables.find((table) => table.name === "schoolbus.devices")?.local ?? ""
     const devices = yield* when(

@@ -11,7 +11,7 @@ import { makeApp } from "../../src/http/server.ts"
 import { syncRoutes } from "../../src/http/sync.ts"
 import { newKey } from "../../src/link/keys.ts"
 import { runtimeName, serve, type Served } from "../../src/runtime.ts"
-import { Quarantine, type QuarantineAction } from "../../src/status/quarantine.ts"
+import { Quarantine, type QuarantineAction, type QuarantineQuery, type QuarantineRecord } from "../../src/status/quarantine.ts"
 import { ConflictRefused, Conflicts, Runs } from "../../src/status/records.ts"
 import { type Snapshot, Status } from "../../src/status/snapshot.ts"
 import { SyncNow, type SyncRequest } from "../../src/status/sync-now.ts"
@@ -23,6 +23,23 @@ const ID = "6a3c2c1e-1111-4111-8111-111111111111"
 /** Nothing in its environment but what is given. */
 const run = (args: ReadonlyArray<string>, env: Record<string, string> = {}): Promise<Ran> => runProgram(args, env)
 
+const aChange: Omit<QuarantineRecord, "id"> = {
+  school: "north",
+  table: "public.pupils",
+  key: "[1]",
+  op: "update",
+  change: "{}",
+  reason: "check",
+  detail: "",
+  status: "open",
+  at: "2026-11-24T10:00:00.000000Z",
+  decidedBy: null,
+  decidedAt: null,
+  conflict: null,
+  requested: null,
+}
+
+let quarantined: ReadonlyArray<QuarantineRecord & { readonly waitsFor?: string }> = []
 let snapshot: Snapshot = aHub()
 let asked: ReadonlyArray<SyncRequest> = []
 let node: Served
@@ -47,9 +64,22 @@ beforeAll(async () => {
       autoResolve: ({ max }: { max: number }) => Effect.succeed({ resolved: [], skipped: [{ id: ID, why: `a person decides (${max})` }] }),
     }),
     Layer.succeed(Quarantine, {
-      list: () => Effect.succeed({ items: [], nextCursor: null }),
+      list: ({ table, reason, limit, cursor = "0" }: QuarantineQuery) =>
+        Effect.sync(() => {
+          const all = quarantined.filter((q) => (table ?? q.table) === q.table && (reason ?? q.reason) === q.reason)
+          const [from, to] = [Number(cursor), Number(cursor) + limit]
+          return { items: all.slice(from, to), nextCursor: to < all.length ? String(to) : null, inConflicts: 0 }
+        }),
       show: (id: string) => Effect.fail(new ConflictRefused({ code: "not_found", message: `no quarantined change ${id}` })),
-      decide: (_: string, action: QuarantineAction) => Effect.fail(new ConflictRefused({ code: "not_possible", message: JSON.stringify(action) })),
+      decide: (id: string, action: QuarantineAction) =>
+        Effect.suspend(() => {
+          const found = quarantined.find((q) => q.id === id)
+          const { waitsFor } = found ?? {}
+          if (found === undefined || (action.action === "retry" && waitsFor !== undefined && quarantined.some((q) => q.id === waitsFor)))
+            return Effect.fail(new ConflictRefused({ code: "not_possible", message: JSON.stringify(action) }))
+          quarantined = quarantined.filter((q) => q !== found)
+          return Effect.succeed({ ...found, status: action.action === "retry" ? "retried" : "discarded" })
+        }),
     }),
     Layer.succeed(Runs, { list: () => Effect.succeed({ items: [], nextCursor: null }) }),
   )
@@ -238,6 +268,32 @@ describe("against a node", () => {
     expect((await run(["quarantine", "edit", ID, "--url", url])).code).toBe(64)
     expect((await run(["quarantine", "edit", ID, "--set", "x", "--url", url])).code).toBe(64)
     expect((await run(["quarantine", "edit", ID, "--set", '{"a": 1}', "--url", url])).err).toContain('"values":{"a":1}')
+  })
+
+  it("retries and discards many quarantined changes, with the count, and none that was not asked for", async () => {
+    const one = (n: number, part: object = {}) => ({ id: ID.replace(/^.{8}/, String(n).padStart(8, "0")), ...aChange, ...part })
+    // Newest first, as a node lists them; 1 goes only when 2 is gone, and 3 never does.
+    quarantined = [one(4, { table: "public.marks" }), one(3, { waitsFor: one(3).id }), one(2), one(1, { waitsFor: one(2).id })]
+    const many = (...args: ReadonlyArray<string>) => run(["quarantine", ...args, "--url", url])
+    for (const args of [["retry"], ["discard"], ["discard", "--yes"], ["retry", ID, "--all"], ["discard", ID, "--table", "pupils", "--yes"]])
+      expect((await many(...args)).code).toBe(64)
+    const unsure = await many("discard", "--all")
+    expect([unsure.code, unsure.err]).toEqual([
+      64,
+      expect.stringContaining("4 changes of 1 school will be given up; without a terminal quarantine discard needs --yes"),
+    ])
+    expect(quarantined).toHaveLength(4)
+    const retried = await many("retry", "--table", "pupils", "--reason", "check")
+    expect([retried.code, retried.out]).toEqual([1, `${one(3).id}  left: This change cannot be decided so: {"action":"retry"}\n2 retried, 1 left.\n`])
+    expect(quarantined.map(({ id }) => id)).toEqual([one(4).id, one(3).id])
+    const env = await run(["quarantine", "discard", one(4).id, "--url", url], { SCHOOLBUS_SCHOOL: "north" })
+    expect([env.code, quarantined.length]).toEqual([0, 1])
+    const discarded = await many("discard", "--all", "--yes", "--json")
+    expect([discarded.code, JSON.parse(discarded.out)]).toEqual([0, { done: [one(3).id], left: [] }])
+    expect(await many("discard", "--all", "--yes")).toEqual({ code: 0, out: "0 discarded, 0 left.\n", err: "" })
+    quarantined = Array.from({ length: 1_203 }, (_, n) => one(n))
+    expect((await many("discard", "--reason", "check", "--yes")).out).toBe("1,203 discarded, 0 left.\n")
+    expect(quarantined).toEqual([])
   })
 
   it("needs the token where the node has one, from flag, variable or file", async () => {

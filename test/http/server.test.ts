@@ -41,7 +41,7 @@ const services = (snapshot: Snapshot) =>
       autoResolve: ({ max }: { max: number }) => Effect.succeed({ resolved: [], skipped: [{ id: ID, why: `a person decides (${max})` }] }),
     }),
     Layer.succeed(Quarantine, {
-      list: () => Effect.succeed({ items: [], nextCursor: null }),
+      list: () => Effect.succeed({ items: [], nextCursor: null, inConflicts: 0 }),
       show: (id: string) => Effect.fail(new ConflictRefused({ code: "not_found", message: `no quarantined change ${id}` })),
       decide: (_: string, action: QuarantineAction) => Effect.fail(new ConflictRefused({ code: "not_possible", message: JSON.stringify(action) })),
     }),

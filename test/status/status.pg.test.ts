@@ -12,19 +12,20 @@ import { readSlots, recordHealth } from "../../src/postgres/health.ts"
 import { type HubFacts, HubFactStore, type SchoolFacts, SchoolFactStore } from "../../src/status/facts.ts"
 import { checkOf } from "../../src/status/check.ts"
 import { hubStatus } from "../../src/status/hub.ts"
-import { hubConflicts, hubRuns } from "../../src/status/hub-records.ts"
+import { Quarantine } from "../../src/status/quarantine.ts"
+import { hubConflicts, hubQuarantine, hubRuns } from "../../src/status/hub-records.ts"
 import { Conflicts, Runs } from "../../src/status/records.ts"
 import { Settings } from "../../src/status/settings.ts"
 import { Devices } from "../../src/iclock/devices.ts"
 import { schoolStatus } from "../../src/status/school.ts"
-import { schoolConflicts, schoolRuns } from "../../src/status/school-records.ts"
+import { schoolConflicts, schoolQuarantine, schoolRuns } from "../../src/status/school-records.ts"
 import { type HubSnapshot, type SchoolSnapshot, Status } from "../../src/status/snapshot.ts"
 import { Tables } from "../../src/up/tables.ts"
 import { until } from "../support/until.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
 
 const schema = `
-  CREATE TABLE pupils (id int PRIMARY KEY, school_id text, name text NOT NULL, phone text);
+  CREATE TABLE pupils (id int PRIMARY KEY, school_id text, name text NOT NULL, phone text, tag text UNIQUE CHECK (tag <> 'bad'));
   INSERT INTO pupils SELECT i, CASE WHEN i % 4 = 0 THEN 'b' ELSE 'a' END, 'pupil ' || i FROM generate_series(1, 40) i;`
 
 let world: World
@@ -32,8 +33,8 @@ let a: School
 let scope: Scope.Closeable
 const build = async <S>(layer: Layer.Layer<S>): Promise<Context.Context<S>> => Effect.runPromise(Scope.provide(Layer.build(layer), scope))
 
-let hub: Context.Context<Status | HubFactStore | Conflicts | Runs>
-let node: Context.Context<Status | SchoolFactStore | Conflicts | Runs>
+let hub: Context.Context<Status | HubFactStore | Conflicts | Quarantine | Runs>
+let node: Context.Context<Status | SchoolFactStore | Conflicts | Quarantine | Runs>
 const ask = <R, A, E>(context: Context.Context<R>, effect: Effect.Effect<A, E, R>): Promise<A> => Effect.runPromise(Effect.provide(effect, context))
 const hubNow = (school?: string) =>
   ask(
@@ -55,6 +56,8 @@ const nodeFacts = (facts: Partial<SchoolFacts>) =>
     node,
     SchoolFactStore.use((s) => s.set(facts)),
   )
+
+const listQuarantine = (more: { reason?: string; table?: string } = {}) => Quarantine.use((q) => q.list({ limit: 10, resolved: false, ...more }))
 
 /** What the link would write when the school calls. */
 const calls = async (school: School, status: Record<string, unknown> | null = null): Promise<void> => {
@@ -94,11 +97,13 @@ beforeAll(async () => {
     }),
     HubFactStore.layer,
   )
-  hub = await build(Layer.mergeAll(hubStatus, hubConflicts, hubRuns).pipe(Layer.provideMerge(base)))
+  hub = await build(Layer.mergeAll(hubStatus, hubConflicts, hubQuarantine, hubRuns).pipe(Layer.provideMerge(base)))
   await hubFacts({ stream: "streaming" })
   a = await world.school("a")
   const file = Layer.mergeAll(SchoolFactStore.layer, Settings.layer(null)).pipe(Layer.provideMerge(Layer.succeed(Libsql, a.file)))
-  node = await build(Layer.mergeAll(schoolStatus.pipe(Layer.provide(Devices.layer)), schoolConflicts, schoolRuns).pipe(Layer.provideMerge(file)))
+  node = await build(
+    Layer.mergeAll(schoolStatus.pipe(Layer.provide(Devices.layer)), schoolConflicts, schoolQuarantine, schoolRuns).pipe(Layer.provideMerge(file)),
+  )
 })
 afterAll(async () => {
   await Effect.runPromise(Scope.close(scope, Exit.void))
@@ -222,6 +227,53 @@ test("an open conflict is listed on both sides, decided at the hub, and the deci
     ),
   ).toMatchObject({ status: "resolved", decidedBy: "amina", at: decided.at })
   expect((await nodeNow()).totals).toMatchObject({ pending: 0, conflicts: 0 })
+})
+
+test("a change that waits for another unique value stands among the conflicts alone, and counts once; the quarantine list points there", async () => {
+  await a.write("UPDATE pupils SET tag = 'x' WHERE id = 1")
+  await a.write("UPDATE pupils SET tag = 'bad' WHERE id = 2")
+  // Of another school, so that nothing of it is to be shown here.
+  await world.sql`UPDATE pupils SET tag = 'x' WHERE id = 4`
+  await a.sync()
+  await calls(a)
+  const [conflict] = (
+    await ask(
+      hub,
+      Conflicts.use((c) => c.list({ limit: 10, resolved: false })),
+    )
+  ).items
+  expect(conflict).toMatchObject({ key: "[1]", kind: "unique" })
+  const lists = [() => ask(hub, listQuarantine()), () => ask(node, listQuarantine())]
+  for (const list of lists) expect(await list()).toMatchObject({ items: [{ key: "[2]", conflict: null }], inConflicts: 1 })
+  for (const one of [hub, node]) {
+    expect(await ask(one, listQuarantine({ reason: "nothing" }))).toMatchObject({ items: [], inConflicts: 0 })
+    expect(await ask(one, listQuarantine({ reason: "unique", table: "public.pupils" }))).toMatchObject({ items: [], inConflicts: 1 })
+    const whole = await ask(
+      one,
+      Quarantine.use((q) => q.list({ limit: 10 })),
+    )
+    expect(whole.items.map(({ key, conflict: of }) => [key, of]).toSorted()).toEqual([
+      ["[1]", conflict?.id],
+      ["[2]", null],
+    ])
+  }
+  expect((await nodeNow()).totals).toMatchObject({ conflicts: 1, failed: 1 })
+  await expect.poll(async () => (await hubNow()).totals, { timeout: 10_000 }).toMatchObject({ conflicts: 1, failed: 1 })
+  const [health] = await world.sql`SELECT open_conflicts::int, quarantined::int FROM schoolbus.school_health WHERE school = 'a'`
+  expect(health).toEqual({ open_conflicts: 1, quarantined: 1 })
+  await ask(
+    hub,
+    Conflicts.use((c) => c.resolve(conflict?.id ?? "", { keep: "discard" }, "amina")),
+  )
+  for (const { id } of (await ask(hub, listQuarantine())).items)
+    await ask(
+      hub,
+      Quarantine.use((q) => q.decide(id, { action: "discard" }, "amina")),
+    )
+  await a.sync()
+  await calls(a)
+  for (const list of lists) expect(await list()).toMatchObject({ items: [], inConflicts: 0 })
+  expect((await nodeNow()).totals).toMatchObject({ conflicts: 0, failed: 0 })
 })
 
 test("pages of a list do not overlap and a foreign cursor starts from the beginning", async () => {

@@ -1,6 +1,14 @@
 /** What waits for a person: conflicts and quarantined changes. */
 import { API_OPTIONS, JSON_OPTION } from "../api.ts"
 import { BY, type Command, PAGING, SCHOOL } from "../command.ts"
+import type { OptionSpec } from "../options.ts"
+
+/** Which of the quarantined changes. */
+const SOME: ReadonlyArray<OptionSpec> = [
+  { name: "table", kind: "text", help: "only this table" },
+  { name: "reason", kind: "text", help: "only this reason, as the list shows it: foreign_key, check, …" },
+  SCHOOL,
+]
 
 export const records: ReadonlyArray<Command> = [
   {
@@ -68,14 +76,7 @@ export const records: ReadonlyArray<Command> = [
     name: "quarantine list",
     summary: "changes that could not be written, with the reason",
     args: [],
-    options: [
-      { name: "all", kind: "flag", help: "also those that are retried or discarded" },
-      { name: "table", kind: "text", help: "only this table" },
-      SCHOOL,
-      ...PAGING,
-      ...API_OPTIONS,
-      JSON_OPTION,
-    ],
+    options: [{ name: "all", kind: "flag", help: "also those that are retried or discarded" }, ...SOME, ...PAGING, ...API_OPTIONS, JSON_OPTION],
     examples: ["schoolbus quarantine list", "schoolbus quarantine list --all --table marks"],
     load: () => import("../quarantine.ts").then((m) => m.list),
   },
@@ -89,10 +90,10 @@ export const records: ReadonlyArray<Command> = [
   },
   {
     name: "quarantine retry",
-    summary: "try a change again, after its cause is gone",
-    args: ["id"],
-    options: [BY, ...API_OPTIONS, JSON_OPTION],
-    examples: ["schoolbus quarantine retry 0198f…", "schoolbus quarantine retry 0198f… --by amina --json"],
+    summary: "try a change again, after its cause is gone; or many: by table, reason or school, or all that wait",
+    args: ["[id]"],
+    options: [...SOME, { name: "all", kind: "flag", help: "all that wait" }, BY, ...API_OPTIONS, JSON_OPTION],
+    examples: ["schoolbus quarantine retry 0198f…", "schoolbus quarantine retry --table marks --reason check --json"],
     load: () => import("../quarantine.ts").then((m) => m.retry),
   },
   {
@@ -108,10 +109,17 @@ export const records: ReadonlyArray<Command> = [
   },
   {
     name: "quarantine discard",
-    summary: "give a change up; the school shows head office's row again",
-    args: ["id"],
-    options: [BY, ...API_OPTIONS, JSON_OPTION],
-    examples: ["schoolbus quarantine discard 0198f…", "schoolbus quarantine discard 0198f… --by amina --json"],
+    summary: "give a change up, or many as with retry; the school shows head office's rows again",
+    args: ["[id]"],
+    options: [
+      ...SOME,
+      { name: "all", kind: "flag", help: "all that wait" },
+      { name: "yes", kind: "flag", help: "of many: do not ask" },
+      BY,
+      ...API_OPTIONS,
+      JSON_OPTION,
+    ],
+    examples: ["schoolbus quarantine discard 0198f… --by amina", "schoolbus quarantine discard --school north --table marks --yes"],
     load: () => import("../quarantine.ts").then((m) => m.discard),
   },
 ]
