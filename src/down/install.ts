@@ -255,7 +255,8 @@ export const installShapes = (
       if (next.send !== null) yield* tx.run("DELETE FROM reread WHERE tbl = ?", [id])
       const isHidden = rule.direction === "up"
       if (row.class !== cls || (!loading && isRead && isHidden !== (row.status === "hidden"))) yield* renumber(id, loading || isHidden ? -cls : cls)
-      if (row.audience !== audience) rerouted.add(id)
+      // While its rows were not read it was not known which rows place them.
+      if (row.audience !== audience || (isRead && row.status === "up" && isThrough(rule.audience))) rerouted.add(id)
       const isPaused = next.paused !== null
       const [left] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM unmet WHERE tbl = ?) AS n", [id])
       const isMissed = isRead && (isPaused || recheck || left?.n === 1 || !installation.sameDatabase)

@@ -193,3 +193,18 @@ test("a table that went only up for a while and goes both ways again: what head 
   expect(await sheets(near)).toEqual(["near 3", "near 4", "office 3", "office 4"])
   await own.stop()
 })
+
+test("a table that is placed by another one and went only up for a while is placed by it again", async () => {
+  const going = (direction: "up" | "both"): ConfigInput =>
+    tables(null, { ...links, notes: { audience: { through: "links", on: { pupil: "pupil" } }, direction } })
+  const own = await makeWorld(schema, going("both"), ["a", "b"])
+  const school = await own.school("a")
+  await own.restart(going("up"))
+  await own.sql`INSERT INTO links VALUES (20, 'a', 1)`
+  await own.restart(going("both"))
+  await until("the copy", async () => (await own.run(own.feed.tables)).every((table) => !table.loading))
+  await own.settle()
+  await school.pull()
+  expect(await idsOf(school, "notes")).toEqual([1, 2, 4, 6])
+  await own.stop()
+})
