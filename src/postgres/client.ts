@@ -120,7 +120,8 @@ export const isTooLong = (error: PostgresError): boolean => error.sqlstate === "
 const isStalePlan = (error: unknown): boolean =>
   error instanceof PostgresError && error.sqlstate === "0A000" && error.routine === "RevalidateCachedQuery"
 
-const toError =
+/** Of whatever the driver threw. Only what the server said has a severity: EPIPE, of the line, looks like a SQLSTATE too. */
+export const toError =
   (sql: string) =>
   (cause: unknown): PostgresError => {
     const e = cause as {
@@ -133,7 +134,7 @@ const toError =
       table_name?: string
       column_name?: string
     }
-    const code = typeof e.code === "string" && /^[0-9A-Z]{5}$/.test(e.code) ? e.code : ""
+    const code = e.severity === undefined ? "" : (e.code ?? "")
     return new PostgresError({
       sqlstate: code,
       isFatal: e.severity === "FATAL" || e.severity === "PANIC",

@@ -4,7 +4,7 @@ import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import postgres from "postgres"
 import { expect, test } from "vitest"
-import { inOneGo, isTransient, literal, openPool } from "../../src/postgres/client.ts"
+import { inOneGo, isTransient, literal, openPool, toError } from "../../src/postgres/client.ts"
 import { isHeldUp } from "../../src/postgres/slot.ts"
 import { createDatabase, run as query } from "../support/postgres.ts"
 import { startRelay } from "../support/relay.ts"
@@ -32,6 +32,11 @@ test("a transaction that meets a plan from before a DDL is done once more", asyn
   expect([attempts, rows]).toEqual([2, [{ a: 1 }]])
   await Effect.runPromise(Scope.close(scope, Exit.void))
   await db.drop()
+})
+
+test("a line that broke while it was written to has no SQLSTATE, whatever the system calls that", () => {
+  const error = toError("SELECT 1")(Object.assign(new Error("This socket has been ended by the other party"), { code: "EPIPE" }))
+  expect([error.sqlstate, isTransient(error)]).toEqual(["", true])
 })
 
 test("kept statements go on over a DDL, on every connection that keeps them", async () => {
