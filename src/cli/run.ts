@@ -1,7 +1,7 @@
 /** Runs one command line: finds the command, gives help, and turns every failure into words and an exit code. */
 import type { Command } from "./command.ts"
 import { COMMANDS } from "./commands.ts"
-import { type Io, ioOf } from "./io.ts"
+import type { Io } from "./io.ts"
 import { CommandFailed, type CommandSpec, EXIT, type Environment, nearest, parseInput, usage, variableOf } from "./options.ts"
 
 const overview = (prefix: string): string => {
@@ -92,11 +92,7 @@ const find = (argv: ReadonlyArray<string>): { readonly command: Command; readonl
 const isHelp = (word: string | undefined): boolean => word === "--help" || word === "-h" || word === "help"
 
 /** Runs one command to its end; the number is the process's exit code. Never throws. */
-export const runCommand = async (
-  argv: ReadonlyArray<string>,
-  env: Environment,
-  io: Io = ioOf(env, process.stdout, process.stderr, process.stdin),
-): Promise<number> => {
+export const runCommand = async (argv: ReadonlyArray<string>, env: Environment, io: Io): Promise<number> => {
   const json = argv.includes("--json")
   const isCheck = argv[0] === "check"
   try {

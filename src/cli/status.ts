@@ -128,6 +128,7 @@ export const run = async (input: Input, io: Io): Promise<number> => {
     io.out(input.flag("json") ? `${JSON.stringify(snapshot)}\n` : statusText(io.look, snapshot))
     if (!input.flag("watch")) return EXIT.ok
     await new Promise((done) => setTimeout(done, WATCH_MS))
+    if (io.lost() !== null) return EXIT.ok
     if (!input.flag("json")) io.out("\n")
   }
 }

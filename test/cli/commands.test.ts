@@ -1,5 +1,5 @@
 import { execFile, spawn } from "node:child_process"
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { dirname, join } from "node:path"
 import * as Effect from "effect/Effect"
@@ -197,6 +197,26 @@ describe("against a node", () => {
       execFile("sh", ["-c", line], { maxBuffer: 2 ** 24 }, (error, text) => (error === null ? done(text) : fail(error))),
     )
     expect(JSON.parse(out)).toEqual(snapshot)
+  })
+
+  it.each(["", "--json"])("a watch ends without a word when its reader has gone: %s", async (json) => {
+    snapshot = aHub()
+    const deno = runtimeName.startsWith("deno") ? "run -A" : ""
+    const line = `"${process.execPath}" ${deno} src/main.ts status --watch ${json} --url ${url} | head -n 1`
+    const [out, err] = await new Promise<[string, string]>((done, fail) =>
+      execFile("sh", ["-c", line], { timeout: 30_000 }, (error, text, words) => (error === null ? done([text, words]) : fail(error))),
+    )
+    expect([out.split("\n").length, err]).toEqual([2, ""])
+  })
+
+  it.skipIf(!existsSync("/dev/full"))("an answer that could not be written is a failure", async () => {
+    snapshot = aHub()
+    const deno = runtimeName.startsWith("deno") ? "run -A" : ""
+    const line = `"${process.execPath}" ${deno} src/main.ts status --url ${url} > /dev/full`
+    const [code, err] = await new Promise<[unknown, string]>((done) =>
+      execFile("sh", ["-c", line], { timeout: 30_000 }, (error, _, words) => done([error?.code ?? 0, words])),
+    )
+    expect([code, err]).toEqual([1, expect.stringMatching(/^schoolbus: the answer could not be written: .*no space left.*\n$/i)])
   })
 
   it.each<[Snapshot, number, string]>([
