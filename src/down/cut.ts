@@ -10,7 +10,7 @@ import type { LibsqlError, Tx } from "../libsql/client.ts"
 import { freezeOpen } from "../libsql/freeze.ts"
 import type { WaitingKeys } from "../libsql/load.ts"
 import { type Delivery, idOf, type Item, type Part, type Target } from "./delivery.ts"
-import { endHolds } from "./hold.ts"
+import { endHolds, recordsOf } from "./hold.ts"
 import { forgetBehind, keepBehind, keepRefused, releaseRows, settleBatches, type Touched } from "./settle.ts"
 import { showRows } from "./show.ts"
 
@@ -121,7 +121,7 @@ export const applyPart = (
 ): Effect.Effect<ReadonlyArray<number>, LibsqlError> =>
   Effect.gen(function* () {
     const { tx } = delivery
-    const { batches, lost, left } = yield* settleBatches(delivery, part.ledger, touched)
+    const { batches, records: begun, lost, left } = yield* settleBatches(delivery, part.ledger, touched)
     if (met) {
       const keys = [...part.items.values()].filter((item) => item.values !== null).map((item) => [item.target.tbl, item.key])
       yield* tx.run("INSERT OR IGNORE INTO schoolbus_met (tbl, key) SELECT value ->> 0, value ->> 1 FROM json_each(?)", [JSON.stringify(keys)])
@@ -137,7 +137,7 @@ export const applyPart = (
     const records = [...part.items.values()].filter(({ target }) => target.isRecord)
     yield* keepRefused(delivery, yield* showRows(tx, records))
     // Rows under a hold are released at once: only what is held of them waits.
-    const ended = yield* endHolds(delivery)
+    const ended = yield* endHolds(delivery, [...begun, ...recordsOf(records)])
     for (const { tbl, key } of ended.rows) if (!touched.has(idOf(tbl, key))) touched.set(idOf(tbl, key), { tbl, key, batch: null })
     const shield = yield* shieldOf(tx, part.items)
     const fresh = new Map<string, Item>()

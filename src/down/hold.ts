@@ -9,7 +9,7 @@ import { localKey } from "../model/key.ts"
 import { namesSince } from "../model/table.ts"
 import { isRefused, type Refused, type Wire, wireToCell } from "../model/value.ts"
 import type { RowState, Waiting } from "./behind.ts"
-import { CONFLICTS, type Delivery, idOf, QUARANTINE, type Target } from "./delivery.ts"
+import { CONFLICTS, type Delivery, idOf, type Item, QUARANTINE, type Target } from "./delivery.ts"
 
 export interface Hold {
   readonly tbl: number
@@ -65,21 +65,35 @@ export const beginHolds = (delivery: Delivery, holds: ReadonlyArray<Hold>): Effe
     ),
   )
 
-/** Ends every hold whose record is decided or gone. Records are rows of the cut that begins the hold, so they are there. */
-export const endHolds = (delivery: Delivery): Effect.Effect<EndedHolds, LibsqlError> =>
+/** Ids of the records among these rows. */
+export const recordsOf = (items: Iterable<Item>): ReadonlyArray<string> =>
+  [...items].flatMap(({ target, keyCells }) => (target.isRecord ? [String(keyCells[0])] : []))
+
+/**
+ * Of holds of these records, and others of the same rows, ends those whose record is decided or gone. Records are rows of the cut
+ * that begins the hold, so they are there. Only what came, or has begun, is looked at: thousands of holds may wait for a person.
+ */
+export const endHolds = (delivery: Delivery, came: Iterable<string>): Effect.Effect<EndedHolds, LibsqlError> =>
   Effect.gen(function* () {
     const { tx } = delivery
+    const ids = [...new Set(came)]
     const records = [CONFLICTS, QUARANTINE].map((name) => delivery.byName.get(name)?.table)
-    const [any] = yield* tx.all<{ n: number }>("SELECT EXISTS (SELECT 1 FROM schoolbus_hold) AS n")
-    if (any?.n !== 1 || records.includes(undefined)) return none
+    if (ids.length === 0 || records.includes(undefined)) return none
     const isOpen = (hold: string) =>
       `(${records.map((table) => `EXISTS (SELECT 1 FROM ${ident(table?.local ?? "")} r WHERE r."id" = ${hold}.record AND r."status" = 'open')`).join(" OR ")})`
     // Several held changes of one row end together, when the last is decided: only then is it known what the row was.
-    const rows = yield* tx.all<{ tbl: number; key: string; record: string }>(
-      `DELETE FROM schoolbus_hold AS h WHERE NOT ${isOpen("h")} AND NOT (h.col = '' AND EXISTS (
-         SELECT 1 FROM schoolbus_hold o WHERE o.tbl = h.tbl AND o.key = h.key AND o.col = '' AND ${isOpen("o")})) RETURNING tbl, key, record`,
+    const rows = yield* tx.all<{ tbl: number; key: string; col: string; record: string }>(
+      `SELECT DISTINCT h.tbl, h.key, h.col, h.record FROM json_each(?) j CROSS JOIN schoolbus_hold c ON c.record = j.value
+         CROSS JOIN schoolbus_hold h ON h.tbl = c.tbl AND h.key = c.key
+        WHERE NOT ${isOpen("h")} AND NOT (h.col = '' AND EXISTS (
+         SELECT 1 FROM schoolbus_hold o WHERE o.tbl = h.tbl AND o.key = h.key AND o.col = '' AND ${isOpen("o")}))`,
+      [JSON.stringify(ids)],
     )
     if (rows.length === 0) return none
+    yield* tx.many(
+      "DELETE FROM schoolbus_hold WHERE tbl = ? AND key = ? AND col = ? AND record = ?",
+      rows.map(({ tbl, key, col, record }) => [BigInt(tbl), key, col, record]),
+    )
     const discarded = yield* tx.all<{ id: string; change: string }>(
       `SELECT "id", "change" FROM ${ident(records[1]?.local ?? "")} WHERE "id" IN (SELECT value FROM json_each(?)) AND "status" = 'discarded' ORDER BY "change_id" DESC`,
       [JSON.stringify([...new Set(rows.map((row) => row.record))])],

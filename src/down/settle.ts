@@ -11,7 +11,7 @@ import { parseLocalKey } from "../model/key.ts"
 import { type Cell, isRefused } from "../model/value.ts"
 import { type PendingChange, release, type RowState, type Waiting, waitingColumns } from "./behind.ts"
 import { type Delivery, idOf, type Item, type Row, rowOf, type Target } from "./delivery.ts"
-import { beginHolds, heldBy, holdsOf, type SettledChange } from "./hold.ts"
+import { beginHolds, endHolds, heldBy, holdsOf, recordsOf, type SettledChange } from "./hold.ts"
 import { type Current, readRows, type Refused, showRows, updateRows } from "./show.ts"
 
 /** Rows to be released, by `tbl key`; `batch` is the newest that touched the row, for the record. */
@@ -71,6 +71,8 @@ const exceptionsOf = (text: unknown): ReadonlyArray<Exception> => {
 
 export interface Settled {
   readonly batches: ReadonlyArray<number>
+  /** Of the holds that have begun. */
+  readonly records: ReadonlyArray<string>
   /**
    * Ids (`tbl key`) of keys that a losing insert or key change made. Had the hub a row there, it would have come with the
    * ledger row or before: if nothing waits for them, they do not exist.
@@ -103,7 +105,7 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
   Effect.gen(function* () {
     const { tx } = delivery
     const ours = ledger.filter((row) => row["incarnation"] === delivery.incarnation)
-    if (ours.length === 0) return { batches: [], lost: [], left: new Map() }
+    if (ours.length === 0) return { batches: [], records: [], lost: [], left: new Map() }
     const waiting = new Map(
       (yield* tx.all<{ number: number; hash: string }>(
         "SELECT number, hash FROM schoolbus_batch WHERE settled_at IS NULL AND number IN (SELECT value FROM json_each(?))",
@@ -111,6 +113,7 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
       )).map(({ number, hash }) => [number, hash]),
     )
     const batches: Array<number> = []
+    const records: Array<string> = []
     const lost: Array<string> = []
     const leftRows = new Map<string, RowState>()
     for (const row of ours.toSorted((a, b) => Number(a["batch"]) - Number(b["batch"]))) {
@@ -119,7 +122,9 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
       waiting.delete(batch)
       const changes = yield* tx.all<SettledChange>("SELECT id, tbl, op, key, new_key FROM changes WHERE batch = ? ORDER BY id", [batch])
       const exceptions = exceptionsOf(row["exceptions"])
-      yield* beginHolds(delivery, heldBy(changes, exceptions))
+      const holds = heldBy(changes, exceptions)
+      yield* beginHolds(delivery, holds)
+      for (const { record } of holds) records.push(record)
       const losing = new Set(
         exceptions.filter(({ verdict, hold }) => hold !== true && (verdict === "conflict" || verdict === "superseded")).map(({ id }) => id),
       )
@@ -151,7 +156,7 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
       ])
       batches.push(batch)
     }
-    return { batches, lost, left: leftRows }
+    return { batches, records, lost, left: leftRows }
   })
 
 /** Pending changes of rows of one table, by local key. */
@@ -319,6 +324,14 @@ export const releaseRows = (
     )
   })
 
+/** Records that came late: what they held. */
+const releaseHolds = (delivery: Delivery, shown: ReadonlyArray<Item>): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const ended = yield* endHolds(delivery, recordsOf(shown))
+    const touched: Touched = new Map(ended.rows.map(({ tbl, key }) => [idOf(tbl, key), { tbl, key, batch: null }]))
+    yield* releaseRows(delivery, touched, new Map(), ended.restore)
+  })
+
 /** A place in the list of rows behind, exclusive. */
 export type BehindPlace = readonly [tbl: number, key: string]
 
@@ -363,10 +376,9 @@ export const retrySome = (delivery: Delivery, { after, direction, limit, uniqueO
       return [{ target, key, keyCells, columns: state === null ? [] : Object.keys(state), values: state === null ? null : Object.values(state) }]
     })
     const refused = new Map((yield* showRows(tx, items)).map((one) => [idOf(one.item.target.tbl, one.item.key), one.error]))
-    yield* forgetBehind(
-      delivery,
-      items.filter((item) => !refused.has(idOf(item.target.tbl, item.key))),
-    )
+    const shown = items.filter((item) => !refused.has(idOf(item.target.tbl, item.key)))
+    yield* forgetBehind(delivery, shown)
+    yield* releaseHolds(delivery, shown)
     const changed = rows.filter(({ tbl, key, error }) => (refused.get(idOf(tbl, key)) ?? error) !== error)
     yield* tx.many(
       "UPDATE schoolbus_behind SET error = ? WHERE tbl = ? AND key = ?",
