@@ -23,7 +23,8 @@ const MAX_KEPT = 100
 
 /**
  * Under these settings Postgres prints a value in one way only, and understands ours as they are meant: a database or a role may have
- * others as its own. Limits of time are ours too, for what must be done takes as long as it takes.
+ * others as its own. Limits of time are ours too, for what must be done takes as long as it takes. A statement is planned for the rows
+ * that it is given: a plan that was made for few of them, or when the table was small, takes minutes for thousands.
  */
 export const SESSION = {
   TimeZone: "UTC",
@@ -41,6 +42,7 @@ export const SESSION = {
   lock_timeout: "0",
   idle_in_transaction_session_timeout: "0",
   idle_session_timeout: "0",
+  plan_cache_mode: "force_custom_plan",
 } as const
 
 /** `sqlstate` is "" when no server answered (down, refused, timed out). */
