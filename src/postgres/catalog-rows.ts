@@ -37,13 +37,14 @@ interface ColumnRow {
   readonly expression: string
 }
 
-/** `base`: of a domain, `elem`: of an array, as oids; "0" = it is none. `spelling`: labels or parts by which its text may change. */
+/** `base`: of a domain, `elem`: of an array, as oids; "0" = it is none. `spelling`: labels or parts by which its text may change; `parts`: the types of these, a JSON list of oids. */
 interface TypeRow {
   readonly oid: string
   readonly name: string
   readonly base: string
   readonly elem: string
   readonly spelling: string | null
+  readonly parts: string | null
 }
 
 /** Unique for whole rows and at once; `cols`: a JSON list. */
@@ -115,7 +116,10 @@ export const readCatalogRows = (session: Session, names: ReadonlyArray<string>):
                    WHEN t.typtype = 'c' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
                    THEN (SELECT pg_catalog.json_build_object('parts', pg_catalog.string_agg(a.attnum || ' ' || pg_catalog.format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum))::text
                            FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped)
-              END AS spelling
+              END AS spelling,
+              CASE WHEN t.typtype = 'c' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+                   THEN (SELECT pg_catalog.json_agg(a.atttypid::text)::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped)
+              END AS parts
          FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace`,
     )
     const indexes = yield* session.query<IndexRow>(

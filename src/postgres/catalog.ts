@@ -107,7 +107,12 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
     const spellingOf = (oid: string): Readonly<Record<string, string>> => {
       let type = typeByOid.get(oid)
       while (type !== undefined && (type.base !== "0" || type.elem !== "0")) type = typeByOid.get(type.base !== "0" ? type.base : type.elem)
-      return type?.spelling == null ? {} : (JSON.parse(type.spelling) as Record<string, string>)
+      if (type?.spelling == null) return {}
+      // Labels of an enum stand under their oids; what a composite type is made of, within another one, under its own.
+      const within = (JSON.parse(type.parts ?? "[]") as ReadonlyArray<string>).flatMap((part) =>
+        Object.entries(spellingOf(part)).map(([name, text]) => [name === "parts" ? `parts of ${part}` : name, text]),
+      )
+      return { ...Object.fromEntries(within), ...(JSON.parse(type.spelling) as Record<string, string>) }
     }
     const relationByName = new Map(relations.map((row) => [row.tbl, row]))
     const toastable = new Map<string, Set<string>>()

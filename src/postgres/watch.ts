@@ -45,7 +45,7 @@ export const ensureEventTriggers = (pg: PostgresPool): Effect.Effect<boolean, Po
     return made
   })
 
-/** Tells the event triggers whose DDL matters: tables, what inherits from them, their unique indexes, the types of their columns, their schemas. */
+/** Tells the event triggers whose DDL matters: tables, what inherits from them, their unique indexes, the types of their columns with those of which they are made, their schemas. */
 export const watchTables = (pg: PostgresPool, tables: ReadonlyArray<string>): Effect.Effect<void, PostgresError> =>
   Effect.asVoid(
     pg.execute(
@@ -53,7 +53,9 @@ export const watchTables = (pg: PostgresPool, tables: ReadonlyArray<string>): Ef
        rel AS (SELECT t.name, c.oid, c.relnamespace FROM name t JOIN pg_namespace n ON n.nspname = split_part(t.name, '.', 1)
                  JOIN pg_class c ON c.relnamespace = n.oid AND n.nspname || '.' || c.relname = t.name),
        typ AS (SELECT r.name, a.atttypid AS oid FROM rel r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
-               UNION SELECT t.name, x.oid FROM typ t JOIN pg_type p ON p.oid = t.oid, LATERAL (VALUES (p.typbasetype), (p.typelem)) x (oid) WHERE x.oid <> 0),
+               UNION SELECT t.name, x.oid FROM typ t JOIN pg_type p ON p.oid = t.oid,
+                 LATERAL (VALUES (p.typbasetype), (p.typelem) UNION ALL SELECT a.atttypid FROM pg_attribute a WHERE p.typtype = 'c' AND a.attrelid = p.typrelid AND a.attnum > 0) x (oid)
+                WHERE x.oid <> 0),
        wanted (oid, name) AS (
          SELECT 0::oid, name FROM name
          UNION SELECT oid, name FROM rel

@@ -7,7 +7,9 @@ import { makeWorld, type School, type World } from "../support/world.ts"
 
 const schema = `
   CREATE TYPE mood AS ENUM ('glad', 'sad');
-  CREATE TYPE place AS (house text, room int);
+  CREATE TYPE floor AS ENUM ('low', 'high');
+  CREATE TYPE spot AS (floor floor, room int);
+  CREATE TYPE place AS (house text, spots spot[]);
   CREATE TABLE groups (id int PRIMARY KEY, name text NOT NULL);
   CREATE TABLE pupils (
     id int PRIMARY KEY, school_id text NOT NULL, name varchar(40) NOT NULL DEFAULT '', points numeric(8,2) NOT NULL DEFAULT 0, code text, mood mood, extra text, place place
@@ -15,7 +17,7 @@ const schema = `
   CREATE TABLE unlisted (id int PRIMARY KEY);
   INSERT INTO groups VALUES (1, 'one'), (2, 'two');
   INSERT INTO pupils (id, school_id, name, points, code, mood) VALUES (1, 'a', 'Amina', 1.5, 'c1', 'glad'), (2, 'a', 'Bilal', 2, 'c2', NULL), (3, 'b', 'Chidi', 3, 'c3', 'sad');
-  UPDATE pupils SET place = ('north', 1);
+  UPDATE pupils SET place = ('north', ARRAY[('low', 1)::spot]);
 `
 
 const tables = {
@@ -76,7 +78,9 @@ const kinds: ReadonlyArray<readonly [name: string, ddl: string, outcome: string,
   ["a changed default", "ALTER TABLE pupils ALTER COLUMN points SET DEFAULT 9", "flows", ""],
   ["another enum value", "ALTER TYPE mood ADD VALUE 'calm'", "flows", ""],
   ["an enum value with another name", "ALTER TYPE mood RENAME VALUE 'glad' TO 'happy'", "flows", ""],
-  ["a composite type with another part", "ALTER TYPE place ADD ATTRIBUTE floor int", "flows", ""],
+  ["a composite type with another part", "ALTER TYPE place ADD ATTRIBUTE door int", "flows", ""],
+  ["a composite type within another one with another part", "ALTER TYPE spot ADD ATTRIBUTE door int", "flows", ""],
+  ["an enum value within composite types with another name", "ALTER TYPE floor RENAME VALUE 'low' TO 'ground'", "flows", ""],
   [
     "its key's index as replica identity",
     "ALTER TABLE pupils REPLICA IDENTITY USING INDEX pupils_pkey; UPDATE pupils SET id = 9000 WHERE id = 100",
