@@ -136,6 +136,8 @@ it("Postgres put back to six hours ago: schools send again what it lost, idle on
   await run(office.database.url, "UPDATE pupils SET name = 'only head office edited it' WHERE id = 'b-1'; DELETE FROM pupils WHERE id = 'b-2'")
   await until("it to arrive", () => local(two).includes("only head office had it") && !local(two).includes("first 2"))
   expect((await command("verify", "--lost", "--url", office.hub.url)).out).toContain("has not been put back")
+  const school = await command("verify", "--lost", "--url", await b.url())
+  expect([school.code, school.err]).toEqual([1, expect.stringContaining("verify --lost --url HUB")])
   await office.restart(putBack)
   expect(office.hub.output()).toMatch(/put back|does not exist/)
   await agree(office, "a", one, a)

@@ -1,5 +1,5 @@
 /** `check`: one line in the form that Nagios and its relatives read. Whatever goes wrong is UNKNOWN, never OK. */
-import { type CheckId, checkOf, exitOf, nagiosLine } from "../status/check.ts"
+import { type CheckId, checkOf, DEFAULT_BOUNDS, exitOf, nagiosLine } from "../status/check.ts"
 import type { Snapshot } from "../status/snapshot.ts"
 import { apiOf } from "./api.ts"
 import type { Io } from "./io.ts"
@@ -10,6 +10,14 @@ const CHECKS: ReadonlyArray<CheckId> = ["postgres", "stream", "tables", "slots",
 /** What the command itself prints when it cannot even ask. */
 export const unknownLine = (json: boolean, message: string): string =>
   json ? `${JSON.stringify({ schemaVersion: 1, level: "UNKNOWN", message, checks: [] })}\n` : `${nagiosLine("UNKNOWN", message)}\n`
+
+/** What bounds that would be ignored, or could never be met, are answered with; null = they can be taken. */
+const refusalOfBounds = (only: string, warning: number | undefined, critical: number | undefined): string | null =>
+  !(only in DEFAULT_BOUNDS) && (warning !== undefined || critical !== undefined)
+    ? `check ${only} takes no --warning or --critical; ${Object.keys(DEFAULT_BOUNDS).join(", ")} do`
+    : warning !== undefined && critical !== undefined && warning > critical
+      ? `--warning ${warning} is more than --critical ${critical}`
+      : null
 
 export const run = async (input: Input, io: Io): Promise<number> => {
   const json = input.flag("json")
@@ -22,6 +30,11 @@ export const run = async (input: Input, io: Io): Promise<number> => {
   const critical = input.numberOr("critical", undefined)
   if (only === undefined && (warning !== undefined || critical !== undefined)) {
     io.out(unknownLine(json, "--warning and --critical need a single check, e.g. check lag --warning 600"))
+    return exitOf.UNKNOWN
+  }
+  const refusal = only === undefined ? null : refusalOfBounds(only, warning, critical)
+  if (refusal !== null) {
+    io.out(unknownLine(json, refusal))
     return exitOf.UNKNOWN
   }
   try {

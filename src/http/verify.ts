@@ -9,6 +9,13 @@ const Body = z.strictObject({ repair: z.boolean().default(false) }).optional()
 
 const Query = z.object({ limit: z.coerce.number().int().min(1).max(1000).default(100) })
 
+const notTheHub = new Refusal({
+  status: 404,
+  code: "no_hub",
+  title: "Not a hub",
+  detail: "this is a school's node; what Postgres lost when it was put back the hub knows: verify --lost --url HUB",
+})
+
 export const verifyRoutes: Effect.Effect<AnyElysia, never, Verify> = Effect.map(Effect.context<Verify>(), (context) => {
   const answer = answering(context)
   const run = (repair: boolean) =>
@@ -24,7 +31,10 @@ export const verifyRoutes: Effect.Effect<AnyElysia, never, Verify> = Effect.map(
       ({ request, query }) =>
         answer(
           request,
-          Verify.use((service) => service.lost(query.limit)),
+          Effect.flatMap(
+            Verify.use((service) => service.lost(query.limit)),
+            (lost) => (lost === null ? Effect.fail(notTheHub) : Effect.succeed(lost)),
+          ),
         ),
       { query: Query },
     )

@@ -80,7 +80,7 @@ export const schoolVerify: Layer.Layer<Verify, never, Libsql | OpenLink | School
     return Verify.of({
       run: (repair) => one.withPermit(Effect.provide(verifyNow(repair ? "all" : "none"), context)),
       last: Effect.orDie(lastVerified(db)),
-      lost: () => Effect.succeed({ at: null, count: 0, rows: [] }),
+      lost: () => Effect.succeed(null),
     })
   }),
 )

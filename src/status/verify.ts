@@ -56,7 +56,7 @@ export class Verify extends Context.Service<
     readonly run: (repair: boolean) => Effect.Effect<Verified, VerifyRefused>
     /** The last finished one; null = none yet. */
     readonly last: Effect.Effect<Verified | null>
-    /** At the hub, after its Postgres was put back: rows that stand otherwise than before. */
-    readonly lost: (limit: number) => Effect.Effect<Lost>
+    /** At the hub, after its Postgres was put back: rows that stand otherwise than before. null: a school's node, which cannot know. */
+    readonly lost: (limit: number) => Effect.Effect<Lost | null>
   }
 >()("schoolbus/status/Verify") {}

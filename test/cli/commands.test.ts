@@ -132,6 +132,8 @@ describe("every command", () => {
     [["check", "--bogus"], 3],
     [["check", "frobs"], 3],
     [["check", "--warning", "1"], 3],
+    [["check", "tables", "--warning", "1"], 3],
+    [["check", "lag", "--warning", "5", "--critical", "1"], 3],
   ])("%j exits %i", async (args, code) => {
     const ran = await run(args)
     expect([ran.code, ran.out === "" || ran.err === ""]).toEqual([code, true])
