@@ -1,4 +1,5 @@
 /** `schoolbus.config.ts`: which tables are synced, who sees them, who wins. Read at the hub only; schools get the manifest. */
+import { statSync } from "node:fs"
 import { isAbsolute, resolve } from "node:path"
 import { pathToFileURL } from "node:url"
 import * as Data from "effect/Data"
@@ -89,6 +90,14 @@ export type PluginName = "wal2json" | "pgoutput"
 const TimeOfDay = z.string().regex(/^([01]\d|2[0-3]):[0-5]\d$/, "write it like 07:30")
 const DayName = z.enum(["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"])
 
+const isDay = (day: string): boolean => new Date(`${day}T00:00:00Z`).toJSON()?.startsWith(day) === true
+/** A day, or the first and the last of several. */
+const Span = z
+  .string()
+  .regex(/^\d{4}-\d\d-\d\d(\/\d{4}-\d\d-\d\d)?$/, { error: "write it like 2026-12-25 or 2026-12-19/2027-01-05", abort: true })
+  .refine((span) => span.split("/").every(isDay), { error: "there is no such day", abort: true })
+  .refine((span) => span.slice(0, 10) <= span.slice(-10), "it ends before it begins")
+
 const ConfigFile = z.strictObject({
   plugin: z.enum(["wal2json", "pgoutput"]).default("wal2json"),
   tables: z.record(z.string().min(1), TableRule),
@@ -118,9 +127,7 @@ const ConfigFile = z.strictObject({
             })
             .exactOptional(),
           weekend: z.array(DayName).exactOptional(),
-          holidays: z
-            .array(z.string().regex(/^\d{4}-\d\d-\d\d(\/\d{4}-\d\d-\d\d)?$/, "write it like 2026-12-25 or 2026-12-19/2027-01-05"))
-            .exactOptional(),
+          holidays: z.array(Span).exactOptional(),
         })
         .exactOptional(),
     })
@@ -205,11 +212,13 @@ const nameProblems = (given: ReadonlyArray<string>): ReadonlyArray<string> =>
     return first === i ? [] : [`tables.${name}: is the same table as tables.${given[first]}; list it once`]
   })
 
+const isFile = (file: string): boolean => statSync(file, { throwIfNoEntry: false })?.isFile() === true
+
 /** What an import that failed says: where a file does not parse, at once for the first places. */
 const importFault = (cause: unknown): string => {
   const place = (one: unknown): string => {
     const { message, position } = one as { readonly message?: string; readonly position?: { readonly line?: number; readonly column?: number } }
-    return `${position?.line === undefined ? "" : `line ${position.line}, column ${position.column ?? 1}: `}${message ?? String(one)}`
+    return `${position?.line === undefined ? "" : `line ${position.line}, column ${position.column ?? 1}: `}${(message ?? String(one)).replace(/ imported from .*/, "")}`
   }
   return (cause instanceof AggregateError ? cause.errors.slice(0, SYNTAX_ERRORS) : [cause]).map(place).join("; ")
 }
@@ -293,6 +302,7 @@ export const parseConfig = (source: string, value: unknown): Config | ConfigRefu
 export const loadConfig = (path: string): Effect.Effect<Config, ConfigRefused> =>
   Effect.gen(function* () {
     const file = isAbsolute(path) ? path : resolve(process.cwd(), path)
+    if (!isFile(file)) return yield* new ConfigRefused({ source: file, problems: ["there is no such file; name yours with --config"] })
     const module = yield* Effect.tryPromise({
       try: () => import(pathToFileURL(file).href) as Promise<{ default?: unknown }>,
       catch: (cause) => new ConfigRefused({ source: file, problems: [`cannot be read: ${importFault(cause)}`] }),

@@ -43,3 +43,19 @@ it("refuses terminals whose people, classes or attendance stand in tables that a
     ],
   })
 })
+
+it.each([
+  ["2026-12-25", null],
+  ["2028-02-29", null],
+  ["2026-12-19/2027-01-05", null],
+  ["2026-12-25/2026-12-25", null],
+  ["2026-02-29", "there is no such day"],
+  ["2026-13-01/2026-13-05", "there is no such day"],
+  ["2026-03-05/2026-03-01", "it ends before it begins"],
+  ["25.12.2026", "write it like 2026-12-25 or 2026-12-19/2027-01-05"],
+])("takes holidays that there are: %s", (span, problem) => {
+  const { people, attendance } = devices(undefined)
+  const parsed = parseConfig("test", { tables, devices: { people, attendance: { ...attendance, holidays: [span] } } })
+  if (problem === null) expect(parsed).not.toBeInstanceOf(ConfigRefused)
+  else expect(parsed).toMatchObject({ problems: [`devices.attendance.holidays.0: ${problem}`] })
+})

@@ -154,6 +154,11 @@ describe("every command", () => {
     }
   })
 
+  it("a config file that is not there is said to be so, with how to name another", async () => {
+    const ran = await run(["config", "validate", "--config", "/nowhere.ts"])
+    expect(ran.err).toContain("/nowhere.ts:\n  - there is no such file; name yours with --config\n")
+  })
+
   it("a config that does not parse is answered with the place", async () => {
     const file = join(mkdtempSync(join(tmpdir(), "schoolbus-config-")), "broken.config.ts")
     writeFileSync(file, "export default {\n  tables: { pupils: { audience: all\n")
