@@ -25,7 +25,7 @@ const hintOf = (error: PostgresError): string =>
     ? "check user and password in --database-url"
     : error.sqlstate === "3D000"
       ? "create the database, or check its name in --database-url"
-      : error.sqlstate === "42501"
+      : error.sqlstate === "42501" && !error.message.includes("session_replication_role")
         ? "the role lacks a right; a DBA can run sql/hub/*.sql, or grant it"
         : error.sqlstate === ""
           ? "is Postgres running there? check --database-url"

@@ -9,6 +9,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import { type Kind, textToToken, type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, type PostgresPool, qualified, type Session } from "../postgres/client.ts"
+import { EQUALS, isBuiltIn, operatorOf } from "../postgres/settings.ts"
 import type { FeedTable } from "./entry.ts"
 
 /** Rows of one chunk: about 50 ms of reading, about 2 MB of memory. */
@@ -143,11 +144,49 @@ export class Brackets {
 
 const selectList = (table: FeedTable): string => table.columns.map((column) => ident(column.name)).join(", ")
 
-const keyColumns = (table: FeedTable): ReadonlyArray<{ readonly name: string; readonly kind: Kind; readonly type: string }> =>
+interface KeyColumn {
+  readonly name: string
+  readonly kind: Kind
+  readonly type: string
+}
+
+const keyColumns = (table: FeedTable): ReadonlyArray<KeyColumn> =>
   table.key.map((position) => {
     const column = table.table.columns[position]
     return { name: ident(column?.name ?? ""), kind: column?.kind ?? "text", type: column?.type ?? "text" }
   })
+
+/** Operators of the order of each key column's type. */
+interface Order {
+  readonly equals: string
+  readonly least: string
+  readonly greater: string
+}
+
+const OWN: Order = { equals: EQUALS, least: "OPERATOR(pg_catalog.>=)", greater: "OPERATOR(pg_catalog.>)" }
+
+/** Types that are not Postgres' own may have an order of their own (citext), by which their index is. */
+const readOrder = (session: Session, columns: ReadonlyArray<KeyColumn>): Effect.Effect<ReadonlyArray<Order>, PostgresError> =>
+  columns.every(({ type }) => isBuiltIn(type))
+    ? Effect.succeed(columns.map(() => OWN))
+    : session.query<Order>(
+        `SELECT ${operatorOf("b.oid", 3)} AS equals, ${operatorOf("b.oid", 4)} AS least, ${operatorOf("b.oid", 5)} AS greater
+           FROM unnest($1::text[]) WITH ORDINALITY AS k (type, n) CROSS JOIN LATERAL (
+             WITH RECURSIVE base AS (
+               SELECT t.oid, t.typtype, t.typbasetype FROM pg_type t WHERE t.oid = k.type::regtype
+               UNION ALL SELECT t.oid, t.typtype, t.typbasetype FROM base JOIN pg_type t ON t.oid = base.typbasetype)
+             SELECT oid FROM base WHERE typtype <> 'd') AS b ORDER BY k.n`,
+        [columns.map(({ type }) => type)],
+      )
+
+/** What stands after a key, in the order of the index; `values`: SQL of each part. */
+const after = (columns: ReadonlyArray<KeyColumn>, order: ReadonlyArray<Order>, values: ReadonlyArray<string>): string => {
+  const names = columns.map(({ name }) => name)
+  if (order.every(({ greater }) => greater === order[0]?.greater)) return `(${names.join(", ")}) ${order[0]?.greater} (${values.join(", ")})`
+  const equal = (count: number) => names.slice(0, count).map((name, i) => `${name} ${order[i]?.equals} ${values[i]} AND `)
+  const beyond = names.map((name, i) => `(${equal(i).join("")}${name} ${order[i]?.greater} ${values[i]})`).join(" OR ")
+  return `${names[0]} ${order[0]?.least} ${values[0]} AND (${beyond})`
+}
 
 const keyParams = (table: FeedTable, key: string): ReadonlyArray<string | null> => {
   const values = JSON.parse(key) as ReadonlyArray<Wire>
@@ -163,25 +202,30 @@ const readRows = (session: Session, table: FeedTable, want: Want): Effect.Effect
   }
   if (want.kind === "chunk") {
     const params = want.after === null ? [] : keyParams(table, want.after)
-    const where = want.after === null ? "" : `WHERE (${names}) > (${columns.map((column, i) => `$${i + 1}::text::${column.type}`).join(", ")})`
-    return Effect.map(
-      session.texts(`SELECT ${selectList(table)} FROM ${qualified(table.name)} ${where} ORDER BY ${names} LIMIT ${CHUNK_ROWS}`, params),
-      (rows) => ({ rows: rows.map(toRow), last: rows.length < CHUNK_ROWS }),
-    )
+    const values = columns.map((column, i) => `$${i + 1}::text::${column.type}`)
+    return Effect.gen(function* () {
+      const where = want.after === null ? "" : `WHERE ${after(columns, yield* readOrder(session, columns), values)}`
+      const rows = yield* session.texts(
+        `SELECT ${selectList(table)} FROM ${qualified(table.name)} ${where} ORDER BY ${names} LIMIT ${CHUNK_ROWS}`,
+        params,
+      )
+      return { rows: rows.map(toRow), last: rows.length < CHUNK_ROWS }
+    })
   }
   const params = want.keys.map((key) => keyParams(table, key))
   const arrays = columns.map((_, i) => params.map((values) => values[i] ?? null))
   const unnest = `unnest(${columns.map((_, i) => `$${i + 1}::text[]`).join(", ")}) AS k (${columns.map((_, i) => `k${i}`).join(", ")})`
-  const join = columns.map((column, i) => `t.${column.name} = k.k${i}::${column.type}`).join(" AND ")
   const special = table.columns
     .filter((column) => column.kind === "float" || column.kind === "numeric")
     .map((column) => `t.${ident(column.name)}::text IN ('NaN', 'Infinity', '-Infinity')`)
   const filter = want.onlyNan && special.length > 0 ? ` WHERE ${special.join(" OR ")}` : ""
   const list = table.columns.map((column) => `t.${ident(column.name)}`).join(", ")
-  return Effect.map(session.texts(`SELECT ${list} FROM ${unnest} JOIN ${qualified(table.name)} t ON ${join}${filter}`, arrays), (rows) => ({
-    rows: rows.map(toRow),
-    last: true,
-  }))
+  return Effect.gen(function* () {
+    const order = yield* readOrder(session, columns)
+    const join = columns.map((column, i) => `t.${column.name} ${order[i]?.equals} k.k${i}::${column.type}`).join(" AND ")
+    const rows = yield* session.texts(`SELECT ${list} FROM ${unnest} JOIN ${qualified(table.name)} t ON ${join}${filter}`, arrays)
+    return { rows: rows.map(toRow), last: true }
+  })
 }
 
 /** One try: null when its mark did not come within the limit. */

@@ -4,8 +4,9 @@
  */
 import * as Effect from "effect/Effect"
 import { textToToken, type Wire, wireToText } from "../model/value.ts"
-import { ident, type PostgresError, type PostgresPool, qualified } from "../postgres/client.ts"
+import { ident, type PostgresError, type PostgresPool, qualified, type Session } from "../postgres/client.ts"
 import type { GeneratedColumn } from "../postgres/generated.ts"
+import { isUnderOtherPath, TO_BOTH } from "../postgres/settings.ts"
 import type { Tokens } from "./decode.ts"
 import type { FeedTable } from "./entry.ts"
 
@@ -54,7 +55,10 @@ export const makeCompute = (pg: PostgresPool, tables: ReadonlyArray<FeedTable>, 
         const texts = part.map(({ table, tokens }) =>
           table.columns.map(({ kind }, i) => wireToText(kind, JSON.parse((tokens as Tokens)[i] as string) as Wire)),
         )
-        const values = yield* pg.texts(computed.sql, [JSON.stringify(texts)])
+        const ask = (session: Session) => session.texts(computed.sql, [JSON.stringify(texts)])
+        const values = yield* Effect.catchIf(pg.tx(ask), isUnderOtherPath, () =>
+          pg.tx((session) => Effect.andThen(session.execute(TO_BOTH), ask(session))),
+        )
         part.forEach((row, i) => {
           const tokens = [...(row.tokens as Tokens)]
           computed.positions.forEach((position, k) => {

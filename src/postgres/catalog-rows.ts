@@ -75,8 +75,7 @@ const LITERAL = /^(?:ARRAY\[\]|'(?:[^']|'')*'|-?\d+(?:\.\d+)?|true|false|\(-\d+(
 
 export const readCatalogRows = (session: Session, names: ReadonlyArray<string>): Effect.Effect<CatalogRows, PostgresError> =>
   Effect.gen(function* () {
-    // With an empty path, format_type qualifies every type that is not built in, so its text can be used in a cast.
-    yield* session.execute(`SELECT set_config('search_path', '', true)`)
+    // Under the hub's path, format_type qualifies every type that is not built in, so its text can be used in a cast.
     const relations = yield* session.query<RelationRow>(
       `SELECT n.nspname || '.' || c.relname AS tbl, c.relkind::text AS kind, c.relpersistence::text AS persistence,
               CASE WHEN c.relreplident = 'i' AND EXISTS (SELECT 1 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_index p ON p.indrelid = i.indrelid AND p.indisprimary

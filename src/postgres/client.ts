@@ -11,6 +11,7 @@ import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type postgres from "postgres"
 import { ask, endStatement, type Lane, loseLane, openLane, watchLanes } from "./lane.ts"
+import { COMMIT, SESSION, TO_HUB, TO_OFFICE } from "./settings.ts"
 
 /** Connections of one pool: pushes, brackets and status queries share them. */
 const POOL_SIZE = 8
@@ -20,30 +21,6 @@ const IDLE_MS = 60_000
 const END_SECONDS = 2
 /** Statements that a connection keeps prepared; with more of them the rest is parsed each time. */
 const MAX_KEPT = 100
-
-/**
- * Under these settings Postgres prints a value in one way only, and understands ours as they are meant: a database or a role may have
- * others as its own. Limits of time are ours too, for what must be done takes as long as it takes. A statement is planned for the rows
- * that it is given: a plan that was made for few of them, or when the table was small, takes minutes for thousands.
- */
-export const SESSION = {
-  TimeZone: "UTC",
-  DateStyle: "ISO, MDY",
-  IntervalStyle: "iso_8601",
-  bytea_output: "hex",
-  extra_float_digits: "1",
-  client_encoding: "UTF8",
-  array_nulls: "on",
-  standard_conforming_strings: "on",
-  transform_null_equals: "off",
-  quote_all_identifiers: "off",
-  xmloption: "content",
-  statement_timeout: "0",
-  lock_timeout: "0",
-  idle_in_transaction_session_timeout: "0",
-  idle_session_timeout: "0",
-  plan_cache_mode: "force_custom_plan",
-} as const
 
 /** `sqlstate` is "" when no server answered (down, refused, timed out). */
 export class PostgresError extends Data.TaggedError("PostgresError")<{
@@ -81,6 +58,10 @@ export type Answers<A extends Statements> = { readonly [K in keyof A]: Effect.Su
 /** Sends statements of one session together and waits for all answers; the first failure is that of all, what came after it did nothing or is rolled back. */
 export const inOneGo = <const A extends Statements>(statements: A): Effect.Effect<Answers<A>, PostgresError> =>
   Effect.flatMap(Effect.all(statements.map(Effect.exit), { concurrency: "unbounded" }), (exits) => Effect.all(exits) as never)
+
+/** In a transaction: a statement in which code of head office runs, its triggers among it. Names in it are written in full. */
+export const asOffice = <A>(session: Session, statement: Effect.Effect<A, PostgresError>): Effect.Effect<A, PostgresError> =>
+  Effect.map(inOneGo([session.execute(TO_OFFICE), statement, session.execute(TO_HUB)]), ([, answer]) => answer)
 
 export type Isolation = "read committed" | "repeatable read"
 
@@ -258,7 +239,7 @@ export const openPool = (url: string, options: PoolOptions): Effect.Effect<Postg
       onLane((session, keeping, rollback) =>
         Effect.acquireUseRelease(
           session.execute(begin(isolation)),
-          () => Effect.flatMap(body(session, keeping), (value) => Effect.as(session.execute("COMMIT"), value)),
+          () => Effect.flatMap(body(session, keeping), (value) => Effect.as(session.execute(COMMIT), value)),
           (_, exit) => (Exit.isSuccess(exit) ? Effect.void : rollback),
         ),
       )
@@ -277,7 +258,7 @@ export const openPool = (url: string, options: PoolOptions): Effect.Effect<Postg
           const [, ...answers] = yield* inOneGo([session.execute(begin("read committed")), ...first(keeping)])
           const { value, last } = yield* body(keeping, answers as never)
           // One message, of which nothing is done after what fails. A statement of its own might be sent again by the driver, behind the commit.
-          yield* session.execute(`${last}COMMIT`)
+          yield* session.execute(`${last}${COMMIT}`)
           return value
         }).pipe(Effect.onError(() => rollback))
       return onceMore(onLane(rounds))

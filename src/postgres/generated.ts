@@ -14,8 +14,7 @@ export interface GeneratedColumn {
 
 export const readGenerated = (session: Session, tables: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<GeneratedColumn>, PostgresError> =>
   Effect.gen(function* () {
-    // With an empty path every function and type in the expression is named in full.
-    yield* session.execute(`SELECT set_config('search_path', '', true)`)
+    // Under the hub's path every function and type in the expression that is not built in is named in full.
     return yield* session.query<GeneratedColumn>(
       `SELECT n.nspname || '.' || c.relname AS "table", a.attname::text AS name, a.attgenerated = 'v' AS "isVirtual",
               pg_catalog.pg_get_expr(d.adbin, d.adrelid) AS expression

@@ -8,6 +8,7 @@
  */
 import postgres from "postgres"
 import { queryOptions } from "./address.ts"
+import { HUB_PATH, SETTLE } from "./settings.ts"
 
 const CONNECT_TIMEOUT_SECONDS = 10
 /** A lane that waits for longer is looked up at Postgres; one that is not at work there at two looks in a row is lost. */
@@ -24,6 +25,8 @@ export interface Lane {
   readonly waiting: Set<(cause: Error) => void>
   /** Text that stands prepared. */
   readonly kept: Set<string>
+  /** The session is as it must be. */
+  readonly isReady: Promise<unknown>
   isLost: boolean
   idle?: ReturnType<typeof setTimeout>
   /** Unknown until Postgres has answered for the first time. */
@@ -50,14 +53,16 @@ export const openLane = (url: string, connection: Record<string, string>, onclos
     onclose: () => onclose(lane),
     connection: connection as Partial<postgres.ConnectionParameters>,
   })
-  const lane: Lane = { sql, waiting: new Set(), kept: new Set(), isLost: false, statement: 0, askedAt: 0, doubted: 0 }
-  void sql
-    .unsafe('SELECT pid, backend_start::text AS "startedAt" FROM pg_stat_activity WHERE pid = pg_backend_pid()')
+  const isReady = sql.unsafe(SETTLE).then(() => undefined)
+  const lane: Lane = { sql, isReady, waiting: new Set(), kept: new Set(), isLost: false, statement: 0, askedAt: 0, doubted: 0 }
+  void isReady
+    .then(() => sql.unsafe('SELECT pid, backend_start::text AS "startedAt" FROM pg_stat_activity WHERE pid = pg_backend_pid()'))
     .then(([row]) => {
       lane.backend = row as unknown as Backend
     })
     .catch((cause: Error) => {
       lane.refusal = cause
+      if (!lane.isLost) loseLane(lane)
     })
   return lane
 }
@@ -87,12 +92,18 @@ export const ask = <A>(lane: Lane, send: (sql: postgres.Sql) => Promise<A>): Pro
         lane.waiting.delete(refuse)
         tell(answer)
       }
-    void send(lane.sql).then(told(done), told(refuse))
+    void lane.isReady.then(() => send(lane.sql)).then(told(done), told(refuse))
   })
 
 /** A new connection of its own, and its answer within the time in which a lane may be looked up again. */
 const askAside = async <A>(url: string, ms: number, send: (sql: postgres.Sql) => Promise<A>): Promise<A> => {
-  const sql = postgres({ ...queryOptions(url), max: 1, connect_timeout: CONNECT_TIMEOUT_SECONDS, fetch_types: false, onnotice: () => undefined })
+  const connection = { search_path: HUB_PATH }
+  const sql = postgres({
+    ...queryOptions(url),
+    ...{ max: 1, connect_timeout: CONNECT_TIMEOUT_SECONDS, fetch_types: false },
+    onnotice: () => undefined,
+    connection,
+  })
   let timer: ReturnType<typeof setTimeout> | undefined
   try {
     return await Promise.race([

@@ -5,8 +5,9 @@ import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import type { PostgresError, PostgresPool, Session } from "./client.ts"
+import { inOneGo, type PostgresError, type PostgresPool, type Session } from "./client.ts"
 import { looking } from "./health.ts"
+import { HUB_PATH, isUnderOtherPath, TO_BOTH, TO_HUB } from "./settings.ts"
 
 export class HubMigrationRefused extends Data.TaggedError("HubMigrationRefused")<{ readonly message: string }> {}
 
@@ -50,6 +51,7 @@ export const hubScript = (role: string, isThere: boolean): Effect.Effect<string>
     ]
     return [
       "BEGIN;",
+      `SET LOCAL search_path = ${HUB_PATH};`,
       ...(isThere ? [] : setUp),
       `GRANT USAGE ON SCHEMA schoolbus TO ${to};`,
       `GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA schoolbus TO ${to};`,
@@ -95,8 +97,13 @@ const appliedTo = (session: Session) =>
     return yield* session.query<{ number: number; sha256: string }>(`SELECT number, sha256 FROM schoolbus.migrations ORDER BY number`)
   })
 
+type Run = (session: Session, sql: string) => Effect.Effect<unknown, PostgresError>
+
+/** For event triggers of head office, which a DDL sets off. */
+const underBoth: Run = (session, sql) => inOneGo([session.execute(TO_BOTH), session.execute(sql), session.execute(TO_HUB)])
+
 /** Views and functions that somebody dropped are made again. */
-const mendCode = (session: Session, files: ReadonlyArray<{ readonly sql: string }>) =>
+const mendCode = (session: Session, files: ReadonlyArray<{ readonly sql: string }>, ddl: Run) =>
   Effect.gen(function* () {
     const { code } = madeBy(files)
     const gone = yield* session.query<{ name: string }>(
@@ -105,7 +112,7 @@ const mendCode = (session: Session, files: ReadonlyArray<{ readonly sql: string 
     )
     for (const { name, sql } of code) {
       if (!gone.some((one) => one.name === name)) continue
-      yield* session.execute(sql)
+      yield* ddl(session, sql)
       yield* Effect.logWarning(`schoolbus.${name} was gone from Postgres and is made again; rights that others had on it are to be given again`)
     }
   })
@@ -137,39 +144,46 @@ export const refuseUnfinished = (pg: PostgresPool, wasThere: boolean): Effect.Ef
 export const migrateHub = (pg: PostgresPool): Effect.Effect<void, PostgresError | HubMigrationRefused> =>
   Effect.gen(function* () {
     const files = yield* hubFiles
-    yield* pg.tx((session) =>
-      Effect.gen(function* () {
-        yield* session.execute(`SET LOCAL lock_timeout = '${LOCK_TIMEOUT}'`)
-        yield* session.execute(`SELECT pg_advisory_xact_lock(${LOCK})`)
-        const known = yield* appliedTo(session)
-        if (known === null) {
-          yield* session.execute(`CREATE SCHEMA IF NOT EXISTS schoolbus`)
-          yield* session.execute(MIGRATIONS)
-        }
-        const applied = known ?? []
-        const newest = files.at(-1)?.number ?? 0
-        const ahead = applied.find((row) => row.number > newest)
-        if (ahead !== undefined) {
-          return yield* new HubMigrationRefused({
-            message: `schema "schoolbus" is at version ${ahead.number}, this program knows ${newest}. Update this program; nothing was changed.`,
-          })
-        }
-        for (const file of files) {
-          const before = applied.find((row) => row.number === file.number)
-          if (before === undefined) {
-            yield* session.execute(file.sql)
-            yield* session.execute(`INSERT INTO schoolbus.migrations (number, name, sha256) VALUES ($1, $2, $3)`, [
-              file.number,
-              file.name,
-              file.sha256,
-            ])
-          } else if (before.sha256 !== file.sha256) {
+    const migrate = (ddl: Run) =>
+      pg.tx((session) =>
+        Effect.gen(function* () {
+          yield* session.execute(`SET LOCAL lock_timeout = '${LOCK_TIMEOUT}'`)
+          yield* session.execute(`SELECT pg_advisory_xact_lock(${LOCK})`)
+          const known = yield* appliedTo(session)
+          if (known === null) {
+            yield* ddl(session, `CREATE SCHEMA IF NOT EXISTS schoolbus`)
+            yield* ddl(session, MIGRATIONS)
+          }
+          const applied = known ?? []
+          const newest = files.at(-1)?.number ?? 0
+          const ahead = applied.find((row) => row.number > newest)
+          if (ahead !== undefined) {
             return yield* new HubMigrationRefused({
-              message: `sql/hub/${file.name} differs from what was applied to this database (${before.sha256.slice(0, 12)}). Install the program from its release again; nothing was changed.`,
+              message: `schema "schoolbus" is at version ${ahead.number}, this program knows ${newest}. Update this program; nothing was changed.`,
             })
           }
-        }
-        yield* mendCode(session, files)
-      }),
+          for (const file of files) {
+            const before = applied.find((row) => row.number === file.number)
+            if (before === undefined) {
+              yield* ddl(session, file.sql)
+              yield* session.execute(`INSERT INTO schoolbus.migrations (number, name, sha256) VALUES ($1, $2, $3)`, [
+                file.number,
+                file.name,
+                file.sha256,
+              ])
+            } else if (before.sha256 !== file.sha256) {
+              return yield* new HubMigrationRefused({
+                message: `sql/hub/${file.name} differs from what was applied to this database (${before.sha256.slice(0, 12)}). Install the program from its release again; nothing was changed.`,
+              })
+            }
+          }
+          yield* mendCode(session, files, ddl)
+        }),
+      )
+    yield* migrate((session, sql) => session.execute(sql)).pipe(
+      Effect.catchIf(
+        (error) => error._tag === "PostgresError" && isUnderOtherPath(error),
+        () => migrate(underBoth),
+      ),
     )
   })

@@ -4,7 +4,7 @@
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import { ident, type PostgresError, type PostgresPool, qualified, type Session } from "./client.ts"
+import { asOffice, ident, type PostgresError, type PostgresPool, qualified, type Session } from "./client.ts"
 
 /** It is not as the stream needs it and the role may not mend it; `message` has the SQL for the DBA. */
 export class PublicationRefused extends Data.TaggedError("PublicationRefused")<{ readonly publication: string; readonly message: string }> {}
@@ -148,7 +148,7 @@ export const mendPublication = (
   const statements = mending(name, found, kept)
   if (statements.length === 0) return Effect.void
   return pg
-    .tx((session) => Effect.forEach(statements, (sql) => session.execute(sql), { discard: true }))
+    .tx((session) => Effect.forEach(statements, (sql) => asOffice(session, session.execute(sql)), { discard: true }))
     .pipe(
       Effect.catch((error): Effect.Effect<void, PostgresError | PublicationRefused> => {
         if (error.sqlstate !== "42501") return Effect.fail(error)

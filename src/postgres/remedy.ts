@@ -24,6 +24,11 @@ const BY_MESSAGE: ReadonlyArray<readonly [states: RegExp, message: RegExp, remed
   [/^55000/, /not currently accepting connections|CheckMyDatabase/, "let connections in: ALTER DATABASE … ALLOW_CONNECTIONS true"],
   [/^55000/, /recovery|pg_current_wal/, "this server is a standby: give --database-url the address of the primary, or promote it"],
   [
+    /^42501/,
+    /session_replication_role/,
+    "its sessions begin with session_replication_role = replica, which turns triggers and foreign keys off: ALTER ROLE … RESET session_replication_role (or ALTER DATABASE …, where it is set)",
+  ],
+  [
     /^53300/,
     /for (role|database)|InitializeSessionUserId|CheckMyDatabase/,
     "end what else is connected, or raise that limit: ALTER ROLE (or DATABASE) … CONNECTION LIMIT -1",

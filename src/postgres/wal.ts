@@ -12,9 +12,9 @@ import type * as Scope from "effect/Scope"
 import { LogicalReplicationService, Wal2JsonPlugin } from "pg-logical-replication"
 import { type Lsn, printLsn } from "../model/lsn.ts"
 import { streamOptions } from "./address.ts"
-import { SESSION } from "./client.ts"
 import { Frames } from "./frames.ts"
 import { CONTENT_AT, type Message, type MessageForm, Messages, POSITION_AT } from "./messages.ts"
+import { HUB_PATH, SESSION } from "./settings.ts"
 
 /** Messages and bytes that may wait for the caller before the socket is paused. */
 export const MAX_BUFFERED = 16_384
@@ -157,7 +157,7 @@ export const openWal = (options: WalOptions): Effect.Effect<WalReader, WalStoppe
               ...streamOptions(options.url),
               application_name: "schoolbus stream",
               keepAlive: true,
-              options: Object.entries(SESSION)
+              options: Object.entries({ ...SESSION, search_path: HUB_PATH })
                 .map(([name, value]) => `-c ${name}=${value.replaceAll(" ", "\\ ")}`)
                 .join(" "),
             },

@@ -19,14 +19,13 @@ export const findRemoved = (session: Session, works: ReadonlyArray<Work>, places
   Effect.gen(function* () {
     const newlyKeyed = works.filter((work) => work.refusal === null && isNewlyKeyed(work))
     for (const [table, own] of Map.groupBy(newlyKeyed, (work) => work.table)) {
-      const types = table.key.map((name) => own[0]?.shape.columns.get(name)?.base ?? "text")
       const { from, params, width } = unnest(
         own.map((work, i) => [...textsOf(table, table.key, work.row), String(i)]),
         table.key.length + 1,
       )
       const rows = yield* session.texts(
         `SELECT u.u${table.key.length} FROM ${from} WHERE NOT EXISTS (SELECT 1 FROM ${qualified(table.name)} t
-          WHERE ${matching(table.key, types)} AND ${belongs(places, table, "t", `$${width + 1}::text`)})`,
+          WHERE ${matching(own[0]?.shape, table.key)} AND ${belongs(places, table, "t", `$${width + 1}::text`)})`,
         [...params, school],
       )
       for (const [index] of rows) {
@@ -49,14 +48,13 @@ export const readAltered = (session: Session, works: ReadonlyArray<Work>): Effec
     for (const [table, own] of Map.groupBy(watched, (work) => work.table)) {
       const shape = own[0]?.shape
       if (shape === undefined) continue
-      const types = table.key.map((name) => shape.columns.get(name)?.base ?? "text")
       const columns = table.columns.filter((column) => own.some((work) => work.written.has(column.name)))
       const { from, params } = unnest(
         own.map((work, i) => [...textsOf(table, table.key, work.row), String(i)]),
         table.key.length + 1,
       )
       const rows = yield* session.texts(
-        `SELECT u.u${table.key.length}${columns.map((column) => `, t.${ident(column.name)}`).join("")} FROM ${from} JOIN ${qualified(table.name)} AS t ON ${matching(table.key, types)}`,
+        `SELECT u.u${table.key.length}${columns.map((column) => `, t.${ident(column.name)}`).join("")} FROM ${from} JOIN ${qualified(table.name)} AS t ON ${matching(shape, table.key)}`,
         params,
       )
       for (const [index, ...cells] of rows) {

@@ -17,11 +17,12 @@ import { isInRange, type KeyRange, rangedColumn } from "../model/key-range.ts"
 import { audienceColumn, isThrough, linkNamesRow, type Table } from "../model/table.ts"
 import { type Wire, wireToText } from "../model/value.ts"
 import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
+import { EQUALS } from "../postgres/settings.ts"
 import { isByValue, readWanted } from "./by-value.ts"
-import { matching, tupleText, unnest } from "./lists.ts"
+import { asKey, between, matching, tupleText, unnest } from "./lists.ts"
 import { belongs, belongsAlone, type Places, rowsNamed, whichAlone } from "./place.ts"
 import type { Row } from "./resolve.ts"
-import type { Referencing, Shape } from "./shape.ts"
+import type { ColumnShape, Referencing, Shape } from "./shape.ts"
 
 export interface Refusal {
   /** One word, for API and CLI. */
@@ -173,7 +174,7 @@ export const checkReferences = (
         if (wanting.length === 0) continue
         const parent = tables.get(reference.table)
         const shape = shapes.get(table.name)
-        const types = reference.columns.map((name) => shape?.columns.get(name)?.base ?? "text")
+        const types = reference.columns.map((name) => shape?.columns.get(name))
         const distinct = [...new Map(wanting.map(({ tuple, values }) => [tuple, values])).values()]
         const seen = parent === undefined ? new Set<string>() : yield* visibleParents(session, places, parent, reference.to, types, distinct, school)
         const isValue = parent !== undefined && isByValue(reference, parent)
@@ -261,18 +262,20 @@ export const visibleParents = (
   places: Places,
   parent: Table,
   columns: ReadonlyArray<string>,
-  types: ReadonlyArray<string>,
+  types: ReadonlyArray<ColumnShape | undefined>,
   tuples: ReadonlyArray<ReadonlyArray<string | null>>,
   school: string,
 ): Effect.Effect<ReadonlySet<string>, PostgresError> => {
   const shape = places.shapes.get(parent.name)
   if (shape?.can.select !== true) return Effect.succeed(new Set())
   const { from, params, width } = unnest(tuples, columns.length)
+  // Values of the child's types, which may be other than the parent's.
+  const on = columns.map((name, i) => `t.${ident(name)} ${between(shape.columns.get(name), types[i])} ${asKey(types[i], `u.u${i}`)}`)
   const order = `ORDER BY ${parent.key.map((name) => `t.${ident(name)}`).join(", ")}`
   const lock = parent.audience !== "all" && shape.can.update ? ` ${order} FOR SHARE OF t` : ""
   return Effect.map(
     session.texts(
-      `SELECT ${columns.map((_, i) => `u.u${i}`).join(", ")} FROM ${from} JOIN ${qualified(parent.name)} t ON ${matching(columns, types)}
+      `SELECT ${columns.map((_, i) => `u.u${i}`).join(", ")} FROM ${from} JOIN ${qualified(parent.name)} t ON ${on.join(" AND ")}
         WHERE ${belongs(places, parent, "t", `$${width + 1}::text`)}${lock}`,
       [...params, school],
     ),
@@ -352,15 +355,16 @@ const reachOnce = (
           continue
         }
         const childKey = child?.key ?? []
-        const types = table.key.map((name) => shapes.get(table.name)?.columns.get(name)?.base ?? "text")
         const { from, params } = unnest(
           affected.map((row, i) => [...row.key, String(i)]),
           table.key.length + 1,
         )
-        const join = foreign.to.map((name, i) => `c.${ident(foreign.columns[i] ?? "")} = t.${ident(name)}`).join(" AND ")
+        const join = foreign.to
+          .map((name, i) => `t.${ident(name)} ${foreign.operators[i] ?? EQUALS} c.${ident(foreign.columns[i] ?? "")}`)
+          .join(" AND ")
         const reached = yield* session.texts(
           `SELECT u.u${table.key.length}, ${child === undefined ? "false" : belongsAlone(places, child, "c", `$${table.key.length + 2}::text`)}${childKey.map((name) => `, c.${ident(name)}`).join("")}
-             FROM ${from} JOIN ${qualified(table.name)} t ON ${matching(table.key, types)} JOIN ${qualified(foreign.child)} c ON ${join}`,
+             FROM ${from} JOIN ${qualified(table.name)} t ON ${matching(shapes.get(table.name), table.key)} JOIN ${qualified(foreign.child)} c ON ${join}`,
           child === undefined ? params : [...params, school],
         )
         for (const [index, isAlone, ...key] of reached) {

@@ -6,10 +6,11 @@
 import * as Effect from "effect/Effect"
 import type { Reference, Table } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
-import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
+import { asOffice, ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
+import { EQUALS, operatorsOf } from "../postgres/settings.ts"
 import { textOf, textsOf } from "./authorise.ts"
 import type { RowChange } from "./coalesce.ts"
-import { tupleText } from "./lists.ts"
+import { asKey, tupleText } from "./lists.ts"
 import { changeOfRecord, keptChange } from "./records.ts"
 import type { Row } from "./resolve.ts"
 import { type Place, writeRow } from "./rows.ts"
@@ -144,12 +145,13 @@ export const followKept = (
 /** Rows of head office, of whatever table, that would lose what they refer to: those with ON UPDATE CASCADE follow by themselves. */
 const readFollowers = (session: Session, parent: string, column: string) =>
   Effect.map(
-    session.query<{ child: string; cols: string; target: string }>(
+    session.query<{ child: string; cols: string; target: string; operators: string }>(
       `SELECT format('%I.%I', cn.nspname, c.relname) AS child,
               (SELECT json_agg(a.attname ORDER BY k.ord)::text FROM unnest(o.conkey) WITH ORDINALITY AS k (att, ord)
                  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.att) AS cols,
               (SELECT json_agg(a.attname ORDER BY k.ord)::text FROM unnest(o.confkey) WITH ORDINALITY AS k (att, ord)
-                 JOIN pg_attribute a ON a.attrelid = p.oid AND a.attnum = k.att) AS target
+                 JOIN pg_attribute a ON a.attrelid = p.oid AND a.attnum = k.att) AS target,
+              ${operatorsOf("o")} AS operators
          FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid JOIN pg_namespace cn ON cn.oid = c.relnamespace
          JOIN pg_class p ON p.oid = o.confrelid JOIN pg_namespace pn ON pn.oid = p.relnamespace
         WHERE o.contype = 'f' AND o.conparentid = 0 AND o.confupdtype <> 'c' AND pn.nspname || '.' || p.relname = $1
@@ -157,10 +159,11 @@ const readFollowers = (session: Session, parent: string, column: string) =>
       [parent, column],
     ),
     (rows) =>
-      rows.map(({ child, cols, target }) => ({
+      rows.map(({ child, cols, target, operators }) => ({
         child,
         columns: JSON.parse(cols) as ReadonlyArray<string>,
         to: JSON.parse(target) as ReadonlyArray<string>,
+        operators: JSON.parse(operators) as ReadonlyArray<string>,
       })),
   )
 
@@ -171,16 +174,23 @@ export const renameRow = (session: Session, place: Place, row: Row, column: stri
     const followers = yield* readFollowers(session, table.name, column)
     if (followers.length === 0 || value === null || (row[column] ?? null) === null) return yield* writeRow(session, place, { [column]: value }, true)
     const params: Array<string | null> = []
-    const param = (text: string | null, name: string): string => `$${params.push(text)}::text::${shape.columns.get(name)?.base ?? "text"}`
-    const updates = followers.map(({ child, columns, to }, i) => {
+    const param = (text: string | null, name: string): string => asKey(shape.columns.get(name), `$${params.push(text)}::pg_catalog.text`)
+    const updates = followers.map(({ child, columns, to, operators }, i) => {
       const own = columns[to.indexOf(column)] ?? ""
-      const where = columns.map((name, n) => `${ident(name)} = ${param(textOf(table, to[n] ?? "", row[to[n] ?? ""] ?? null), to[n] ?? "")}`)
+      const where = columns.map(
+        (name, n) => `${param(textOf(table, to[n] ?? "", row[to[n] ?? ""] ?? null), to[n] ?? "")} ${operators[n] ?? EQUALS} ${ident(name)}`,
+      )
       return `f${i} AS (UPDATE ${child} SET ${ident(own)} = ${param(textOf(table, column, value), column)} WHERE ${where.join(" AND ")})`
     })
     // In one statement: Postgres asks whether what refers to the row still finds it when all are written.
-    const where = table.key.map((name, i) => `${ident(name)} = ${param(textOf(table, name, key[i] ?? null), name)}`)
-    yield* session.execute(
-      `WITH ${updates.join(", ")} UPDATE ${qualified(table.name)} SET ${ident(column)} = ${param(textOf(table, column, value), column)} WHERE ${where.join(" AND ")}`,
-      params,
+    const where = table.key.map(
+      (name, i) => `${ident(name)} ${shape.columns.get(name)?.equals ?? EQUALS} ${param(textOf(table, name, key[i] ?? null), name)}`,
+    )
+    yield* asOffice(
+      session,
+      session.execute(
+        `WITH ${updates.join(", ")} UPDATE ${qualified(table.name)} SET ${ident(column)} = ${param(textOf(table, column, value), column)} WHERE ${where.join(" AND ")}`,
+        params,
+      ),
     )
   })

@@ -7,6 +7,8 @@
 import * as Effect from "effect/Effect"
 import type { Kind, Wire } from "../model/value.ts"
 import { isTransient, type PostgresError, type Session } from "../postgres/client.ts"
+import { TO_HUB, TO_OFFICE } from "../postgres/settings.ts"
+import { asKey, asStored, equals, listsOf } from "./lists.ts"
 import type { ColumnShape } from "./shape.ts"
 
 /** Columns cast by one statement. */
@@ -158,13 +160,14 @@ interface Asked {
 const ask = (session: Session, asked: ReadonlyArray<Asked>): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
     const list = asked.map(({ column }, i) => {
-      const exact = column.isLimited ? `u.u${i}::${column.base} IS NOT DISTINCT FROM u.u${i}::${column.type}::${column.base}` : "true"
-      return `u.u${i}::${column.type}, ${exact}`
+      const stored = asStored(column, `u.u${i}`)
+      return `${stored}, ${column.isLimited ? equals(column, asKey(column, stored), `u.u${i}`) : "true"}`
     })
-    yield* session.execute("SAVEPOINT canonical")
+    // A domain's check may ask functions of head office.
+    yield* session.execute(`SAVEPOINT canonical; ${TO_OFFICE}`)
     const rows = yield* session
       .texts(
-        `SELECT ${list.join(", ")} FROM unnest(${asked.map((_, i) => `$${i + 1}::text[]`).join(", ")}) AS u (${asked.map((_, i) => `u${i}`).join(", ")})`,
+        `SELECT ${list.join(", ")} FROM ${listsOf(asked.length)}`,
         asked.map(({ texts }) => texts),
       )
       .pipe(Effect.catch((error) => (isTransient(error) ? Effect.fail(error) : Effect.succeed(error))))
@@ -172,7 +175,7 @@ const ask = (session: Session, asked: ReadonlyArray<Asked>): Effect.Effect<void,
       yield* session.execute("ROLLBACK TO SAVEPOINT canonical; RELEASE SAVEPOINT canonical")
       return yield* askApart(session, asked, rows)
     }
-    yield* session.execute("RELEASE SAVEPOINT canonical")
+    yield* session.execute(`RELEASE SAVEPOINT canonical; ${TO_HUB}`)
     asked.forEach(({ column, texts, result }, i) => {
       texts.forEach((text, row) => {
         const printed = rows[row]?.[i * 2] ?? null

@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import type { Choice } from "../model/choice.ts"
 import { type ColumnRule, ruleOf } from "../model/table.ts"
 import type { Wire } from "../model/value.ts"
-import { isTransient, type PostgresError, type PostgresPool, type Session } from "../postgres/client.ts"
+import { asOffice, isTransient, type PostgresError, type PostgresPool, type Session } from "../postgres/client.ts"
 import { isOfSchool, writeAsSchool } from "./allowed.ts"
 import { textOf } from "./authorise.ts"
 import { setTimeouts } from "./carry-out.ts"
@@ -73,7 +73,7 @@ const openRecord = (
   school: string | null,
 ): Effect.Effect<Conflict, DecideRefused | PostgresError> =>
   Effect.gen(function* () {
-    yield* session.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    yield* asOffice(session, session.execute("SET CONSTRAINTS ALL IMMEDIATE"))
     const conflict = yield* lockConflict(session, decider, id)
     return school === null || conflict.school === school ? conflict : yield* refuse("not_found", `no conflict ${id}; see: schoolbus conflicts list`)
   })

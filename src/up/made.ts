@@ -34,13 +34,12 @@ export const readMade = <P extends Pointing>(
       const telling = tellingColumns(places, table)
       if (telling.size === 0) continue
       const columns = table.columns.filter(({ name }) => telling.has(name))
-      const types = table.key.map((name) => places.shapes.get(table.name)?.columns.get(name)?.base ?? "text")
       const { from, params } = unnest(
         own.map(({ row }, i) => [...textsOf(table, table.key, row), String(i)]),
         table.key.length + 1,
       )
       const found = yield* session.texts(
-        `SELECT u.u${table.key.length}${columns.map(({ name }) => `, t.${ident(name)}`).join("")} FROM ${from} JOIN ${qualified(table.name)} AS t ON ${matching(table.key, types)}`,
+        `SELECT u.u${table.key.length}${columns.map(({ name }) => `, t.${ident(name)}`).join("")} FROM ${from} JOIN ${qualified(table.name)} AS t ON ${matching(places.shapes.get(table.name), table.key)}`,
         params,
       )
       for (const [index, ...cells] of found) {

@@ -1,7 +1,7 @@
 /** Pairs of values -> those whose left one stands after the right one, in Postgres' order of the column's type. */
 import * as Effect from "effect/Effect"
 import { isTransient, type PostgresError, type Session } from "../postgres/client.ts"
-import { unnest } from "./lists.ts"
+import { asKey, unnest } from "./lists.ts"
 import type { ColumnShape } from "./shape.ts"
 
 export interface Compared {
@@ -15,14 +15,15 @@ export interface Compared {
 export const whichGreater = <A extends Compared>(session: Session, pairs: ReadonlyArray<A>): Effect.Effect<ReadonlyArray<A>, PostgresError> =>
   Effect.gen(function* () {
     const greater: Array<A> = []
-    for (const [type, own] of Map.groupBy(pairs, (pair) => pair.column.base)) {
+    for (const own of Map.groupBy(pairs, (pair) => pair.column.base).values()) {
+      const column = own[0]?.column
       const { from, params } = unnest(
         own.map((pair, i) => [pair.left, pair.right, String(i)]),
         3,
       )
       yield* session.execute("SAVEPOINT compare")
       const rows = yield* session
-        .texts(`SELECT u.u2 FROM ${from} WHERE u.u0::${type} > u.u1::${type}`, params)
+        .texts(`SELECT u.u2 FROM ${from} WHERE ${asKey(column, "u.u0")} ${column?.greater} ${asKey(column, "u.u1")}`, params)
         .pipe(
           Effect.catch((error) =>
             isTransient(error)

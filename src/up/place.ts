@@ -86,9 +86,6 @@ const isOthers = (places: Places, table: Table, alias: string, school: string): 
 export const belongsAlone = (places: Places, table: Table, alias: string, school: string): string =>
   `(${belongs(places, table, alias, school)} AND NOT ${isOthers(places, table, alias, school)})`
 
-const typesOf = (places: Places, table: Table, names: ReadonlyArray<string>): ReadonlyArray<string> =>
-  names.map((name) => column(places, table.name, name)?.base ?? "text")
-
 /** Positions of the keys whose row is there and fulfils the condition. */
 const those = (
   session: Session,
@@ -104,7 +101,7 @@ const those = (
   )
   return Effect.map(
     session.texts(
-      `SELECT u.u${width - 1} FROM ${from} JOIN ${qualified(table.name)} t ON ${matching(table.key, typesOf(places, table, table.key))} WHERE ${condition("t", `$${width + 1}::text`)}`,
+      `SELECT u.u${width - 1} FROM ${from} JOIN ${qualified(table.name)} t ON ${matching(places.shapes.get(table.name), table.key)} WHERE ${condition("t", `$${width + 1}::text`)}`,
       [...params, school],
     ),
     (rows) => new Set(rows.map(([i]) => Number(i))),
@@ -164,7 +161,7 @@ export const lockLinks = (
       const order = `ORDER BY ${link.key.map((name) => `l${depth}.${ident(name)}`).join(", ")} FOR SHARE OF l${depth}`
       if (keys.length > 0)
         yield* session.execute(
-          `SELECT 1 FROM ${ofRows.from} JOIN ${qualified(table.name)} t ON ${matching(table.key, typesOf(places, table, table.key))} ${joinTo(depth, byRow)} ${order}`,
+          `SELECT 1 FROM ${ofRows.from} JOIN ${qualified(table.name)} t ON ${matching(places.shapes.get(table.name), table.key)} ${joinTo(depth, byRow)} ${order}`,
           ofRows.params,
         )
       if (values.length > 0) yield* session.execute(`SELECT 1 FROM ${ofValues.from} ${joinTo(depth, byValue)} ${order}`, ofValues.params)

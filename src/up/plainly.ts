@@ -8,10 +8,12 @@ import { isThrough, type Table } from "../model/table.ts"
 import type { Change } from "../model/change.ts"
 import type { Wire } from "../model/value.ts"
 import { ident, inOneGo, isTooLong, isTransient, type PostgresError, qualified, type Session } from "../postgres/client.ts"
+import { EQUALS, inFull, TO_HUB, TO_OFFICE } from "../postgres/settings.ts"
 import { textsOf, visibleParents } from "./authorise.ts"
 import { canonicalise } from "./canonical.ts"
 import { rowId } from "./coalesce.ts"
 import { knownShapes } from "./known.ts"
+import { asStored } from "./lists.ts"
 import { type Group, editsJson, madeTuples, NEW, newTexts, parentsFirst, type Plain, type PlainColumn, recognise } from "./plain.ts"
 import type { Places } from "./place.ts"
 import type { Origin } from "./records.ts"
@@ -126,7 +128,7 @@ const isEachVisible = (session: Session, plain: Plain, places: Places, school: s
         if (wanted.length === 0) continue
         const parent = places.tables.get(reference.table)
         if (parent === undefined) return false
-        const types = reference.columns.map((name) => shape.columns.get(name)?.base ?? "text")
+        const types = reference.columns.map((name) => shape.columns.get(name))
         const seen = yield* visibleParents(session, places, parent, reference.to, types, wanted, school)
         if (seen.size !== wanted.length) return false
       }
@@ -141,8 +143,8 @@ const write = (session: Session, plain: Plain): Effect.Effect<boolean, PostgresE
     const writing = groups.map((group) =>
       group.op === "insert" ? session.execute(insertSql(group), newTexts(group)) : session.execute(updateSql(group), [editsJson(group)]),
     )
-    const begin = session.execute("SAVEPOINT plain; SET CONSTRAINTS ALL DEFERRED")
-    const end = session.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    const begin = session.execute(`SAVEPOINT plain; SET CONSTRAINTS ALL DEFERRED; ${TO_OFFICE}`)
+    const end = session.execute(`SET CONSTRAINTS ALL IMMEDIATE; ${TO_HUB}`)
     const isDone = yield* inOneGo([begin, ...writing, end]).pipe(
       Effect.map((counts) => groups.every(({ changes }, i) => counts[i + 1] === changes.length)),
       Effect.catch((error) => (isTransient(error) && !isTooLong(error) ? Effect.fail(error) : Effect.succeed(false))),
@@ -160,22 +162,26 @@ const ALIKE = new Set("int2 int4 int8 bool uuid date time timestamp timestamptz 
 const isRead = ({ typname, isDomain }: ColumnShape): boolean => READ.has(typname) && !isDomain
 /** A list never cuts a value to its column's length: what is too long is for the insert to refuse. */
 const listType = ({ shape }: PlainColumn): string => (isRead(shape) ? shape.base : "text")
-const declared = (name: string, { shape }: PlainColumn): string => `${ident(name)} ${isRead(shape) ? shape.type : "text"}`
+const declared = (name: string, { shape }: PlainColumn): string => `${ident(name)} ${inFull(isRead(shape) ? shape.type : "text")}`
 const valueOf = (reference: string, { shape }: PlainColumn): string =>
-  isRead(shape) ? reference : shape.typname === "bytea" ? `('\\x' || ${reference})::${shape.type}` : `${reference}::${shape.type}`
+  isRead(shape) ? reference : asStored(shape, shape.typname === "bytea" ? `('\\x' OPERATOR(pg_catalog.||) ${reference})` : reference)
 
 export const insertSql = ({ table, mine }: Group): string =>
   `INSERT INTO ${qualified(table.name)} (${mine.map(({ name }) => ident(name)).join(", ")}) OVERRIDING SYSTEM VALUE
    SELECT ${mine.map((column, i) => valueOf(`u.c${i}`, column)).join(", ")}
-     FROM unnest(${mine.map((column, i) => `$${i + 1}::text::${listType(column)}[]`).join(", ")}) AS u (${mine.map((_, i) => `c${i}`).join(", ")})`
+     FROM ROWS FROM (${mine.map((column, i) => `pg_catalog.unnest($${i + 1}::pg_catalog.text::${inFull(listType(column))}[])`).join(", ")}) AS u (${mine.map((_, i) => `c${i}`).join(", ")})`
+
+const BYTE_BY_BYTE = `COLLATE pg_catalog."C" ${EQUALS}`
+/** IS NOT DISTINCT FROM, of which the operator cannot be said. */
+const isAlike = (left: string, operator: string, right: string): string => `(${left} ${operator} ${right} OR ${left} IS NULL AND ${right} IS NULL)`
 
 /** Whether head office's value is the one that the school started from, as Postgres prints both. */
 const isSame = (column: PlainColumn, from: string): string => {
   const { name, shape } = column
   const [theirs, base] = [`t.${ident(name)}`, `${from}.${ident(name)}`]
-  if (ALIKE.has(shape.typname)) return `${theirs} IS NOT DISTINCT FROM ${valueOf(base, column)}`
-  if (isRead(shape) && (shape.typname === "text" || shape.typname === "varchar")) return `${theirs} COLLATE "C" IS NOT DISTINCT FROM ${base}`
-  return `CASE WHEN ${theirs} IS NOT NULL THEN pg_catalog.concat(${theirs}) END COLLATE "C" IS NOT DISTINCT FROM ${base}::text`
+  if (ALIKE.has(shape.typname)) return isAlike(theirs, EQUALS, valueOf(base, column))
+  if (isRead(shape) && (shape.typname === "text" || shape.typname === "varchar")) return isAlike(theirs, BYTE_BY_BYTE, base)
+  return isAlike(`CASE WHEN ${theirs} IS NOT NULL THEN pg_catalog.concat(${theirs}) END`, BYTE_BY_BYTE, `${base}::pg_catalog.text`)
 }
 
 export const updateSql = ({ table, base, mine }: Group): string => {
@@ -183,11 +189,11 @@ export const updateSql = ({ table, base, mine }: Group): string => {
   const columns = [...base.map((column) => declared(column.name, column)), ...mine.map((column) => declared(NEW + column.name, column))]
   const keys = table.key.flatMap((name) => base.find((column) => column.name === name) ?? [])
   return `WITH u AS (
-      SELECT r.*, t.ctid AS "=" FROM json_to_recordset($1::text::json) AS r (${columns.join(", ")})
-        JOIN ${on} AS t ON ${keys.map((column) => `t.${ident(column.name)} = ${valueOf(`r.${ident(column.name)}`, column)}`).join(" AND ")}
+      SELECT r.*, t.ctid AS "=" FROM pg_catalog.json_to_recordset($1::pg_catalog.text::pg_catalog.json) AS r (${columns.join(", ")})
+        JOIN ${on} AS t ON ${keys.map((column) => `t.${ident(column.name)} ${column.shape.equals} ${valueOf(`r.${ident(column.name)}`, column)}`).join(" AND ")}
        ORDER BY ${keys.map(({ name }) => `t.${ident(name)}`).join(", ")} FOR UPDATE OF t)
     UPDATE ${on} AS t SET ${mine.map((column) => `${ident(column.name)} = ${valueOf(`u.${ident(NEW + column.name)}`, column)}`).join(", ")}
-      FROM u WHERE t.ctid = u."=" AND ${base.map((column) => isSame(column, "u")).join(" AND ")}`
+      FROM u WHERE t.ctid ${EQUALS} u."=" AND ${base.map((column) => isSame(column, "u")).join(" AND ")}`
 }
 
 const pushingOf = ({ table, shape, op }: Group, { key, mine, at }: Change): Pushing => {

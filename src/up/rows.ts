@@ -2,9 +2,10 @@
 import * as Effect from "effect/Effect"
 import type { Table } from "../model/table.ts"
 import { type Wire, wireToText } from "../model/value.ts"
-import { ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
+import { asOffice, ident, type PostgresError, qualified, type Session } from "../postgres/client.ts"
 import { canonicalise, textToWire } from "./canonical.ts"
 import { leftOut } from "./left-out.ts"
+import { asStored, equals } from "./lists.ts"
 import type { Row } from "./resolve.ts"
 import type { Shape } from "./shape.ts"
 
@@ -18,7 +19,7 @@ export interface Place {
 export const columnOf = (table: Table, name: string) => table.columns.find((column) => column.name === name)
 const text = (table: Table, name: string, value: Wire): string | null => wireToText(columnOf(table, name)?.kind ?? "text", value)
 const keyWhere = ({ table, shape }: Place, from: number): string =>
-  table.key.map((name, i) => `${ident(name)} = $${from + i}::text::${shape.columns.get(name)?.base ?? "text"}`).join(" AND ")
+  table.key.map((name, i) => equals(shape.columns.get(name), ident(name), `$${from + i}::pg_catalog.text`)).join(" AND ")
 const keyParams = ({ table, key }: Place): ReadonlyArray<string | null> => table.key.map((name, i) => text(table, name, key[i] ?? null))
 
 export const readRow = (session: Session, place: Place): Effect.Effect<Row | null, PostgresError> => {
@@ -75,13 +76,13 @@ export const writeRow = (session: Session, place: Place, row: Row | null, isPres
   const { table, shape } = place
   const on = qualified(table.name)
   const write = (kind: "insert" | "update" | "delete", sql: string, params: ReadonlyArray<string | null>) =>
-    Effect.flatMap(session.execute(sql, params), (rows) =>
+    Effect.flatMap(asOffice(session, session.execute(sql, params)), (rows) =>
       rows > 0 ? Effect.void : Effect.flatMap(leftOut(session, { table, shape, kind }), (error) => Effect.fail(error)),
     )
   if (row === null) return isPresent ? write("delete", `DELETE FROM ${on} WHERE ${keyWhere(place, 1)}`, keyParams(place)) : Effect.void
   const names = Object.keys(row).filter((name) => shape.columns.get(name)?.generated === false)
   const values = names.map((name) => text(table, name, row[name] ?? null))
-  const casts = names.map((name, i) => `$${i + 1}::text::${shape.columns.get(name)?.type ?? "text"}`)
+  const casts = names.map((name, i) => asStored(shape.columns.get(name), `$${i + 1}::pg_catalog.text`))
   if (names.length === 0) return Effect.void
   if (!isPresent)
     return write("insert", `INSERT INTO ${on} (${names.map(ident).join(", ")}) OVERRIDING SYSTEM VALUE VALUES (${casts.join(", ")})`, values)

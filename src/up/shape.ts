@@ -5,6 +5,7 @@
  */
 import * as Effect from "effect/Effect"
 import { inOneGo, type PostgresError, type Session } from "../postgres/client.ts"
+import { operatorOf, operatorsOf } from "../postgres/settings.ts"
 
 export interface ColumnShape {
   readonly name: string
@@ -19,6 +20,9 @@ export interface ColumnShape {
   /** A length, precision or scale is declared for the column or its domain. */
   readonly isLimited: boolean
   readonly isDomain: boolean
+  /** Operators of the base type's order, in full: `"OPERATOR(pg_catalog.=)"`. */
+  readonly equals: string
+  readonly greater: string
   readonly generated: boolean
 }
 
@@ -41,6 +45,8 @@ export interface Referencing {
   readonly columns: ReadonlyArray<string>
   readonly parent: string
   readonly to: ReadonlyArray<string>
+  /** Between the parent's column and the child's, in full. */
+  readonly operators: ReadonlyArray<string>
   readonly onDelete: string
   readonly onUpdate: string
   readonly canRead: boolean
@@ -77,6 +83,8 @@ interface ColumnRow {
   readonly typname: string
   readonly limited: boolean
   readonly domain: boolean
+  readonly equals: string
+  readonly greater: string
   readonly generated: boolean
 }
 const COLUMNS = `WITH RECURSIVE col AS (
@@ -89,7 +97,8 @@ const COLUMNS = `WITH RECURSIVE col AS (
            FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typ AND t.typtype = 'd'
        )
        SELECT col.tbl, col.attname::text AS name, attnum::int AS number, format_type(col.atttypid, col.atttypmod) AS type, format_type(base.typ, -1) AS base, t.typname::text AS typname,
-              base.typmod >= 0 AS limited, base.domain, col.generated
+              base.typmod >= 0 AS limited, base.domain, col.generated,
+              ${operatorOf("t.oid", 3)} AS equals, ${operatorOf("t.oid", 5)} AS greater
          FROM col JOIN base USING (rel, attnum) JOIN pg_catalog.pg_type t ON t.oid = base.typ WHERE t.typtype <> 'd' ORDER BY col.tbl, col.attnum`
 
 export const readShapes = (session: Session, names: ReadonlyArray<string>): Effect.Effect<ReadonlyMap<string, Shape>, PostgresError> =>
@@ -97,13 +106,8 @@ export const readShapes = (session: Session, names: ReadonlyArray<string>): Effe
     const shapes = new Map<string, Shape & { readonly columns: Map<string, ColumnShape> }>()
     if (names.length === 0) return shapes
     const named = [names.map((name) => name.slice(0, name.indexOf("."))), names.map((name) => name.slice(name.indexOf(".") + 1))]
-    // With an empty path, format_type qualifies every type that is not built in. Triggers must not run under it.
-    const [, tables, columns] = yield* inOneGo([
-      session.execute("SELECT pg_catalog.set_config('search_path', '', true)"),
-      session.query<TableRow>(TABLES, named),
-      session.query<ColumnRow>(COLUMNS, named),
-      session.execute("SET LOCAL search_path TO DEFAULT"),
-    ])
+    // Under the hub's path, format_type qualifies every type that is not built in.
+    const [tables, columns] = yield* inOneGo([session.query<TableRow>(TABLES, named), session.query<ColumnRow>(COLUMNS, named)])
     for (const row of tables) {
       const can = { select: row.s, insert: row.i, update: row.u, delete: row.d }
       shapes.set(row.tbl, {
@@ -124,13 +128,14 @@ export const readShapes = (session: Session, names: ReadonlyArray<string>): Effe
 /** The foreign keys, of whatever table, that point to these tables and do more than refuse. */
 export const readReferencing = (session: Session, names: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<Referencing>, PostgresError> =>
   Effect.map(
-    session.query<{ child: string; cols: string; parent: string; target: string; del: string; upd: string; readable: boolean }>(
+    session.query<{ child: string; cols: string; parent: string; target: string; operators: string; del: string; upd: string; readable: boolean }>(
       `SELECT cn.nspname || '.' || c.relname AS child, pn.nspname || '.' || p.relname AS parent, o.confdeltype::text AS del, o.confupdtype::text AS upd,
               has_any_column_privilege(c.oid, 'SELECT') AND has_schema_privilege(cn.oid, 'USAGE') AS readable,
               (SELECT json_agg(a.attname ORDER BY k.ord)::text FROM unnest(o.conkey) WITH ORDINALITY AS k (att, ord)
                  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.att) AS cols,
               (SELECT json_agg(a.attname ORDER BY k.ord)::text FROM unnest(o.confkey) WITH ORDINALITY AS k (att, ord)
-                 JOIN pg_attribute a ON a.attrelid = p.oid AND a.attnum = k.att) AS target
+                 JOIN pg_attribute a ON a.attrelid = p.oid AND a.attnum = k.att) AS target,
+              ${operatorsOf("o")} AS operators
          FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid JOIN pg_namespace cn ON cn.oid = c.relnamespace
          JOIN pg_class p ON p.oid = o.confrelid JOIN pg_namespace pn ON pn.oid = p.relnamespace
         WHERE o.contype = 'f' AND o.conparentid = 0 AND (o.confdeltype IN ('c', 'n', 'd') OR o.confupdtype IN ('c', 'n', 'd'))
@@ -143,6 +148,7 @@ export const readReferencing = (session: Session, names: ReadonlyArray<string>):
         columns: JSON.parse(row.cols),
         parent: row.parent,
         to: JSON.parse(row.target),
+        operators: JSON.parse(row.operators),
         onDelete: row.del,
         onUpdate: row.upd,
         canRead: row.readable,

@@ -41,9 +41,8 @@ export const lock = (session: Session, works: ReadonlyArray<Work>, places: Place
       }
       const { from, params } = unnest(keys, table.key.length)
       const columns = table.columns.filter((column) => shape.columns.has(column.name))
-      const types = table.key.map((name) => shape.columns.get(name)?.base ?? "text")
       const rows = yield* session.texts(
-        `SELECT ${time}, t.xmin::text, ${columns.map((column) => `t.${ident(column.name)}`).join(", ")} FROM ${from} JOIN ${qualified(table.name)} AS t ON ${matching(table.key, types)}
+        `SELECT ${time}, t.xmin::text, ${columns.map((column) => `t.${ident(column.name)}`).join(", ")} FROM ${from} JOIN ${qualified(table.name)} AS t ON ${matching(shape, table.key)}
           ORDER BY ${table.key.map((name) => `t.${ident(name)}`).join(", ")}${shape.can.update ? " FOR UPDATE OF t" : ""}`,
         params,
       )

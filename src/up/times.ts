@@ -150,13 +150,12 @@ export const recordTimes = (session: Session, rows: ReadonlyArray<Pushing>): Eff
       })
       if (written.length === 0) continue
       const width = table.key.length
-      const types = table.key.map((name) => shape?.columns.get(name)?.base ?? "text")
       const { from, params } = unnest(written, width + 3)
       yield* session.execute(
         `INSERT INTO schoolbus.column_times (table_name, row_key, column_name, at, xid, row_xid)
          SELECT $${width + 4}, u.u${width}, u.u${width + 1}, u.u${width + 2}::bigint, (pg_current_xact_id()::text::numeric % 4294967296)::bigint,
                 coalesce(t.xmin::text::bigint, 0)
-           FROM ${from} LEFT JOIN ${qualified(table.name)} AS t ON ${matching(table.key, types)}
+           FROM ${from} LEFT JOIN ${qualified(table.name)} AS t ON ${matching(shape, table.key)}
          ON CONFLICT (table_name, row_key, column_name) DO UPDATE SET at = excluded.at, xid = excluded.xid, row_xid = excluded.row_xid, written_at = now()`,
         [...params, table.name],
       )

@@ -11,6 +11,7 @@ import { ident, type PostgresError, qualified, type Session } from "../postgres/
 import { textsOf } from "./authorise.ts"
 import { textToWire } from "./canonical.ts"
 import { readKnownShapes } from "./known.ts"
+import { asKey, equals, listsOf } from "./lists.ts"
 import { chainOf, whichBelong } from "./place.ts"
 import type { Row } from "./resolve.ts"
 import { columnOf } from "./rows.ts"
@@ -30,7 +31,8 @@ export interface Clash {
 
 interface UniqueIndex {
   readonly columns: ReadonlyArray<string>
-  readonly keys: ReadonlyArray<{ readonly expr: string; readonly type: string }>
+  /** `equals`: the operator of the index, in full. */
+  readonly keys: ReadonlyArray<{ readonly expr: string; readonly type: string; readonly equals: string }>
   readonly predicate: string | null
 }
 
@@ -38,7 +40,10 @@ const readIndexes = (session: Session, table: string): Effect.Effect<ReadonlyArr
   Effect.map(
     session.query<{ cols: string | null; keys: string; predicate: string | null }>(
       `SELECT pg_get_expr(i.indpred, i.indrelid) AS predicate,
-              (SELECT json_agg(json_build_object('expr', pg_get_indexdef(i.indexrelid, k::int, false), 'type', format_type(a.atttypid, a.atttypmod)) ORDER BY k)::text
+              (SELECT json_agg(json_build_object('expr', pg_get_indexdef(i.indexrelid, k::int, false), 'type', format_type(a.atttypid, a.atttypmod), 'equals', (
+                       SELECT format('OPERATOR(%I.%s)', m.nspname, o.oprname) FROM pg_opclass c JOIN pg_amop p ON p.amopfamily = c.opcfamily AND p.amoplefttype = c.opcintype
+                          AND p.amoprighttype = c.opcintype AND p.amopstrategy = 3 JOIN pg_operator o ON o.oid = p.amopopr JOIN pg_namespace m ON m.oid = o.oprnamespace
+                        WHERE c.oid = (i.indclass::oid[])[k - 1])) ORDER BY k)::text
                  FROM generate_series(1, i.indnkeyatts) k JOIN pg_attribute a ON a.attrelid = i.indexrelid AND a.attnum = k) AS keys,
               (SELECT json_agg(a.attname ORDER BY a.attnum)::text FROM pg_attribute a WHERE a.attrelid = i.indrelid AND a.attnum > 0
                  AND (a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) OR EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
@@ -57,7 +62,7 @@ const valuesOf = (shape: Shape, table: Table, row: Row, from: number) => {
   const names = [...shape.columns.keys()]
   return {
     names,
-    columns: names.map((name, i) => `$${from + i}::text::${shape.columns.get(name)?.base ?? "text"} AS ${ident(name)}`),
+    columns: names.map((name, i) => `${asKey(shape.columns.get(name), `$${from + i}::pg_catalog.text`)} AS ${ident(name)}`),
     params: names.map((name) => wireToText(columnOf(table, name)?.kind ?? "text", row[name] ?? null)),
   }
 }
@@ -66,13 +71,13 @@ const valuesOf = (shape: Shape, table: Table, row: Row, from: number) => {
 const clashIn = (session: Session, table: Table, shape: Shape, index: UniqueIndex, row: Row): Effect.Effect<Row | null, PostgresError> => {
   const columns = table.columns.filter((column) => shape.columns.has(column.name))
   const values = valuesOf(shape, table, row, 1)
-  const sameKey = table.key.map((name, i) => `t.${ident(name)} = $${values.params.length + 1 + i}::text::${shape.columns.get(name)?.base ?? "text"}`)
+  const sameKey = table.key.map((name, i) => equals(shape.columns.get(name), `t.${ident(name)}`, `$${values.params.length + 1 + i}::pg_catalog.text`))
   const keys = table.key.map((name) => wireToText(columnOf(table, name)?.kind ?? "text", row[name] ?? null))
   return Effect.map(
     session.texts(
       `WITH mine AS (SELECT ${values.columns.join(", ")}), v AS (SELECT ${index.keys.map(({ expr }, i) => `(${expr}) AS ${X(i)}`).join(", ")} FROM mine ${index.predicate === null ? "" : `WHERE ${index.predicate}`})
        SELECT ${columns.map((column) => `t.${ident(column.name)}`).join(", ")} FROM ${qualified(table.name)} t, v
-        WHERE ${index.keys.map(({ expr }, i) => `(${expr}) = v.${X(i)}`).join(" AND ")} ${index.predicate === null ? "" : `AND (${index.predicate})`}
+        WHERE ${index.keys.map((key, i) => `(${key.expr}) ${key.equals} v.${X(i)}`).join(" AND ")} ${index.predicate === null ? "" : `AND (${index.predicate})`}
           AND NOT (${sameKey.join(" AND ")}) LIMIT 1`,
       [...values.params, ...keys],
     ),
@@ -122,14 +127,14 @@ const freeIn = (
 ): Effect.Effect<ReadonlySet<number>, PostgresError> => {
   const { [column]: _, ...others } = row
   const values = valuesOf(shape, table, others, 3)
-  const own = (i: number) => `coalesce(u.c, $${i + 3}::text)::${shape.columns.get(column)?.base ?? "text"} AS ${ident(column)}`
+  const own = (i: number) => `${asKey(shape.columns.get(column), `coalesce(u.u0, $${i + 3}::pg_catalog.text)`)} AS ${ident(column)}`
   const mine = values.names.map((name, i) => (name === column ? own(i) : values.columns[i])).join(", ")
   return Effect.map(
     session.texts(
-      `WITH mine AS (SELECT ${mine}, u.n AS ${ident("schoolbus n")} FROM unnest($1::text[], $2::text[]) AS u (c, n)),
+      `WITH mine AS (SELECT ${mine}, u.u1 AS ${ident("schoolbus n")} FROM ${listsOf(2)}),
             v AS (SELECT ${index.keys.map(({ expr }, i) => `(${expr}) AS ${X(i)}`).join(", ")}, ${ident("schoolbus n")}, (${index.predicate ?? "true"}) AS ${ident("schoolbus p")} FROM mine)
        SELECT v.${ident("schoolbus n")} FROM v WHERE NOT coalesce(v.${ident("schoolbus p")}, false) OR NOT EXISTS (
-         SELECT 1 FROM ${qualified(table.name)} t WHERE ${index.keys.map(({ expr }, i) => `(${expr}) = v.${X(i)}`).join(" AND ")} ${index.predicate === null ? "" : `AND (${index.predicate})`})`,
+         SELECT 1 FROM ${qualified(table.name)} t WHERE ${index.keys.map((key, i) => `(${key.expr}) ${key.equals} v.${X(i)}`).join(" AND ")} ${index.predicate === null ? "" : `AND (${index.predicate})`})`,
       [candidates, candidates.map((_, i) => String(i)), ...values.params],
     ),
     (rows) => new Set(rows.map(([n]) => Number(n))),

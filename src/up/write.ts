@@ -6,10 +6,10 @@
  */
 import * as Effect from "effect/Effect"
 import type { Table } from "../model/table.ts"
-import { ident, isTooLong, isTransient, type PostgresError, qualified, type Session } from "../postgres/client.ts"
+import { asOffice, ident, isTooLong, isTransient, type PostgresError, qualified, type Session } from "../postgres/client.ts"
 import { dependant, type Refusal } from "./authorise.ts"
 import { bypass, isLeftOut, leftOut, ROW_SECURITY, RULE } from "./left-out.ts"
-import { matching, unnest } from "./lists.ts"
+import { asStored, equals, matching, unnest } from "./lists.ts"
 import type { Shape } from "./shape.ts"
 
 /** Refused rows, or single writes of one, up to this number are tried again in change order. */
@@ -206,7 +206,7 @@ const permanent = <A, R>(effect: Effect.Effect<A, PostgresError, R>): Effect.Eff
   Effect.catch(effect, (error) => (isTransient(error) ? Effect.fail(error) : Effect.succeed(error)))
 
 const checkDeferred = (session: Session): Effect.Effect<Failure | null, PostgresError> =>
-  Effect.map(session.execute("SET CONSTRAINTS ALL IMMEDIATE").pipe(Effect.as(null), permanent), (error) =>
+  Effect.map(asOffice(session, session.execute("SET CONSTRAINTS ALL IMMEDIATE")).pipe(Effect.as(null), permanent), (error) =>
     error === null ? null : { error, group: [] },
   )
 
@@ -218,9 +218,6 @@ const within = <F extends Failure>(session: Session, body: Effect.Effect<F | nul
     return failure
   })
 
-const typesOf = (write: Write, names: ReadonlyArray<string>): ReadonlyArray<string> =>
-  names.map((name) => write.shape.columns.get(name)?.base ?? "text")
-
 /** One statement for writes of one table, kind and set of columns. */
 const run = (session: Session, group: ReadonlyArray<Write>): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
@@ -229,8 +226,7 @@ const run = (session: Session, group: ReadonlyArray<Write>): Effect.Effect<void,
     const { table, kind } = first
     const on = qualified(table.name)
     const names = Object.keys(first.set).sort()
-    const types = names.map((name) => first.shape.columns.get(name)?.type ?? "text")
-    const keyTypes = typesOf(first, table.key)
+    const stored = names.map((name, i) => asStored(first.shape.columns.get(name), `u.u${i}`))
     const set = unnest(
       group.map((write) => [...names.map((name) => write.set[name] ?? null), ...write.key]),
       names.length + table.key.length,
@@ -240,8 +236,8 @@ const run = (session: Session, group: ReadonlyArray<Write>): Effect.Effect<void,
         group.map((write) => names.map((name) => write.set[name] ?? null)),
         names.length,
       )
-      const sql = `INSERT INTO ${on} (${names.map(ident).join(", ")}) OVERRIDING SYSTEM VALUE SELECT ${names.map((_, i) => `u.u${i}::${types[i]}`).join(", ")} FROM ${from}`
-      return yield* expecting(session, session.execute(sql, params), group.length, first)
+      const sql = `INSERT INTO ${on} (${names.map(ident).join(", ")}) OVERRIDING SYSTEM VALUE SELECT ${stored.join(", ")} FROM ${from}`
+      return yield* expecting(session, asOffice(session, session.execute(sql, params)), group.length, first)
     }
     if (kind === "update" && group.some(({ keyElse }) => keyElse !== undefined)) {
       for (const { keyElse, ...write } of group) {
@@ -253,17 +249,17 @@ const run = (session: Session, group: ReadonlyArray<Write>): Effect.Effect<void,
       return
     }
     if (kind === "update") {
-      const sql = `UPDATE ${on} AS t SET ${names.map((name, i) => `${ident(name)} = u.u${i}::${types[i]}`).join(", ")} FROM ${set.from} WHERE ${matching(table.key, keyTypes, names.length)}`
-      return yield* expecting(session, session.execute(sql, set.params), group.length, first)
+      const sql = `UPDATE ${on} AS t SET ${names.map((name, i) => `${ident(name)} = ${stored[i]}`).join(", ")} FROM ${set.from} WHERE ${matching(first.shape, table.key, names.length)}`
+      return yield* expecting(session, asOffice(session, session.execute(sql, set.params)), group.length, first)
     }
     const { from, params } = unnest(
       group.map((write) => write.key),
       table.key.length,
     )
-    const done = yield* session.execute(`DELETE FROM ${on} AS t USING ${from} WHERE ${matching(table.key, keyTypes)}`, params)
+    const done = yield* asOffice(session, session.execute(`DELETE FROM ${on} AS t USING ${from} WHERE ${matching(first.shape, table.key)}`, params))
     if (done === group.length) return
     // A cascade of this batch may have taken rows along; what still stands was kept by a trigger.
-    const left = yield* session.texts(`SELECT 1 FROM ${from} JOIN ${on} AS t ON ${matching(table.key, keyTypes)} LIMIT 1`, params)
+    const left = yield* session.texts(`SELECT 1 FROM ${from} JOIN ${on} AS t ON ${matching(first.shape, table.key)} LIMIT 1`, params)
     if (left.length > 0) return yield* Effect.flatMap(leftOut(session, first), Effect.fail)
   })
 
@@ -324,20 +320,21 @@ const attemptAtOnce = (session: Session, writes: ReadonlyArray<Write>): Effect.E
 const atOnce = (session: Session, writes: ReadonlyArray<Write>): Effect.Effect<void, PostgresError> =>
   Effect.gen(function* () {
     const params: Array<string | null> = []
-    const cell = (text: string | null, type: string): string => `$${params.push(text)}::text::${type}`
+    const cell = (text: string | null): string => `$${params.push(text)}::pg_catalog.text`
     const statements = writes.map(({ table, shape, kind, set, key }, i) => {
-      const type = (name: string) => shape.columns.get(name)?.type ?? "text"
+      const value = (name: string) => asStored(shape.columns.get(name), cell(set[name] ?? null))
       const names = Object.keys(set)
       if (kind === "insert") {
-        const cells = names.map((name) => cell(set[name] ?? null, type(name)))
+        const cells = names.map(value)
         return `w${i} AS (INSERT INTO ${qualified(table.name)} (${names.map(ident).join(", ")}) OVERRIDING SYSTEM VALUE VALUES (${cells.join(", ")}) RETURNING 1)`
       }
-      const values = names.map((name) => `${ident(name)} = ${cell(set[name] ?? null, type(name))}`)
-      const where = table.key.map((name, n) => `${ident(name)} = ${cell(key[n] ?? null, shape.columns.get(name)?.base ?? "text")}`)
+      const values = names.map((name) => `${ident(name)} = ${value(name)}`)
+      const where = table.key.map((name, n) => equals(shape.columns.get(name), ident(name), cell(key[n] ?? null)))
       return `w${i} AS (UPDATE ${qualified(table.name)} SET ${values.join(", ")} WHERE ${where.join(" AND ")} RETURNING 1)`
     })
-    const counts = writes.map((_, i) => `(SELECT count(*) FROM w${i})`)
-    const [row] = yield* session.texts(`WITH ${statements.join(", ")} SELECT ${counts.join(" + ")}`, params)
+    const counts = writes.map((_, i) => `(SELECT pg_catalog.count(*) FROM w${i})`)
+    const sql = `WITH ${statements.join(", ")} SELECT ${counts.join(" OPERATOR(pg_catalog.+) ")}`
+    const [row] = yield* asOffice(session, session.texts(sql, params))
     const [first] = writes
     if (first !== undefined && Number(row?.[0]) !== writes.length) return yield* Effect.flatMap(leftOut(session, first), Effect.fail)
   })

@@ -2,7 +2,7 @@ import { Buffer } from "node:buffer"
 import fc from "fast-check"
 import { afterAll, beforeAll, describe, expect, test } from "vitest"
 import type { ConfigInput } from "../../src/config.ts"
-import { ident } from "../../src/postgres/client.ts"
+import { asOffice, ident } from "../../src/postgres/client.ts"
 import { derive, keyable, scalars, type TypeSpec } from "../support/values.ts"
 import { makeWorld, type School, type World } from "../support/world.ts"
 
@@ -76,7 +76,7 @@ const insert = async (world: World, table: TestTable, n: number, values: Readonl
   const names = ["k", ...table.columns.map((_, i) => columnName(i))]
   const sql = `INSERT INTO ${ident(table.name)} (n, ${names.join(", ")}) VALUES (${n}, ${types.map((type, i) => `$${i + 1}::text::${type}`).join(", ")})`
   try {
-    await world.run(world.pg.execute(sql, values))
+    await world.run(world.pg.tx((session) => asOffice(session, session.execute(sql, values))))
   } catch (cause) {
     throw new Error(`SEED=${seed} ${table.name} row ${n}: ${String(cause)}\n${JSON.stringify(names.map((name, i) => [name, types[i], values[i]]))}`)
   }
@@ -111,7 +111,7 @@ const bases = async (world: World, table: string): Promise<ReadonlyMap<string, s
       `WITH RECURSIVE b AS (SELECT attname, atttypid AS typ FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0
          UNION ALL SELECT b.attname, t.typbasetype FROM b JOIN pg_type t ON t.oid = b.typ AND t.typtype = 'd')
        SELECT b.attname::text AS name, t.typname::text AS base FROM b JOIN pg_type t ON t.oid = b.typ AND t.typtype <> 'd'`,
-      [ident(table)],
+      [`public.${ident(table)}`],
     ),
   )
   return new Map(rows.map((row) => [row.name, row.base]))
@@ -120,7 +120,7 @@ const bases = async (world: World, table: string): Promise<ReadonlyMap<string, s
 const namesOf = (table: TestTable) => ["n", "k", "school", ...table.columns.map((_, i) => columnName(i)), "half"]
 
 const inPostgres = async (world: World, table: TestTable): Promise<ReadonlyArray<ReadonlyArray<string | null>>> =>
-  world.run(world.pg.texts(`SELECT ${namesOf(table).join(", ")} FROM ${ident(table.name)} ORDER BY n`))
+  world.run(world.pg.texts(`SELECT ${namesOf(table).join(", ")} FROM public.${ident(table.name)} ORDER BY n`))
 
 const inSchool = async (school: School, table: TestTable): Promise<ReadonlyArray<ReadonlyArray<Expected>>> => {
   const list = namesOf(table).map(

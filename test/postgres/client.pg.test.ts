@@ -4,15 +4,16 @@ import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import postgres from "postgres"
 import { expect, test } from "vitest"
-import { inOneGo, isTransient, literal, openPool, toError } from "../../src/postgres/client.ts"
+import { inOneGo, isTransient, literal, openPool, type PostgresPool, toError } from "../../src/postgres/client.ts"
+import { remedyOf } from "../../src/postgres/remedy.ts"
 import { isHeldUp } from "../../src/postgres/slot.ts"
-import { createDatabase, run as query } from "../support/postgres.ts"
+import { createDatabase, run as query, testCluster } from "../support/postgres.ts"
 import { startRelay } from "../support/relay.ts"
 import { until } from "../support/until.ts"
 
 test("a transaction that meets a plan from before a DDL is done once more", async () => {
   const db = await createDatabase()
-  await query(db.url, "CREATE TABLE t (a int); INSERT INTO t VALUES (1)")
+  await query(db.url, "CREATE TABLE public.t (a int); INSERT INTO public.t VALUES (1)")
   const scope = Scope.makeUnsafe()
   const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 1 }), scope))
   let attempts = 0
@@ -21,11 +22,11 @@ test("a transaction that meets a plan from before a DDL is done once more", asyn
       Effect.gen(function* () {
         attempts++
         if (attempts === 1) {
-          yield* session.execute("PREPARE p AS SELECT * FROM t")
-          yield* session.execute("ALTER TABLE t ADD COLUMN b int")
+          yield* session.execute("PREPARE p AS SELECT * FROM public.t")
+          yield* session.execute("ALTER TABLE public.t ADD COLUMN b int")
           return yield* session.query("EXECUTE p")
         }
-        return yield* session.query("SELECT a FROM t")
+        return yield* session.query("SELECT a FROM public.t")
       }),
     ),
   )
@@ -41,13 +42,13 @@ test("a line that broke while it was written to has no SQLSTATE, whatever the sy
 
 test("kept statements go on over a DDL, on every connection that keeps them", async () => {
   const db = await createDatabase()
-  await query(db.url, "CREATE TABLE t (a int); INSERT INTO t VALUES (1)")
+  await query(db.url, "CREATE TABLE public.t (a int); INSERT INTO public.t VALUES (1)")
   const scope = Scope.makeUnsafe()
   const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 2 }), scope))
-  const read = pg.tx((_, keeping) => keeping.query("SELECT * FROM t WHERE a = $1::text::int", ["1"]))
+  const read = pg.tx((_, keeping) => keeping.query("SELECT * FROM public.t WHERE a = $1::text::int", ["1"]))
   const both = () => Effect.runPromise(Effect.all([read, read], { concurrency: 2 }))
   expect([await both(), await both()].flat()).toEqual([[{ a: 1 }], [{ a: 1 }], [{ a: 1 }], [{ a: 1 }]])
-  await query(db.url, "ALTER TABLE t ADD COLUMN b int")
+  await query(db.url, "ALTER TABLE public.t ADD COLUMN b int")
   expect(await both()).toEqual([[{ a: 1, b: null }], [{ a: 1, b: null }]])
   await Effect.runPromise(Scope.close(scope, Exit.void))
   await db.drop()
@@ -81,9 +82,9 @@ test("statements in one go run in their order, and the first failure is told", a
   const some = (divisor: string) =>
     pg.tx((session, keeping) =>
       inOneGo([
-        session.execute("CREATE TABLE IF NOT EXISTS t (a int)"),
-        keeping.execute("INSERT INTO t VALUES ($1::text::int)", ["7"]),
-        keeping.query<{ n: number }>("SELECT a / $1::text::int AS n FROM t", [divisor]),
+        session.execute("CREATE TABLE IF NOT EXISTS public.t (a int)"),
+        keeping.execute("INSERT INTO public.t VALUES ($1::text::int)", ["7"]),
+        keeping.query<{ n: number }>("SELECT a / $1::text::int AS n FROM public.t", [divisor]),
         session.query("SELECT nothing"),
       ]),
     )
@@ -99,11 +100,11 @@ test("statements in one go run in their order, and the first failure is told", a
 
 test("a transaction in rounds stands whole or not at all, whatever part of it fails", async () => {
   const db = await createDatabase()
-  await query(db.url, "CREATE TABLE t (a text UNIQUE)")
+  await query(db.url, "CREATE TABLE public.t (a text UNIQUE)")
   const scope = Scope.makeUnsafe()
   const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 1 }), scope))
   const odd = String.raw`it's "a" \' b; ROLLBACK --`
-  const insert = (text: string) => `INSERT INTO t VALUES (${literal(text)});`
+  const insert = (text: string) => `INSERT INTO public.t VALUES (${literal(text)});`
   let bodies = 0
   const attempt = (part: { readonly first?: string; readonly within?: string; readonly last?: string; readonly ends?: boolean }) =>
     Effect.runPromise(
@@ -120,7 +121,7 @@ test("a transaction in rounds stands whole or not at all, whatever part of it fa
         ),
       ),
     )
-  const rows = () => query(db.url, "SELECT a FROM t ORDER BY a")
+  const rows = () => query(db.url, "SELECT a FROM public.t ORDER BY a")
   expect(await attempt({ first: "SELECT 1 / 0" })).toMatchObject({ failure: { sqlstate: "22012" } })
   expect(bodies).toBe(0)
   expect(await attempt({ within: "SELECT 1 / 0" })).toMatchObject({ failure: { sqlstate: "22012" } })
@@ -159,32 +160,32 @@ const end = (url: string, which = "true") =>
 
 test("a transaction whose connection is lost between two statements fails whole, and nothing of it lands in another", async () => {
   const db = await createDatabase()
-  await query(db.url, "CREATE TABLE t (a int)")
+  await query(db.url, "CREATE TABLE public.t (a int)")
   const scope = Scope.makeUnsafe()
   const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 2 }), scope))
   let seen = 0
   const ran = await Effect.runPromiseExit(
     pg.tx((session) =>
       Effect.gen(function* () {
-        yield* session.execute("INSERT INTO t VALUES (1)")
+        yield* session.execute("INSERT INTO public.t VALUES (1)")
         yield* Effect.promise(() => end(db.url))
         for (const _ of Array.from({ length: 20 })) {
           seen++
-          yield* Effect.ignore(session.execute("INSERT INTO t VALUES (2)"))
+          yield* Effect.ignore(session.execute("INSERT INTO public.t VALUES (2)"))
           yield* Effect.sleep(5)
         }
       }),
     ),
   )
   expect([seen, Exit.isFailure(ran)]).toEqual([20, true])
-  expect(await Effect.runPromise(pg.query("SELECT a FROM t"))).toEqual([])
+  expect(await Effect.runPromise(pg.query("SELECT a FROM public.t"))).toEqual([])
   await Effect.runPromise(Scope.close(scope, Exit.void))
   await db.drop()
 })
 
 test("however often connections are lost, every statement is answered, and transactions stand whole or not at all", async () => {
   const db = await createDatabase()
-  await query(db.url, "CREATE TABLE t (a int, b int)")
+  await query(db.url, "CREATE TABLE public.t (a int, b int)")
   const scope = Scope.makeUnsafe()
   const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 4 }), scope))
   let done = 0
@@ -196,7 +197,7 @@ test("however often connections are lost, every statement is answered, and trans
           const ran = await Effect.runPromiseExit(
             pg.tx((session) =>
               Effect.gen(function* () {
-                for (const b of [1, 2, 3]) yield* session.execute("INSERT INTO t VALUES ($1::int, $2::int)", [a, b])
+                for (const b of [1, 2, 3]) yield* session.execute("INSERT INTO public.t VALUES ($1::int, $2::int)", [a, b])
               }),
             ),
           )
@@ -209,7 +210,7 @@ test("however often connections are lost, every statement is answered, and trans
   while (done < work.length) await end(db.url, "random() < 0.4")
   await Promise.all(work)
   // The pool may not have heard yet of the last connection that was ended.
-  const read = pg.query<{ a: number; n: number }>("SELECT a, count(*)::int AS n FROM t GROUP BY a")
+  const read = pg.query<{ a: number; n: number }>("SELECT a, count(*)::int AS n FROM public.t GROUP BY a")
   const rows = await Effect.runPromise(Effect.retry(read, { times: 4, while: isTransient }))
   expect(rows.filter(({ n }) => n !== 3)).toEqual([])
   expect(written.filter((a) => !rows.some((row) => row.a === a))).toEqual([])
@@ -219,7 +220,7 @@ test("however often connections are lost, every statement is answered, and trans
 
 test("a connection that died without a word answers its statement with an error, and what it had locked is free", async () => {
   const db = await createDatabase()
-  await query(db.url, "CREATE TABLE t (a int); INSERT INTO t VALUES (1)")
+  await query(db.url, "CREATE TABLE public.t (a int); INSERT INTO public.t VALUES (1)")
   const relay = await startRelay(Number(new URL(db.url).port))
   const url = new URL(db.url)
   url.port = String(relay.port)
@@ -228,16 +229,16 @@ test("a connection that died without a word answers its statement with an error,
   const ran = await Effect.runPromiseExit(
     pg.tx((session) =>
       Effect.gen(function* () {
-        yield* session.execute("UPDATE t SET a = 2")
+        yield* session.execute("UPDATE public.t SET a = 2")
         relay.freeze()
         relay.thaw()
-        yield* session.execute("UPDATE t SET a = 3")
+        yield* session.execute("UPDATE public.t SET a = 3")
       }),
     ),
   )
   expect(String(ran)).toContain("the connection to Postgres was lost")
-  await query(db.url, "SET lock_timeout = '10s'; UPDATE t SET a = a + 10")
-  expect(await Effect.runPromise(pg.query("SELECT a FROM t"))).toEqual([{ a: 11 }])
+  await query(db.url, "SET lock_timeout = '10s'; UPDATE public.t SET a = a + 10")
+  expect(await Effect.runPromise(pg.query("SELECT a FROM public.t"))).toEqual([{ a: 11 }])
   await Effect.runPromise(Scope.close(scope, Exit.void))
   await relay.close()
   await db.drop()
@@ -245,13 +246,13 @@ test("a connection that died without a word answers its statement with an error,
 
 test("a statement that Postgres is long at work on, or waits for a lock with, keeps its connection", async () => {
   const db = await createDatabase()
-  await query(db.url, "CREATE TABLE t (a int)")
+  await query(db.url, "CREATE TABLE public.t (a int)")
   const scope = Scope.makeUnsafe()
   const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 2, lookMs: 50 }), scope))
-  const held = query(db.url, "BEGIN; LOCK TABLE t; SELECT pg_sleep(1); COMMIT")
+  const held = query(db.url, "BEGIN; LOCK TABLE public.t; SELECT pg_sleep(1); COMMIT")
   const [slept, counted] = await Promise.all([
     Effect.runPromise(pg.query("SELECT 1 AS one FROM pg_sleep(1)")),
-    Effect.runPromise(pg.query("SELECT count(*)::int AS n FROM t")),
+    Effect.runPromise(pg.query("SELECT count(*)::int AS n FROM public.t")),
   ])
   expect([slept, counted]).toEqual([[{ one: 1 }], [{ n: 0 }]])
   await held
@@ -261,17 +262,17 @@ test("a statement that Postgres is long at work on, or waits for a lock with, ke
 
 test("a statement that waits for a lock ends at Postgres too when nobody waits for it any more, alone or in a transaction", async () => {
   const db = await createDatabase()
-  await query(db.url, "CREATE TABLE t (a int)")
+  await query(db.url, "CREATE TABLE public.t (a int)")
   const held = postgres(db.url, { max: 1, onnotice: () => undefined })
-  await held.unsafe("BEGIN; LOCK TABLE t")
+  await held.unsafe("BEGIN; LOCK TABLE public.t")
   const scope = Scope.makeUnsafe()
   const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "given up", max: 4 }), scope))
   const waiting = () => query(db.url, "SELECT 1 FROM pg_stat_activity WHERE application_name = 'schoolbus given up' AND wait_event_type = 'Lock'")
-  const read = pg.query("SELECT * FROM t")
-  const write = pg.tx((session) => session.execute("INSERT INTO t VALUES (1)"))
+  const read = pg.query("SELECT * FROM public.t")
+  const write = pg.tx((session) => session.execute("INSERT INTO public.t VALUES (1)"))
   const inRounds = pg.txInRounds(
     () => [],
-    (session) => Effect.map(session.execute("INSERT INTO t VALUES (1)"), () => ({ value: null, last: "" })),
+    (session) => Effect.map(session.execute("INSERT INTO public.t VALUES (1)"), () => ({ value: null, last: "" })),
   )
   const asked = Effect.runFork(Effect.all([read, write, inRounds], { concurrency: 3 }))
   await until("all to wait for the lock", async () => (await waiting()).length === 3)
@@ -280,7 +281,7 @@ test("a statement that waits for a lock ends at Postgres too when nobody waits f
   await until("none to wait for it", async () => (await waiting()).length === 0)
   expect(await Effect.runPromise(isHeldUp(pg))).toBe(false)
   await held.unsafe("COMMIT")
-  expect(await Effect.runPromise(pg.query("SELECT count(*)::int AS n FROM t"))).toEqual([{ n: 0 }])
+  expect(await Effect.runPromise(pg.query("SELECT count(*)::int AS n FROM public.t"))).toEqual([{ n: 0 }])
   await held.end()
   await Effect.runPromise(Scope.close(scope, Exit.void))
   await db.drop()
@@ -307,7 +308,7 @@ test("settings that a database has as its own change nothing: not how values are
     idle_session_timeout: "50ms",
     lock_timeout: "50ms",
   }
-  await query(db.url, "CREATE TABLE t (id uuid DEFAULT gen_random_uuid())")
+  await query(db.url, "CREATE TABLE public.t (id uuid DEFAULT gen_random_uuid())")
   for (const [name, value] of Object.entries(own))
     await query(db.url, `DO $do$ BEGIN EXECUTE format('ALTER DATABASE %I SET ${name} = %L', current_database(), '${value}'); END $do$`)
   const scope = Scope.makeUnsafe()
@@ -335,4 +336,23 @@ test("settings that a database has as its own change nothing: not how values are
   ).toEqual([{ n: 2 }])
   await Effect.runPromise(Scope.close(scope, Exit.void))
   await db.drop()
+})
+
+test("triggers and foreign keys act whatever a role or a database has as its own; a role that may not turn them on is refused with the remedy", async () => {
+  const db = await createDatabase()
+  const setting = "SELECT current_setting('session_replication_role') AS role"
+  await query(
+    db.url,
+    `ALTER DATABASE "${db.name}" SET session_replication_role = replica; DROP ROLE IF EXISTS bystander; CREATE ROLE bystander LOGIN`,
+  )
+  const used = <A, E>(use: (pg: PostgresPool) => Effect.Effect<A, E>, user = "postgres"): Promise<A> =>
+    Effect.runPromise(Effect.scoped(Effect.flatMap(openPool(Object.assign(new URL(db.url), { username: user }).href, { name: "test", max: 1 }), use)))
+  const roles = await used((pg) => Effect.all([pg.query(setting), pg.tx((session) => session.query(setting)), pg.query(setting)]))
+  expect(roles).toEqual([[{ role: "origin" }], [{ role: "origin" }], [{ role: "origin" }]])
+  const refused = await used((pg) => Effect.flip(pg.query("SELECT 1")), "bystander")
+  expect(remedyOf(refused.sqlstate, refused.message, refused.routine)).toContain("RESET session_replication_role")
+  await query(db.url, `ALTER DATABASE "${db.name}" RESET session_replication_role`)
+  expect(await used((pg) => pg.query("SELECT 1 AS one"), "bystander")).toEqual([{ one: 1 }])
+  await db.drop()
+  await query((await testCluster()).url(), "DROP ROLE bystander")
 })

@@ -6,7 +6,7 @@ import { join } from "node:path"
 import * as Effect from "effect/Effect"
 import { afterAll, beforeAll, expect, test } from "vitest"
 import { type Cluster, startCluster } from "../../scripts/cluster.ts"
-import { openPool, type PostgresError, type PostgresPool } from "../../src/postgres/client.ts"
+import { asOffice, openPool, type PostgresError, type PostgresPool } from "../../src/postgres/client.ts"
 import { remedyOf } from "../../src/postgres/remedy.ts"
 import type { Shape } from "../../src/up/shape.ts"
 import { refusalOf } from "../../src/up/write.ts"
@@ -31,7 +31,7 @@ beforeAll(async () => {
   delete process.env["LOCPATH"]
   await run(
     cluster.url(),
-    `CREATE ROLE pusher LOGIN; CREATE TABLE log (id int);
+    `CREATE ROLE pusher LOGIN; CREATE TABLE public.log (id int);
      CREATE TABLE marks (id int); CREATE TABLE secured (id int); CREATE TABLE audited (id int);
      ALTER TABLE secured ENABLE ROW LEVEL SECURITY; CREATE POLICY small ON secured USING (id < 10);
      CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO log VALUES (NEW.id); RETURN NEW; END $$;
@@ -49,15 +49,16 @@ const withPool = <A, E>(use: (pg: PostgresPool) => Effect.Effect<A, E>, user = "
   Effect.runPromise(
     Effect.scoped(Effect.flatMap(openPool(Object.assign(new URL(cluster.url(database)), { username: user }).href, { name: "test", max: 1 }), use)),
   )
-const refused = (sql: string, user?: string, database?: string) => withPool((pg) => Effect.flip(pg.execute(sql)), user, database)
+const refused = (sql: string, user?: string, database?: string) =>
+  withPool((pg) => Effect.flip(pg.tx((session) => asOffice(session, session.execute(sql)))), user, database)
 const shape = (table: string) => ({ name: `public.${table}`, role: "pusher" }) as Shape
 
 test.skipIf(!speaksGerman)("a missing right, of the table or of what a trigger uses, and row security are told apart", async () => {
-  const denied = await refused("INSERT INTO marks VALUES (1)", "pusher")
+  const denied = await refused("INSERT INTO public.marks VALUES (1)", "pusher")
   expect(refusalOf(denied, shape("marks"))).toMatchObject({ reason: "permission", detail: expect.stringContaining("GRANT SELECT, INSERT") })
-  const inside = await refused("INSERT INTO audited VALUES (1)", "pusher")
+  const inside = await refused("INSERT INTO public.audited VALUES (1)", "pusher")
   expect(refusalOf(inside, shape("audited"))).toMatchObject({ reason: "permission", detail: expect.stringContaining("SECURITY DEFINER") })
-  const hidden = await refused("INSERT INTO secured VALUES (20)", "pusher")
+  const hidden = await refused("INSERT INTO public.secured VALUES (20)", "pusher")
   expect(refusalOf(hidden, shape("secured"))).toMatchObject({ reason: "row_security", detail: expect.stringContaining("BYPASSRLS") })
 })
 
@@ -66,9 +67,9 @@ test.skipIf(!speaksGerman)("a transaction that meets a plan from before a DDL is
   const rows = await withPool((pg) =>
     pg.tx((session) =>
       Effect.gen(function* () {
-        if (++attempts > 1) return yield* session.query("SELECT count(*)::int AS n FROM log")
-        yield* session.execute("PREPARE p AS SELECT * FROM log")
-        yield* session.execute("ALTER TABLE log ADD COLUMN more int")
+        if (++attempts > 1) return yield* session.query("SELECT count(*)::int AS n FROM public.log")
+        yield* session.execute("PREPARE p AS SELECT * FROM public.log")
+        yield* session.execute("ALTER TABLE public.log ADD COLUMN more int")
         return yield* session.query("EXECUTE p")
       }),
     ),

@@ -120,7 +120,7 @@ test("a value that Postgres need not be asked about is one that it prints so", a
     if (column === undefined) throw new Error(name)
     const texts = TEXTS.filter((text) => isSettled(column, text))
     certain += texts.length
-    const printed = await o.withPg((pg) => pg.texts(`SELECT u::${TYPES[i]}, u::${TYPES[i]}::text FROM unnest($1::text[]) AS u`, [texts]))
+    const printed = await o.withPg((pg) => pg.texts(`SELECT u::${column.type}, u::${column.type}::text FROM unnest($1::text[]) AS u`, [texts]))
     expect({ type: TYPES[i], texts: printed.map(([text]) => text) }).toEqual({ type: TYPES[i], texts })
   }
   expect(certain).toBeGreaterThan(150)
@@ -214,7 +214,7 @@ const outcome = async (table: string, push: Awaited<ReturnType<ReturnType<typeof
 const runSeed = async (seed: number): Promise<void> => {
   const random = randomOf(seed)
   await o.sql("TRUNCATE plain, whole, schoolbus.conflicts, schoolbus.quarantine, schoolbus.column_times, schoolbus.stored CASCADE")
-  await o.sql("INSERT INTO plain (id, school_id, n) VALUES (7, 'a', 1), (8, 'b', 1); INSERT INTO whole SELECT * FROM plain")
+  await o.sql("INSERT INTO public.plain (id, school_id, n) VALUES (7, 'a', 1), (8, 'b', 1); INSERT INTO whole SELECT * FROM plain")
   const rows = new Map<string, Record<string, Wire>>()
   const [short, long] = [o.school("a"), o.school("a")]
   const at = Date.now() - 1000
@@ -312,12 +312,12 @@ test.each<[name: string, isPlain: boolean, changes: ReadonlyArray<Change>]>([
   const [done, rows] = await o.withPg((pg) =>
     pg.tx((session) =>
       Effect.gen(function* () {
-        yield* session.execute("INSERT INTO plain (id, school_id, parent) VALUES ('e', 'a', 1)")
+        yield* session.execute("INSERT INTO public.plain (id, school_id, parent) VALUES ('e', 'a', 1)")
         const done = yield* carriedOut(session, { school: "a", incarnation, number: 1 }, changes)
         const rows = yield* session.query<{ id: string }>(
-          "SELECT 'public.plain ' || id AS id FROM plain UNION ALL SELECT 'public.parent ' || id FROM parent WHERE id > 3",
+          "SELECT 'public.plain ' || id AS id FROM public.plain UNION ALL SELECT 'public.parent ' || id FROM public.parent WHERE id > 3",
         )
-        yield* session.execute("DELETE FROM plain; DELETE FROM parent WHERE id > 3")
+        yield* session.execute("DELETE FROM public.plain; DELETE FROM public.parent WHERE id > 3")
         return [done, rows.map(({ id }) => id)] as const
       }),
     ),
