@@ -197,6 +197,10 @@ export const readCatalog = (session: Session, wanted: ReadonlyArray<Wanted>): Ef
         const text = `columns ${same.map((column) => column.name).join(" and ")} of table ${name} differ only in capital letters, which is one name in a school's file; rename one of them`
         problems.push({ code: "name", text })
       }
+      if (mine.some((column) => column.name === "__proto__")) {
+        const text = `column __proto__ of table ${name} has the one name that no object of JavaScript keeps, so its values would be lost on the way; rename it: ALTER TABLE ${spelledTable(name)} RENAME COLUMN __proto__ TO proto`
+        problems.push({ code: "name", text })
+      }
       const known = new Set(mine.map((column) => column.name))
       const list = [...known].join(", ")
       for (const column of ownAudienceColumns(rule.audience)) {
