@@ -142,7 +142,12 @@ export const sessions = (options: SessionOptions) =>
           LibsqlError: (error) =>
             Effect.andThen(facts.set({ linkDetail: `${error.code}: ${error.message}` }), Effect.logWarning(`the school's file: ${sentence(error)}`)),
           TableRefused: (error) => Effect.andThen(facts.set({ link: "stopped", linkDetail: error.message }), Effect.logError(error.message)),
-          DeliverRefused: (error) => Effect.andThen(facts.set({ link: "offline", linkDetail: error.message }), Effect.logWarning(error.message)),
+          DeliverRefused: (error) =>
+            // All but the first pass by themselves: the tables changed, or the hub was put back, while the page was under way.
+            Effect.andThen(
+              facts.set({ link: "offline", linkDetail: error.message }),
+              error.reason === "school" ? Effect.logWarning(error.message) : Effect.logInfo(error.message),
+            ),
         }),
         Effect.exit,
         Effect.timed,
