@@ -20,6 +20,9 @@ export const requestText = (requested: Requested | null): string | null =>
 
 /** What a side has, as JSON; null: no row, which is not to be taken for a column's empty value. */
 const sideOf = ({ column }: ConflictRecord, value: string | null): string | null => (column === null && value === "null" ? null : value)
+/** Of two rows that want one value head office has one always. */
+const officeOf = (c: ConflictRecord): string | null => (c.kind === "unique" && c.theirs === null ? UNSEEN : sideOf(c, c.theirs))
+const UNSEEN = "(a row that the school does not see)"
 
 export const showText = (look: Look, c: ConflictRecord): string => {
   const line = (label: string, value: string | null) => `${bold(look, label.padEnd(12))} ${clean(sideOf(c, value) ?? "(no row)")}\n`
@@ -32,7 +35,7 @@ export const showText = (look: Look, c: ConflictRecord): string => {
     line("School", c.school),
     isUnique ? "" : line("Before", c.base),
     line("School has", c.mine),
-    line("Office has", isUnique && c.theirs === null ? "(a row that the school does not see)" : c.theirs),
+    line("Office has", officeOf(c)),
     line("Kept", c.status === "open" ? "(waits for a decision)" : c.kept),
     line("Rule", `${c.strategy}: ${c.reason}`),
     line(
@@ -73,13 +76,13 @@ export const list = async (input: Input, io: Io): Promise<number> => {
           short(`${c.table} ${c.key}`, 50),
           clean(c.column ?? "(row)"),
           short(sideOf(c, c.mine), 24),
-          short(sideOf(c, c.theirs), 24),
+          short(officeOf(c), 24),
           c.requested?.status === "sent" ? "asked for" : c.status,
           c.recommendation === null ? "-" : `${c.recommendation.keep}${c.suggestion === null ? "" : ` ${clean(c.suggestion)}`}`,
         ]),
       ),
     )
-    if (page.nextCursor !== null) io.err(`more: schoolbus conflicts list --cursor ${page.nextCursor}\n`)
+    if (page.nextCursor !== null) io.err(`more: the same with --cursor ${page.nextCursor}\n`)
   }
   return EXIT.ok
 }

@@ -44,7 +44,7 @@ export const list = async (input: Input, io: Io): Promise<number> => {
         rows,
       ),
     )
-    if (page.nextCursor !== null) io.out(dim(io.look, `more: schoolbus logs --cursor ${page.nextCursor}\n`))
+    if (page.nextCursor !== null) io.out(dim(io.look, `more: the same with --cursor ${page.nextCursor}\n`))
   }
   return EXIT.ok
 }

@@ -68,7 +68,7 @@ export const list = async (input: Input, io: Io): Promise<number> => {
         ]),
       ),
     )
-    if (page.nextCursor !== null) io.err(`more: schoolbus quarantine list --cursor ${page.nextCursor}\n`)
+    if (page.nextCursor !== null) io.err(`more: the same with --cursor ${page.nextCursor}\n`)
   }
   if (page.inConflicts > 0) {
     const [waits, stand] = page.inConflicts === 1 ? ["1 change waits", "stands"] : [`${countText(page.inConflicts)} changes wait`, "stand"]

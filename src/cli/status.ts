@@ -58,7 +58,9 @@ const hubLines = (look: Look, hub: HubSnapshot): string => {
   const left = slot?.timeLeftSeconds ?? null
   return [
     hub.schools.length === 0
-      ? `\nNo school is enrolled yet: schoolbus schools add ID --name NAME\n`
+      ? hub.stream.state === "streaming"
+        ? `\nNo school is enrolled yet: schoolbus schools add ID --name NAME\n`
+        : "\nSchools are not known before the stream has begun\n"
       : `\n${table(
           look,
           [

@@ -29,8 +29,7 @@ export class LinkRefused extends Data.TaggedError("LinkRefused")<{
 
 export type LinkError = LinkDown | LinkRefused
 
-/** A certificate is refused for its own fault or for this machine's clock; the difference is for a person to see. */
-const sentenceOf = (cause: unknown): string => {
+const textOf = (cause: unknown): string => {
   const error = cause as { readonly message?: string; readonly code?: string; readonly cause?: { readonly message?: string; readonly code?: string } }
   const parts = [error.code, error.message ?? String(cause), error.cause?.code, error.cause?.message]
     // Bun speaks to the program's author there, and may begin its message with the code.
@@ -38,12 +37,21 @@ const sentenceOf = (cause: unknown): string => {
     // Deno names the whole address, and what is asked there carries the file's token.
     .map((part) => part?.replace(/(https?:\/\/[^\s?]*)\?[^\s)]*/g, "$1"))
     .filter((part) => part !== undefined && part !== "")
-  const text = [...new Set(parts)].join(": ")
-  if (!/cert|tls|ssl|self.signed|issuer/i.test(text)) return text
-  return `the hub's certificate is not accepted (${text}). Check this machine's date and time (it says ${new Date().toISOString()}), then the certificate and the address in --hub`
+  return [...new Set(parts)].join(": ")
 }
 
-export const down = (cause: unknown): LinkDown => (cause instanceof LinkDown ? cause : new LinkDown({ message: sentenceOf(cause) }))
+export const down = (cause: unknown): LinkDown => (cause instanceof LinkDown ? cause : new LinkDown({ message: textOf(cause) }))
+
+/** A request that got no answer. A certificate is refused for its own fault or for this machine's clock; the difference is for a person to see. */
+export const unreached = (hub: string, cause: unknown): LinkDown => {
+  if (cause instanceof LinkDown) return cause
+  const text = textOf(cause)
+  return new LinkDown({
+    message: /cert|tls|ssl|self.signed|issuer/i.test(text)
+      ? `the hub's certificate is not accepted (${text}). Check this machine's date and time (it says ${new Date().toISOString()}), then the certificate and the address in --hub`
+      : `the hub at ${hub} cannot be reached (${text}); it is tried again by itself. Check whether this computer is online and the address in --hub is right`,
+  })
+}
 
 const typeOf = (response: Response): string => (response.headers.get("content-type") ?? "").split(";")[0]?.trim().toLowerCase() ?? ""
 

@@ -7,7 +7,7 @@ import type { z } from "zod"
 import type { Verdicts } from "../model/change.ts"
 import type { Cursor } from "../model/cursor.ts"
 import type { Manifest } from "../model/table.ts"
-import { down, expectType, LinkDown, type LinkError, LinkRefused, readJson, refusalOf } from "./answer.ts"
+import { down, expectType, LinkDown, type LinkError, LinkRefused, readJson, refusalOf, unreached } from "./answer.ts"
 import { ACCEPT_ENCODING, OWN_CODING } from "./body.ts"
 import { closeQuietly, type OnLine, pagesOf, type PulledPage } from "./pages.ts"
 import { makeParts, type OutgoingBatch, type PackedBatch } from "./parts.ts"
@@ -128,7 +128,8 @@ export const makeLink = (options: { readonly hub: string; readonly key: string; 
           REQUEST_BYTES + (body === null ? 0 : typeof body === "string" ? body.length : ((body as { byteLength?: number }).byteLength ?? 0))
         const silence = new AbortController()
         const timer = setTimeout(
-          () => silence.abort(new LinkDown({ message: `no answer for ${Math.round(headMs / 1000)} s`, isSilent: true })),
+          () =>
+            silence.abort(new LinkDown({ message: `the hub at ${root.origin} did not answer for ${Math.round(headMs / 1000)} s`, isSilent: true })),
           headMs,
         )
         try {
@@ -140,6 +141,8 @@ export const makeLink = (options: { readonly hub: string; readonly key: string; 
             signal: AbortSignal.any([signal, silence.signal, ...(hangUp === null ? [] : [hangUp])]),
             headers: { authorization: `Bearer ${options.key}`, "accept-encoding": ACCEPT_ENCODING, ...OWN_CODING, ...headers },
             ...(body === null ? {} : { body }),
+          }).catch((cause: unknown) => {
+            throw unreached(root.origin, cause)
           })
           traffic.received += ANSWER_BYTES
           if (response.status >= 200 && response.status < 300) return response

@@ -149,7 +149,8 @@ const checkHub = (hub: HubSnapshot, boundsOf: BoundsOf, { items, perf }: Found):
           .map((s) => s.school)
           .join(", ")}, …`
       : schools.map((s) => s.school).join(", ")
-  if (hub.schools.length === 0) push("nodes", "UNKNOWN", "no school is enrolled")
+  if (hub.schools.length === 0)
+    push("nodes", "UNKNOWN", state === "streaming" ? "no school is enrolled" : "schools are not known before the stream has begun")
   else if (stuck.length > 0) push("nodes", "CRITICAL", `${stuck.length} of ${hub.schools.length} schools need help: ${names(stuck)}`)
   else if (active.length === 0) push("nodes", "UNKNOWN", "no school has completed its first copy")
   else if (offline.length === active.length) push("nodes", "CRITICAL", `no school is connected: ${names(offline)} offline`)

@@ -298,7 +298,7 @@ const make = Effect.gen(function* () {
       runtime: runtimeName,
       state: hubState,
       reason,
-      summary: hubSentence({ state: hubState, reason, ...totals }, states),
+      summary: hubSentence({ state: hubState, reason, ...totals }, states, own.stream === "streaming"),
       totals,
       tables,
       progress: own.loading.map((one) => {

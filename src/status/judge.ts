@@ -264,7 +264,7 @@ export const schoolSentence = (s: Sentence): string => {
 }
 
 /** `"Up to date: 12 schools, 2 offline; 1 conflict needs a decision (schoolbus conflicts list)"`. */
-export const hubSentence = (s: Omit<Sentence, "progress">, schools: ReadonlyArray<State>): string => {
+export const hubSentence = (s: Omit<Sentence, "progress">, schools: ReadonlyArray<State>, isStreaming = true): string => {
   const of = (state: State, word: string) => {
     const n = schools.filter((other) => other === state).length
     return n === 0 ? [] : [`${n} ${word}`]
@@ -278,7 +278,8 @@ export const hubSentence = (s: Omit<Sentence, "progress">, schools: ReadonlyArra
   ].join(", ")
   const parts = [
     ...(s.reason === "" ? [] : [s.reason]),
-    schools.length === 0 ? "no school is enrolled (schoolbus schools add)" : fleet,
+    // Before its stream has begun, and as a standby, a hub may not know them yet.
+    ...(schools.length > 0 ? [fleet] : isStreaming ? ["no school is enrolled (schoolbus schools add)"] : []),
     ...(s.pending === 0 ? [] : [`${count(s.pending, "row", "rows")} on the way to schools`]),
     ...(s.failed === 0 ? [] : [`${count(s.failed, "change is", "changes are")} quarantined (schoolbus quarantine list)`]),
     ...decisions(s.conflicts),

@@ -82,8 +82,10 @@ it("what is no hub is the line being down, never data and never a verdict", asyn
   }
 })
 
-it("a peer that is not there is the line being down", async () => {
-  expect(await outcome(pull(makeLink({ hub: "http://127.0.0.1:1", key: "k" })))).toMatch(/^LinkDown: /)
+it("a peer that is not there is the line being down, told with its address and what to look at", async () => {
+  expect(await outcome(pull(makeLink({ hub: "http://u:secret@127.0.0.1:1/", key: "k" })))).toMatch(
+    /^LinkDown: the hub at http:\/\/127\.0\.0\.1:1 cannot be reached \(.*\); it is tried again by itself\. Check whether this computer is online and the address in --hub/,
+  )
 })
 
 it("a request that fails is told without what it asks, which carries the file's token", () => {

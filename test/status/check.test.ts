@@ -28,6 +28,7 @@ describe("check", () => {
     ["slot holds 1.2 GiB", { slot: aSlot({ retainedBytes: 1_288_490_188 }) }, "WARNING"],
     ["slot holds 5 GiB", { slot: aSlot({ retainedBytes: 5 * 1024 ** 3 }) }, "CRITICAL"],
     ["nobody enrolled", { schools: [] }, "UNKNOWN"],
+    ["nobody known to a standby", { schools: [], stream: { state: "standby", detail: "held by process 7" } }, "WARNING"],
     ["nobody has connected yet", { schools: [aSchoolView("north", { state: "new", lastSeenAt: null })] }, "UNKNOWN"],
     ["nobody connected", { schools: [away] }, "CRITICAL"],
     ["only paused schools", { schools: [aSchoolView("north", { state: "paused" })] }, "UNKNOWN"],

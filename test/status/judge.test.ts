@@ -149,6 +149,7 @@ describe("one sentence", () => {
     )
     expect(schoolSentence({ ...none, state: "catching_up", progress: { rows: 10, total: 5000 } })).toBe("Catching up: 10 of 5,000 rows received")
     expect(hubSentence({ ...none, state: "up_to_date" }, [])).toContain("no school is enrolled")
+    expect(hubSentence({ ...none, state: "paused", reason: "standby" }, [], false)).toBe("Paused: standby")
     expect(hubSentence({ ...none, state: "up_to_date", failed: 1 }, ["up_to_date", "offline"])).toBe(
       "Up to date: 2 schools, 1 offline; 1 change is quarantined (schoolbus quarantine list)",
     )
