@@ -74,7 +74,7 @@ const placesOf = (side: Side, rows: ReadonlyArray<Captured>, outcomes: ReadonlyA
   const left: Places = new Map()
   for (const [at, row] of rows.entries()) {
     const outcome = outcomes[at]
-    if (row.tbl !== side.tbl || outcome === undefined || outcome.kind === "drop") continue
+    if (row.tbl !== side.tbl || outcome === undefined || outcome.kind === "drop" || outcome.kind === "strange") continue
     const base = outcome.kind === "insert" ? null : outcome.base
     const mine = outcome.kind === "delete" ? null : outcome.mine
     if (base !== null && mine !== null && side.columns.every((i) => sameRaw(base[i] ?? null, mine[i] ?? null))) continue

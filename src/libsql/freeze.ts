@@ -81,6 +81,7 @@ const wireKeyOf = (table: Table, values: Values): ReadonlyArray<Wire> =>
 
 /** The change that a captured write makes; null when it changed nothing. */
 const toChange = (row: Captured, outcome: Outcome, source: Source | undefined): Change | null => {
+  if (outcome.kind === "strange") return unlistedChange(row, STRANGE)
   if (source?.table === undefined) return unlistedChange(row, source)
   const { table } = source
   // Of a dropped table no row is gone for having been displaced, and values that only stood in it are lost with it.
@@ -117,8 +118,11 @@ const encodeFitting = (change: Change): string => {
   return encodeFitting({ ...change, base: without(change.base), mine: without(change.mine) })
 }
 
+/** Where a program wrote by itself what only triggers write: kept by the hub under this name, for a person. */
+const STRANGE = { name: "changes" }
+
 /** The table left the manifest, so its columns have no names: kept as what is known, for the hub's record. */
-const unlistedChange = (row: Captured, source: Source | undefined): Change | null => {
+const unlistedChange = (row: Captured, source: Pick<Source, "name"> | undefined): Change | null => {
   if (row.op === "R") return null
   const base = Object.fromEntries(row.old.flatMap((cell: Cell, i) => (cell === null ? [] : [[`v${i}`, readWire("text", cell)] as const])))
   const op = row.op === "D" ? "delete" : row.op === "U" ? "update" : "insert"

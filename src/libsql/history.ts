@@ -16,7 +16,8 @@ export type Values = ReadonlyArray<Cell>
 export interface Captured {
   readonly id: number
   readonly tbl: number
-  readonly op: "I" | "U" | "D" | "R"
+  /** `?`: something else, which a program put there. */
+  readonly op: "I" | "U" | "D" | "R" | "?"
   /** Local key before the write; of I the new one. */
   readonly key: string
   /** Local key after an update that changed it. */
@@ -33,6 +34,8 @@ export type Outcome =
   /** `note`: id of the R that held the base, when a REPLACE made this update. */
   | { readonly kind: "update"; readonly base: Values; readonly mine: Values; readonly note: number | null }
   | { readonly kind: "delete"; readonly base: Values }
+  /** No trigger wrote it. */
+  | { readonly kind: "strange" }
 
 export const keyId = (tbl: number, key: string): string => `${tbl} ${key}`
 
@@ -46,6 +49,7 @@ export interface End {
 export const openEnds = (rows: ReadonlyArray<Captured>): ReadonlyArray<End> => {
   const ends = new Map<string, End>()
   for (const row of rows) {
+    if (row.op === "?") continue
     const id = keyId(row.tbl, row.key)
     if (row.op === "D" || row.newKey !== null) ends.delete(id)
     else ends.set(id, { row, key: row.key })
@@ -71,6 +75,9 @@ export const resolve = (rows: ReadonlyArray<Captured>, beyond: ReadonlyMap<strin
     const row = rows[i] as Captured
     const id = keyId(row.tbl, row.key)
     switch (row.op) {
+      case "?":
+        outcomes[i] = { kind: "strange" }
+        continue
       case "D":
         outcomes[i] = { kind: "delete", base: row.old }
         break

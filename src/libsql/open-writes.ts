@@ -9,6 +9,8 @@ import { readText, safely } from "./cells.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
 import { type Captured, type End, keyId, openEnds, type Values } from "./history.ts"
 
+const OPS: ReadonlySet<unknown> = new Set(["I", "U", "D", "R"])
+
 /** New keys looked up in one statement. */
 const KEYS_AT_ONCE = 200
 
@@ -81,7 +83,7 @@ export const readPage = (tx: Tx, width: number, after: number, limit: number): E
       rows: rows.map(([id, tbl, op, at, key, newKey, ...old]) => ({
         id: Number(id),
         tbl: Number(tbl),
-        op: op as Captured["op"],
+        op: OPS.has(op) ? (op as Captured["op"]) : "?",
         key: readText(key ?? null),
         newKey: newKey == null ? null : readText(newKey),
         at: Number(at),

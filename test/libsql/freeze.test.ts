@@ -521,3 +521,19 @@ describe("a value for which no batch has room", () => {
     expect(change?.base["photo"]).toMatchObject({ hex: "" })
   })
 })
+
+describe("a row of changes that a program wrote itself", () => {
+  it("goes up as one that the hub keeps for a person, and the writes around it as they are", async () => {
+    school.program("INSERT INTO pupils (id, code) VALUES ('1', 'x')")
+    school.program("INSERT INTO changes (tbl, op, key, at, v0) SELECT id, 'X', 'odd', 1, 'odd' FROM schoolbus_tables WHERE name = 'public.pupils'")
+    school.program("INSERT INTO changes (tbl, op, key, at) VALUES (999, 'U', 'garbage', 'never')")
+    school.program("UPDATE pupils SET code = 'y' WHERE id = '1'")
+    const changes = await school.freeze()
+    expect(changes.map(({ op, table, mine }) => [op, table, mine])).toEqual([
+      ["insert", "public.pupils", { ...whole, code: "x" }],
+      ["insert", "changes", {}],
+      ["update", "table 999", {}],
+      ["update", "public.pupils", { code: "y" }],
+    ])
+  })
+})
