@@ -1,4 +1,5 @@
 /** A node's API as a command calls it: every way it can fail has its exit code and a next step. */
+import { isCertificate, textOf } from "../link/answer.ts"
 import { CommandFailed, EXIT, type Input, type OptionSpec, usage } from "./options.ts"
 
 /** The same for hub and school: they run on different machines. */
@@ -68,10 +69,17 @@ export const apiOf = (input: Input): Api => {
       text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(await response.arrayBuffer())
     } catch (cause) {
       const slow = (cause as Error).name === "TimeoutError"
+      const text = textOf(cause)
+      if (!slow && isCertificate(text)) {
+        const hint =
+          "check this machine's date and time and the address; an authority of your own is named with NODE_EXTRA_CA_CERTS=FILE (Deno: DENO_CERT)"
+        throw new CommandFailed(EXIT.unreachable, "certificate", `the certificate of ${root} is not accepted (${text})`, hint)
+      }
+      const why = /refused/i.test(text) || /ECONNREFUSED/.test(text) ? "" : ` (${text})`
       throw new CommandFailed(
         EXIT.unreachable,
         slow ? "timeout" : "unreachable",
-        slow ? `${root} did not answer within ${input.number("timeout")} s` : `nothing answers at ${root}`,
+        slow ? `${root} did not answer within ${input.number("timeout")} s` : `nothing answers at ${root}${why}`,
         "is the node running there? name it with --url, or start it: schoolbus hub | schoolbus school",
       )
     }

@@ -29,7 +29,8 @@ export class LinkRefused extends Data.TaggedError("LinkRefused")<{
 
 export type LinkError = LinkDown | LinkRefused
 
-const textOf = (cause: unknown): string => {
+/** What a runtime says about a request that failed, its codes first, without what was asked. */
+export const textOf = (cause: unknown): string => {
   const error = cause as { readonly message?: string; readonly code?: string; readonly cause?: { readonly message?: string; readonly code?: string } }
   const parts = [error.code, error.message ?? String(cause), error.cause?.code, error.cause?.message]
     // Bun speaks to the program's author there, and may begin its message with the code.
@@ -42,12 +43,15 @@ const textOf = (cause: unknown): string => {
 
 export const down = (cause: unknown): LinkDown => (cause instanceof LinkDown ? cause : new LinkDown({ message: textOf(cause) }))
 
+/** The other side is there, and not believed. */
+export const isCertificate = (text: string): boolean => /cert|tls|ssl|self.signed|issuer/i.test(text)
+
 /** A request that got no answer. A certificate is refused for its own fault or for this machine's clock; the difference is for a person to see. */
 export const unreached = (hub: string, cause: unknown): LinkDown => {
   if (cause instanceof LinkDown) return cause
   const text = textOf(cause)
   return new LinkDown({
-    message: /cert|tls|ssl|self.signed|issuer/i.test(text)
+    message: isCertificate(text)
       ? `the hub's certificate is not accepted (${text}). Check this machine's date and time (it says ${new Date().toISOString()}), then the certificate and the address in --hub`
       : `the hub at ${hub} cannot be reached (${text}); it is tried again by itself. Check whether this computer is online and the address in --hub is right`,
   })

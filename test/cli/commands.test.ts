@@ -1,5 +1,7 @@
-import { execFile, spawn } from "node:child_process"
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { execFile, spawn, spawnSync } from "node:child_process"
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { createServer } from "node:https"
+import type { AddressInfo } from "node:net"
 import { tmpdir } from "node:os"
 import { dirname, join } from "node:path"
 import * as Effect from "effect/Effect"
@@ -331,6 +333,19 @@ describe("against a node", () => {
     expect((await run(["status", "--url", there], { SCHOOLBUS_ADMIN_TOKEN: "s3cret" })).code).toBe(0)
     expect((await run(["status", "--url", there, "--admin-token", "wrong"])).code).toBe(77)
     expect((await run(["check", "--url", there])).code).toBe(3)
+  })
+
+  it("says that a certificate is not accepted, not that nobody answers", async (context) => {
+    const folder = mkdtempSync(join(tmpdir(), "schoolbus-tls-"))
+    const [key, cert] = [join(folder, "key.pem"), join(folder, "cert.pem")]
+    const request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "1", "-subj", "/CN=localhost"]
+    if (spawnSync("openssl", request).status !== 0) return context.skip()
+    const server = createServer({ key: readFileSync(key), cert: readFileSync(cert) }, (_, response) => void response.end("{}"))
+    await new Promise<void>((done) => void server.listen(0, "127.0.0.1", done))
+    const ran = await run(["status", "--url", `https://127.0.0.1:${(server.address() as AddressInfo).port}`])
+    server.close()
+    rmSync(folder, { recursive: true })
+    expect([ran.code, ran.err]).toEqual([69, expect.stringMatching(/the certificate of https:.* is not accepted .*\n.*NODE_EXTRA_CA_CERTS/)])
   })
 
   it("tells a sign-in page from a node", async () => {
