@@ -10,6 +10,9 @@ export const API_OPTIONS: ReadonlyArray<OptionSpec> = [
   { name: "admin-token", kind: "text", secret: true, help: "operator token of that node, when it has one" },
   { name: "timeout", kind: "number", default: "10", help: "seconds to wait for an answer" },
 ]
+/** For what takes longer than an answer from what the node knows. */
+export const patient = (seconds: number): ReadonlyArray<OptionSpec> =>
+  API_OPTIONS.map((option) => (option.name === "timeout" ? { ...option, default: String(seconds) } : option))
 export const JSON_OPTION: OptionSpec = { name: "json", kind: "flag", help: "print one JSON object" }
 
 export interface Api {
@@ -80,7 +83,9 @@ export const apiOf = (input: Input): Api => {
         EXIT.unreachable,
         slow ? "timeout" : "unreachable",
         slow ? `${root} did not answer within ${input.number("timeout")} s` : `nothing answers at ${root}${why}`,
-        "is the node running there? name it with --url, or start it: schoolbus hub | schoolbus school",
+        slow
+          ? "see how it is doing: schoolbus status; and give it longer with --timeout SECONDS"
+          : "is the node running there? name it with --url, or start it: schoolbus hub | schoolbus school",
       )
     }
     if (response.ok && accept === "text/csv" && (response.headers.get("content-type") ?? "").startsWith("text/csv")) return text as A

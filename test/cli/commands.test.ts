@@ -174,6 +174,12 @@ describe("every command", () => {
     for (const command of COMMANDS) expect(await command.load(), command.name).toBeTypeOf("function")
   })
 
+  it.each(["verify", "conflicts auto-resolve", "tables resume"])("waits longer for %s, at which the node works for a while", async (name) => {
+    const { COMMANDS } = await import("../../src/cli/commands.ts")
+    const timeout = COMMANDS.find((command) => command.name === name)?.options.find((option) => option.name === "timeout")
+    expect(Number(timeout?.default)).toBeGreaterThanOrEqual(30)
+  })
+
   it.each(["bash", "zsh"])("has completions that %s accepts", async (shell) => {
     const { out } = await run(["completions", shell])
     expect(out).toContain("schools")

@@ -1,5 +1,5 @@
 /** What waits for a person: conflicts and quarantined changes. */
-import { API_OPTIONS, JSON_OPTION } from "../api.ts"
+import { API_OPTIONS, JSON_OPTION, patient } from "../api.ts"
 import { BY, type Command, PAGING, SCHOOL } from "../command.ts"
 import type { OptionSpec } from "../options.ts"
 
@@ -66,7 +66,7 @@ export const records: ReadonlyArray<Command> = [
       { name: "max", kind: "number", default: "100", help: "at most this many, oldest first" },
       { name: "table", kind: "text", help: "only this table" },
       SCHOOL,
-      ...API_OPTIONS,
+      ...patient(900),
       JSON_OPTION,
     ],
     examples: ["schoolbus conflicts auto-resolve", "schoolbus conflicts auto-resolve --max 10 --table users --json"],

@@ -1,5 +1,5 @@
 /** How a node is doing, and what a person asks of it. */
-import { API_OPTIONS, JSON_OPTION } from "../api.ts"
+import { API_OPTIONS, JSON_OPTION, patient } from "../api.ts"
 import { type Command, DATABASE_OPTIONAL, SCHOOL } from "../command.ts"
 
 export const watching: ReadonlyArray<Command> = [
@@ -46,7 +46,7 @@ export const watching: ReadonlyArray<Command> = [
     options: [
       { name: "repair", kind: "flag", help: "mend what differs: own writes go up and get a verdict, the rest is sent again" },
       { name: "lost", kind: "flag", help: "at the hub, after Postgres was put back: the rows that stand otherwise than before" },
-      ...API_OPTIONS.map((option) => (option.name === "timeout" ? { ...option, default: "900" } : option)),
+      ...patient(900),
       JSON_OPTION,
     ],
     examples: ["schoolbus verify", "schoolbus verify --repair --json", "schoolbus verify --lost"],
@@ -64,7 +64,7 @@ export const watching: ReadonlyArray<Command> = [
     name: "tables resume",
     summary: "accept a paused table as it is now at head office; its rows are read again and the schools follow",
     args: ["name"],
-    options: [...API_OPTIONS, JSON_OPTION],
+    options: [...patient(30), JSON_OPTION],
     examples: ["schoolbus tables resume students", "schoolbus tables resume library.books --json"],
     load: () => import("../tables.ts").then((m) => m.resume),
   },
