@@ -150,10 +150,7 @@ const layers = (options: SchoolOptions) => {
       yield* db.write((tx) =>
         Effect.andThen(
           tx.run("INSERT INTO schoolbus_state (id, incarnation) SELECT 1, ? WHERE NOT EXISTS (SELECT 1 FROM schoolbus_state)", [crypto.randomUUID()]),
-          Effect.andThen(
-            tx.run("UPDATE schoolbus_deliver SET active = 0"),
-            options.newLife === true ? newLife(tx, crypto.randomUUID()) : Effect.void,
-          ),
+          options.newLife === true ? newLife(tx, crypto.randomUUID()) : Effect.void,
         ),
       )
       return db

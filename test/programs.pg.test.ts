@@ -228,6 +228,14 @@ const steps: ReadonlyArray<readonly [what: string, sql: string]> = [
     `PRAGMA foreign_keys = ON; UPDATE authors SET id = '${uuid(70)}' WHERE handle = 'django'; DELETE FROM library_books WHERE isbn = '977-1'`,
   ],
   [
+    "capture turned off, and left so",
+    `UPDATE schoolbus_deliver SET active = 1; UPDATE authors SET fame = 71 WHERE handle = 'attached'; INSERT INTO library_books (isbn, copy, campus, "Title") VALUES ('80', 1, 'k', 'Unseen')`,
+  ],
+  [
+    "the row by which capture is turned off deleted",
+    `DELETE FROM schoolbus_deliver; UPDATE authors SET fame = 72 WHERE handle = 'attached'; UPDATE library_books SET "Title" = 'Seen' WHERE isbn = '80'`,
+  ],
+  [
     "everything deleted, in every table",
     `PRAGMA foreign_keys = OFF; BEGIN; DELETE FROM members; DELETE FROM memberships; DELETE FROM loans; DELETE FROM library_books; DELETE FROM visits; DELETE FROM authors WHERE fame < 1000; COMMIT`,
   ],

@@ -60,6 +60,13 @@ export const findGaps = (tx: Tx): Effect.Effect<ReadonlyArray<Found>, LibsqlErro
         GROUP BY i.tbl`,
     )
     const found = away.map(({ tbl, names }): Found => ({ tbl, reason: `a program rebuilt or altered the table, or dropped triggers (${names})` }))
+    const off = yield* tx.all<{ tbl: number }>(
+      `SELECT DISTINCT i.tbl FROM schoolbus_installed i JOIN schoolbus_tables t ON t.id = i.tbl JOIN sqlite_master m ON m.type = 'table' AND m.name = t.local COLLATE NOCASE
+        WHERE i.name <> '${UNIQUES}' AND coalesce((SELECT active FROM schoolbus_deliver), 1) <> 0`,
+    )
+    if (off.length > 0) yield* tx.run("INSERT INTO schoolbus_deliver (id, active) VALUES (1, 0) ON CONFLICT (id) DO UPDATE SET active = 0")
+    for (const { tbl } of off)
+      if (!found.some((one) => one.tbl === tbl)) found.push({ tbl, reason: "a program turned the triggers off (schoolbus_deliver) and left them so" })
     // Rows that REPLACE displaced through a unique index that the triggers did not know of went unseen.
     const uniques = yield* readUniques(tx)
     const known = yield* tx.all<{ tbl: number; local: string; text: string }>(
@@ -141,7 +148,9 @@ export const readGaps = (tx: Tx): Effect.Effect<ReadonlyArray<Gap>, LibsqlError>
 export const closeGap = (tx: Tx, tbl: number): Effect.Effect<void, LibsqlError> =>
   Effect.asVoid(tx.run("DELETE FROM schoolbus_gap WHERE tbl = ?", [tbl]))
 
-const MOVED = "SELECT schema_version <> (SELECT schema_version FROM pragma_schema_version) AS moved FROM schoolbus_state WHERE manifest IS NOT NULL"
+/** Capture that is off once our own transactions are over, a program has turned off. */
+const MOVED = `SELECT schema_version <> (SELECT schema_version FROM pragma_schema_version) OR coalesce((SELECT active FROM schoolbus_deliver), 1) <> 0 AS moved
+   FROM schoolbus_state WHERE manifest IS NOT NULL`
 
 /** True when the schema is not the one that was last found sound: to be looked at with `installTables`. */
 export const isSchemaMoved = (file: LibsqlFile): Effect.Effect<boolean, LibsqlError> =>
