@@ -26,10 +26,12 @@ const hintOf = (error: PostgresError): string =>
     : error.sqlstate === "3D000"
       ? "create the database, or check its name in --database-url"
       : error.sqlstate === "42501" && !error.message.includes("session_replication_role")
-        ? "the role lacks a right; a DBA can run sql/hub/*.sql, or grant it"
-        : error.sqlstate === ""
-          ? "is Postgres running there? check --database-url"
-          : (remedyOf(error.sqlstate, error.message, error.routine) ?? "see the server's log")
+        ? "the role lacks a right: take the hub's role, or have it granted; the hub makes schema schoolbus at its first start, or prints the SQL for a DBA"
+        : /^(42P01|3F000)/.test(error.sqlstate)
+          ? "the hub makes schema schoolbus at its first start: schoolbus hub; or is --database-url another database?"
+          : error.sqlstate === ""
+            ? "is Postgres running there? check --database-url"
+            : (remedyOf(error.sqlstate, error.message, error.routine) ?? "see the server's log")
 
 const postgresFailed = (error: PostgresError, url: string): CommandFailed =>
   new CommandFailed(

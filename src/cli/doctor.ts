@@ -143,7 +143,7 @@ export const findings = (facts: ServerFacts, slotName: string, plugin?: PluginNa
         : fail(
             "migrations-current",
             "schema schoolbus does not exist and this role may not make it",
-            "a DBA runs sql/hub/*.sql in order, or: GRANT CREATE ON DATABASE … TO …;",
+            "GRANT CREATE ON DATABASE … TO …;  or a DBA runs the SQL that the hub prints then: schoolbus hub … > schoolbus.sql; psql -f schoolbus.sql",
           )
       : facts.missingTables.length > 0
         ? fail(

@@ -151,6 +151,11 @@ export const migrateHub = (pg: PostgresPool): Effect.Effect<void, PostgresError 
           yield* session.execute(`SELECT pg_advisory_xact_lock(${LOCK})`)
           const known = yield* appliedTo(session)
           if (known === null) {
+            const [found] = yield* session.query<{ is: boolean }>("SELECT to_regclass('schoolbus.schools') IS NOT NULL AS is")
+            if (found?.is === true)
+              return yield* new HubMigrationRefused({
+                message: `schema "schoolbus" has tables, but lacks schoolbus.migrations, which tells what was applied to it: somebody ran sql/hub by hand, or dropped that table. Put it back from a dump (pg_restore --schema=schoolbus --table=migrations DUMP); or, if no school is enrolled yet: DROP SCHEMA schoolbus CASCADE, and start the hub. Nothing was changed.`,
+              })
             yield* ddl(session, `CREATE SCHEMA IF NOT EXISTS schoolbus`)
             yield* ddl(session, MIGRATIONS)
           }

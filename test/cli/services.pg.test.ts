@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
@@ -73,6 +73,17 @@ describe("schools", () => {
     )
     expect(await query(db.url, "SELECT 1 FROM pg_replication_slots WHERE slot_name LIKE 'schoolbus_probe%'")).toEqual([])
     expect((await run(["doctor", "--database-url", "postgres://x@127.0.0.1:1/x"])).code).toBe(1)
+  })
+
+  it("before the hub's first start, and where its files were run by hand, say what is missing and what to do", async () => {
+    const fresh = await createDatabase()
+    const early = await run(["schools", "pause", "north", "--database-url", fresh.url])
+    expect([early.code, early.err]).toEqual([1, expect.stringContaining("the hub makes schema schoolbus at its first start")])
+    for (const file of ["0001_init", "0002_devices", "0003_views", "0004_schema_changes"])
+      await query(fresh.url, readFileSync(new URL(`../../sql/hub/${file}.sql`, import.meta.url), "utf8"))
+    const added = await run(["schools", "add", "north", "--database-url", fresh.url])
+    expect([added.code, added.err]).toEqual([69, expect.stringContaining("lacks schoolbus.migrations")])
+    await fresh.drop()
   })
 
   it("doctor does not miss what the hub makes at its first start", async () => {
