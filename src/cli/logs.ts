@@ -68,7 +68,7 @@ export const set = async (input: Input, io: Io): Promise<number> => {
       table(
         io.look,
         ["Setting", "Value"].map((title) => ({ title })),
-        Object.entries(settings).map(([name, value]) => [name, Array.isArray(value) ? value.join(", ") || "-" : String(value)]),
+        Object.entries(settings).map(([name, value]) => [name, Array.isArray(value) ? value.join(", ") || "-" : String(value ?? "-")]),
       ),
     )
   }

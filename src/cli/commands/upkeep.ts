@@ -16,7 +16,11 @@ export const upkeep: ReadonlyArray<Command> = [
     summary: "how a running node syncs by itself; without --set, how it does now",
     args: [],
     options: [
-      { name: "set", kind: "list", help: "auto, intervalMinutes, batch, retryMaxSeconds, budgetMb, hours: NAME=VALUE; hours are joined by +" },
+      {
+        name: "set",
+        kind: "list",
+        help: "auto, intervalMinutes, batch, retryMaxSeconds, budgetMb, hours: NAME=VALUE; hours are joined by +, budgetMb=null: no budget",
+      },
       ...API_OPTIONS,
       JSON_OPTION,
     ],
