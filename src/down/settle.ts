@@ -128,17 +128,19 @@ export const settleBatches = (delivery: Delivery, ledger: ReadonlyArray<Row>, to
       const losing = new Set(
         exceptions.filter(({ verdict, hold }) => hold !== true && (verdict === "conflict" || verdict === "superseded")).map(({ id }) => id),
       )
+      const conflicting = new Set(exceptions.flatMap(({ id, verdict }) => (verdict === "conflict" ? [id] : [])))
+      // Of a table that only goes up the hub's row comes never; the school keeps its own.
+      const isUnseen = (id: number, tbl: number): boolean => conflicting.has(id) && delivery.byTbl.get(tbl)?.table.direction === "up"
       const left = new Set<string>()
       const made = new Set<string>()
       for (const { id, tbl, op, key, new_key } of changes) {
         const own = idOf(tbl, new_key ?? key)
         if (op === "I" || new_key !== null) made.add(own)
         // Writes of one row are judged as one, and the verdict stands at the last: the edit of a row may lose what its insert made.
-        if (op !== "D" && losing.has(id) && made.has(own) && !left.has(own)) lost.push(own)
+        if (op !== "D" && losing.has(id) && made.has(own) && !left.has(own) && !isUnseen(id, tbl)) lost.push(own)
         // A row that stood there before this batch may still stand at the hub.
         if ((op === "D" || new_key !== null) && !made.delete(idOf(tbl, key))) left.add(idOf(tbl, key))
       }
-      const conflicting = new Set(exceptions.flatMap(({ id, verdict }) => (verdict === "conflict" ? [id] : [])))
       for (const change of changes) {
         if (!conflicting.has(change.id) || (change.op !== "D" && change.new_key === null)) continue
         const before = yield* rowBefore(delivery, changes, change)
