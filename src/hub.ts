@@ -196,7 +196,10 @@ const hub = (options: HubOptions, config: Config) =>
     yield* Effect.logInfo(`hub listens on http://${hostname}:${server.port}`)
     yield* tend(pg, yield* Tables)
     yield* Effect.forkScoped(askSchools)
-    return yield* Effect.raceFirst(streamLoop({ url: options.databaseUrl, pg, config }), watchPlace(yield* Libsql))
+    return yield* Effect.raceFirst(
+      streamLoop({ url: options.databaseUrl, pg, config }),
+      watchPlace(yield* Libsql, () => Effect.void),
+    )
   })
 
 const layers = (options: HubOptions) => {

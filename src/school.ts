@@ -138,7 +138,9 @@ const school = (options: SchoolOptions) =>
       Effect.repeat(quietly("tables are not looked at")(guardTriggers({ streams, adopt: options.adopt })), Schedule.spaced(SCHEMA_POLL_MS)),
     )
     if (options.workers !== null) yield* startWorkers({ folder: options.workers, outDir: options.dataDir })
-    return yield* Effect.raceFirst(sessions({ ...options, streams }), watchPlace(db))
+    const facts = yield* SchoolFactStore
+    const place = watchPlace(db, (file) => facts.set({ file }))
+    return yield* Effect.raceFirst(sessions({ ...options, streams }), place)
   })
 
 const layers = (options: SchoolOptions) => {

@@ -24,6 +24,8 @@ export interface SchoolFacts {
   readonly link: "connecting" | "online" | "offline" | "stopped"
   /** The last error with its remedy; "" when all is well. */
   readonly linkDetail: string
+  /** Why the school's file is not where programs look for it, with the remedy; "" = it is. */
+  readonly file: string
   /** ms since 1970; 0 = never. */
   readonly lastContactAt: number
   readonly lastSyncAt: number
@@ -71,6 +73,7 @@ export class SchoolFactStore extends Context.Service<SchoolFactStore, FactStore<
     makeStore<SchoolFacts>({
       link: "connecting",
       linkDetail: "",
+      file: "",
       lastContactAt: 0,
       lastSyncAt: 0,
       progress: null,

@@ -23,6 +23,8 @@ export interface Judged {
 export interface SchoolOwnFacts {
   readonly link: "connecting" | "online" | "offline" | "stopped"
   readonly linkDetail: string
+  /** Why the file is not where programs look for it; "" or absent = it is. */
+  readonly file?: string
   /** Named stop of `schoolbus_state`; null = none. */
   readonly stop: string | null
   readonly paused: boolean
@@ -73,6 +75,7 @@ export const clockText = (aheadMs: number, whose = "head office's"): string => {
 const judgeFlows = (facts: SchoolOwnFacts): Judged => {
   if (facts.stop !== null) return { state: "stuck", reason: (facts.link === "stopped" && facts.linkDetail) || stopReason(facts.stop) }
   if (facts.link === "stopped") return { state: "stuck", reason: facts.linkDetail || "the hub refuses this node; see its log" }
+  if (facts.file !== undefined && facts.file !== "") return { state: "stuck", reason: facts.file }
   // The link's words when the school's own file is what fails.
   const cure = cureOf(facts.linkDetail)
   const isWaiting = isLocked(facts.linkDetail)

@@ -230,6 +230,7 @@ const make = Effect.gen(function* () {
       unfit: unfit.length === 0 ? null : unfit.join("; "),
       link: own.link,
       linkDetail: own.linkDetail,
+      file: own.file,
       stop: read.state?.stop ?? null,
       paused: own.paused,
       hasCut,

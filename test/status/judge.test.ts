@@ -41,6 +41,7 @@ describe("a school judges itself", () => {
     ["a named stop outranks all", { stop: "cloned", paused: true, hasCut: false }, "stuck"],
     ["the hub refuses the key", { link: "stopped" }, "stuck"],
     ["the disk is full", { linkDetail: "SQLITE_FULL: database or disk is full", comingRows: 20_000 }, "stuck"],
+    ["the file's folder has another name", { file: "the folder is gone" }, "stuck"],
     ["a program holds the file's lock", { linkDetail: "SQLITE_BUSY: database is locked" }, "syncing"],
     ["nothing moves with the link up", { pending: 1, standingMs: STUCK_AFTER_MS + 1 }, "stuck"],
     ["nothing is sent while a catch-up runs", { pending: 1, standingMs: STUCK_AFTER_MS + 1, comingRows: 20_000 }, "catching_up"],
