@@ -154,6 +154,17 @@ const buildAnew = (tx: Tx, build: Build, tbl: number): Effect.Effect<void, Libsq
     yield* restoreOwn(tx, local, others)
   })
 
+/** A table without rows that does not fit is made anew; a program's own columns, indexes and triggers stay. */
+export const makeAnew = (tx: Tx, table: Table, file: FileTable, manifest: Pick<Manifest, "tables" | "school">): Effect.Effect<void, LibsqlError> =>
+  Effect.gen(function* () {
+    const now = new Set(table.columns.map((column) => sameName(column.name)))
+    const own = file.columns.filter(({ name, hidden }) => hidden === 0 && !now.has(sameName(name))).map((column) => keptSql(column, true))
+    const others = yield* programsOwn(tx, table.local)
+    yield* tx.exec(`DROP TABLE ${ident(table.local)}`)
+    yield* tx.exec(createTable(table, manifest, own))
+    yield* restoreOwn(tx, table.local, others)
+  })
+
 /** New names, each first out of the way of the others. */
 const rename = (tx: Tx, before: Table, after: Table, present: ReadonlyMap<string, FileColumn>): Effect.Effect<void, LibsqlError> =>
   Effect.gen(function* () {

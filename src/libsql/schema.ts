@@ -10,7 +10,7 @@ import { captureExisting } from "./capture.ts"
 import { ident, type LibsqlError, type Tx } from "./client.ts"
 import { freezeOpen } from "./freeze.ts"
 import { findGaps, noteInstalled, openGaps, openOrderGaps } from "./gap.ts"
-import { ensureUniques, isOtherShape, isReplaced, type Reshaping, reorderChanges, replace, reshape } from "./reshape.ts"
+import { ensureUniques, isOtherShape, isReplaced, makeAnew, type Reshaping, reorderChanges, replace, reshape } from "./reshape.ts"
 import { anewRemedy, type FileColumn, type FileTable, type Misfit, misfitOf, missingColumns } from "./shape.ts"
 import { columnSql, createTable, parentsOf } from "./table-sql.ts"
 import { readTriggers } from "./triggers.ts"
@@ -121,6 +121,8 @@ interface Plan {
   readonly fitting: ReadonlyArray<readonly [Table, FileTable]>
   readonly adopted: ReadonlyArray<Table>
   readonly missing: ReadonlyArray<Table>
+  /** Not ours, without rows, and do not fit: a table that had left the manifest stands there in its former shape. */
+  readonly left: ReadonlyArray<readonly [Table, FileTable]>
   readonly unfit: ReadonlyArray<Omit<Unfit, "torn">>
 }
 
@@ -136,6 +138,7 @@ const planOf = (
     const fitting: Array<readonly [Table, FileTable]> = []
     const adopted: Array<Table> = []
     const missing: Array<Table> = []
+    const left: Array<readonly [Table, FileTable]> = []
     const unfit: Array<Omit<Unfit, "torn">> = []
     for (const table of manifest.tables) {
       const pause = (misfit: Misfit, taken = 0) => unfit.push({ name: table.name, ...misfit, taken })
@@ -160,13 +163,15 @@ const planOf = (
           continue
         }
       }
+      const isOthers = tbl === undefined && file.type === "table" && !file.isVirtual
+      const hasRows = isOthers && (yield* tx.all(`SELECT 1 FROM ${ident(table.local)} LIMIT 1`)).length > 0
       if (misfit !== null) {
-        pause(misfit, tbl === undefined ? 1 : 0)
+        if (stored !== null && isOthers && !hasRows) left.push([table, file])
+        else pause(misfit, tbl === undefined ? 1 : 0)
         continue
       }
       if (tbl === undefined) {
-        const [row] = yield* tx.all<{ n: number }>(`SELECT EXISTS (SELECT 1 FROM ${ident(table.local)}) AS n`)
-        if (row?.n === 1 && !adopt) {
+        if (hasRows && !adopt) {
           pause(
             {
               reason: HAS_ROWS,
@@ -176,11 +181,11 @@ const planOf = (
           )
           continue
         }
-        if (row?.n === 1) adopted.push(table)
+        if (hasRows) adopted.push(table)
       }
       fitting.push([table, file])
     }
-    return { changed, fitting, adopted, missing, unfit }
+    return { changed, fitting, adopted, missing, left, unfit }
   })
 
 /** Tables of ours that are about to take another shape under this manifest. */
@@ -224,7 +229,7 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
       direction !== "up" && (isGone.has(name) || (before?.[name] ?? manifest.lives?.[name]) !== manifest.lives?.[name])
     let isDropped = manifest.tables.some(wasOut)
     const now = yield* Clock.currentTimeMillis
-    const { changed, fitting, adopted, missing, unfit } = yield* planOf(tx, manifest, stored, ours, options.adopt)
+    const { changed, fitting, adopted, missing, left, unfit } = yield* planOf(tx, manifest, stored, ours, options.adopt)
     const [first] = unfit
     // Before anything was ever synced a person decides about all that stands in the file.
     if (stored === null && first !== undefined) {
@@ -239,6 +244,7 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
     const isOther = state?.manifest !== text || gaps.length > 0 || isAway || wasUnfit.size > 0
     if (stored !== null && isOther) yield* freezeUnder(tx, stored)
     for (const table of missing) yield* tx.exec(createTable(table, manifest))
+    for (const [table, file] of left) yield* makeAnew(tx, table, file, manifest)
     // A copy that was made while writes went unseen lacks them.
     yield* tx.run("DELETE FROM schoolbus_rebuild WHERE tbl IN (SELECT value FROM json_each(?)) OR tbl IN (SELECT tbl FROM schoolbus_gap)", [
       JSON.stringify(gaps.map(({ tbl }) => tbl)),

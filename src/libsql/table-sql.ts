@@ -90,9 +90,11 @@ export const columnsSql = (table: Table, manifest: Given): ReadonlyArray<string>
   })
 }
 
-export const createTable = (table: Table, manifest: Given): string =>
+/** `own`: further columns, of a program's own. */
+export const createTable = (table: Table, manifest: Given, own: ReadonlyArray<string> = []): string =>
   tableSql(table.local, [
     ...columnsSql(table, manifest),
+    ...own,
     `PRIMARY KEY (${list(table.key)})`,
     ...table.unique.map((columns) => `UNIQUE (${list(columns)})`),
     ...parentsOf(table, manifest),

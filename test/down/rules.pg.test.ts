@@ -208,3 +208,33 @@ test("a table that is placed by another one and went only up for a while is plac
   expect(await idsOf(school, "notes")).toEqual([1, 2, 4, 6])
   await own.stop()
 })
+
+test("a table that was taken out comes back in the shape that head office has given it meanwhile; what programs added to it stays", async () => {
+  const schema =
+    "CREATE TABLE sheets (id int, school text NOT NULL, body text, PRIMARY KEY (id)); INSERT INTO sheets VALUES (1, 'a', 'one'), (2, 'a', 'two')"
+  const listed = tables(null, { ...links, sheets: { audience: { column: "school" } } })
+  const own = await makeWorld(`CREATE TABLE links (id int PRIMARY KEY, school text); ${schema}`, listed, ["a"])
+  const school = await own.school("a")
+  await school.pull()
+  await school.write("ALTER TABLE sheets ADD COLUMN seen INTEGER NOT NULL DEFAULT 7")
+  await school.write("CREATE INDEX sheets_seen ON sheets (seen)")
+  await own.restart(tables(null, links))
+  await school.pull()
+  await own.sql.unsafe(
+    "ALTER TABLE sheets DROP CONSTRAINT sheets_pkey, ALTER id TYPE text, ADD PRIMARY KEY (school, id), ADD level int; UPDATE sheets SET level = 5",
+  )
+  await own.restart(listed)
+  await until("the copy", async () => (await own.run(own.feed.tables)).every((table) => !table.loading))
+  await own.settle()
+  await school.pull()
+  expect(await school.rows("SELECT name, reason FROM schoolbus_unfit")).toEqual([])
+  expect(await school.rows("SELECT * FROM sheets ORDER BY id")).toEqual([
+    { id: "1", school: "a", body: "one", level: 5, seen: 7 },
+    { id: "2", school: "a", body: "two", level: 5, seen: 7 },
+  ])
+  expect(await school.rows("SELECT name FROM sqlite_schema WHERE name = 'sheets_seen'")).toHaveLength(1)
+  await school.write("UPDATE sheets SET body = 'mine' WHERE id = '1'")
+  await school.sync()
+  expect([...(await own.sql`SELECT body FROM sheets WHERE id = '1'`)]).toEqual([{ body: "mine" }])
+  await own.stop()
+})
