@@ -33,7 +33,7 @@ import { Postgres, type PostgresPool } from "./postgres/client.ts"
 import { keyProblems } from "./postgres/key-types.ts"
 import { hubScript } from "./postgres/migrate.ts"
 import { addressOf } from "./postgres/address.ts"
-import { withRemedy } from "./postgres/remedy.ts"
+import { isTurnedOff, withRemedy } from "./postgres/remedy.ts"
 import { stopSignal } from "./runtime.ts"
 import { HubFactStore } from "./status/facts.ts"
 import { hubVerify } from "./status/hub-verify.ts"
@@ -263,7 +263,7 @@ export const runHub = async (options: HubOptions): Promise<number> => {
       HubMigrationRefused: (error) => Effect.sync(() => fail(78, error.message)),
       MigrationRefused: (error) => Effect.sync(() => fail(78, error.message)),
       PostgresError: (error) =>
-        error.sqlstate === "42501"
+        error.sqlstate === "42501" && !isTurnedOff(error)
           ? Effect.map(hubScript(roleOf(options.databaseUrl), error.message.includes("schoolbus")), (script) => {
               process.stdout.write(script)
               return fail(
@@ -273,7 +273,7 @@ export const runHub = async (options: HubOptions): Promise<number> => {
             })
           : Effect.sync(() =>
               fail(
-                error.sqlstate.startsWith("28") ? 77 : 69,
+                /^(28|42501)/.test(error.sqlstate) ? 77 : 69,
                 withRemedy(`Postgres refuses the connection: ${error.message}`, error.sqlstate, error.routine),
               ),
             ),

@@ -68,6 +68,11 @@ it("gives a DBA the SQL when its role may not set up the schema; with it the sam
   const back = startHub(good, asRole.href)
   await back.says("streaming from slot")
   expect(await back.stop()).toBe(0)
+  await run(database.url, `ALTER ROLE ${role} SET session_replication_role = replica`)
+  const without = startHub(good, asRole.href)
+  const { code, out, err } = await without.ended
+  expect([code, out]).toEqual([77, ""])
+  expect(err).toContain("RESET session_replication_role")
 })
 
 it("says everything at once that is wrong with the tables, each with its remedy, and ends with 78", async () => {

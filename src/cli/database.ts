@@ -3,7 +3,7 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { openPool, PostgresError, type PostgresPool } from "../postgres/client.ts"
-import { remedyOf } from "../postgres/remedy.ts"
+import { isTurnedOff, remedyOf } from "../postgres/remedy.ts"
 import { CommandFailed, EXIT, type Input } from "./options.ts"
 
 /** A person waits for the command. */
@@ -25,7 +25,7 @@ const hintOf = (error: PostgresError): string =>
     ? "check user and password in --database-url"
     : error.sqlstate === "3D000"
       ? "create the database, or check its name in --database-url"
-      : error.sqlstate === "42501" && !error.message.includes("session_replication_role")
+      : error.sqlstate === "42501" && !isTurnedOff(error)
         ? "the role lacks a right: take the hub's role, or have it granted; the hub makes schema schoolbus at its first start, or prints the SQL for a DBA"
         : /^(42P01|3F000)/.test(error.sqlstate)
           ? "the hub makes schema schoolbus at its first start: schoolbus hub; or is --database-url another database?"

@@ -35,6 +35,10 @@ const BY_MESSAGE: ReadonlyArray<readonly [states: RegExp, message: RegExp, remed
   ],
 ]
 
+/** The role's sessions begin with triggers and foreign keys turned off, and it may not turn them on. */
+export const isTurnedOff = ({ sqlstate, message }: { readonly sqlstate: string; readonly message: string }): boolean =>
+  sqlstate === "42501" && message.includes("session_replication_role")
+
 /** `"disk full (53100); free space on Postgres' disk"` */
 export const withRemedy = (text: string, sqlstate: string, routine = ""): string =>
   [text, remedyOf(sqlstate, text, routine)].filter((part) => part !== null).join("; ")
