@@ -44,6 +44,7 @@ import { hubConflicts, hubQuarantine, hubRuns } from "./status/hub-records.ts"
 import { Apply } from "./up/apply.ts"
 import { Tables } from "./up/tables.ts"
 import { tendConflicts, tendQuarantine } from "./up/tend.ts"
+import { forgetTaken } from "./up/taken.ts"
 import { forgetTimes } from "./up/times.ts"
 
 export interface HubOptions {
@@ -140,7 +141,8 @@ const tend = (pg: PostgresPool, tables: Context.Service.Shape<typeof Tables>) =>
       after = { quarantine, conflicts: yield* tendConflicts(pg, all, after.conflicts) }
     })
     yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(round, { log: "Debug" }), Schedule.spaced(TEND_MS)))
-    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(forgetTimes(pg), { log: "Debug" }), Schedule.spaced("1 hour")))
+    const forget = Effect.andThen(forgetTimes(pg), forgetTaken(pg))
+    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreCause(forget, { log: "Debug" }), Schedule.spaced("1 hour")))
   })
 
 /** Every school is asked to sync when the hub starts, and again in the interval that a person has set. */

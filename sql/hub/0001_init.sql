@@ -21,10 +21,12 @@ CREATE TABLE schoolbus.school_keys (
 );
 
 -- One row per life of a school's file; last_batch is the head of its ledger and the lock that orders its batches.
+-- origin: the first life of a file that has had others, of all of them; null = this is the only one.
 CREATE TABLE schoolbus.incarnations (
   id         uuid PRIMARY KEY,
   school     text NOT NULL REFERENCES schoolbus.schools (id),
   last_batch bigint NOT NULL DEFAULT 0,
+  origin     uuid,
   created_at timestamptz NOT NULL DEFAULT now(),
   closed_at  timestamptz
 );
@@ -40,6 +42,20 @@ CREATE TABLE schoolbus.ledger (
   at          timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (incarnation, batch)
 );
+
+CREATE INDEX incarnations_origin ON schoolbus.incarnations (origin) WHERE origin IS NOT NULL;
+
+-- Which changes each batch carried, 8 bytes for each (src/up/taken.ts): a copy of the file brings them once more in another life.
+CREATE TABLE schoolbus.taken (
+  incarnation  uuid NOT NULL,
+  batch        bigint NOT NULL,
+  first_change bigint NOT NULL,
+  last_change  bigint NOT NULL,
+  prints       bytea NOT NULL,
+  at           timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (incarnation, batch)
+);
+CREATE INDEX taken_at ON schoolbus.taken USING brin (at);
 
 -- One row per disagreement: of a column, or of a whole row (column_name is null: one side deleted or both inserted).
 -- base, mine (the school's), theirs (head office's) and kept are JSON values, or JSON objects for whole rows; null = no row.

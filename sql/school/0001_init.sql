@@ -3,6 +3,7 @@
 CREATE TABLE schoolbus_state (
   id          INTEGER PRIMARY KEY CHECK (id = 1),
   incarnation TEXT NOT NULL,             -- one life of this file
+  origin      TEXT,                      -- its first life; null = this is the first
   school      TEXT,                      -- id that the key belongs to, once the hub has said it
   cluster     TEXT,                      -- identity of head office's Postgres, as first met
   token       TEXT NOT NULL DEFAULT '',  -- shown to the hub at hello; the hub hands out the next

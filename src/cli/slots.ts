@@ -55,7 +55,7 @@ export const run = async (input: Input, io: Io): Promise<number> => {
   )
   for (const { slot, stage, advice, ...used } of items.filter(({ stage }) => stage !== "ok")) {
     const how = stage === "making" ? "being made" : `${stage}, ${used.budgetUsed} % of ${sizeText(used.budgetBytes)} used`
-    io.err(clean(`${slot}: ${how}: ${advice}`) + "\n")
+    io.err(`${clean(`${slot}: ${how}: ${advice}`)}\n`)
   }
   if (items.some((slot) => slot.maxSlotWalKeepSize === "-1")) {
     io.err(

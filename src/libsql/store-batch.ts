@@ -74,10 +74,13 @@ export const storeBatch = (
   { manifest, now, changes, tables, lines, firstId, lastId }: NewBatch,
 ): Effect.Effect<{ readonly batch: StoredBatch; readonly marked: number }, LibsqlError> =>
   Effect.gen(function* () {
-    const [state] = yield* tx.all<{ incarnation: string; last_batch: number }>("SELECT incarnation, last_batch FROM schoolbus_state")
+    const [state] = yield* tx.all<{ incarnation: string; origin: string | null; last_batch: number }>(
+      "SELECT incarnation, origin, last_batch FROM schoolbus_state",
+    )
     if (state === undefined) return yield* Effect.die(new Error("schoolbus_state has no row: the file has no incarnation yet"))
     const header: BatchHeader = {
       incarnation: state.incarnation,
+      ...(state.origin === null ? {} : { origin: state.origin }),
       number: state.last_batch + 1,
       manifest: manifest.version,
       contacts: yield* contactsOf(tx, firstId, lastId),

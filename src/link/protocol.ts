@@ -307,6 +307,7 @@ export type CompareAgain = z.infer<typeof CompareAgain>
 /** Batch bytes: NDJSON as `model/batch.ts` writes them. */
 export const BatchHeaderLine = z.object({
   incarnation: z.uuid(),
+  origin: z.uuid().exactOptional(),
   number: z.number().int().positive(),
   manifest: z.number().int().nonnegative(),
   contacts: z.array(z.tuple([z.number().int(), z.number(), z.number()])).max(1000),

@@ -6,6 +6,8 @@ export type Contact = readonly [change: number, own: number, server: number]
 
 export interface BatchHeader {
   readonly incarnation: string
+  /** The first life of the file, when this is a later one: a copy of it may have brought some of the changes. */
+  readonly origin?: string
   readonly number: number
   /** Version of the manifest under which the changes were captured. */
   readonly manifest: number

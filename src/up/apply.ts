@@ -27,6 +27,7 @@ import { putQuarantined, readOpen, record } from "./records.ts"
 import { carryOutRequests } from "./requests.ts"
 import { correctedTime } from "./resolve.ts"
 import { Tables } from "./tables.ts"
+import { findTaken, joinLives, keepPrints } from "./taken.ts"
 import type { Ground, Outcome } from "./work.ts"
 
 const RETRIES = 3
@@ -124,24 +125,29 @@ const applyBatch = (
   surroundings: Surroundings | null,
 ): Effect.Effect<{ readonly value: Verdicts; readonly last: string }, BatchGap | BatchDiffers | NotABatch | PostgresError> =>
   Effect.gen(function* () {
-    const last = yield* lockHead(session, input, head)
+    const { header, batch, unreadable } = decoded
+    const { last, origin } = yield* lockHead(session, input, header.origin, head)
     if (input.number <= last) return { value: yield* replay(session, input), last: "" }
     if (input.number > last + 1) return yield* new BatchGap({ school: input.school, expected: last + 1, received: input.number })
 
-    const { header, batch, unreadable } = decoded
-    const changes = batch.changes.map((change) => ({ ...change, at: correctedTime(change, header.contacts, input.now) }))
-    const written = surroundings === null ? null : yield* carryOutPlainly(session, own, changes, surroundings)
-    const exceptions =
+    const taken = origin === null ? null : yield* findTaken(session, { ...input, origin }, batch.changes)
+    const isNew = ({ id }: Change): boolean => taken === null || !taken.ids.has(id)
+    const changes = batch.changes.filter(isNew).map((change) => ({ ...change, at: correctedTime(change, header.contacts, input.now) }))
+    const written =
+      surroundings === null || changes.length < batch.changes.length ? null : yield* carryOutPlainly(session, own, changes, surroundings)
+    const met =
       written === null
         ? yield* carryOutWhole(session, input, own, changes, unreadable)
         : yield* Effect.as(retryDependants(session, { ...own, ...alone }, written), [])
+    const exceptions = taken === null ? met : [...taken.exceptions, ...met]
 
     const verdicts: Verdicts = { batch: input.number, hash: input.hash, changes: batch.changes.length + unreadable.length, exceptions }
     const { incarnation, number, school, hash } = input
     const id = `${literal(incarnation)}::uuid`
     const ledger = `INSERT INTO schoolbus.ledger (incarnation, batch, school, hash, changes, exceptions)
        VALUES (${id}, ${number}, ${literal(school)}, ${literal(hash)}, ${verdicts.changes}, ${literal(JSON.stringify(exceptions))});
-       UPDATE schoolbus.incarnations SET last_batch = ${number} WHERE id = ${id};`
+       UPDATE schoolbus.incarnations SET last_batch = ${number} WHERE id = ${id};
+       ${keepPrints(incarnation, number, batch.changes)}`
     return { value: verdicts, last: ledger }
   })
 
@@ -188,17 +194,26 @@ const carryOutWhole = (
 interface Head {
   readonly school: string
   readonly last_batch: string
+  readonly origin: string | null
 }
 
 /** Locks the head of the file's ledger, so that its batches go one after the other. */
 const readHead = (session: Session, { incarnation }: BatchInput) =>
-  session.query<Head>("SELECT school, last_batch::text AS last_batch FROM schoolbus.incarnations WHERE id = $1::text::uuid FOR UPDATE", [incarnation])
+  session.query<Head>(
+    "SELECT school, last_batch::text AS last_batch, origin::text AS origin FROM schoolbus.incarnations WHERE id = $1::text::uuid FOR UPDATE",
+    [incarnation],
+  )
 
 const readSchool = (session: Session, { school }: BatchInput) =>
   session.query<{ number: number }>("SELECT number FROM schoolbus.schools WHERE id = $1", [school])
 
-/** The number of the last batch; a file that is new gets its head. */
-const lockHead = (session: Session, input: BatchInput, found: ReadonlyArray<Head>): Effect.Effect<number, NotABatch | PostgresError> =>
+/** The number of the last batch, and the first life of a file that has had several; a file that is new gets its head. */
+const lockHead = (
+  session: Session,
+  input: BatchInput,
+  origin: string | undefined,
+  found: ReadonlyArray<Head>,
+): Effect.Effect<{ readonly last: number; readonly origin: string | null }, NotABatch | PostgresError> =>
   Effect.gen(function* () {
     let [head] = found
     if (head === undefined) {
@@ -209,7 +224,10 @@ const lockHead = (session: Session, input: BatchInput, found: ReadonlyArray<Head
       ;[head] = yield* readHead(session, input)
     }
     if (head === undefined || head.school !== input.school) return yield* new NotABatch({ message: "this incarnation belongs to another school" })
-    return Number(head.last_batch)
+    const last = Number(head.last_batch)
+    if (origin === undefined || head.origin !== null) return { last, origin: head.origin }
+    yield* joinLives(session, { ...input, origin })
+    return { last, origin }
   })
 
 const replay = (session: Session, input: BatchInput) =>

@@ -22,8 +22,9 @@ export interface Rule {
   readonly uniqueRule?: Table["uniqueRule"]
 }
 export type Draft = Partial<Change> & Pick<Change, "table" | "op" | "key">
-export interface ClockDraft {
+export interface HeaderDraft {
   readonly contacts?: BatchHeader["contacts"]
+  readonly origin?: string
 }
 
 export interface OfficeOptions {
@@ -91,9 +92,9 @@ export const openOffice = async (ddl: string, rules: Readonly<Record<string, Rul
     school: (school: string, incarnation = randomUUID()) => {
       let number = 0
       let id = 0
-      const text = (batch: number, drafts: ReadonlyArray<Draft>, clock: ClockDraft = {}): string =>
+      const text = (batch: number, drafts: ReadonlyArray<Draft>, header: HeaderDraft = {}): string =>
         encodeBatch(
-          { incarnation, number: batch, manifest: 1, contacts: [], ...clock, changes: drafts.length },
+          { incarnation, number: batch, manifest: 1, contacts: [], ...header, changes: drafts.length },
           drafts.map((draft) =>
             encodeChange({
               id: ++id,
@@ -115,9 +116,9 @@ export const openOffice = async (ddl: string, rules: Readonly<Record<string, Rul
         incarnation,
         text,
         send,
-        push: async (drafts: ReadonlyArray<Draft>, clock: ClockDraft = {}) => {
+        push: async (drafts: ReadonlyArray<Draft>, header: HeaderDraft = {}) => {
           const first = id + 1
-          const verdicts = await send(number + 1, text(number + 1, drafts, clock))
+          const verdicts = await send(number + 1, text(number + 1, drafts, header))
           number++
           const of = (i: number): ReadonlyArray<Exception> => verdicts.exceptions.filter((exception) => exception.id === first + i)
           return {
