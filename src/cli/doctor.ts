@@ -1,6 +1,7 @@
 /** `doctor`: what on the Postgres side stands in the way, or will one day; each finding with the command that mends it. */
 import * as Effect from "effect/Effect"
-import type { PostgresPool } from "../postgres/client.ts"
+import type { Table } from "../model/table.ts"
+import { type PostgresPool, qualified, type Session } from "../postgres/client.ts"
 import { loadConfig, type PluginName } from "../config.ts"
 import { deviceProblems, encodingProblem, wantedTables } from "../down/prepare.ts"
 import { slotName } from "../down/source.ts"
@@ -9,6 +10,7 @@ import { readSlots, type SlotHealth } from "../postgres/health.ts"
 import { missingTables } from "../postgres/migrate.ts"
 import { keyProblems } from "../postgres/key-types.ts"
 import { findSlot, refusalOfOther } from "../postgres/slot.ts"
+import { spelled, spelledTable } from "../postgres/spelling.ts"
 import { EVENT_TRIGGER_SQL, hasEventTriggers } from "../postgres/watch.ts"
 import { probeWal2json, type Wal2json } from "../postgres/probe.ts"
 import { migrationFiles } from "../libsql/migrate.ts"
@@ -236,16 +238,51 @@ const readFacts = (pg: PostgresPool, name: string) =>
     return facts
   })
 
+interface Lack {
+  readonly table: string
+  readonly role: string
+  readonly rights: string
+}
+
+/** Rights without which what schools write to a table waits in quarantine. Somebody may mean it so. */
+const readLacks = (session: Session, tables: ReadonlyArray<Table>) =>
+  session.query<Lack>(
+    `SELECT t.name AS "table", current_user::text AS role,
+            concat_ws(', ', CASE WHEN t.inserts AND NOT has_any_column_privilege(c.oid, 'INSERT') THEN 'INSERT' END,
+                            CASE WHEN NOT has_any_column_privilege(c.oid, 'UPDATE') THEN 'UPDATE' END,
+                            CASE WHEN NOT has_table_privilege(c.oid, 'DELETE') THEN 'DELETE' END) AS rights
+       FROM json_to_recordset($1::text::json) AS t (name text, quoted text, inserts boolean) JOIN pg_class c ON c.oid = to_regclass(t.quoted)
+      WHERE NOT (has_any_column_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE') AND (NOT t.inserts OR has_any_column_privilege(c.oid, 'INSERT')))`,
+    [
+      JSON.stringify(
+        tables
+          .filter(({ direction, system }) => direction !== "down" && !system)
+          .map(({ name, insert }) => ({ name, quoted: qualified(name), inserts: insert !== "vps" })),
+      ),
+    ],
+  )
+
+const writeFinding = (lacks: ReadonlyArray<Lack>): Finding =>
+  lacks.length === 0
+    ? { id: "school-writes", status: "ok", message: "the role may write what schools may write" }
+    : {
+        id: "school-writes",
+        status: "warn",
+        message: `what schools write waits in quarantine, as this role lacks the right: ${lacks.map(({ table, rights }) => `${table} (${rights})`).join(", ")}`,
+        fix: lacks.map(({ table, role, rights }) => `GRANT ${rights} ON ${spelledTable(table)} TO ${spelled(role)};`).join(" "),
+      }
+
 /** What the hub would refuse at its start: tables that cannot be synced as the config says, keys that schools would give out twice. */
 const tableFindings = (pg: PostgresPool, file: string) =>
   Effect.gen(function* () {
     const config = yield* loadConfig(file)
-    const catalog = yield* pg.tx((session) =>
-      readCatalog(
-        session,
+    const { catalog, lacks } = yield* pg.tx((session) =>
+      Effect.gen(function* () {
         // The sync's own tables are made by the hub.
-        wantedTables(config).filter(({ name }) => !name.startsWith("schoolbus.")),
-      ),
+        const wanted = wantedTables(config).filter(({ name }) => !name.startsWith("schoolbus."))
+        const catalog = yield* readCatalog(session, wanted)
+        return { catalog, lacks: yield* readLacks(session, catalog.tables) }
+      }),
     )
     const finding = (id: string, problems: ReadonlyArray<string>, good: string): Finding =>
       problems.length === 0
@@ -264,6 +301,7 @@ const tableFindings = (pg: PostgresPool, file: string) =>
             message: catalog.notes.join("; "),
             fix: "as said; or give the column a constant, now(), CURRENT_DATE or gen_random_uuid() as its default",
           } satisfies Finding),
+      writeFinding(lacks),
       finding("key-types", keyProblems(catalog.tables), "no key that two schools could both give out"),
     ]
   }).pipe(

@@ -137,6 +137,31 @@ describe("services", () => {
     expect((await run(["doctor", "--database-url", db.url, "--config", unsafe.replace("unsafe.", "safe."), "--json"])).code).toBe(0)
   })
 
+  it("doctor says what the role lacks to write what schools write, with the GRANT", async () => {
+    const fresh = await createDatabase()
+    const role = `weak_${crypto.randomUUID().slice(0, 8)}`
+    const file = join(folder, "weak.config.ts")
+    writeFileSync(
+      file,
+      `export default { tables: { pupils: { audience: "all" }, rooms: { audience: "all", insert: "vps" }, rules: { audience: "all", direction: "down" } } }`,
+    )
+    await query(
+      fresh.url,
+      `CREATE TABLE pupils (id uuid PRIMARY KEY); CREATE TABLE rooms (id int PRIMARY KEY); CREATE TABLE rules (id uuid PRIMARY KEY);
+       CREATE ROLE ${role} LOGIN REPLICATION; GRANT SELECT, INSERT ON pupils TO ${role}; GRANT SELECT, UPDATE ON rooms, rules TO ${role}`,
+    )
+    const url = Object.assign(new URL(fresh.url), { username: role }).href
+    const writes = async () => {
+      const ran = await run(["doctor", "--database-url", url, "--config", file, "--json"])
+      return (JSON.parse(ran.out) as { checks: ReadonlyArray<{ id: string }> }).checks.find(({ id }) => id === "school-writes")
+    }
+    const fix = `GRANT UPDATE, DELETE ON public.pupils TO ${role}; GRANT DELETE ON public.rooms TO ${role};`
+    expect(await writes()).toMatchObject({ status: "warn", message: expect.stringContaining("public.pupils (UPDATE, DELETE)"), fix })
+    await query(fresh.url, fix)
+    expect(await writes()).toMatchObject({ status: "ok" })
+    await fresh.drop()
+  })
+
   it("doctor says which columns of people and attendance are none", async () => {
     const typo = join(folder, "typo.config.ts")
     writeFileSync(
