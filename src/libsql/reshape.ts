@@ -20,7 +20,11 @@ const oldOf = (before: Table, column: Column): Column | undefined =>
 
 const fillOf = (column: Column): Wire => column.fill ?? null
 
-export const isReplaced = (before: Table, after: Table): boolean => (before.generation ?? 1) !== (after.generation ?? 1)
+/** Its rows are named in another way: the hub says so, or, of a table that had left the config meanwhile, its key does. */
+export const isReplaced = (before: Table, after: Table): boolean =>
+  (before.generation ?? 1) !== (after.generation ?? 1) ||
+  after.key.map((name) => oldOf(before, after.columns.find((column) => column.name === name) as Column)?.name ?? "").join("\0") !==
+    before.key.join("\0")
 
 /** The file's columns by their name in the old shape. */
 const columnsByName = (file: FileTable): ReadonlyMap<string, FileColumn> => new Map(file.columns.map((column) => [sameName(column.name), column]))

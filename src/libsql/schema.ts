@@ -66,6 +66,19 @@ const shapeText = (table: Table, manifest: Manifest): string => {
   return JSON.stringify([columns, key, unique, references, generation ?? 1, parentsOf(table, manifest)])
 }
 
+/**
+ * The table as the file has it by an older manifest. Numbers of columns and generations are of one life of a table in one feed: in
+ * another one names say which column is which, and the key whether rows are named in another way.
+ */
+const formerOf = (stored: Manifest | null, manifest: Manifest, table: Table): Table | undefined => {
+  const former = stored?.tables.find(({ name, local }) => name === table.name && local === table.local)
+  const life = manifest.lives?.[table.name]
+  if (former === undefined || (stored?.feed === manifest.feed && (stored?.lives?.[table.name] ?? life) === life)) return former
+  const { generation: _generation, ...before } = former
+  const columns = before.columns.map(({ number: _number, ...column }) => column)
+  return { ...before, columns, ...(table.generation === undefined ? {} : { generation: table.generation }) }
+}
+
 /** One table takes its new shape, or stays wholly as it is; then why. */
 const reshapeOne = (tx: Tx, reshaping: Reshaping): Effect.Effect<Misfit | null, LibsqlError> =>
   Effect.gen(function* () {
@@ -152,7 +165,7 @@ const planOf = (
         missing.push(table)
         continue
       }
-      const before = stored?.tables.find((one) => one.name === table.name && one.local === table.local)
+      const before = formerOf(stored, manifest, table)
       const tbl = ours.get(table.name)
       const misfit = misfitOf(table, file)
       if (stored !== null && before !== undefined && tbl !== undefined && file.type === "table" && !file.isVirtual) {
@@ -275,7 +288,7 @@ export const installTables = (tx: Tx, manifest: Manifest, options: InstallOption
     const [info] = yield* tx.all<{ n: number }>("SELECT count(*) AS n FROM pragma_table_info('changes') WHERE name GLOB 'v[0-9]*'")
     for (let i = info?.n ?? 0; i < widest; i++) yield* tx.exec(`ALTER TABLE changes ADD COLUMN v${i}`)
     for (const after of manifest.tables) {
-      const before = stored?.tables.find(({ name, local }) => name === after.name && local === after.local)
+      const before = formerOf(stored, manifest, after)
       const tbl = ours.get(after.name)
       if (before !== undefined && tbl !== undefined && !isReplaced(before, after)) yield* reorderChanges(tx, before, after, tbl)
     }

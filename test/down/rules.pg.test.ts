@@ -215,26 +215,72 @@ test("a table that was taken out comes back in the shape that head office has gi
   const listed = tables(null, { ...links, sheets: { audience: { column: "school" } } })
   const own = await makeWorld(`CREATE TABLE links (id int PRIMARY KEY, school text); ${schema}`, listed, ["a"])
   const school = await own.school("a")
-  await school.pull()
-  await school.write("ALTER TABLE sheets ADD COLUMN seen INTEGER NOT NULL DEFAULT 7")
-  await school.write("CREATE INDEX sheets_seen ON sheets (seen)")
+  const away = await own.school("a")
+  for (const one of [school, away]) {
+    await one.pull()
+    await one.write("ALTER TABLE sheets ADD COLUMN seen INTEGER NOT NULL DEFAULT 7")
+    await one.write("CREATE INDEX sheets_seen ON sheets (seen)")
+  }
   await own.restart(tables(null, links))
   await school.pull()
-  await own.sql.unsafe(
-    "ALTER TABLE sheets DROP CONSTRAINT sheets_pkey, ALTER id TYPE text, ADD PRIMARY KEY (school, id), ADD level int; UPDATE sheets SET level = 5",
-  )
+  await own.sql.unsafe("ALTER TABLE sheets DROP CONSTRAINT sheets_pkey, ADD PRIMARY KEY (school, id), ADD level int; UPDATE sheets SET level = 5")
   await own.restart(listed)
   await until("the copy", async () => (await own.run(own.feed.tables)).every((table) => !table.loading))
   await own.settle()
-  await school.pull()
-  expect(await school.rows("SELECT name, reason FROM schoolbus_unfit")).toEqual([])
-  expect(await school.rows("SELECT * FROM sheets ORDER BY id")).toEqual([
-    { id: "1", school: "a", body: "one", level: 5, seen: 7 },
-    { id: "2", school: "a", body: "two", level: 5, seen: 7 },
-  ])
+  for (const one of [school, away]) {
+    await one.pull()
+    expect(await one.rows("SELECT name, reason FROM schoolbus_unfit")).toEqual([])
+    expect(await one.rows("SELECT id, school, body, level FROM sheets ORDER BY id")).toEqual([
+      { id: 1, school: "a", body: "one", level: 5 },
+      { id: 2, school: "a", body: "two", level: 5 },
+    ])
+  }
+  expect(await school.rows("SELECT seen FROM sheets")).toEqual([{ seen: 7 }, { seen: 7 }])
   expect(await school.rows("SELECT name FROM sqlite_schema WHERE name = 'sheets_seen'")).toHaveLength(1)
-  await school.write("UPDATE sheets SET body = 'mine' WHERE id = '1'")
+  await school.write("UPDATE sheets SET body = 'mine' WHERE id = 1")
   await school.sync()
-  expect([...(await own.sql`SELECT body FROM sheets WHERE id = '1'`)]).toEqual([{ body: "mine" }])
+  expect([...(await own.sql`SELECT body FROM sheets WHERE id = 1`)]).toEqual([{ body: "mine" }])
+  await own.stop()
+})
+
+test("a table of which a column was dropped before it was taken out comes back with its columns as they are, also at a school that was away", async () => {
+  const listed = tables(null, { ...links, sheets: { audience: { column: "school" } } })
+  const own = await makeWorld(
+    `CREATE TABLE links (id int PRIMARY KEY, school text);
+     CREATE TABLE sheets (old text, id text PRIMARY KEY, school text, title text, body text); INSERT INTO sheets VALUES ('x', '1', 'a', 'one', 'first'), ('x', '2', 'a', 'two', 'second')`,
+    listed,
+    ["a"],
+  )
+  const away = await own.school("a")
+  await away.pull()
+  await own.sql`ALTER TABLE sheets DROP COLUMN old`
+  await until("the pause", async () => (await own.run(own.feed.tables)).some(({ paused }) => paused !== null))
+  await own.run(own.feed.accept("public.sheets"))
+  await until("the new shape", async () =>
+    (await own.run(own.feed.tables)).every(({ paused, loading, recheck }) => paused === null && !loading && !recheck),
+  )
+  await own.settle()
+  await away.pull()
+  expect(await away.rows("SELECT * FROM sheets ORDER BY id")).toMatchObject([
+    { id: "1", title: "one", body: "first" },
+    { id: "2", title: "two" },
+  ])
+  await away.write("UPDATE sheets SET title = 'mine' WHERE id = '1'")
+  await own.restart(tables(null, links))
+  await own.restart(listed)
+  await until("the copy", async () => (await own.run(own.feed.tables)).every((table) => !table.loading))
+  await own.settle()
+  await away.install()
+  expect(await away.rows("SELECT * FROM sheets ORDER BY id")).toEqual([
+    { id: "1", school: "a", title: "mine", body: "first" },
+    { id: "2", school: "a", title: "two", body: "second" },
+  ])
+  await away.sync()
+  await away.sync()
+  expect([...(await own.sql`SELECT * FROM sheets ORDER BY id`)]).toEqual([
+    { id: "1", school: "a", title: "mine", body: "first" },
+    { id: "2", school: "a", title: "two", body: "second" },
+  ])
+  expect(await away.rows("SELECT * FROM sheets ORDER BY id")).toMatchObject([{ title: "mine", body: "first" }, { title: "two" }])
   await own.stop()
 })

@@ -340,6 +340,21 @@ describe("a newer manifest", () => {
     await file.close()
   })
 
+  it("of another feed, which has numbered the columns anew, is told by their names", async () => {
+    const columns = [column("id", "text", { number: 2 }), column("title", "text", { number: 4 }), column("pages", "int", { number: 5 })]
+    const file = await openSchoolFile([])
+    await file.install({ ...manifestOf([{ ...one, unique: [], columns, generation: 2 }]), feed: "first" })
+    file.program("INSERT INTO books VALUES ('1', 'A', 12), ('2', 'B', 13)")
+    await file.freeze()
+    file.program("UPDATE books SET title = 'C' WHERE id = '2'; DELETE FROM books WHERE id = '1'")
+    const open = file.read("SELECT * FROM schoolbus_tables")
+    await file.install({ ...next([...one.columns, column("isbn", "text", { number: 4 })]), feed: "second" })
+    expect(file.read("SELECT id, title, pages, isbn FROM books")).toEqual([["2", "C", 13n, null]])
+    expect(file.read("SELECT * FROM schoolbus_tables")).toEqual(open)
+    expect(file.batches().flatMap(({ lines }) => lines.slice(1))).toMatchObject([{}, {}, { op: "update", mine: { title: "C" } }, { op: "delete" }])
+    await file.close()
+  })
+
   it("gives a renamed column's old name to a new one", async () => {
     const file = await openSchoolFile([{ ...one, unique: [] }])
     file.program("INSERT INTO books (id, title, pages) VALUES ('1', 'A', 12)")
