@@ -41,7 +41,9 @@ export const textOf = (cause: unknown): string => {
   return [...new Set(parts)].join(": ")
 }
 
-export const down = (cause: unknown): LinkDown => (cause instanceof LinkDown ? cause : new LinkDown({ message: textOf(cause) }))
+/** An answer that began, or whose request was taken: the line broke off, or something on the way harmed what it carried. */
+export const down = (cause: unknown): LinkDown =>
+  cause instanceof LinkDown ? cause : new LinkDown({ message: `the hub's answer did not come whole (${textOf(cause)}); it is tried again by itself` })
 
 /** The other side is there, and not believed. */
 export const isCertificate = (text: string): boolean => /cert|tls|ssl|self.signed|issuer/i.test(text)

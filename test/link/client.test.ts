@@ -88,10 +88,18 @@ it("a peer that is not there is the line being down, told with its address and w
   )
 })
 
+it("an answer that breaks off is told in words for a person", async () => {
+  const link = await peer((_, response) => {
+    response.writeHead(200, NDJSON)
+    response.write("[", () => response.destroy())
+  })
+  expect(await outcome(pull(link))).toMatch(/^LinkDown: the hub's answer did not come whole \(.+\); it is tried again by itself$/)
+})
+
 it("a request that fails is told without what it asks, which carries the file's token", () => {
   const asked = "http://hub.example/api/sync/push?incarnation=b947&token=9.506545a52e86&batch=39"
   const { message } = down(new TypeError(`error sending request from 10.0.0.2:57984 for ${asked} (10.0.0.1:80): connection closed`))
-  expect(message).toBe("error sending request from 10.0.0.2:57984 for http://hub.example/api/sync/push (10.0.0.1:80): connection closed")
+  expect(message).toContain("(error sending request from 10.0.0.2:57984 for http://hub.example/api/sync/push (10.0.0.1:80): connection closed)")
 })
 
 it("tells a refusal of the hub from its being busy", async () => {
