@@ -171,7 +171,7 @@ it("a stream whose first byte is held back is unsuited, and one whose head is", 
 
 it("a stream that falls silent is down, also in the middle of a page", async () => {
   const silent = await peer((_, response) => void response.writeHead(200, NDJSON).write("\n"), { idle: 300 })
-  expect(await firsts(silent, 1)).toEqual(["LinkDown: no byte for 0 s"])
+  expect(await firsts(silent, 1)).toEqual(["LinkDown: the hub's answer did not come whole (no byte for 0 s); it is tried again by itself"])
   const half = await peer((_, response) => void response.writeHead(200, NDJSON).write(`\n${page.slice(0, 3).join("\n")}\n`), { idle: 300 })
   expect(await firsts(half, 2)).toEqual(["2 part", "LinkDown: the stream ended"])
 })
