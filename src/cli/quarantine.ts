@@ -109,6 +109,7 @@ interface Left {
   readonly why: string
 }
 
+const PROGRESS_WIDTH = 40
 const DONE = { retry: "retried", discard: "discarded" }
 
 /** Each by itself, so that one that is refused keeps none of the others; again, as long as one more goes. */
@@ -123,10 +124,13 @@ const decideMany = async (input: Input, io: Io, action: "retry" | "discard"): Pr
   const done: Array<string> = []
   let asked = 0
   let left: Array<Left> = []
+  // A person who waits sees that it moves; the line is written over.
+  const say = (text: string) => (io.interactive ? io.err(`\r${text.padEnd(PROGRESS_WIDTH)}${text === "" ? "\r" : ""}`) : undefined)
   for (let before = -1; before < done.length; ) {
     before = done.length
     left = []
-    for (const { id } of todo) {
+    for (const [n, { id }] of todo.entries()) {
+      if (n % 20 === 0) say(`${countText(n)} of ${countText(todo.length)}`)
       try {
         const record = await api.post<QuarantineRecord>(`/api/sync/quarantine/${id}/${action}`, { by })
         if (record.status === "open") asked++
@@ -136,17 +140,20 @@ const decideMany = async (input: Input, io: Io, action: "retry" | "discard"): Pr
         // It went along with another one.
         if (cause.code === "change_decided") done.push(id)
         else if (cause.code === "change_not_possible" || cause.code === "change_not_found") left.push({ id, why: cause.message })
-        else
+        else {
+          say("\r")
           throw new CommandFailed(
             cause.exit,
             cause.code,
-            `${cause.message}; ${done.length} of ${todo.length} were ${DONE[action]} before`,
+            `${cause.message}; of ${changes}, ${countText(done.length)} were ${DONE[action]} before`,
             cause.hint,
           )
+        }
       }
     }
     todo = todo.filter(({ id }) => left.some((one) => one.id === id))
   }
+  say("")
   if (input.flag("json")) io.out(`${JSON.stringify({ done, left })}\n`)
   else {
     for (const { id, why } of left) io.out(dim(io.look, `${id}  left: ${clean(why)}\n`))
