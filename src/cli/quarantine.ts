@@ -141,7 +141,7 @@ const decideMany = async (input: Input, io: Io, action: "retry" | "discard"): Pr
         if (cause.code === "change_decided") done.push(id)
         else if (cause.code === "change_not_possible" || cause.code === "change_not_found") left.push({ id, why: cause.message })
         else {
-          say("\r")
+          say("")
           throw new CommandFailed(
             cause.exit,
             cause.code,
