@@ -156,21 +156,22 @@ const keyColumns = (table: FeedTable): ReadonlyArray<KeyColumn> =>
     return { name: ident(column?.name ?? ""), kind: column?.kind ?? "text", type: column?.type ?? "text" }
   })
 
-/** Operators of the order of each key column's type. */
+/** Of a key column's type: its base, which asks no check of a domain, and the operators of its order. */
 interface Order {
+  readonly base: string
   readonly equals: string
   readonly least: string
   readonly greater: string
 }
 
-const OWN: Order = { equals: EQUALS, least: "OPERATOR(pg_catalog.>=)", greater: "OPERATOR(pg_catalog.>)" }
+const OWN = { equals: EQUALS, least: "OPERATOR(pg_catalog.>=)", greater: "OPERATOR(pg_catalog.>)" }
 
 /** Types that are not Postgres' own may have an order of their own (citext), by which their index is. */
 const readOrder = (session: Session, columns: ReadonlyArray<KeyColumn>): Effect.Effect<ReadonlyArray<Order>, PostgresError> =>
   columns.every(({ type }) => isBuiltIn(type))
-    ? Effect.succeed(columns.map(() => OWN))
+    ? Effect.succeed(columns.map(({ type }) => ({ base: type, ...OWN })))
     : session.query<Order>(
-        `SELECT ${operatorOf("b.oid", 3)} AS equals, ${operatorOf("b.oid", 4)} AS least, ${operatorOf("b.oid", 5)} AS greater
+        `SELECT format_type(b.oid, -1) AS base, ${operatorOf("b.oid", 3)} AS equals, ${operatorOf("b.oid", 4)} AS least, ${operatorOf("b.oid", 5)} AS greater
            FROM unnest($1::text[]) WITH ORDINALITY AS k (type, n) CROSS JOIN LATERAL (
              WITH RECURSIVE base AS (
                SELECT t.oid, t.typtype, t.typbasetype FROM pg_type t WHERE t.oid = k.type::regtype
@@ -202,9 +203,10 @@ const readRows = (session: Session, table: FeedTable, want: Want): Effect.Effect
   }
   if (want.kind === "chunk") {
     const params = want.after === null ? [] : keyParams(table, want.after)
-    const values = columns.map((column, i) => `$${i + 1}::text::${column.type}`)
     return Effect.gen(function* () {
-      const where = want.after === null ? "" : `WHERE ${after(columns, yield* readOrder(session, columns), values)}`
+      const order = yield* readOrder(session, columns)
+      const values = order.map(({ base }, i) => `$${i + 1}::text::${base}`)
+      const where = want.after === null ? "" : `WHERE ${after(columns, order, values)}`
       const rows = yield* session.texts(
         `SELECT ${selectList(table)} FROM ${qualified(table.name)} ${where} ORDER BY ${names} LIMIT ${CHUNK_ROWS}`,
         params,
@@ -222,7 +224,7 @@ const readRows = (session: Session, table: FeedTable, want: Want): Effect.Effect
   const list = table.columns.map((column) => `t.${ident(column.name)}`).join(", ")
   return Effect.gen(function* () {
     const order = yield* readOrder(session, columns)
-    const join = columns.map((column, i) => `t.${column.name} ${order[i]?.equals} k.k${i}::${column.type}`).join(" AND ")
+    const join = columns.map((column, i) => `t.${column.name} ${order[i]?.equals} k.k${i}::${order[i]?.base}`).join(" AND ")
     const rows = yield* session.texts(`SELECT ${list} FROM ${unnest} JOIN ${qualified(table.name)} t ON ${join}${filter}`, arrays)
     return { rows: rows.map(toRow), last: true }
   })

@@ -17,6 +17,10 @@ const SCHEMA = `
   CREATE EVENT TRIGGER log_ddl ON ddl_command_end EXECUTE FUNCTION log_ddl();
   CREATE TABLE pupils (id text PRIMARY KEY, school_id text, name text, mood mood, points float8, loud text GENERATED ALWAYS AS (spell(name)) STORED);
   CREATE TABLE letters (school_id text, id lib.citext, body text, PRIMARY KEY (school_id, id));
+  CREATE FUNCTION is_code(text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RETURN upper_of($1) IS NOT NULL; END $$;
+  CREATE DOMAIN code AS text CHECK (is_code(VALUE));
+  CREATE TABLE codes (id code PRIMARY KEY, body text);
+  INSERT INTO codes SELECT 'c' || n, 'x' FROM generate_series(1, ${LETTERS}) n;
   CREATE TABLE notes (id lib.citext PRIMARY KEY, body text);
   INSERT INTO pupils VALUES ('p1', 'a', 'Amina', 'low', 'NaN'), ('p2', 'b', 'Ben', 'high', 1.5);
   INSERT INTO letters SELECT 'a', CASE WHEN n % 2 = 0 THEN 'k' ELSE 'K' END || lpad(n::text, 6, '0'), 'x' FROM generate_series(1, ${LETTERS}) n;
@@ -31,6 +35,7 @@ describe.each(["wal2json", "pgoutput"] as const)("%s", (plugin) => {
       pupils: { audience: { column: "school_id" }, columns: { name: "newest_wins" } },
       letters: { audience: { column: "school_id" } },
       notes: { audience: "all" },
+      codes: { audience: "all" },
     } as const
     // The test's own sessions have a path of their own.
     const on = { ...database, url: `${database.url}?search_path=public,pg_catalog` }
@@ -46,6 +51,7 @@ describe.each(["wal2json", "pgoutput"] as const)("%s", (plugin) => {
     expect([Number(ddl?.["views"]) > 0, Number(ddl?.["streams"])]).toEqual([true, plugin === "pgoutput" ? 1 : 0])
     expect(await a.rows("SELECT count(*) AS n FROM letters")).toEqual([{ n: LETTERS }])
     expect(await a.rows("SELECT count(*) AS n FROM notes")).toEqual([{ n: LETTERS }])
+    expect(await a.rows("SELECT count(*) AS n FROM codes")).toEqual([{ n: LETTERS }])
     expect(await a.rows("SELECT id, name, mood, points, loud FROM pupils")).toEqual([
       { id: "p1", name: "Amina", mood: "low", points: "NaN", loud: "AMINA" },
     ])
