@@ -45,8 +45,11 @@ const progressText = (p: Progress): string => {
   return `${countText(p.rows)} of ${countText(p.total)} rows${bytes}${percent === null ? "" : ` (${percent} %)`}`
 }
 
+/** As the budget is given. */
+const megabytes = (bytes: number): string => `${Number((bytes / 1_000_000).toFixed(1)).toLocaleString("en-US")} MB`
+
 const meteredText = (m: MeteredView): string => {
-  const used = m.budgetBytes === null ? sizeText(m.usedBytes) : `${sizeText(m.usedBytes)} of ${sizeText(m.budgetBytes)}`
+  const used = m.budgetBytes === null ? megabytes(m.usedBytes) : `${megabytes(m.usedBytes)} of ${megabytes(m.budgetBytes)}`
   return `Metered link: a sync every ${m.cycleMinutes} min${m.hours === "" ? "" : `, ${m.hours}`}; ${used} used today\n`
 }
 

@@ -72,3 +72,8 @@ describe("status for people", () => {
     expect([null, 0, 1023, 1024, 1.5 * 1024 ** 3].map(sizeText)).toEqual(["-", "0 B", "1023 B", "1.0 KiB", "1.5 GiB"])
   })
 })
+
+it("what a metered link has used stands in the unit in which its budget is given", () => {
+  const metered = { cycleMinutes: 15, budgetBytes: 50_000_000, hours: "", usedBytes: 1_240_000, waits: null, nextAt: null } as const
+  expect(statusText(plain, aSchool({ metered }))).toContain("a sync every 15 min; 1.2 MB of 50 MB used today")
+})
