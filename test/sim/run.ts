@@ -1,7 +1,7 @@
 /**
  * One seed: head office on real Postgres, four schools on real files. The seed decides the tables, every write on every
  * side, and each step of the flows with its fault: requests that never arrive, answers that are lost, batches that come
- * again or too early, pages that break off, processes that end between two steps, slots that are lost. Then quiet: everybody syncs, and what
+ * again or too early, pages that break off, processes that end between two steps, slots that are lost, rules that change. Then quiet: everybody syncs, and what
  * stands everywhere is held against what the rules say (expect.ts).
  */
 import { mkdtempSync, rmSync } from "node:fs"
@@ -9,13 +9,13 @@ import { join } from "node:path"
 import { fastFolder } from "../support/fast-folder.ts"
 import { makeWorld, type World } from "../support/world.ts"
 import { checkAgree, fail, listed, listOf, same, type Side, sorted } from "./agree.ts"
-import { type Edit, type Expected, expected, type Flight, fold } from "./expect.ts"
+import { type Expected, expected, type Flight, fold } from "./expect.ts"
 import { type Batch, type Node, openNode } from "./node.ts"
-import { insertSql, keyOf, newKey, newRow, newValue, readOffice, type Row } from "./office.ts"
+import { keyOf, readOffice, type Row } from "./office.ts"
 import { type Random, randomOf } from "./random.ts"
 import { configOf, ddlOf, makeSchema, type SimTable } from "./schema.ts"
+import { SCHOOLS, Writes } from "./writes.ts"
 
-const SCHOOLS = ["s1", "s2", "s3", "s4"]
 const STEPS = 90
 /** Rounds of sync within which everything must be quiet. */
 const QUIET_ROUNDS = 6
@@ -60,14 +60,13 @@ class Simulation {
   readonly #random: Random
   readonly #tables: ReadonlyArray<SimTable>
   readonly #sides: ReadonlyArray<Side>
-  #keys = 0
-  #writes = 0
+  readonly #writes: Writes
   #batches = 0
   #conflicts = 0
   #faults = 0
   readonly #trace: Array<string> = []
   /** What head office must hold: its own writes, and what the rules make of the schools'. */
-  #model = new Map<string, Map<string, Row>>()
+  readonly #model = new Map<string, Map<string, Row>>()
 
   constructor(world: World, random: Random, tables: ReadonlyArray<SimTable>, sides: ReadonlyArray<Side>) {
     this.#world = world
@@ -75,6 +74,7 @@ class Simulation {
     this.#tables = tables
     this.#sides = sides
     for (const table of tables) this.#model.set(table.name, new Map())
+    this.#writes = new Writes(world, random, tables, this.#model, (what, ...values) => this.#note(what, ...values))
   }
 
   #note(what: string, ...values: ReadonlyArray<unknown>): void {
@@ -82,7 +82,7 @@ class Simulation {
   }
 
   async run(): ReturnType<Prepared["run"]> {
-    for (let i = 0; i < 12; i++) await this.#officeWrite()
+    for (let i = 0; i < 12; i++) await this.#writes.office()
     await this.#world.settle()
     await Promise.all(this.#sides.map((side) => this.#pullAll(side)))
     for (let step = 0; step < STEPS; step++) await this.#step()
@@ -90,7 +90,7 @@ class Simulation {
     await this.#quiet()
     await checkAgree(this.#world, this.#tables, this.#sides, this.#model)
     const outcome = {
-      writes: this.#writes,
+      writes: this.#writes.count,
       batches: this.#batches,
       conflicts: this.#conflicts,
       refused: this.#sides.reduce((sum, side) => sum + side.refused.size, 0),
@@ -104,14 +104,15 @@ class Simulation {
     const side = this.#random.pick(this.#sides)
     const what = this.#random.below(100)
     this.#note("step", side.node.id, what)
-    if (what < 22) return this.#officeWrite()
-    if (what < 55) return this.#schoolWrite(side)
+    if (what < 22) return this.#writes.office()
+    if (what < 55) return this.#writes.school(side)
     if (what < 62) return side.node.freeze()
     if (what < 76) return this.#send(side)
     if (what < 92) return this.#pull(side)
     this.#faults++
     if (what < 97) return side.node.reopen()
-    if (what < 99) return this.#again(side)
+    if (what < 98) return this.#again(side)
+    if (what < 99) return this.#newRules()
     return this.#away()
   }
 
@@ -119,7 +120,7 @@ class Simulation {
   async #away(): Promise<void> {
     await this.#world.halt()
     for (let i = this.#random.below(5); i > 0; i--) {
-      if (this.#random.chance(0.5)) await this.#officeWrite()
+      if (this.#random.chance(0.5)) await this.#writes.office()
       else await this.#send(this.#random.pick(this.#sides))
     }
     const isLost = this.#random.chance(0.5)
@@ -129,127 +130,16 @@ class Simulation {
     await this.#world.compared()
   }
 
-  #model_(table: SimTable): Map<string, Row> {
-    return this.#model.get(table.name) as Map<string, Row>
-  }
-
-  /** One of head office's programs: an insert, update, delete, or a move to another school. What Postgres refuses changes nothing. */
-  async #officeWrite(): Promise<void> {
-    const random = this.#random
-    const table = random.pick(this.#tables)
-    const model = this.#model_(table)
-    const keys = [...model.keys()]
-    const what = keys.length < 3 ? 0 : random.below(100)
-    this.#writes++
-    if (what < 30) {
-      const school = random.pick(SCHOOLS)
-      const parents = table.parent === null ? [] : this.#keysOf(table.parent, school)
-      const row = newRow(random, table, school, parents, () => `u${random.below(12)}`)
-      if (row === null) return
-      const key = newKey(table, ++this.#keys)
-      const names = Object.keys(row)
-      const params = [...key, ...Object.values(row)].map((_, i) => `$${i + 1}`)
-      if (await this.#try(`${insertSql(table, names)} VALUES (${params.join(", ")})`, [...key, ...Object.values(row)])) model.set(keyOf(key), row)
-      return
+  /** Another side wins from now on, whatever is on its way. What is summed stays so. */
+  async #newRules(): Promise<void> {
+    for (const table of this.#tables) {
+      table.strategy = this.#random.pick(["school_wins", "vps_wins"] as const)
+      for (const column of table.columns)
+        if (column.rule !== "sum") column.rule = this.#random.chance(0.25) ? this.#random.pick(["school_wins", "vps_wins"] as const) : table.strategy
     }
-    const key = random.pick(keys)
-    const where = table.key.map((column, i) => `${column.name}::text = $${i + 1}`).join(" AND ")
-    const values = JSON.parse(key) as ReadonlyArray<string>
-    if (what < 75) {
-      const change = this.#newValues(table, model.get(key) as Row)
-      const sets = Object.keys(change).map((name, i) => `${name} = $${values.length + i + 1}`)
-      if (sets.length === 0) return
-      if (await this.#try(`UPDATE ${table.name} SET ${sets.join(", ")} WHERE ${where}`, [...values, ...Object.values(change)]))
-        model.set(key, { ...(model.get(key) as Row), ...change })
-    } else if (what < 90) {
-      if (await this.#try(`DELETE FROM ${table.name} WHERE ${where}`, values)) model.delete(key)
-    } else if (table.parent === null && !this.#tables.some((other) => other.parent === table)) {
-      const school = random.pick(SCHOOLS)
-      if (await this.#try(`UPDATE ${table.name} SET school_id = $${values.length + 1} WHERE ${where}`, [...values, school]))
-        model.set(key, { ...(model.get(key) as Row), school_id: school })
-    }
-  }
-
-  async #try(sql: string, params: ReadonlyArray<string | null>): Promise<boolean> {
-    try {
-      await this.#world.sql.unsafe(sql, [...params])
-      this.#note("head office writes", sql, params)
-      return true
-    } catch (cause) {
-      this.#note("Postgres refuses", sql, params)
-      if (/^23/.test(String((cause as { code?: unknown }).code))) return false
-      throw cause
-    }
-  }
-
-  #keysOf(table: SimTable, school: string): ReadonlyArray<string> {
-    return [...this.#model_(table)].flatMap(([key, row]) =>
-      row["school_id"] === school ? [(JSON.parse(key) as ReadonlyArray<string>)[0] as string] : [],
-    )
-  }
-
-  /** New values for one or two columns, each other than before. */
-  #newValues(table: SimTable, row: Row): Row {
-    const change: Record<string, string | null> = {}
-    for (let i = 0; i <= this.#random.below(2); i++) {
-      const column = this.#random.pick(table.columns)
-      const value = column.rule === "sum" ? String(Number(row[column.name] ?? 0) + this.#random.below(20) + 1) : newValue(this.#random, column.type)
-      if (value !== row[column.name]) change[column.name] = value
-    }
-    return change
-  }
-
-  /** One statement of a program in the school, on a row as the school shows it. */
-  #schoolWrite(side: Side): void {
-    const random = this.#random
-    const { node } = side
-    const table = random.pick(this.#tables)
-    const rows = node.rows(table)
-    const isBigint = (name: string) => table.columns.find((column) => column.name === name)?.type === "bigint"
-    const bind = (name: string, value: string | null) => (value !== null && isBigint(name) ? BigInt(value) : value)
-    const bindKey = (values: ReadonlyArray<string>) => values.map((value, i) => (table.key[i]?.type === "integer" ? BigInt(value) : value))
-    const where = table.key.map((column) => `${column.name} = ?`).join(" AND ")
-    const what = rows.size < 2 ? 0 : random.below(100)
-    const done = (key: string, op: Edit["op"], base: Row | null, mine: Row | null, ids: ReadonlyArray<number>) => {
-      if (ids.length !== 1) fail(`${op} of one row in ${node.id} was captured as ${ids.length} writes`, table.name, key, base, mine)
-      this.#note(`${node.id} writes`, op, table.name, key, base, mine, ids)
-      side.edits.set(ids[0] as number, { id: ids[0] as number, table, key, op, base, mine })
-      this.#writes++
-    }
-    if (what < 35) {
-      const parents =
-        table.parent === null ? [] : [...node.rows(table.parent).keys()].map((key) => (JSON.parse(key) as ReadonlyArray<string>)[0] as string)
-      const taken = new Set(table.unique === null ? [] : [...rows.values()].map((row) => row[table.unique as string]))
-      const unique = () => {
-        for (;;) {
-          const value = `u${random.below(40)}`
-          if (!taken.has(value)) return value
-        }
-      }
-      const row = newRow(random, table, node.id, parents, unique)
-      if (row === null) return
-      const key = newKey(table, ++this.#keys)
-      const names = Object.keys(row)
-      const args = [...bindKey(key), ...names.map((name) => bind(name, row[name] ?? null))]
-      done(keyOf(key), "insert", null, row, node.program(`${insertSql(table, names)} VALUES (${args.map(() => "?").join(", ")})`, args))
-      return
-    }
-    const key = random.pick([...rows.keys()])
-    // What waits for a person is left alone: its later edits are joined to it, which other tests try.
-    if (side.refused.has(`${table.name} ${key}`)) return
-    const base = rows.get(key) as Row
-    const values = bindKey(JSON.parse(key) as ReadonlyArray<string>)
-    if (what < 85) {
-      const change = this.#newValues(table, base)
-      const names = Object.keys(change)
-      if (names.length === 0) return
-      const args = [...names.map((name) => bind(name, change[name] ?? null)), ...values]
-      const ids = node.program(`UPDATE ${table.name} SET ${names.map((name) => `${name} = ?`).join(", ")} WHERE ${where}`, args)
-      done(key, "update", base, { ...base, ...change }, ids)
-      return
-    }
-    if (this.#tables.some((other) => other.parent === table)) return
-    done(key, "delete", base, null, node.program(`DELETE FROM ${table.name} WHERE ${where}`, values))
+    this.#note("new rules", configOf(this.#tables))
+    await this.#world.restart(configOf(this.#tables))
+    await this.#world.compared()
   }
 
   /** The next batch goes up, or one that must be refused because another comes first. Its answer may be lost. */

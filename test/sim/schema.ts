@@ -6,13 +6,14 @@ export type ColumnRule = "school_wins" | "vps_wins" | "sum"
 export interface SimColumn {
   readonly name: string
   readonly type: "text" | "bigint" | "numeric"
-  readonly rule: ColumnRule
+  /** Rules may change while a seed runs. */
+  rule: ColumnRule
 }
 export interface SimTable {
   readonly name: string
   readonly key: ReadonlyArray<{ readonly name: string; readonly type: "text" | "uuid" | "integer" }>
   readonly columns: ReadonlyArray<SimColumn>
-  readonly strategy: "school_wins" | "vps_wins"
+  strategy: "school_wins" | "vps_wins"
   /** A text column that no two rows of head office may share. */
   readonly unique: string | null
   /** Rows point to a row of this table. */
