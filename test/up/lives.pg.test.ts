@@ -57,19 +57,24 @@ test("a file that was put back and went on otherwise gives numbers a second time
   expect(await rowOf(key)).toMatchObject({ qty: 17 })
 })
 
-test("of two copies whichever comes first is taken, also when both come at once", async () => {
+test("of copies whichever comes first is taken, also when they come at once, with their first batches or later ones", async () => {
   for (const order of ["copy first", ...Array.from({ length: 8 }, () => "at once")]) {
     const key = await stock()
-    const one = o.school("a")
-    const two = o.school("a")
+    const [one, two, three] = [o.school("a"), o.school("a"), o.school("a")] as const
     await one.push([add(1, key, 10, 0)])
-    const pushes = [
-      () => two.push([add(1, key, 10, 0), add(2, key, 10, 5)], { origin: one.incarnation }),
+    const origin = one.incarnation
+    const inOrder = async (pushes: ReadonlyArray<() => Promise<unknown>>) => {
+      if (order === "at once") await Promise.all(pushes.map((push) => push()))
+      else for (const push of pushes) await push()
+    }
+    await inOrder([
+      () => two.push([add(1, key, 10, 0), add(2, key, 10, 5)], { origin }),
       () => one.push([add(2, key, 10, 5), add(3, key, 15, 1)]),
-    ] as const
-    if (order === "at once") await Promise.all(pushes.map((push) => push()))
-    else for (const push of pushes) await push()
+      () => three.push([add(2, key, 10, 5)], { origin }),
+    ])
     expect([order, await rowOf(key)]).toMatchObject([order, { qty: 16 }])
+    await inOrder([two, three].map((file) => () => file.push([add(4, key, 16, 2)], { origin })))
+    expect([order, await rowOf(key)]).toMatchObject([order, { qty: 18 }])
   }
 })
 
