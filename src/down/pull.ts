@@ -60,7 +60,7 @@ export const refreshManifest = (
   })
 
 export type Pulled =
-  /** `asked`: head office wants a sync now. */
+  /** Everything that the hub has for us is here. `asked`: head office wants a sync now. */
   | { readonly kind: "nothing"; readonly asked: boolean }
   /** The line broke inside the page; what had arrived is staged. */
   | { readonly kind: "part" | "page"; readonly delivered: Delivered; readonly header: Header; readonly tables: Readonly<Record<string, number>> }
@@ -138,7 +138,8 @@ const streamPages = (
       for (;;) {
         const page = yield* Effect.raceFirst(stream.next, torn)
         if (page === "torn") return "anew"
-        const pulled = page === "asked" ? ({ kind: "nothing", asked: true } as const) : yield* takePage(link, identity, options, page)
+        const pulled =
+          typeof page === "string" ? ({ kind: "nothing", asked: page === "asked" } as const) : yield* takePage(link, identity, options, page)
         yield* onPulled(pulled)
         if (pulled.kind === "nothing") continue
         if (!pulled.delivered.taken) return "anew"

@@ -147,6 +147,8 @@ class OpenStream implements Waiter, Listener {
   private async serve(first: Outgoing | null): Promise<void> {
     this.isBusy = true
     try {
+      // The school hears at once that it has everything.
+      if (first?.empty === true) this.put(beatOf(this.encoding))
       for (let page = first ?? (await this.shared.ask(this)); page !== null && !this.isOver; ) {
         const isAllThere = page.empty || (await this.send(page))
         if (this.isOver) break

@@ -51,8 +51,8 @@ export interface Identity {
 }
 
 export interface PageStream {
-  /** The next page, or `asked` as in a pull; fails when the line ends. */
-  readonly next: Effect.Effect<PulledPage | "asked", LinkError>
+  /** The next page; as in a pull `asked`, or now and then `nothing` while there is nothing new. Fails when the line ends. */
+  readonly next: Effect.Effect<PulledPage | "nothing" | "asked", LinkError>
 }
 
 export interface Link {

@@ -27,7 +27,7 @@ const limitsOf = (isEndless: boolean, idleMs: number): BodyLimits =>
 
 /**
  * The pages of a body, whole ones and at its end perhaps the beginning of one; what came whole before the line broke is kept,
- * and the next request goes on after it.
+ * and the next request goes on after it. `nothing`: an empty line beside the one that a stream begins with.
  */
 export const pagesOf = async function* (
   body: ReadableStream<Uint8Array> | null,
@@ -35,8 +35,9 @@ export const pagesOf = async function* (
   idleMs: number,
   onBytes: (bytes: number) => void,
   onLine: OnLine = () => undefined,
-): AsyncGenerator<PulledPage | "asked"> {
+): AsyncGenerator<PulledPage | "nothing" | "asked"> {
   let header: Header | null = null
+  let hasBegun = false
   let bytes = 0
   let slowAt = Number.POSITIVE_INFINITY
   let lines: Array<PulledPage["lines"][number]> = []
@@ -53,7 +54,11 @@ export const pagesOf = async function* (
   }
   try {
     for await (const text of splitLines(unpress(counted()), MAX_LINE_BYTES)) {
-      if (text === "") continue
+      if (text === "") {
+        if (hasBegun && header === null) yield "nothing"
+        hasBegun = true
+        continue
+      }
       const opened = openLine(text)
       if ("damaged" in opened) throw new BodyFault(opened.damaged)
       const line = opened.ok

@@ -4,7 +4,7 @@
  *
  * `POST /api/sync/hello` Hello -> Welcome · `GET /api/sync/manifest` -> Manifest ·
  * `GET /api/sync/pull?incarnation&token&epoch&seq&cut&staged&wait` -> lines (204: nothing new) · `GET /api/sync/stream?…` the same
- * without end, an empty line at once and while nothing happens · `POST /api/sync/push?incarnation&token&batch&hash&size&part&parts` bytes ->
+ * without end, an empty line at once and, while nothing is left, now and then · `POST /api/sync/push?incarnation&token&batch&hash&size&part&parts` bytes ->
  * Verdicts, or PartsMissing (202) · `POST /api/sync/heartbeat` Heartbeat -> Pulse · `POST /api/sync/compare?incarnation&token`
  * CompareAsk -> CompareDigests, ComparePrints or CompareAgain. Every refusal is problem+json with a `code`.
  *

@@ -82,7 +82,10 @@ export const makeSteps = (memory: Memory, identity: Identity) =>
     const took = (pulled: Pulled) =>
       Effect.gen(function* () {
         yield* touch
-        if (pulled.kind === "nothing") return yield* pulled.asked ? ask("hub", "both") : Effect.void
+        if (pulled.kind === "nothing") {
+          if (!(yield* db.read(hasUnanswered))) yield* facts.set({ lastSyncAt: yield* Clock.currentTimeMillis })
+          return yield* pulled.asked ? ask("hub", "both") : Effect.void
+        }
         const { rows, received, applied: isApplied } = pulled.delivered
         const { left, leftBytes } = pulled.header
         note(why("stream"), {

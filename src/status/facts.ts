@@ -28,6 +28,7 @@ export interface SchoolFacts {
   readonly file: string
   /** ms since 1970; 0 = never. */
   readonly lastContactAt: number
+  /** When a cut was applied, a push answered, or both sides had nothing for each other. */
   readonly lastSyncAt: number
   /** The cut under way: rows and bytes of text received, and in all. */
   readonly progress: { readonly rows: number; readonly total: number; readonly bytes: number; readonly totalBytes: number } | null

@@ -86,6 +86,7 @@ const startNode = async (school: string, metered: Metered | null, url = hub.url)
   )
   await inScope(Effect.forkScoped(Effect.provide(sessions({ hub: url, key, adopt: false, streams: [] }), context)))
   ended.push(() => Effect.runPromise(Scope.close(scope, Exit.void)))
+  let contacts = 0
   return {
     school,
     incarnation,
@@ -103,7 +104,10 @@ const startNode = async (school: string, metered: Metered | null, url = hub.url)
     status: () => Effect.runPromise(Context.get(context, Status).snapshot()) as Promise<SchoolSnapshot>,
     ask: () => Effect.runPromise(Context.get(context, Session).wake.open) as Promise<never>,
     set: async (settings) => void (await Effect.runPromise(Context.get(context, Settings).set(settings))),
-    contactAnew: async () => void (await Effect.runPromise(Context.get(context, Settings).set({ retryMaxSeconds: 1 }))),
+    contactAnew: async () => {
+      contacts++
+      await Effect.runPromise(Context.get(context, Settings).set({ retryMaxSeconds: 1 + (contacts % 2) }))
+    },
   }
 }
 
@@ -115,6 +119,16 @@ const fetchFirst = (node: Node) =>
   })
 const atOffice = async (table: string, id: string) => (await world.sql`SELECT 1 FROM ${world.sql(table)} WHERE id = ${id}`).length === 1
 const put = (table: string, school: string, id: string) => world.sql`INSERT INTO ${world.sql(table)} VALUES (${id}, ${school}, ${id})`
+/** After another contact. */
+const isSoAnew = async (node: Node, isSo: () => Promise<boolean>): Promise<boolean> => {
+  await node.contactAnew()
+  // Yet another one too soon would end this one before it is told.
+  for (let looks = 0; looks < 100; looks++) {
+    if (await isSo()) return true
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+  return false
+}
 const hasFirstCut = (node: Node) => until("the first cut", async () => (await node.status()).receiving.seq !== "0")
 
 it("over a good link rows come in a stream, changes go at once, and the hub hears what is applied", async () => {
@@ -140,6 +154,36 @@ it("over a good link rows come in a stream, changes go at once, and the hub hear
   expect((traffic?.received ?? 0) + (traffic?.sent ?? 0)).toBeLessThan(line.received() * 4 + 100_000)
 })
 
+it("a school at rest that the hub has nothing for stays fresh: from contact to contact, and within one", async () => {
+  const quick = await openHubLink(world, { everyMs: 50, idleMs: 45_000, beatMs: 200 })
+  ended.push(quick.stop)
+  const [often, seldom] = [await startNode("a", null, quick.url), await startNode("b", null)]
+  for (const node of [often, seldom]) await hasFirstCut(node)
+  const lastSync = async (node: Node) => (await node.status()).link.lastSyncAt ?? ""
+  for (let times = 0; times < 3; times++) {
+    const [one, other] = [await lastSync(often), await lastSync(seldom)]
+    await until("the next empty line", async () => (await lastSync(often)) > one, 10_000)
+    await until("the next contact", () => isSoAnew(seldom, async () => (await lastSync(seldom)) > other), 15_000)
+  }
+})
+
+it("a metered school is fresh with each cycle, but not while something waits to go up", async () => {
+  const node = await startNode("c", { cycleMinutes: 0.01, budgetBytes: null, hours: [] })
+  await hasFirstCut(node)
+  const cycles = async (n: number) => {
+    for (let i = 0; i < n; i++) {
+      const before = (await node.status()).metered?.nextAt
+      await until("the next cycle", async () => (await node.status()).metered?.nextAt !== before)
+    }
+    return (await node.status()).link.lastSyncAt ?? ""
+  }
+  const first = await cycles(2)
+  expect((await cycles(2)) > first).toBe(true)
+  await node.write("INSERT INTO photos VALUES ('stays', 'c', 'x')")
+  const last = await cycles(2)
+  expect(await cycles(2)).toBe(last)
+})
+
 it("a table that a program drops is filled again, also when it is made anew before the push looks", async () => {
   const node = await startNode("f", null)
   await hasFirstCut(node)
@@ -158,15 +202,7 @@ it("a school that head office gives another name shows it from its next contact 
   const node = await startNode("f", null)
   await hasFirstCut(node)
   await world.sql`UPDATE schoolbus.schools SET name = 'Sixth Form' WHERE id = 'f'`
-  await until("the name", async () => {
-    await node.contactAnew()
-    // Another contact too soon would end this one before it is told.
-    for (let looks = 0; looks < 100; looks++) {
-      if ((await node.status()).name === "Sixth Form") return true
-      await new Promise((resolve) => setTimeout(resolve, 20))
-    }
-    return false
-  })
+  await until("the name", () => isSoAnew(node, async () => (await node.status()).name === "Sixth Form"))
 })
 
 it("a school whose clock is off says so in its status, up to date as it is", async () => {
