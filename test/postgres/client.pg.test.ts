@@ -294,6 +294,26 @@ test("an absent server is named by what was tried", async () => {
   await Effect.runPromise(Scope.close(scope, Exit.void))
 })
 
+test("a kept statement is planned for the rows that it is given, however often it comes: the table may have grown a thousandfold", async () => {
+  const db = await createDatabase()
+  await query(db.url, "CREATE TABLE t (a int PRIMARY KEY)")
+  const scope = Scope.makeUnsafe()
+  const pg = await Effect.runPromise(Scope.provide(openPool(db.url, { name: "test", max: 1 }), scope))
+  const found = await Effect.runPromise(
+    pg.tx((session, keeping) =>
+      Effect.gen(function* () {
+        for (let i = 0; i < 10; i++) yield* keeping.query("SELECT a FROM public.t WHERE a = $1::text::int", ["1"])
+        return yield* session.query(
+          "SELECT custom_plans::int AS custom, generic_plans::int AS generic FROM pg_prepared_statements WHERE statement LIKE '%public.t %'",
+        )
+      }),
+    ),
+  )
+  expect(found).toEqual([{ custom: 10, generic: 0 }])
+  await Effect.runPromise(Scope.close(scope, Exit.void))
+  await db.drop()
+})
+
 test("settings that a database has as its own change nothing: not how values are read, nor printed, nor how long a statement may take", async () => {
   const db = await createDatabase()
   const own = {
