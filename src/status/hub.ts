@@ -154,12 +154,12 @@ const make = Effect.gen(function* () {
     return known
   })
 
-  const rowsByTable = yield* recount(
-    db.read((tx) => tx.all<{ tbl: number; n: number }>("SELECT tbl, count(*) AS n FROM entry INDEXED BY entry_key GROUP BY tbl")),
+  const rowsByTable = yield* recount(db, (read) =>
+    read((tx) => tx.all<{ tbl: number; n: number }>("SELECT tbl, count(*) AS n FROM entry INDEXED BY entry_key GROUP BY tbl")),
   )
-  const nobodyByTable = yield* recount(
+  const nobodyByTable = yield* recount(db, (read) =>
     Effect.flatMap(feed.schools, (schools) =>
-      db.read((tx) => tx.all<{ tbl: number; n: number }>(NOBODY_SQL, [JSON.stringify(schools.flatMap(({ id, revoked }) => (revoked ? [] : [id])))])),
+      read((tx) => tx.all<{ tbl: number; n: number }>(NOBODY_SQL, [JSON.stringify(schools.flatMap(({ id, revoked }) => (revoked ? [] : [id])))])),
     ),
   )
   // Since when a school's cursor stands still although rows wait for it.

@@ -159,20 +159,18 @@ const make = Effect.gen(function* () {
   yield* Effect.addFinalizer(() => Effect.sync(unlisten))
 
   let shown: ReadonlyArray<Table> = []
-  const rowsByTable = yield* recount(
-    Effect.suspend(() =>
-      db.read((tx) =>
-        Effect.gen(function* () {
-          const present = yield* presentTables(tx)
-          const rows: Array<PerTable> = []
-          const unfit = new Set((yield* readUnfit(tx)).map(({ name }) => name))
-          for (const table of shown.filter((one) => present.has(one.local) && !unfit.has(one.name))) {
-            const [row] = yield* tx.all<{ n: number }>(`SELECT count(*) AS n FROM ${ident(table.local)}`)
-            rows.push({ name: table.name, n: row?.n ?? 0 })
-          }
-          return rows
-        }),
-      ),
+  const rowsByTable = yield* recount(db, (read) =>
+    read((tx) =>
+      Effect.gen(function* () {
+        const present = yield* presentTables(tx)
+        const rows: Array<PerTable> = []
+        const unfit = new Set((yield* readUnfit(tx)).map(({ name }) => name))
+        for (const table of shown.filter((one) => present.has(one.local) && !unfit.has(one.name))) {
+          const [row] = yield* tx.all<{ n: number }>(`SELECT count(*) AS n FROM ${ident(table.local)}`)
+          rows.push({ name: table.name, n: row?.n ?? 0 })
+        }
+        return rows
+      }),
     ),
   )
 
