@@ -30,13 +30,13 @@ import { OpenLink } from "./link/open.ts"
 import { stopSignal } from "./runtime.ts"
 import { sessions } from "./session/session.ts"
 import { SchoolFactStore } from "./status/facts.ts"
-import { refuseOtherSchool } from "./status/records.ts"
+import { refuseOtherSchool, refuseUnknownTables } from "./status/records.ts"
 import { schoolConflicts, schoolQuarantine, schoolRuns } from "./status/school-records.ts"
 import { Session } from "./status/run.ts"
 import { meteredOf, Settings } from "./status/settings.ts"
 import { schoolStatus } from "./status/school.ts"
 import { schoolVerify, verifyNightly } from "./status/school-verify.ts"
-import { refuseUnknown, SyncNow } from "./status/sync-now.ts"
+import { SyncNow } from "./status/sync-now.ts"
 import { trim } from "./up/trim.ts"
 import { startWorkers, subscribedTables } from "./workers/host.ts"
 
@@ -82,7 +82,7 @@ const syncNow = Layer.effect(
           yield* refuseOtherSchool(request.school, own?.school ?? null)
           const { link } = yield* facts.get
           // Rows travel as whole batches and cuts, so a table that is named takes the others along.
-          if (request.tables.length > 0) yield* refuseUnknown(request.tables, yield* synced)
+          if (request.tables.length > 0) yield* refuseUnknownTables(request.tables, yield* synced)
           const asked = yield* session.ask(request.by, request.direction)
           const message = link === "online" ? "sync started" : "the hub is not reachable at the moment; trying now, and again by itself until it is"
           return { started: true, message, run: asked?.run ?? null, schools: [] }

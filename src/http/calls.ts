@@ -10,8 +10,8 @@ import * as Schedule from "effect/Schedule"
 import { elapsedMsOf } from "../elapsed.ts"
 import { Feed } from "../down/feed.ts"
 import { HubFactStore } from "../status/facts.ts"
-import { refuseUnknownSchool } from "../status/records.ts"
-import { refuseUnknown, SyncNow } from "../status/sync-now.ts"
+import { refuseUnknownSchool, refuseUnknownTables } from "../status/records.ts"
+import { SyncNow } from "../status/sync-now.ts"
 
 const CONNECTED_MS = 60_000
 const LOOK_MS = 5_000
@@ -150,7 +150,7 @@ export const hubSyncNow: Layer.Layer<SyncNow, never, Calls | Feed> = Layer.effec
     return SyncNow.of({
       trigger: (request) =>
         Effect.gen(function* () {
-          yield* refuseUnknown(
+          yield* refuseUnknownTables(
             request.tables,
             (yield* feed.tables).filter((entry) => !entry.hubOnly).map(({ table }) => table),
           )

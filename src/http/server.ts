@@ -15,6 +15,7 @@ import { type AnyElysia, Elysia } from "elysia"
 import { cureOf } from "../libsql/cure.ts"
 import type { PostgresError } from "../postgres/client.ts"
 import { remedyOf } from "../postgres/remedy.ts"
+import type { TablesUnknown } from "../status/records.ts"
 
 /** Bodies of operator routes; those of the link have their own limits. */
 export const MAX_OPERATOR_BODY_BYTES = 64 * 1024
@@ -205,6 +206,11 @@ const toProblem = (error: unknown): Response | null => {
     }
     case "SchoolUnknown":
       return problem(404, "no_school", "No such school", (error as { readonly message: string }).message)
+    case "TablesUnknown": {
+      const { unknown, known } = error as TablesUnknown
+      const detail = `not synced here: ${unknown.join(", ")}; synced are: ${known.join(", ") || "none yet"}`
+      return problem(422, "no_table", "No such table", detail, { unknown, known })
+    }
     case "LibsqlError": {
       const { code } = error as unknown as { readonly code: string }
       const cure = /^SQLITE_(BUSY|LOCKED)/.test(code) ? "try again in a moment" : cureOf(code)

@@ -9,7 +9,7 @@ import { refuseOtherSchool, refuseUnknownSchool, Runs } from "../status/records.
 import { type Snapshot, Status } from "../status/snapshot.ts"
 import { SyncNow, type SyncRequest, type SyncResult } from "../status/sync-now.ts"
 import { openEvents } from "./events.ts"
-import { answering, Refusal } from "./server.ts"
+import { answering } from "./server.ts"
 
 const School = z.string().min(1).max(200)
 
@@ -77,19 +77,9 @@ export const syncRoutes: Effect.Effect<AnyElysia, never, Status | SyncNow | Runs
       return snapshot
     })
   const trigger = (request: SyncRequest) =>
-    SyncNow.use((service) => service.trigger(request)).pipe(
-      Effect.map(resultOf),
-      Effect.catchTag("TablesUnknown", ({ unknown, known }) =>
-        Effect.fail(
-          new Refusal({
-            status: 422,
-            code: "no_table",
-            title: "No such table",
-            detail: `not synced here: ${unknown.join(", ")}; synced are: ${known.join(", ") || "none yet"}`,
-            extra: { unknown, known },
-          }),
-        ),
-      ),
+    Effect.map(
+      SyncNow.use((service) => service.trigger(request)),
+      resultOf,
     )
   const ofSchool = { query: z.object({ school: School.exactOptional() }) }
 

@@ -1,5 +1,6 @@
 /** Conflicts, quarantined changes and pushed batches, from Postgres; decisions are made here. */
 import * as Clock from "effect/Clock"
+import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { Postgres, type PostgresError, type PostgresPool } from "../postgres/client.ts"
@@ -19,7 +20,9 @@ import {
   decodeCursor,
   pageOf,
   refuseUnknownSchool,
+  refuseUnknownTable,
   type SchoolUnknown,
+  type TablesUnknown,
   type Requested,
   type RunRecord,
   Runs,
@@ -61,6 +64,13 @@ const isSchool = (pg: PostgresPool, asked: string | undefined): Effect.Effect<vo
         ),
       )
 
+/** Of a table without records. */
+const isTable = (tables: Context.Service.Shape<typeof Tables>, query: { readonly table?: string }): Effect.Effect<void, TablesUnknown> =>
+  refuseUnknownTable(
+    query.table,
+    Effect.map(tables.all, (all) => [...all.values()]),
+  )
+
 export const hubConflicts: Layer.Layer<Conflicts, never, Postgres | Tables> = Layer.effect(
   Conflicts,
   Effect.gen(function* () {
@@ -78,6 +88,7 @@ export const hubConflicts: Layer.Layer<Conflicts, never, Postgres | Tables> = La
             ORDER BY conflicts.at DESC, id::text COLLATE "C" DESC LIMIT $6::int`,
           [query.resolved === undefined ? null : String(query.resolved), query.table ?? null, query.school ?? null, at, id, query.limit + 1],
         )
+        if (rows.length === 0) yield* isTable(tables, query)
         const now = yield* Clock.currentTimeMillis
         return pageOf(
           rows.map((row) => recordOf(row, now)),
@@ -103,6 +114,7 @@ export const hubConflicts: Layer.Layer<Conflicts, never, Postgres | Tables> = La
             WHERE status = 'open' AND ($1::text IS NULL OR table_name = $1) AND ($2::text IS NULL OR school = $2) ORDER BY conflicts.at, id LIMIT $3::int`,
           [query.table ?? null, query.school ?? null, query.max],
         )
+        if (rows.length === 0) yield* isTable(tables, query)
         const resolved: Array<AutoResult["resolved"][number]> = []
         const skipped: Array<AutoResult["skipped"][number]> = []
         for (const row of rows) {
@@ -197,6 +209,7 @@ export const hubQuarantine: Layer.Layer<Quarantine, never, Postgres | Tables> = 
                 AND ($3::text IS NULL OR $3 = 'unique')`,
             [query.table ?? null, query.school ?? null, query.reason ?? null],
           )
+          if (rows.length === 0 && clashing?.n === 0) yield* isTable(tables, query)
           const page = pageOf(rows.map(changeOf), query.limit, (row) => [row.at, row.id])
           return { ...page, inConflicts: query.resolved === false ? (clashing?.n ?? 0) : 0 }
         }),

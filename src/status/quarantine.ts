@@ -3,7 +3,7 @@ import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import type { LibsqlError } from "../libsql/client.ts"
 import type { PostgresError } from "../postgres/client.ts"
-import type { ConflictRefused, Page, Requested, SchoolUnknown } from "./records.ts"
+import type { ConflictRefused, Page, Requested, SchoolUnknown, TablesUnknown } from "./records.ts"
 
 export interface QuarantineRecord {
   readonly id: string
@@ -50,7 +50,7 @@ export type QuarantineAction =
 export class Quarantine extends Context.Service<
   Quarantine,
   {
-    readonly list: (query: QuarantineQuery) => Effect.Effect<QuarantinePage, SchoolUnknown | LibsqlError | PostgresError>
+    readonly list: (query: QuarantineQuery) => Effect.Effect<QuarantinePage, SchoolUnknown | TablesUnknown | LibsqlError | PostgresError>
     readonly show: (id: string) => Effect.Effect<QuarantineRecord, ConflictRefused | LibsqlError | PostgresError>
     readonly decide: (
       id: string,

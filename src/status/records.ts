@@ -107,16 +107,44 @@ export const refuseOtherSchool = (asked: string | undefined, own: string | null)
     ? Effect.void
     : Effect.fail(new SchoolUnknown({ message: `this is the node of school ${own}; ask the hub about ${asked}: --url HUB --school ${asked}` }))
 
+/** Tables were named that are not synced here. */
+export class TablesUnknown extends Data.TaggedError("TablesUnknown")<{
+  readonly unknown: ReadonlyArray<string>
+  /** The user's own; ours can be named too. */
+  readonly known: ReadonlyArray<string>
+}> {}
+
+/** Each table goes by its full name and by the name it has in a school's file. */
+export const refuseUnknownTables = (
+  asked: ReadonlyArray<string>,
+  tables: ReadonlyArray<{ readonly name: string; readonly local: string }>,
+): Effect.Effect<void, TablesUnknown> => {
+  const unknown = asked.filter((name) => !tables.some((table) => table.name === name || table.local === name))
+  if (unknown.length === 0) return Effect.void
+  const known = tables.map((table) => table.name).filter((name) => !name.startsWith("schoolbus."))
+  return Effect.fail(new TablesUnknown({ unknown, known: known.sort() }))
+}
+
+/**
+ * A list of a table that has no records: it may not be there at all. Of one that is no longer synced there may still be some, so that
+ * is asked only then.
+ */
+export const refuseUnknownTable = <E, R>(
+  asked: string | undefined,
+  tables: Effect.Effect<ReadonlyArray<{ readonly name: string; readonly local: string }>, E, R>,
+): Effect.Effect<void, TablesUnknown | E, R> =>
+  asked === undefined ? Effect.void : Effect.flatMap(tables, (all) => refuseUnknownTables([asked], all))
+
 export class Conflicts extends Context.Service<
   Conflicts,
   {
-    readonly list: (query: ConflictQuery) => Effect.Effect<Page<ConflictRecord>, SchoolUnknown | LibsqlError | PostgresError>
+    readonly list: (query: ConflictQuery) => Effect.Effect<Page<ConflictRecord>, SchoolUnknown | TablesUnknown | LibsqlError | PostgresError>
     readonly show: (id: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
     /** At a school: asked of head office, with the next push. */
     readonly resolve: (id: string, choice: Choice, by: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
     readonly undo: (id: string, by: string) => Effect.Effect<ConflictRecord, ConflictRefused | LibsqlError | PostgresError>
     /** Does what is safely recommended, oldest first. */
-    readonly autoResolve: (query: AutoQuery, by: string) => Effect.Effect<AutoResult, SchoolUnknown | LibsqlError | PostgresError>
+    readonly autoResolve: (query: AutoQuery, by: string) => Effect.Effect<AutoResult, SchoolUnknown | TablesUnknown | LibsqlError | PostgresError>
   }
 >()("schoolbus/status/Conflicts") {}
 

@@ -16,6 +16,7 @@ import {
   decodeCursor,
   pageOf,
   refuseOtherSchool,
+  refuseUnknownTable,
   type Requested,
   Runs,
   type RunRecord,
@@ -58,6 +59,8 @@ const readRecords = <Row extends { readonly at: string; readonly id: string }>(
           ORDER BY at DESC, id DESC LIMIT ?5`,
         [query.resolved ?? null, query.table ?? null, at ?? null, id ?? null, query.limit + 1, query.reason ?? null],
       )
+      if (rows.length === 0)
+        yield* refuseUnknownTable(query.table, tx.all<{ name: string; local: string }>("SELECT name, local FROM schoolbus_tables"))
       return pageOf(rows, query.limit, (row) => [row.at, row.id])
     }),
   )

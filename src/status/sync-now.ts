@@ -1,8 +1,7 @@
 /** "Sync now": what API and CLI ask for, and what hub and school each do in their own way. */
 import * as Context from "effect/Context"
-import * as Data from "effect/Data"
-import * as Effect from "effect/Effect"
-import type { SchoolUnknown } from "./records.ts"
+import type * as Effect from "effect/Effect"
+import type { SchoolUnknown, TablesUnknown } from "./records.ts"
 
 export type SyncDirection = "both" | "up" | "down"
 
@@ -24,24 +23,6 @@ export interface SyncResult {
   readonly run: number | null
   /** At the hub: the schools that were reached at once; the others are asked at their next contact. */
   readonly schools: ReadonlyArray<string>
-}
-
-/** Tables were named that are not synced here. */
-export class TablesUnknown extends Data.TaggedError("TablesUnknown")<{
-  readonly unknown: ReadonlyArray<string>
-  /** The user's own; ours can be named too. */
-  readonly known: ReadonlyArray<string>
-}> {}
-
-/** Each table goes by its full name and by the name it has in a school's file. */
-export const refuseUnknown = (
-  asked: ReadonlyArray<string>,
-  tables: ReadonlyArray<{ readonly name: string; readonly local: string }>,
-): Effect.Effect<void, TablesUnknown> => {
-  const unknown = asked.filter((name) => !tables.some((table) => table.name === name || table.local === name))
-  if (unknown.length === 0) return Effect.void
-  const known = tables.map((table) => table.name).filter((name) => !name.startsWith("schoolbus."))
-  return Effect.fail(new TablesUnknown({ unknown, known: known.sort() }))
 }
 
 export class SyncNow extends Context.Service<

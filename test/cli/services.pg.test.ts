@@ -225,6 +225,18 @@ describe("services", () => {
       expect([refused.code, refused.err]).toEqual([64, expect.stringContaining("not synced here: nowhere; synced are: public.pupils")])
       expect((await run(["tables", "list", "--url", at])).out).toMatch(/public\.pupils\s+active\s+25/)
     }
+    for (const list of [
+      ["conflicts", "list", "--all"],
+      ["conflicts", "auto-resolve"],
+      ["quarantine", "list"],
+      ["quarantine", "retry"],
+    ]) {
+      for (const at of [schoolUrl, hubUrl]) {
+        const refused = await run([...list, "--url", at, "--table", "pupil"])
+        expect([refused.code, refused.err]).toEqual([64, expect.stringContaining("not synced here: public.pupil; synced are: public.pupils")])
+        expect((await run([...list, "--url", at, "--table", "pupils"])).code).toBe(0)
+      }
+    }
     for (const list of [["sync"], ["logs"], ["conflicts", "list"], ["conflicts", "auto-resolve"], ["quarantine", "list"], ["status"]]) {
       const of = (at: string, school: string) => run([...list, "--url", at, "--school", school])
       const unknown = await of(hubUrl, "nowhere")
