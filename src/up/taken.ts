@@ -4,7 +4,6 @@
  * of the same number is that change: it keeps its verdict, and writes nothing.
  */
 import { Buffer } from "node:buffer"
-import { crc32 } from "node:zlib"
 import * as Effect from "effect/Effect"
 import type { Change, Exception } from "../model/change.ts"
 import { literal, type PostgresError, type Session } from "../postgres/client.ts"
@@ -15,8 +14,23 @@ const ENTRY = 8
 
 type Printed = Pick<Change, "id" | "at" | "table" | "key">
 
-/** Of what no later write and no other manifest gives another form. A file that went on otherwise gives the number at another time. */
-const printOf = ({ at, table, key }: Printed): number => crc32(`${at} ${table} ${key.join(" ")}`)
+const FNV_PRIME = 0x01000193
+
+const mix = (print: number, text: string): number => {
+  let mixed = print
+  for (let i = 0; i < text.length; i++) mixed = Math.imul(mixed ^ text.charCodeAt(i), FNV_PRIME)
+  return mixed
+}
+
+/**
+ * uint32, of what no later write and no other manifest gives another form. A file that went on otherwise gives the number at another
+ * time, or to another row.
+ */
+const printOf = ({ at, table, key }: Printed): number => {
+  let print = mix(Math.trunc(at) % 2 ** 32, table)
+  for (const value of key) print = mix(Math.imul(print, FNV_PRIME), String(value))
+  return print >>> 0
+}
 
 interface Prints {
   readonly first: number
@@ -26,14 +40,18 @@ interface Prints {
 }
 
 const printsOf = (changes: ReadonlyArray<Printed>): Prints => {
-  const ids = changes.map(({ id }) => id)
-  const first = ids.reduce((least, id) => Math.min(least, id), Infinity)
-  const last = ids.reduce((most, id) => Math.max(most, id), -Infinity)
+  let [first, last] = [Infinity, -Infinity]
+  for (const { id } of changes) {
+    if (id < first) first = id
+    if (id > last) last = id
+  }
   const bytes = new DataView(new ArrayBuffer(ENTRY * changes.length))
-  changes.forEach((change, i) => {
-    bytes.setUint32(i * ENTRY, change.id - first)
-    bytes.setUint32(i * ENTRY + 4, printOf(change))
-  })
+  let at = 0
+  for (const change of changes) {
+    bytes.setUint32(at, change.id - first)
+    bytes.setUint32(at + 4, printOf(change))
+    at += ENTRY
+  }
   return { first, last, bytes: new Uint8Array(bytes.buffer) }
 }
 
