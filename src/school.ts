@@ -80,9 +80,15 @@ const syncNow = Layer.effect(
         Effect.gen(function* () {
           const [own] = yield* Effect.orDie(db.read((tx) => tx.all<{ school: string | null }>("SELECT school FROM schoolbus_state")))
           yield* refuseOtherSchool(request.school, own?.school ?? null)
-          const { link } = yield* facts.get
+          const { link, paused } = yield* facts.get
           // Rows travel as whole batches and cuts, so a table that is named takes the others along.
           if (request.tables.length > 0) yield* refuseUnknownTables(request.tables, yield* synced)
+          if (paused) {
+            // It may have been resumed since the node last asked.
+            yield* session.wake.open
+            const message = `head office has paused this school; it goes on by itself after, at head office: schoolbus schools resume ${own?.school ?? ""}`
+            return { started: false, message, run: null, schools: [] }
+          }
           const asked = yield* session.ask(request.by, request.direction)
           const message = link === "online" ? "sync started" : "the hub is not reachable at the moment; trying now, and again by itself until it is"
           return { started: true, message, run: asked?.run ?? null, schools: [] }

@@ -267,6 +267,14 @@ describe("services", () => {
     expect((await run(["slots", "--database-url", db.url])).out).toMatch(/yes\s+reserved/)
     expect((await fetch(`${hubUrl}/metrics`).then((r) => r.text())).includes('schoolbus_node_state{node="north",state="up_to_date"} 1')).toBe(true)
 
+    await run(["schools", "pause", "north", "--database-url", db.url])
+    await expect.poll(async () => (await run(["status", "--url", schoolUrl])).out, { timeout: 30_000 }).toContain("Paused")
+    const paused = await run(["sync", "--url", schoolUrl])
+    expect([paused.code, paused.out]).toEqual([75, expect.stringMatching(/^head office has paused this school; .*schoolbus schools resume north\n$/)])
+    await run(["schools", "resume", "north", "--database-url", db.url])
+    // Whoever asks lets the node look at once whether it still is.
+    await expect.poll(async () => (await run(["sync", "--url", schoolUrl])).code, { timeout: 30_000 }).toBe(0)
+
     expect(await school.stop()).toBe(0)
     expect(await hub.stop()).toBe(0)
   }, 90_000)
