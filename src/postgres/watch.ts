@@ -21,6 +21,9 @@ export const hasEventTriggers = (pg: Pick<PostgresPool, "query">): Effect.Effect
     ([row]) => row?.n === 2,
   )
 
+/** Whose log has the SQL already: a stream that is opened again does not repeat it. */
+const told = new WeakSet<PostgresPool>()
+
 /** Makes them where the role may; without them the catalog is looked at every few seconds. Answers whether they are there. */
 export const ensureEventTriggers = (pg: PostgresPool): Effect.Effect<boolean, PostgresError> =>
   Effect.gen(function* () {
@@ -37,7 +40,8 @@ export const ensureEventTriggers = (pg: PostgresPool): Effect.Effect<boolean, Po
         Effect.as(true),
         Effect.catch((error) => (error.sqlstate === "42501" ? Effect.succeed(false) : Effect.fail(error))),
       )
-    if (!made) {
+    if (!made && !told.has(pg)) {
+      told.add(pg)
       yield* Effect.logInfo(
         `this role may not make event triggers, so schema changes are found by looking every few seconds; a superuser can make them:\n  ${EVENT_TRIGGER_SQL.join("\n  ")}`,
       )

@@ -1,12 +1,14 @@
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Logger from "effect/Logger"
 import * as Scope from "effect/Scope"
 import postgres from "postgres"
 import { expect, test } from "vitest"
 import { inOneGo, isTransient, literal, openPool, type PostgresPool, toError } from "../../src/postgres/client.ts"
 import { remedyOf } from "../../src/postgres/remedy.ts"
 import { isHeldUp } from "../../src/postgres/slot.ts"
+import { ensureEventTriggers } from "../../src/postgres/watch.ts"
 import { createDatabase, run as query, testCluster } from "../support/postgres.ts"
 import { startRelay } from "../support/relay.ts"
 import { until } from "../support/until.ts"
@@ -375,4 +377,17 @@ test("triggers and foreign keys act whatever a role or a database has as its own
   expect(await used((pg) => pg.query("SELECT 1 AS one"), "bystander")).toEqual([{ one: 1 }])
   await db.drop()
   await query((await testCluster()).url(), "DROP ROLE bystander")
+})
+
+test("a role that may not make event triggers is told once what a superuser can run, however often it is asked", async () => {
+  const db = await createDatabase()
+  await query(db.url, "DROP ROLE IF EXISTS plain_role; CREATE ROLE plain_role LOGIN")
+  const lines: Array<string> = []
+  const logger = Logger.layer([Logger.make(({ message }) => lines.push(String(message)))])
+  const url = Object.assign(new URL(db.url), { username: "plain_role" }).href
+  const asked = Effect.flatMap(openPool(url, { name: "test", max: 1 }), (pg) => Effect.all([ensureEventTriggers(pg), ensureEventTriggers(pg)]))
+  expect(await Effect.runPromise(Effect.scoped(asked).pipe(Effect.provide(logger)))).toEqual([false, false])
+  expect(lines).toEqual([expect.stringContaining("CREATE EVENT TRIGGER schoolbus_ddl")])
+  await db.drop()
+  await query((await testCluster()).url(), "DROP ROLE plain_role")
 })
