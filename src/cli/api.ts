@@ -39,7 +39,10 @@ const hintFor = (status: number, code: string | undefined): string =>
     : status === 401
       ? "give the token with --admin-token-file or SCHOOLBUS_ADMIN_TOKEN"
       : status === 503
-        ? "try again in a moment; see: schoolbus status"
+        ? // The node's own words say what to do; a proxy's do not.
+          code === undefined
+          ? "try again in a moment; see: schoolbus status"
+          : "see: schoolbus status"
         : ""
 
 export const apiOf = (input: Input): Api => {
