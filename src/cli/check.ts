@@ -2,10 +2,9 @@
 import { type CheckId, checkOf, DEFAULT_BOUNDS, exitOf, nagiosLine } from "../status/check.ts"
 import type { Snapshot } from "../status/snapshot.ts"
 import { apiOf } from "./api.ts"
+import { CHECKS } from "./commands/watching.ts"
 import type { Io } from "./io.ts"
 import { CommandFailed, type Input } from "./options.ts"
-
-const CHECKS: ReadonlyArray<CheckId> = ["postgres", "stream", "tables", "slots", "nodes", "link", "clock", "lag", "conflicts", "devices", "verify"]
 
 /** What the command itself prints when it cannot even ask. */
 export const unknownLine = (json: boolean, message: string): string =>

@@ -21,6 +21,7 @@ export const COMMANDS: ReadonlyArray<Command> = [
     name: "completions",
     summary: "completions for bash, zsh or fish",
     args: ["shell"],
+    words: ["bash", "zsh", "fish"],
     options: [],
     examples: [
       "schoolbus completions bash > /etc/bash_completion.d/schoolbus",

@@ -21,7 +21,7 @@ const bash = (commands: ReadonlyArray<CommandSpec>): string => {
     words="${firstWords(commands).join(" ")}"
   else
     case "\${COMP_WORDS[1]} \${COMP_WORDS[2]}" in
-${commands.map((command) => `      "${command.name}${command.name.includes(" ") ? '"' : ' "*'}) words="${flagsOf(command).join(" ")}" ;;`).join("\n")}
+${commands.map((command) => `      "${command.name}${command.name.includes(" ") ? '"' : ' "*'}) words="${[...(command.words ?? []), ...flagsOf(command)].join(" ")}" ;;`).join("\n")}
 ${groups.map((word) => `      "${word} "*) words="${secondWords(commands, word).join(" ")}" ;;`).join("\n")}
     esac
   fi
@@ -47,6 +47,7 @@ const fish = (commands: ReadonlyArray<CommandSpec>): string =>
         second === undefined
           ? `complete -c schoolbus -f -n __fish_use_subcommand -a ${first} -d ${quoted(command.summary)}`
           : `complete -c schoolbus -f -n __fish_use_subcommand -a ${first}\ncomplete -c schoolbus -f -n '__fish_seen_subcommand_from ${first}' -a ${second} -d ${quoted(command.summary)}`,
+        ...(command.words === undefined ? [] : [`complete -c schoolbus -f -n '${here}' -a '${command.words.join(" ")}'`]),
         ...command.options.map((option) => `complete -c schoolbus -n '${here}' -l ${option.name} -d ${quoted(option.help)}`),
       ]
     })

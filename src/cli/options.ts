@@ -23,6 +23,8 @@ export interface CommandSpec {
   readonly summary: string
   /** Names of positional arguments; `[id]` is optional. */
   readonly args: ReadonlyArray<string>
+  /** All that the first argument may be. */
+  readonly words?: ReadonlyArray<string>
   readonly options: ReadonlyArray<OptionSpec>
   readonly examples: ReadonlyArray<string>
 }

@@ -12,6 +12,7 @@ import { healthRoutes } from "../../src/http/health.ts"
 import { makeApp } from "../../src/http/server.ts"
 import { syncRoutes } from "../../src/http/sync.ts"
 import { newKey } from "../../src/link/keys.ts"
+import { PostgresError } from "../../src/postgres/client.ts"
 import { runtimeName, serve, type Served } from "../../src/runtime.ts"
 import { Quarantine, type QuarantineAction, type QuarantineQuery, type QuarantineRecord } from "../../src/status/quarantine.ts"
 import { ConflictRefused, Conflicts, Runs } from "../../src/status/records.ts"
@@ -41,6 +42,7 @@ const aChange: Omit<QuarantineRecord, "id"> = {
   requested: null,
 }
 
+const AWAY = "0198f000-0000-7000-8000-00000000a7a7"
 let quarantined: ReadonlyArray<QuarantineRecord & { readonly waitsFor?: string }> = []
 let snapshot: Snapshot = aHub()
 let asked: ReadonlyArray<SyncRequest> = []
@@ -62,7 +64,10 @@ beforeAll(async () => {
       list: () => Effect.succeed({ items: [], nextCursor: null }),
       show: (id: string) => Effect.fail(new ConflictRefused({ code: "not_found", message: `no conflict ${id}` })),
       resolve: () => Effect.fail(new ConflictRefused({ code: "not_possible", message: "the row has been written again since" })),
-      undo: () => Effect.fail(new ConflictRefused({ code: "decided", message: "nothing is decided here yet" })),
+      undo: (id: string) =>
+        id === AWAY
+          ? Effect.fail(new PostgresError({ sqlstate: "", message: "closed", detail: "", constraint: "", table: "", column: "", sql: "" }))
+          : Effect.fail(new ConflictRefused({ code: "decided", message: "nothing is decided here yet" })),
       autoResolve: ({ max }: { max: number }) => Effect.succeed({ resolved: [], skipped: [{ id: ID, why: `a person decides (${max})` }] }),
     }),
     Layer.succeed(Quarantine, {
@@ -190,9 +195,20 @@ describe("every command", () => {
     })
     expect(code).toBe(0)
   })
+
+  it.each(["bash", "zsh", "fish"])("has completions of %s that offer the names of checks, and of shells", async (shell) => {
+    const { out } = await run(["completions", shell])
+    expect(out).toMatch(/check.*postgres stream tables .*verify/)
+    expect(out).toMatch(/completions.*bash zsh fish/)
+  })
 })
 
 describe("against a node", () => {
+  it("says once what to do when Postgres does not answer", async () => {
+    const { code, err } = await run(["conflicts", "undo", AWAY, "--url", url])
+    expect([code, err.match(/try again/g)?.length]).toEqual([75, 1])
+  })
+
   it("prints the status for people, and one object for programs", async () => {
     snapshot = aHub()
     const human = await run(["status", "--url", url], { LANG: "C" })

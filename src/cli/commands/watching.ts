@@ -1,6 +1,21 @@
 /** How a node is doing, and what a person asks of it. */
+import type { CheckId } from "../../status/check.ts"
 import { API_OPTIONS, JSON_OPTION, patient } from "../api.ts"
 import { type Command, DATABASE_OPTIONAL, SCHOOL } from "../command.ts"
+
+export const CHECKS: ReadonlyArray<CheckId> = [
+  "postgres",
+  "stream",
+  "tables",
+  "slots",
+  "nodes",
+  "link",
+  "clock",
+  "lag",
+  "conflicts",
+  "devices",
+  "verify",
+]
 
 export const watching: ReadonlyArray<Command> = [
   {
@@ -15,6 +30,7 @@ export const watching: ReadonlyArray<Command> = [
     name: "check",
     summary: "one line for monitoring; exits 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN",
     args: ["[what]"],
+    words: CHECKS,
     options: [
       { name: "warning", kind: "number", help: "bound of a single check: bytes (slots), schools (nodes), seconds (lag, link), count (conflicts)" },
       { name: "critical", kind: "number", help: "the same, for CRITICAL" },
