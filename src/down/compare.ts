@@ -125,6 +125,9 @@ export class Compare extends Context.Service<
           Effect.gen(function* () {
             const own = yield* ownOf(school)
             const tables = yield* comparable
+            const settling = (yield* feed.tables).flatMap(({ name, loading, recheck, paused }) =>
+              (loading || recheck) && paused === null ? [name] : [],
+            )
             return yield* apart((tx) =>
               Effect.gen(function* () {
                 const [hub] = yield* tx.all<{ epoch: string; seq: number; manifest: number; cut: string | null; head: string | null }>(
@@ -156,7 +159,7 @@ export class Compare extends Context.Service<
                   }
                   return [table.name, answer] as const
                 })
-                return { at: point, known, tables: Object.fromEntries(answers) }
+                return { at: point, known, settling, tables: Object.fromEntries(answers) }
               }),
             )
           }),

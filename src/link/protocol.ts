@@ -285,6 +285,8 @@ export const CompareDigests = z.object({
   at: Point,
   /** False: the hub does not know the school's cut; what differs is everything that happened since in one life or the other. */
   known: z.boolean(),
+  /** Tables that the hub is reading again from Postgres: their rows here may be of a former shape, or not the present ones. */
+  settling: z.array(z.string()).default([]),
   tables: z.record(z.string(), z.object({ rows: z.number().int(), bits: z.number().int(), digests: z.base64(), newer: z.base64() })),
 })
 export type CompareDigests = z.infer<typeof CompareDigests>
