@@ -20,6 +20,8 @@ const args = process.argv.slice(2)
 const isQuick = args.includes("--quick")
 const isJson = args.includes("--json")
 const wanted = args.filter((arg) => !arg.startsWith("-"))
+const OPTIONS = ["--quick", "--json", "--here"]
+const unknownOption = args.find((arg) => arg.startsWith("-") && !OPTIONS.includes(arg))
 
 const load = async (name: string): Promise<Bench> => ((await import(`./${name}.bench.ts`)) as { default: Bench }).default
 
@@ -57,6 +59,10 @@ const runAll = async (): Promise<number> => {
   const found = readdirSync(import.meta.dirname)
     .flatMap((file) => (file.endsWith(".bench.ts") ? [file.slice(0, -".bench.ts".length)] : []))
     .sort()
+  if (unknownOption !== undefined) {
+    process.stderr.write(`bun run bench [NAME …] [--quick] [--json]; there are ${found.join(", ")}\n`)
+    return unknownOption === "--help" ? 0 : 64
+  }
   const unknown = wanted.filter((name) => !found.includes(name))
   if (unknown.length > 0) {
     process.stderr.write(`no benchmark ${unknown.join(", ")}; there are ${found.join(", ")}\n`)
