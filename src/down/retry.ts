@@ -1,10 +1,10 @@
-/** Rows that could not be applied, tried again without a cut, a piece at a time: what kept them out may be gone. */
+/** When rows that could not be applied are tried again without a cut, a piece at a time. */
 import * as Effect from "effect/Effect"
 import { elapsedMs } from "../elapsed.ts"
 import type { LibsqlError, LibsqlFile } from "../libsql/client.ts"
 import type { Delivery } from "./delivery.ts"
 import type { Pace } from "./pace.ts"
-import { type BehindPlace, countRefused, type Retried, retrySome, retryTogether } from "./settle.ts"
+import { type BehindPlace, countRefused, type Retried, retrySome, retryTogether } from "./refused.ts"
 
 /** Rows behind that one transaction tries again; more than these a cut does not try itself. */
 export const RETRY_ROWS = 500
